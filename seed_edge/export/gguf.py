@@ -1,0 +1,263 @@
+"""LLaMA in Hugging Face layout, with codes in its vocabulary, to one GGUF file.
+
+Tensors are read and written one at a time. Ids come from the files, never from an assumption. Codes, BOI and EOI
+become control tokens: no text a user types can be tokenized into one.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+import sentencepiece
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+
+from seed_edge.errors import CheckpointError
+from seed_edge.vocab import Vocab
+
+WEIGHT_TYPES = {
+    "F32": gguf.GGMLQuantizationType.F32,
+    "F16": gguf.GGMLQuantizationType.F16,
+    "Q8_0": gguf.GGMLQuantizationType.Q8_0,
+}
+FILE_TYPES = {
+    "F32": gguf.LlamaFileType.ALL_F32,
+    "F16": gguf.LlamaFileType.MOSTLY_F16,
+    "Q8_0": gguf.LlamaFileType.MOSTLY_Q8_0,
+}
+CODE_TOKEN = re.compile(r"<img_(\d+)>")
+BOI_TOKEN, EOI_TOKEN = "<img>", "</img>"
+LAYER_TENSORS = {
+    "self_attn.q_proj": "attn_q",
+    "self_attn.k_proj": "attn_k",
+    "self_attn.v_proj": "attn_v",
+    "self_attn.o_proj": "attn_output",
+    "mlp.gate_proj": "ffn_gate",
+    "mlp.up_proj": "ffn_up",
+    "mlp.down_proj": "ffn_down",
+    "input_layernorm": "attn_norm",
+    "post_attention_layernorm": "ffn_norm",
+}
+TENSORS = {
+    "model.embed_tokens.weight": "token_embd.weight",
+    "model.norm.weight": "output_norm.weight",
+    "lm_head.weight": "output.weight",
+}
+
+
+@dataclass(frozen=True)
+class LlamaFolder:
+    """A checkpoint folder whose small files were read."""
+
+    path: Path
+    config: dict[str, Any]
+    pieces: sentencepiece.SentencePieceProcessor
+    added: dict[str, int]
+
+    @classmethod
+    def open(cls, path: Path) -> LlamaFolder:
+        """Read config, tokenizer and added tokens.
+
+        Raises:
+            CheckpointError: a file is missing or unreadable.
+        """
+        model = path / "tokenizer.model"
+        if not model.is_file():
+            raise CheckpointError(f"{model} is missing; it holds the language model's text pieces")
+        try:
+            pieces = sentencepiece.SentencePieceProcessor(model_file=str(model))
+        except RuntimeError as error:
+            raise CheckpointError(f"{model} is no SentencePiece model ({error})") from error
+        return cls(path, _read_json(path / "config.json"), pieces, _read_json(path / "added_tokens.json"))
+
+    def vocab(self, codes_per_image: int) -> Vocab:
+        """Where the codes live, as `added_tokens.json` says.
+
+        Raises:
+            CheckpointError: codes are not contiguous, BOI or EOI is missing, ids overlap or leave gaps.
+        """
+        where = self.path / "added_tokens.json"
+        codes: dict[int, int] = {}
+        for token, token_id in self.added.items():
+            match = CODE_TOKEN.fullmatch(token)
+            if match:
+                codes[int(match[1])] = token_id
+        if not codes:
+            raise CheckpointError(f"{where} names no codes (<img_00000> ...)")
+        first = codes.get(0, -1)
+        for code in range(len(codes)):
+            if codes.get(code) != first + code:
+                raise CheckpointError(f"{where}: code {code} should have id {first + code}, has {codes.get(code)}")
+        for token in (BOI_TOKEN, EOI_TOKEN):
+            if token not in self.added:
+                raise CheckpointError(f"{where} does not name {token}")
+        text, size = self.pieces.get_piece_size(), int(self.config["vocab_size"])
+        if sorted(self.added.values()) != list(range(text, size)):
+            raise CheckpointError(
+                f"{where}: added ids must be {text} to {size - 1}, all of them once: {text} text pieces come before, "
+                f"config.json says {size} ids in all"
+            )
+        return Vocab(
+            size=size,
+            first_code_id=first,
+            codebook_size=len(codes),
+            codes_per_image=codes_per_image,
+            bos_id=self.pieces.bos_id(),
+            eos_id=self.pieces.eos_id(),
+            boi_id=self.added[BOI_TOKEN],
+            eoi_id=self.added[EOI_TOKEN],
+        )
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text("utf-8"))
+    except FileNotFoundError:
+        raise CheckpointError(f"{path} is missing") from None
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path} cannot be read as JSON ({error})") from error
+
+
+def gguf_names(layers: int) -> dict[str, str]:
+    """GGUF tensor name of each Hugging Face tensor name."""
+    names = dict(TENSORS)
+    for i in range(layers):
+        for theirs, ours in LAYER_TENSORS.items():
+            names[f"model.layers.{i}.{theirs}.weight"] = f"blk.{i}.{ours}.weight"
+    return names
+
+
+def permute(weight: NDArray[Any], heads: int) -> NDArray[Any]:
+    """Rows of q or k from halves to pairs per head: llama.cpp rotates neighbouring rows."""
+    rows, columns = weight.shape
+    return weight.reshape(heads, 2, rows // heads // 2, columns).swapaxes(1, 2).reshape(rows, columns)
+
+
+def write_gguf(folder: LlamaFolder, vocab: Vocab, path: Path, weight_type: str, name: str) -> None:
+    """Convert a checkpoint folder.
+
+    Args:
+        weight_type: of matrices; norms are always F32.
+
+    Raises:
+        CheckpointError: a tensor is missing, surplus, or of the wrong shape.
+    """
+    config = folder.config
+    heads = int(config["num_attention_heads"])
+    kv_heads = int(config.get("num_key_value_heads") or heads)
+    layers, width = int(config["num_hidden_layers"]), int(config["hidden_size"])
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_name(name)
+    writer.add_file_type(FILE_TYPES[weight_type])
+    writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
+    writer.add_context_length(int(config["max_position_embeddings"]))
+    writer.add_embedding_length(width)
+    writer.add_block_count(layers)
+    writer.add_feed_forward_length(int(config["intermediate_size"]))
+    writer.add_head_count(heads)
+    writer.add_head_count_kv(kv_heads)
+    writer.add_layer_norm_rms_eps(float(config["rms_norm_eps"]))
+    writer.add_rope_freq_base(float(config.get("rope_theta", 10000.0)))
+    writer.add_rope_dimension_count(width // heads)
+    writer.add_vocab_size(vocab.size)
+    add_tokens(writer, folder, vocab)
+    tensors = list(read_tensors(folder, heads, kv_heads))
+    kinds = {tensor: WEIGHT_TYPES[weight_type] if len(shape) == 2 else WEIGHT_TYPES["F32"] for tensor, shape, _ in tensors}
+    for tensor, shape, _ in tensors:
+        stored = gguf.quant_shape_to_byte_shape(shape, kinds[tensor])
+        size = int(np.prod(stored))
+        writer.add_tensor_info(tensor, stored, np.dtype(np.uint8), size, raw_dtype=kinds[tensor])
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_ti_data_to_file()
+    for tensor, _, read in tensors:
+        writer.write_tensor_data(gguf.quants.quantize(read(), kinds[tensor]))
+    writer.close()
+
+
+def add_tokens(writer: gguf.GGUFWriter, folder: LlamaFolder, vocab: Vocab) -> None:
+    """The vocabulary: text pieces with their scores, then added tokens as control tokens."""
+    pieces = folder.pieces
+    tokens, scores, types = [], [], []
+    for i in range(pieces.get_piece_size()):
+        kind = gguf.TokenType.NORMAL
+        if pieces.is_unknown(i):
+            kind = gguf.TokenType.UNKNOWN
+        elif pieces.is_control(i):
+            kind = gguf.TokenType.CONTROL
+        elif pieces.is_byte(i):
+            kind = gguf.TokenType.BYTE
+        tokens.append(pieces.id_to_piece(i).encode())
+        scores.append(pieces.get_score(i))
+        types.append(kind)
+    for token, _ in sorted(folder.added.items(), key=lambda item: item[1]):
+        tokens.append(token.encode())
+        scores.append(-1000.0)
+        types.append(gguf.TokenType.CONTROL)
+    writer.add_tokenizer_model("llama")
+    writer.add_token_list(tokens)
+    writer.add_token_scores(scores)
+    writer.add_token_types(types)
+    writer.add_bos_token_id(vocab.bos_id)
+    writer.add_eos_token_id(vocab.eos_id)
+    writer.add_unk_token_id(pieces.unk_id())
+    writer.add_add_bos_token(False)
+    writer.add_add_eos_token(False)
+    writer.add_add_space_prefix(True)
+    writer.add_uint32("seed.first_code_id", vocab.first_code_id)
+    writer.add_uint32("seed.codebook_size", vocab.codebook_size)
+    writer.add_uint32("seed.codes_per_image", vocab.codes_per_image)
+    writer.add_uint32("seed.boi_id", vocab.boi_id)
+    writer.add_uint32("seed.eoi_id", vocab.eoi_id)
+
+
+def read_tensors(folder: LlamaFolder, heads: int, kv_heads: int) -> Iterator[tuple[str, tuple[int, ...], Any]]:
+    """GGUF name, shape and reader of each tensor; a reader loads its tensor as float32 when called."""
+    path = folder.path / "model.safetensors"
+    try:
+        file = safe_open(path, framework="np")
+    except FileNotFoundError:
+        raise CheckpointError(f"{path} is missing; train it with `seed-edge train llm`") from None
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{path} cannot be read as safetensors ({error})") from error
+    config, names = folder.config, gguf_names(int(folder.config["num_hidden_layers"]))
+    found = set(file.keys())
+    if found != set(names):
+        missing, surplus = sorted(set(names) - found), sorted(found - set(names))
+        raise CheckpointError(f"{path}: missing tensors {missing[:3]}, unknown tensors {surplus[:3]}")
+    for theirs, ours in names.items():
+        shape = tuple(file.get_slice(theirs).get_shape())
+        wanted = _shape(ours, config, heads, kv_heads)
+        if shape != wanted:
+            raise CheckpointError(f"{path}: {theirs} has shape {shape}, config.json asks for {wanted}")
+        rotated = heads if ours.endswith("attn_q.weight") else kv_heads if ours.endswith("attn_k.weight") else 0
+
+        def read(theirs: str = theirs, rotated: int = rotated) -> NDArray[np.float32]:
+            weight = file.get_tensor(theirs).astype(np.float32)
+            return np.ascontiguousarray(permute(weight, rotated)) if rotated else weight
+
+        yield ours, shape, read
+
+
+def _shape(name: str, config: dict[str, Any], heads: int, kv_heads: int) -> tuple[int, ...]:
+    width, mlp = int(config["hidden_size"]), int(config["intermediate_size"])
+    keys = width // heads * kv_heads
+    kind = name.split(".")[-2]
+    if kind in ("token_embd", "output"):
+        return (int(config["vocab_size"]), width)
+    if kind in ("ffn_gate", "ffn_up"):
+        return (mlp, width)
+    if kind == "ffn_down":
+        return (width, mlp)
+    if kind in ("attn_k", "attn_v"):
+        return (keys, width)
+    if kind in ("attn_q", "attn_output"):
+        return (width, width)
+    return (width,)

@@ -1,0 +1,1 @@
+"""The PyTorch models; needs the `export` or `train` extra."""

@@ -1,0 +1,98 @@
+"""From code vectors to a picture: transformer blocks over the codes, then a head that draws pixels.
+
+Knows neither the codebook nor how codes are chosen. The blocks are those of SEED-2's de-tokenizer
+(`blocks_image`); the pixel head stands where SEED-2 has a diffusion model.
+"""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from seed_edge.models.config import Geometry
+
+LAYER_NORM_EPS = 1e-6
+
+
+class _SelfAttention(nn.Module):
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.qkv = nn.Linear(width, 3 * width)
+        self.proj = nn.Linear(width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        batch, count, width = x.shape
+        q, k, v = self.qkv(x).view(batch, count, 3, self.heads, width // self.heads).permute(2, 0, 3, 1, 4)
+        context = F.scaled_dot_product_attention(q, k, v)
+        return self.proj(context.transpose(1, 2).reshape(batch, count, width))
+
+
+class _Mlp(nn.Module):
+    def __init__(self, width: int, hidden: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(width, hidden)
+        self.fc2 = nn.Linear(hidden, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc2(F.gelu(self.fc1(x)))
+
+
+class Block(nn.Module):
+    """Pre-norm transformer block, every token seeing every other."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(width, eps=LAYER_NORM_EPS)
+        self.attn = _SelfAttention(width, heads)
+        self.norm2 = nn.LayerNorm(width, eps=LAYER_NORM_EPS)
+        self.mlp = _Mlp(width, 4 * width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.attn(self.norm1(x))
+        return x + self.mlp(self.norm2(x))
+
+
+class _Doubling(nn.Module):
+    """Twice the side: sub-pixel 1 x 1 convolution, then a residual pair of 3 x 3 convolutions."""
+
+    def __init__(self, channels_in: int, channels: int) -> None:
+        super().__init__()
+        self.up = nn.Conv2d(channels_in, 4 * channels, 1)
+        self.conv1 = nn.Conv2d(channels, channels, 3, padding=1)
+        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.pixel_shuffle(self.up(x), 2)
+        return x + self.conv2(F.silu(self.conv1(F.silu(x))))
+
+
+class PixelHead(nn.Module):
+    """Code features (batch, n, width) -> pixels (batch, 3, output_size, output_size), in about [0, 1].
+
+    A grid of learnt pixel queries attends to the codes in `pixel_depth` blocks and is then doubled in
+    size by convolutions until it is the picture; the last doubling is a sub-pixel convolution.
+    """
+
+    def __init__(self, geometry: Geometry) -> None:
+        super().__init__()
+        width, self.grid = geometry.qformer_width, geometry.pixel_grid
+        self.queries = nn.Parameter(torch.randn(1, self.grid**2, width) * 0.02)
+        self.blocks = nn.ModuleList(Block(width, geometry.decoder_heads) for _ in range(geometry.pixel_depth))
+        self.norm = nn.LayerNorm(width, eps=LAYER_NORM_EPS)
+        channels = (width, *geometry.pixel_channels)
+        self.doublings = nn.ModuleList(_Doubling(a, b) for a, b in pairwise(channels))
+        self.to_rgb = nn.Conv2d(channels[-1], 12, 3, padding=1)
+
+    def forward(self, features: Tensor) -> Tensor:
+        batch, codes, width = features.shape
+        x = torch.cat([features, self.queries.expand(batch, -1, -1)], 1)
+        for block in self.blocks:
+            x = block(x)
+        x = self.norm(x[:, codes:]).transpose(1, 2).reshape(batch, width, self.grid, self.grid)
+        for doubling in self.doublings:
+            x = doubling(x)
+        return F.pixel_shuffle(self.to_rgb(x), 2) + 0.5

@@ -1,0 +1,1 @@
+"""Training of image tokenizer and language model; needs the `train` extra."""

@@ -1,0 +1,132 @@
+"""What both training stages share: schedule, progress line, log, atomic checkpoints, resume."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from seed_edge.errors import DataError
+
+STATE = "state.pt"
+
+
+def learning_rate(step: int, steps: int, peak: float, warmup: int, floor: float = 0.05) -> float:
+    """Linear warm-up, then cosine from `peak` down to `floor * peak`."""
+    if step < warmup:
+        return peak * (step + 1) / warmup
+    progress = (step - warmup) / max(1, steps - warmup)
+    return peak * (floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * progress)))
+
+
+def optimizer_for(modules: Iterable[nn.Module], weight_decay: float) -> torch.optim.AdamW:
+    """AdamW that decays matrices only: no norms, biases, embeddings or learnt positions."""
+    decayed, kept = [], []
+    for module in modules:
+        tables = {id(m.weight) for m in module.modules() if isinstance(m, nn.Embedding)}
+        for parameter in module.parameters():
+            if parameter.requires_grad:
+                decayed_here = parameter.ndim in (2, 4) and id(parameter) not in tables
+                (decayed if decayed_here else kept).append(parameter)
+    groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": kept, "weight_decay": 0.0}]
+    return torch.optim.AdamW(groups, lr=0.0, betas=(0.9, 0.98))
+
+
+class Loop:
+    """Runs steps `first .. steps`, logging and checkpointing; an interrupted run goes on where it was.
+
+    The random numbers of step n depend on the seed and on n alone, so a resumed run sees the same batches.
+    """
+
+    def __init__(self, folder: Path, steps: int, seed: int, report: Callable[[str], None], every: int = 25) -> None:
+        self.folder, self.steps, self.seed, self.report, self.every = folder, steps, seed, report, every
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def run(
+        self,
+        modules: dict[str, nn.Module],
+        optimizer: torch.optim.AdamW,
+        losses_of: Callable[[int, np.random.Generator], dict[str, Tensor]],
+        peak: float,
+        warmup: int,
+        *,
+        save_every: int = 250,
+        after: Callable[[int], None] | None = None,
+    ) -> None:
+        """Train.
+
+        Args:
+            modules: everything with weights, by name; saved and restored.
+            losses_of: (step, generator) -> losses by name; their sum is minimised.
+            after: called with the step after each checkpoint.
+
+        Raises:
+            DataError: a loss became NaN or infinite; the step is named.
+        """
+        first = self._resume(modules, optimizer)
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        started, sums, count = time.monotonic(), {}, 0
+        with open(self.folder / "log.jsonl", "a") as log:
+            for step in range(first, self.steps):
+                for group in optimizer.param_groups:
+                    group["lr"] = learning_rate(step, self.steps, peak, warmup)
+                losses = losses_of(step, np.random.default_rng((self.seed, step)))
+                total = torch.stack(list(losses.values())).sum()
+                if not torch.isfinite(total):
+                    values = ", ".join(f"{name} {value.item():.4g}" for name, value in losses.items())
+                    raise DataError(f"step {step}: the loss is not finite ({values}); lower --rate, or look at the data")
+                optimizer.zero_grad(set_to_none=True)
+                total.backward()
+                torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+                optimizer.step()
+                for name, value in losses.items():
+                    sums[name] = sums.get(name, 0.0) + value.item()
+                count += 1
+                if (step + 1) % self.every == 0 or step + 1 == self.steps:
+                    means = {name: round(value / count, 5) for name, value in sums.items()}
+                    self._tell(log, step + 1, means, (time.monotonic() - started) / (step + 1 - first), optimizer)
+                    sums, count = {}, 0
+                if (step + 1) % save_every == 0 or step + 1 == self.steps:
+                    self._save(step + 1, modules, optimizer)
+                    if after is not None:
+                        after(step + 1)
+
+    def _tell(self, log: Any, step: int, means: dict[str, float], pace: float, optimizer: torch.optim.AdamW) -> None:
+        left = pace * (self.steps - step)
+        record = {"step": step, **means, "rate": optimizer.param_groups[0]["lr"], "seconds_per_step": round(pace, 3)}
+        log.write(json.dumps(record) + "\n")
+        log.flush()
+        text = "  ".join(f"{name} {value:.4f}" for name, value in means.items())
+        self.report(f"step {step:,} of {self.steps:,}  {text}  {pace:.2f} s/step  {left / 60:.0f} min left")
+
+    def _save(self, step: int, modules: dict[str, nn.Module], optimizer: torch.optim.AdamW) -> None:
+        state = {
+            "step": step,
+            "seed": self.seed,
+            "modules": {name: module.state_dict() for name, module in modules.items()},
+            "optimizer": optimizer.state_dict(),
+        }
+        partial = self.folder / (STATE + ".partial")
+        torch.save(state, partial)
+        os.replace(partial, self.folder / STATE)
+
+    def _resume(self, modules: dict[str, nn.Module], optimizer: torch.optim.AdamW) -> int:
+        path = self.folder / STATE
+        if not path.exists():
+            return 0
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        if state["seed"] != self.seed:
+            raise DataError(f"{path} was trained with seed {state['seed']}; use --seed {state['seed']} or another --out")
+        for name, module in modules.items():
+            module.load_state_dict(state["modules"][name])
+        optimizer.load_state_dict(state["optimizer"])
+        self.report(f"resuming at step {state['step']:,}")
+        return int(state["step"])

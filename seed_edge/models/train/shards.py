@@ -1,0 +1,64 @@
+"""WebDataset tars: samples whose files share a key, `KEY.webp` beside `KEY.json`."""
+
+from __future__ import annotations
+
+import io
+import os
+import tarfile
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+
+from seed_edge.errors import DataError
+
+IMAGE_TYPES = ("webp", "png", "jpg", "jpeg")
+
+
+class ShardWriter:
+    """Write samples to a tar that appears under its name only when complete."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self._partial = path, path.with_name(path.name + ".partial")
+        self._tar = tarfile.open(self._partial, "w")  # noqa: SIM115 (closed by __exit__)
+
+    def __enter__(self) -> ShardWriter:
+        return self
+
+    def write(self, key: str, files: dict[str, bytes]) -> None:
+        """Add one sample; `files` maps extension to content."""
+        for extension, content in files.items():
+            info = tarfile.TarInfo(f"{key}.{extension}")
+            info.size = len(content)
+            self._tar.addfile(info, io.BytesIO(content))
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._tar.close()
+        if kind is None:
+            os.replace(self._partial, self.path)
+        else:
+            self._partial.unlink()
+
+
+def read_shard(path: Path) -> Iterator[tuple[str, dict[str, bytes]]]:
+    """Samples of a tar in order: key and its files by extension.
+
+    Raises:
+        DataError: the file is missing or is no tar.
+    """
+    try:
+        with tarfile.open(path) as tar:
+            key, files = "", {}
+            for member in tar:
+                name, _, extension = member.name.rpartition(".")
+                file = tar.extractfile(member)
+                if file is None:
+                    continue
+                if name != key and files:
+                    yield key, files
+                    files = {}
+                key = name
+                files[extension.lower()] = file.read()
+            if files:
+                yield key, files
+    except (OSError, tarfile.TarError) as error:
+        raise DataError(f"{path}: cannot be read as a tar ({error}); give WebDataset tars with --data") from error

@@ -1,0 +1,247 @@
+"""Trains the image tokenizer on cached trunk features.
+
+Losses: pixels (L1 and squared), trunk features of the picture (perceptual), vector quantization, and words: the
+codes must tell which words the texts of the picture use (Joulin et al. 2016, arXiv:1511.02251). Words are read
+from the first k codes, k drawn per step, so that early codes carry what matters most.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from seed_edge.models.checkpoints import save_image_tokenizer
+from seed_edge.models.config import Geometry
+from seed_edge.models.image_tokenizer import ImageTokenizer
+from seed_edge.models.train.loop import Loop, optimizer_for
+from seed_edge.models.train.samples import VIEWS, Cache, Sample, build_cache
+from seed_edge.models.trunk import pretrained_trunk
+from seed_edge.preprocess import to_images
+
+PERCEPTUAL_TAPS = (2, 4, 10)
+STOP_WORDS = frozenset(
+    [
+        "a",
+        "an",
+        "the",
+        "of",
+        "in",
+        "on",
+        "at",
+        "is",
+        "are",
+        "and",
+        "with",
+        "to",
+        "his",
+        "her",
+        "their",
+        "its",
+        "by",
+        "for",
+        "from",
+        "as",
+        "it",
+        "this",
+        "that",
+    ]
+)
+
+
+@dataclass(frozen=True)
+class TokenizerRecipe:
+    """Knobs of one training run."""
+
+    steps: int = 2300
+    batch: int = 32
+    rate: float = 6e-4
+    """Peak learning rate."""
+    warmup: int = 150
+    weight_decay: float = 0.02
+    drawings: float = 0.55
+    """Share of each batch that is drawings."""
+    perceptual_weight: float = 0.5
+    words_weight: float = 0.15
+    vq_weight: float = 1.0
+    revive_every: int = 40
+    """Steps between moving codebook rows that nothing uses."""
+    num_words: int = 4000
+    """Most frequent words that the codes have to tell."""
+    seed: int = 0
+
+
+def words_of(sample: Sample) -> Counter[str]:
+    """Words of all texts of a sample, weighted: keywords of a drawing count a third."""
+    words: Counter[str] = Counter()
+    for text in sample.captions:
+        words.update(set(re.findall(r"[a-z]+", text.lower())) - STOP_WORDS)
+    if sample.label:
+        words.update({word: 3 for word in re.findall(r"[a-z]+", sample.label.lower()) if word not in STOP_WORDS})
+        words.update({word: 1 for word in sample.tags if word.isalpha()})
+    if sample.colour:
+        words[sample.colour] += 3
+    if sample.label or sample.captions:
+        words["drawing" if sample.style else "photo"] += 1
+    return words
+
+
+class WordTargets:
+    """For each sample a distribution over the vocabulary of words, rarer words weighing more."""
+
+    def __init__(self, samples: Sequence[Sample], num_words: int) -> None:
+        bags = [words_of(sample) for sample in samples]
+        documents = Counter(word for bag in bags for word in bag)
+        self.words = [word for word, count in documents.most_common(num_words) if count > 1]
+        index = {word: i for i, word in enumerate(self.words)}
+        inverse = np.array([np.log(1 + len(samples) / documents[word]) for word in self.words], np.float32)
+        self._bags = [
+            [(index[word], count * inverse[index[word]]) for word, count in bag.items() if word in index] for bag in bags
+        ]
+
+    def __call__(self, numbers: Sequence[int]) -> Tensor:
+        """(len(numbers), words); rows sum to 1, or to 0 where a sample has no words."""
+        target = torch.zeros(len(numbers), len(self.words))
+        for row, number in enumerate(numbers):
+            for word, weight in self._bags[number]:
+                target[row, word] = float(weight)
+        return target / target.sum(1, keepdim=True).clamp(min=1e-6)
+
+
+class Perceptual(nn.Module):
+    """Distance of two pictures in the frozen trunk's features, each tap scaled by its own spread."""
+
+    def __init__(self, trunk: nn.Module) -> None:
+        super().__init__()
+        self.trunk = trunk.to(memory_format=torch.channels_last)
+
+    def forward(self, drawn: Tensor, truth: Tensor) -> Tensor:
+        with torch.no_grad():
+            wanted = self._taps(truth)
+        total = drawn.new_zeros(())
+        for a, b in zip(self._taps(drawn), wanted, strict=True):
+            total = total + F.mse_loss(a, b) / b.var().clamp(min=1e-6)
+        return total / len(PERCEPTUAL_TAPS)
+
+    def _taps(self, pixels: Tensor) -> list[Tensor]:
+        normalised = pixels.mul(2).sub(1).contiguous(memory_format=torch.channels_last)
+        return [tap.float() for tap in self.trunk.taps(normalised, PERCEPTUAL_TAPS)]
+
+
+class BatchSource:
+    """Draws rows of the cache: a fixed share of drawings, both views, training samples only."""
+
+    def __init__(self, cache: Cache, recipe: TokenizerRecipe) -> None:
+        rows = cache.rows(held_out=False)
+        drawn = np.array([cache.samples[row // VIEWS].style is not None for row in rows])
+        self.drawings, self.photos, self.recipe = rows[drawn], rows[~drawn], recipe
+
+    def __call__(self, rng: np.random.Generator) -> NDArray[np.int64]:
+        batch = self.recipe.batch
+        count = round(batch * self.recipe.drawings) if len(self.photos) else batch
+        count = count if len(self.drawings) else 0
+        chosen = [rng.choice(pool, n) for pool, n in ((self.drawings, count), (self.photos, batch - count)) if n]
+        rows = np.concatenate(chosen)
+        return rows + (rng.random(batch) < 0.4)  # view 1 in two of five
+
+
+def train_tokenizer(
+    tars: Sequence[Path],
+    out: Path,
+    geometry: Geometry,
+    recipe: TokenizerRecipe,
+    report: Callable[[str], None],
+    trunk_weights: Path | None = None,
+) -> None:
+    """Train an image tokenizer on WebDataset tars and write its checkpoint into `out`.
+
+    Interrupted, the same call goes on at the last saved step.
+    """
+    torch.manual_seed(recipe.seed)
+    trunk = pretrained_trunk(trunk_weights)
+    cache = build_cache(tars, out / "cache", trunk, geometry, report)
+    model = ImageTokenizer(geometry)
+    model.trunk.load_state_dict(trunk.state_dict())
+    model.trunk.requires_grad_(False)
+    model.pixel_head.to(memory_format=torch.channels_last)
+    targets = WordTargets(cache.samples, recipe.num_words)
+    words_head = nn.Sequential(
+        nn.Linear(geometry.qformer_width, geometry.qformer_width),
+        nn.GELU(),
+        nn.Linear(geometry.qformer_width, len(targets.words)),
+    )
+    perceptual, source = Perceptual(trunk), BatchSource(cache, recipe)
+    usage = nn.Module()
+    usage.register_buffer("counts", torch.zeros(geometry.codebook_size))
+    counts = usage.get_buffer("counts")
+
+    def losses_of(step: int, rng: np.random.Generator) -> dict[str, Tensor]:
+        rows = source(rng)
+        vision = torch.from_numpy(cache.features[rows].astype(np.float32))
+        truth = torch.from_numpy(cache.pixels[rows].astype(np.float32) / 255).permute(0, 3, 1, 2)
+        with torch.autocast("cpu", torch.bfloat16):
+            z = model.query_features(vision).float()
+            if step % recipe.revive_every == 0 and step < 0.8 * recipe.steps:
+                generator = torch.Generator().manual_seed(int(rng.integers(2**31)))
+                model.quantize.revive(counts, z.detach().flatten(0, 1), 0.03 * counts.mean().item() + 1e-9, generator)
+            quantized = model.quantize(z)
+            drawn = model.pixel_head(model.code_features(quantized.vectors)).float()
+            prefix = int(rng.choice([4, 8, 16, geometry.num_queries]))
+            told = (model.decode_task_layer(quantized.vectors) + model.pos_embed_image)[:, :prefix].mean(1)
+            words = F.log_softmax(words_head(told).float(), -1)
+            look = perceptual(drawn, truth)
+        counts.mul_(0.995).add_(torch.bincount(quantized.codes.flatten(), minlength=len(counts)), alpha=0.005)
+        return {
+            "l1": F.l1_loss(drawn, truth),
+            "mse": 2 * F.mse_loss(drawn, truth),
+            "look": recipe.perceptual_weight * look,
+            "words": -recipe.words_weight * (targets(rows // VIEWS) * words).sum(1).mean(),
+            "vq": recipe.vq_weight * quantized.loss,
+        }
+
+    def after(step: int) -> None:
+        save_image_tokenizer(model, out)
+        write_sheet(model, cache, out / "sheets" / f"{step:06d}.png")
+        used = int((counts > 0.03 * counts.mean()).sum())
+        report(f"step {step:,}: checkpoint written; {used:,} of {geometry.codebook_size:,} codes in use")
+
+    modules = {"model": model, "words": words_head, "usage": usage}
+    optimizer = optimizer_for([model, words_head], recipe.weight_decay)
+    Loop(out, recipe.steps, recipe.seed, report).run(modules, optimizer, losses_of, recipe.rate, recipe.warmup, after=after)
+
+
+@torch.inference_mode()
+def reconstruct(model: ImageTokenizer, features: NDArray[np.float16]) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """Codes (m, n) and pixels (m, 3, H, W) of cached features (m, tokens, vit_width)."""
+    codes = model.quantize.codes(model.query_features(torch.from_numpy(features.astype(np.float32))))
+    return codes.numpy(), model.decode(codes).numpy()
+
+
+def write_sheet(model: ImageTokenizer, cache: Cache, path: Path, columns: int = 16) -> None:
+    """Random held-out pictures above their reconstructions, two rows of drawings, two of photos, as a PNG."""
+    rng, rows = np.random.default_rng(1), cache.rows(held_out=True)
+    if not len(rows):
+        rows = cache.rows(held_out=False)
+    drawn = np.array([cache.samples[row // VIEWS].style is not None for row in rows])
+    lines = []
+    for pool in (rows[drawn], rows[~drawn]):
+        if len(pool):
+            chosen = rng.choice(pool, columns)
+            truth = [Image.fromarray(cache.pixels[row]) for row in chosen]
+            lines += [truth, to_images(reconstruct(model, cache.features[chosen])[1])]
+    side = model.geometry.output_size
+    sheet = Image.new("RGB", (columns * side, len(lines) * side), "white")
+    for y, line in enumerate(lines):
+        for x, picture in enumerate(line):
+            sheet.paste(picture, (x * side, y * side))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    sheet.save(path)

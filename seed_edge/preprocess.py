@@ -1,0 +1,123 @@
+"""The only place where image files become pixels, and pixels become tensors or pictures.
+
+Every number comes from the caller, and for a bundle from its manifest. Knows nothing of codes or graphs.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from seed_edge.errors import ImageError
+
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "MPO")
+"""Formats that are opened; Pillow's other readers are never reached."""
+
+MAX_PIXELS = 200_000_000
+"""Default limit on width x height, checked in the header before anything is decoded."""
+
+DRAFT_PIXELS = 50_000_000
+"""JPEGs larger than this are decoded at a reduced size, to bound memory."""
+
+FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """How an image becomes `pixel_values`; part of a bundle's manifest."""
+
+    image_size: int
+    """Side of the square the image is resized to, in pixels; the aspect ratio is not kept."""
+    resize_filter: str
+    """`bilinear` or `bicubic`, both antialiased as Pillow does it."""
+    mean: tuple[float, float, float]
+    """Subtracted from RGB values in [0, 1]."""
+    std: tuple[float, float, float]
+    """Divides what remains."""
+
+    def __call__(self, images: Sequence[Image.Image]) -> NDArray[np.float32]:
+        """Normalised pixels of RGB images: (len(images), 3, image_size, image_size)."""
+        size = (self.image_size, self.image_size)
+        squares = [np.asarray(to_rgb(image).resize(size, FILTERS[self.resize_filter])) for image in images]
+        return self.normalise(np.stack(squares))
+
+    def normalise(self, squares: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """(batch, S, S, 3) bytes -> (batch, 3, S, S) normalised floats."""
+        mean, std = np.array(self.mean, np.float32), np.array(self.std, np.float32)
+        values = ((squares.astype(np.float32) / np.float32(255)) - mean) / std
+        return np.ascontiguousarray(values.transpose(0, 3, 1, 2), dtype=np.float32)
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Any mode as 8-bit RGB: transparency over white, 16-bit grey scaled down.
+
+    Raises:
+        ImageError: the mode has no defined range (32-bit floats and integers).
+    """
+    if image.mode == "RGB" and "transparency" not in image.info:
+        return image
+    if image.mode.startswith("I;16"):
+        return Image.fromarray((np.asarray(image).astype(np.uint32) * 255 // 65535).astype(np.uint8)).convert("RGB")
+    if image.mode in ("I", "F"):
+        raise ImageError(f"32-bit pixels (mode {image.mode}) have no fixed range; save the image as 8 or 16 bit")
+    if image.has_transparency_data:
+        rgba = image.convert("RGBA")
+        white = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
+        return Image.alpha_composite(white, rgba).convert("RGB")
+    return image.convert("RGB")
+
+
+def open_image(source: str | Path | IO[bytes], max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """Read an image file as upright 8-bit RGB; of an animation, the first frame.
+
+    Args:
+        source: a path, or a binary file object.
+        max_pixels: refuse images whose header says more than this many pixels.
+
+    Raises:
+        ImageError: no such file, not an image, damaged, or too large.
+    """
+    name = str(source) if isinstance(source, str | Path) else getattr(source, "name", "image")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            return _decode(source, name, max_pixels)
+    except FileNotFoundError:
+        raise ImageError(f"{name}: no such file") from None
+    except UnidentifiedImageError:
+        raise ImageError(f"{name}: not an image this program reads ({', '.join(FORMATS[:-1])})") from None
+    except (OSError, SyntaxError, ValueError, EOFError) as error:
+        raise ImageError(f"{name}: the image is damaged or cannot be read ({error})") from error
+
+
+def _decode(source: str | Path | IO[bytes], name: str, max_pixels: int) -> Image.Image:
+    # Pillow's own limit is a module-wide switch with two thresholds; ours is one number, per call.
+    limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+    try:
+        image = Image.open(source, formats=FORMATS)
+    finally:
+        Image.MAX_IMAGE_PIXELS = limit
+    with image:
+        width, height = image.size
+        if width * height > max_pixels:
+            raise ImageError(
+                f"{name}: {width} x {height} is {width * height:,} pixels, over the limit of {max_pixels:,}; "
+                "make it smaller, or raise --max-pixels"
+            )
+        if image.format == "JPEG" and width * height > DRAFT_PIXELS:
+            image.draft("RGB", (width // 2, height // 2))
+        image.load()
+        return to_rgb(ImageOps.exif_transpose(image))
+
+
+def to_images(pixels: NDArray[np.float32]) -> list[Image.Image]:
+    """(batch, 3, H, W) floats, clipped to [0, 1] -> RGB pictures."""
+    bytes_ = (np.clip(pixels, 0, 1) * 255).round().astype(np.uint8).transpose(0, 2, 3, 1)
+    return [Image.fromarray(picture) for picture in bytes_]

@@ -1,0 +1,73 @@
+"""Which id comes next: text ids only, or code ids only, drawn with a seed.
+
+A picture is exactly `codes_per_image` draws from the code range; there is no searching for EOI, no padding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from seed_edge.bundle import Sampling
+from seed_edge.runtime.language_model import LanguageModel
+from seed_edge.vocab import Vocab
+
+GREEDY = Sampling(temperature=0.0, top_k=0, top_p=1.0)
+
+
+def pick(logits: NDArray[np.float32], sampling: Sampling, rng: np.random.Generator) -> int:
+    """Position of the chosen logit; -inf is never chosen."""
+    if sampling.temperature == 0:
+        return int(np.argmax(logits))
+    order = np.argsort(-logits, kind="stable")
+    order = order[: sampling.top_k] if sampling.top_k else order
+    scaled = logits[order].astype(np.float64) / sampling.temperature
+    weights = np.exp(scaled - scaled[0])
+    cumulative = np.cumsum(weights) / weights.sum()
+    kept = int(np.searchsorted(cumulative, sampling.top_p)) + 1
+    cumulative = cumulative[:kept] / cumulative[min(kept, len(cumulative)) - 1]
+    return int(order[min(int(np.searchsorted(cumulative, rng.random(), side="right")), len(cumulative) - 1)])
+
+
+def write_codes(
+    model: LanguageModel,
+    vocab: Vocab,
+    prompt: list[int],
+    sampling: Sampling,
+    seed: int,
+    progress: Callable[[int, int], None] | None = None,
+) -> NDArray[np.int64]:
+    """Codes (codes_per_image,) that continue a prompt ending with BOI.
+
+    Args:
+        progress: called with codes done and codes in all.
+    """
+    rng = np.random.default_rng(seed)
+    logits = model.start(prompt, room=vocab.codes_per_image)
+    codes: list[int] = []
+    while True:
+        codes.append(pick(logits[vocab.first_code_id : vocab.first_code_id + vocab.codebook_size], sampling, rng))
+        if progress is not None:
+            progress(len(codes), vocab.codes_per_image)
+        if len(codes) == vocab.codes_per_image:
+            return vocab.check_codes(codes)
+        logits = model.step(vocab.first_code_id + codes[-1])
+
+
+def write_text(
+    model: LanguageModel, vocab: Vocab, prompt: list[int], sampling: Sampling, seed: int, max_ids: int
+) -> list[int]:
+    """Text ids that continue a prompt, up to EOS or `max_ids`; EOS is not returned."""
+    rng = np.random.default_rng(seed)
+    mask = vocab.text_mask()
+    logits = model.start(prompt, room=max_ids)
+    ids: list[int] = []
+    while len(ids) < max_ids:
+        chosen = pick(np.where(mask, logits, -np.inf), sampling, rng)
+        if chosen == vocab.eos_id:
+            break
+        ids.append(chosen)
+        logits = model.step(chosen)
+    return ids

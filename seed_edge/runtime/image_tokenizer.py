@@ -1,0 +1,56 @@
+"""Images to codes and back, through the two graphs of a bundle."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from seed_edge.bundle import Bundle
+from seed_edge.errors import BundleError
+from seed_edge.graphs import decoder_graph, encoder_graph
+from seed_edge.preprocess import to_images
+from seed_edge.runtime.sessions import Device, Session
+
+
+class ImageTokenizer:
+    """Encoder and decoder of a bundle; each graph is opened when first used."""
+
+    def __init__(self, bundle: Bundle, device: Device) -> None:
+        self._bundle, self._device = bundle, device
+
+    @cached_property
+    def _encoder(self) -> Session:
+        manifest = self._bundle.manifest
+        spec = encoder_graph(manifest.preprocessing.image_size, manifest.vocab.codes_per_image)
+        return Session(self._bundle.encoder, spec, self._device)
+
+    @cached_property
+    def _decoder(self) -> Session:
+        manifest = self._bundle.manifest
+        return Session(self._bundle.decoder, decoder_graph(manifest.vocab.codes_per_image, manifest.output_size), self._device)
+
+    @property
+    def device(self) -> str:
+        """Where the opened graphs run; before any is opened, where they are meant to."""
+        opened = [self.__dict__[name] for name in ("_encoder", "_decoder") if name in self.__dict__]
+        return opened[0].device if opened else self._device.name
+
+    def encode(self, images: Sequence[Image.Image]) -> NDArray[np.int64]:
+        """Codes of images of any size and mode: (len(images), codes_per_image), each in [0, codebook_size).
+
+        Raises:
+            BundleError: a code lies outside the codebook, so graph and manifest come from different exports.
+        """
+        codes = self._encoder(self._bundle.manifest.preprocessing(images))[0]
+        size = self._bundle.manifest.vocab.codebook_size
+        if codes.min() < 0 or codes.max() >= size:
+            raise BundleError(f"{self._bundle.encoder} gave code {codes.max()}, the manifest says {size} codes; export again")
+        return codes.astype(np.int64)
+
+    def decode(self, codes: NDArray[np.int64]) -> list[Image.Image]:
+        """Pictures of codes (batch, codes_per_image), `output_size` pixels square."""
+        return to_images(self._decoder(codes)[0].astype(np.float32))

@@ -1,0 +1,163 @@
+"""A language model as the rest of the runtime sees it, ids in and logits out, and llama.cpp behind it.
+
+The only module that calls llama.cpp. Knows nothing of images: codes are ids like any other.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from seed_edge.errors import BundleError, PromptError
+from seed_edge.runtime.threads import sleep_while_waiting, threads_for_language_model
+
+sleep_while_waiting()
+import llama_cpp  # noqa: E402  (loads libgomp, which reads its environment then)
+
+LOG_ERROR = 3
+_log_lines: list[str] = []
+
+
+class LanguageModel(Protocol):
+    """What decoding needs of a language model."""
+
+    def tokenize(self, text: str) -> list[int]:
+        """Ids of literal text; no BOS, nothing parsed as a control token."""
+
+    def text_of(self, ids: Sequence[int]) -> str:
+        """Text of ids, without leading or trailing white space."""
+
+    def start(self, ids: Sequence[int], room: int) -> NDArray[np.float32]:
+        """Read a prompt and return logits (vocabulary,) for the next id; `room` further ids must fit."""
+
+    def step(self, token_id: int) -> NDArray[np.float32]:
+        """Read one more id and return logits (vocabulary,) for the next."""
+
+
+@llama_cpp.llama_log_callback  # type: ignore[untyped-decorator]
+def _on_log(level: int, text: bytes, _: Any) -> None:
+    if level == LOG_ERROR:
+        _log_lines.append(text.decode("utf-8", "replace").strip())
+        del _log_lines[:-20]
+
+
+def amx_in_use() -> bool:
+    """Whether this llama.cpp runs AMX kernels, which crash on quantized files when built by gcc 12.
+
+    See llama.cpp issue 20824: the tile configuration is optimised away. The kernels live in an "extra buffer
+    type"; a model loaded without those is safe.
+    """
+    return b"AMX_INT8 = 1" in llama_cpp.llama_print_system_info()
+
+
+def model_params(gpu: bool) -> Any:
+    """llama.cpp's load parameters: everything or nothing on the GPU, never through broken AMX kernels."""
+    params = llama_cpp.llama_model_default_params()
+    params.n_gpu_layers = -1 if gpu else 0
+    params.use_extra_bufts = not amx_in_use()
+    return params
+
+
+class LlamaCpp:
+    """A GGUF file opened by llama.cpp, holding one conversation at a time."""
+
+    def __init__(self, path: Path, context_length: int, *, gpu: bool = False) -> None:
+        """Load a model.
+
+        Args:
+            context_length: most ids of prompt and answer together.
+            gpu: put all layers on the GPU.
+
+        Raises:
+            BundleError: llama.cpp refuses the file.
+        """
+        self._model = self._context = None
+        llama_cpp.llama_log_set(_on_log, ctypes.c_void_p(0))
+        llama_cpp.llama_backend_init()
+        _log_lines.clear()
+        self._model = llama_cpp.llama_model_load_from_file(str(path).encode(), model_params(gpu))
+        if not self._model:
+            raise BundleError(f"{path} cannot be loaded by llama.cpp ({_last_log()}); export again")
+        params = llama_cpp.llama_context_default_params()
+        params.n_ctx = params.n_batch = params.n_ubatch = context_length
+        params.n_threads = params.n_threads_batch = threads_for_language_model(path.stat().st_size)
+        self._context = llama_cpp.llama_init_from_model(self._model, params)
+        if not self._context:
+            self.close()
+            raise BundleError(f"{path}: llama.cpp cannot make a context of {context_length} ids ({_last_log()})")
+        self._vocab = llama_cpp.llama_model_get_vocab(self._model)
+        self._memory = llama_cpp.llama_get_memory(self._context)
+        self.vocab_size: int = llama_cpp.llama_vocab_n_tokens(self._vocab)
+        self._context_length = context_length
+        self._read: list[int] = []
+
+    def close(self) -> None:
+        """Free the model; a second call does nothing."""
+        if self._context:
+            llama_cpp.llama_free(self._context)
+        if self._model:
+            llama_cpp.llama_model_free(self._model)
+        self._model = self._context = None
+
+    def tokenize(self, text: str) -> list[int]:
+        data = text.encode()
+        room = len(data) + 2  # never more ids than bytes, but for the space put in front
+        ids = (llama_cpp.llama_token * room)()
+        count = llama_cpp.llama_tokenize(self._vocab, data, len(data), ids, room, False, False)
+        if count < 0:
+            raise PromptError(f"llama.cpp needs {-count} ids for a text of {len(data)} bytes; shorten it")
+        return list(ids[:count])
+
+    def text_of(self, ids: Sequence[int]) -> str:
+        array = (llama_cpp.llama_token * len(ids))(*ids)
+        room = 64 * len(ids) + 64
+        buffer = ctypes.create_string_buffer(room)
+        count = llama_cpp.llama_detokenize(self._vocab, array, len(ids), buffer, room, False, False)
+        if count < 0:
+            buffer = ctypes.create_string_buffer(-count)
+            count = llama_cpp.llama_detokenize(self._vocab, array, len(ids), buffer, -count, False, False)
+        text = buffer.raw[:count].decode("utf-8", "replace")
+        return "".join(c for c in text if c.isprintable() or c in "\n\t").strip()  # no escapes for a terminal to obey
+
+    def start(self, ids: Sequence[int], room: int) -> NDArray[np.float32]:
+        """See `LanguageModel.start`; ids shared with what was read before are not read again.
+
+        Raises:
+            PromptError: prompt and room do not fit the context.
+        """
+        if len(ids) + room > self._context_length:
+            raise PromptError(
+                f"the prompt has {len(ids)} ids, {self._context_length - room} fit beside the answer; shorten it"
+            )
+        shared = 0
+        while shared < min(len(ids) - 1, len(self._read)) and ids[shared] == self._read[shared]:
+            shared += 1
+        llama_cpp.llama_memory_seq_rm(self._memory, 0, shared, -1)
+        self._read = list(ids[:shared])
+        return self._decode(ids[shared:])
+
+    def step(self, token_id: int) -> NDArray[np.float32]:
+        return self._decode([token_id])
+
+    def _decode(self, ids: Sequence[int]) -> NDArray[np.float32]:
+        array = (llama_cpp.llama_token * len(ids))(*ids)
+        status = llama_cpp.llama_decode(self._context, llama_cpp.llama_batch_get_one(array, len(ids)))
+        if status != 0:
+            raise BundleError(f"llama.cpp could not read {len(ids)} ids (status {status}; {_last_log()})")
+        self._read += ids
+        logits = llama_cpp.llama_get_logits_ith(self._context, -1)
+        return np.ctypeslib.as_array(logits, shape=(self.vocab_size,)).copy()  # llama.cpp reuses the buffer
+
+
+def _last_log() -> str:
+    return _log_lines[-1] if _log_lines else "no reason given"
+
+
+def gpu_offload() -> bool:
+    """Whether this llama.cpp was built to use a GPU."""
+    return bool(llama_cpp.llama_supports_gpu_offload())

@@ -1,0 +1,151 @@
+"""Start reading here: caption, draw, encode and decode on one bundle."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import cached_property
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from seed_edge.bundle import Bundle, Sampling
+from seed_edge.errors import BundleError, ImageError
+from seed_edge.preprocess import open_image
+from seed_edge.runtime.decoding import GREEDY, write_codes, write_text
+from seed_edge.runtime.image_tokenizer import ImageTokenizer
+from seed_edge.runtime.sessions import Device, choose_device
+
+if TYPE_CHECKING:
+    from seed_edge.runtime.language_model import LlamaCpp
+
+ImageSource = Image.Image | str | Path
+Codes = Sequence[int] | NDArray[np.int64]
+
+
+class SeedEdge:
+    """A bundle ready to use. Parts are opened when first needed; use from one thread at a time."""
+
+    def __init__(self, bundle: Bundle, device: Device) -> None:
+        self.bundle, self._device = bundle, device
+        self._images = ImageTokenizer(bundle, device)
+
+    @classmethod
+    def load(cls, bundle: str | Path | None = None, *, device: str = "auto") -> SeedEdge:
+        """See `seed_edge.load`."""
+        return cls(Bundle.open(bundle), choose_device(device))
+
+    @cached_property
+    def _language_model(self) -> LlamaCpp:
+        from seed_edge.runtime.language_model import LlamaCpp, gpu_offload
+
+        manifest = self.bundle.manifest
+        model = LlamaCpp(
+            self.bundle.language_model,
+            manifest.context_length,
+            gpu=self._device.name == "cuda" and gpu_offload(),
+        )
+        if model.vocab_size != manifest.vocab.size:
+            model.close()
+            raise BundleError(
+                f"{self.bundle.language_model} has {model.vocab_size} ids, the manifest says {manifest.vocab.size}; "
+                "the files come from different exports; export again"
+            )
+        return model
+
+    def close(self) -> None:
+        """Free the language model; the object cannot be used afterwards."""
+        if "_language_model" in self.__dict__:
+            self._language_model.close()
+
+    def __enter__(self) -> SeedEdge:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    @property
+    def device(self) -> str:
+        """Where graphs run and why, in words: `cpu (no NVIDIA driver found)`."""
+        if self._images.device != self._device.name:
+            return f"{self._images.device} (ONNX Runtime did not load its CUDA libraries)"
+        return f"{self._device.name} ({self._device.reason})"
+
+    def caption(self, image: ImageSource, *, temperature: float = 0.0, seed: int = 0) -> str:
+        """Describe an image in words.
+
+        Args:
+            image: a PIL image of any size and mode, or the path of an image file.
+            temperature: 0 takes the likeliest words; higher values vary, with `seed`.
+
+        Raises:
+            ImageError: the file cannot be read as an image.
+        """
+        return self.caption_codes(self.encode([image])[0], temperature=temperature, seed=seed)
+
+    def caption_codes(self, codes: Codes, *, temperature: float = 0.0, seed: int = 0) -> str:
+        """Describe an image given as codes (codes_per_image,); see `caption`."""
+        manifest, model = self.bundle.manifest, self._language_model
+        checked = manifest.vocab.check_codes(codes)
+        prompt = manifest.prompts.for_caption(manifest.vocab, model.tokenize, checked)
+        sampling = Sampling(temperature, 0, 1.0) if temperature else GREEDY
+        return model.text_of(write_text(model, manifest.vocab, prompt, sampling, seed, manifest.max_caption_ids))
+
+    def draw(self, prompt: str, *, seed: int = 0, sampling: Sampling | None = None) -> Image.Image:
+        """Draw a picture from words; the same seed gives the same picture on the same machine.
+
+        Args:
+            sampling: how codes are drawn; by default as the manifest says.
+
+        Raises:
+            PromptError: the prompt is empty or too long.
+        """
+        return self.decode(self.draw_codes(prompt, seed=seed, sampling=sampling), seed=seed)
+
+    def draw_codes(
+        self,
+        prompt: str,
+        *,
+        seed: int = 0,
+        sampling: Sampling | None = None,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> NDArray[np.int64]:
+        """Codes (codes_per_image,) for words; see `draw`.
+
+        Args:
+            progress: called with codes done and codes in all.
+        """
+        manifest, model = self.bundle.manifest, self._language_model
+        ids = manifest.prompts.for_drawing(manifest.vocab, model.tokenize, prompt)
+        return write_codes(model, manifest.vocab, ids, sampling or manifest.sampling, seed, progress)
+
+    def encode(self, images: Sequence[ImageSource]) -> NDArray[np.int64]:
+        """Turn images into codes.
+
+        Args:
+            images: PIL images of any size and mode, or paths of image files; at least one.
+
+        Returns:
+            (len(images), codes_per_image), each in [0, codebook_size).
+
+        Raises:
+            ImageError: `images` is empty, or a file cannot be read as an image.
+        """
+        if not len(images):
+            raise ImageError("no images to encode; give at least one")
+        return self._images.encode([i if isinstance(i, Image.Image) else open_image(i) for i in images])
+
+    def decode(self, codes: Codes, *, seed: int = 0) -> Image.Image:
+        """Turn codes (codes_per_image,) into a picture of `output_size` pixels square.
+
+        Args:
+            seed: for decoders that start from noise; one of kind `pixels` gives the same picture for all seeds.
+
+        Raises:
+            CodesError: wrong count, or outside the codebook.
+        """
+        checked = self.bundle.manifest.vocab.check_codes(codes)
+        return self._images.decode(checked[None])[0]

@@ -1,0 +1,122 @@
+"""Opens ONNX graphs as sessions, on the device asked for, and checks that they are the declared ones."""
+
+from __future__ import annotations
+
+import ctypes.util
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnxruntime as ort
+from numpy.typing import NDArray
+
+from seed_edge.errors import BundleError, DeviceError
+from seed_edge.graphs import GraphSpec
+from seed_edge.runtime.threads import available_cores
+
+DEVICES = ("auto", "cpu", "cuda")
+CUDA, CPU = "CUDAExecutionProvider", "CPUExecutionProvider"
+DRIVER_FILES = (Path("/dev/nvidiactl"), Path("/dev/dxg"))
+DTYPES = {"tensor(float)": "float32", "tensor(int64)": "int64"}
+FATAL = 4
+"""ONNX Runtime's log severity for fatal errors only; failures reach us as exceptions."""
+
+
+@dataclass(frozen=True)
+class Device:
+    """Where graphs run, and why there."""
+
+    name: str
+    """`cpu` or `cuda`."""
+    reason: str
+    required: bool = False
+    """The user asked for this device; there is nothing to fall back to."""
+
+
+def cuda_problem() -> str | None:
+    """Why CUDA cannot be used, as far as can be told without trying; None if nothing speaks against it."""
+    if CUDA not in ort.get_available_providers():
+        return "this ONNX Runtime is built without CUDA; install onnxruntime-gpu in its place"
+    if sys.platform == "win32":
+        return None if ctypes.util.find_library("nvcuda") else "no NVIDIA driver found"
+    return None if any(path.exists() for path in DRIVER_FILES) else "no NVIDIA driver found"
+
+
+def choose_device(requested: str) -> Device:
+    """Resolve `auto`, `cpu` or `cuda`.
+
+    Raises:
+        DeviceError: unknown name, or `cuda` where it cannot work.
+    """
+    if requested not in DEVICES:
+        raise DeviceError(f"device {requested!r} is unknown; choose one of {', '.join(DEVICES)}")
+    if requested == "cpu":
+        return Device("cpu", "asked for", required=True)
+    problem = cuda_problem()
+    if requested == "cuda":
+        if problem:
+            raise DeviceError(f"--device cuda cannot be used: {problem}; use --device cpu")
+        return Device("cuda", "asked for", required=True)
+    return Device("cpu", problem) if problem else Device("cuda", "NVIDIA driver found")
+
+
+class Session:
+    """One opened graph."""
+
+    def __init__(self, path: Path, spec: GraphSpec, device: Device) -> None:
+        """Open and check a graph.
+
+        Raises:
+            BundleError: the file is no ONNX graph, or not the declared one.
+            DeviceError: the device was asked for by name and the graph does not run there.
+        """
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = available_cores()
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        options.log_severity_level = FATAL
+        ort.set_default_logger_severity(FATAL)
+        providers = [CPU]
+        if device.name == "cuda":
+            ort.preload_dlls()
+            providers = [CUDA, CPU]
+        try:
+            self._session = ort.InferenceSession(path, options, providers=providers)
+        except (ort.capi.onnxruntime_pybind11_state.RuntimeException, *_LOAD_ERRORS) as error:
+            raise BundleError(f"{path} cannot be opened as an ONNX graph ({_first_line(error)}); export again") from error
+        if device.required and self._session.get_providers()[0] != providers[0]:
+            raise DeviceError(
+                "--device cuda cannot be used: ONNX Runtime did not load its CUDA libraries; "
+                'install them with: pip install "onnxruntime-gpu[cuda,cudnn]", or use --device cpu'
+            )
+        self._check(path, spec)
+        self._inputs = [tensor.name for tensor in spec.inputs]
+        self._outputs = [tensor.name for tensor in spec.outputs]
+
+    @property
+    def device(self) -> str:
+        """Where the graph really runs: `cpu` or `cuda`."""
+        return "cuda" if self._session.get_providers()[0] == CUDA else "cpu"
+
+    def _check(self, path: Path, spec: GraphSpec) -> None:
+        pairs = ((spec.inputs, self._session.get_inputs()), (spec.outputs, self._session.get_outputs()))
+        for declared, found in pairs:
+            wanted = [(t.name, t.dtype, tuple(n if isinstance(n, int) else None for n in t.shape)) for t in declared]
+            actual = [
+                (t.name, DTYPES.get(t.type, t.type), tuple(n if isinstance(n, int) else None for n in t.shape)) for t in found
+            ]
+            if wanted != actual:
+                raise BundleError(f"{path} takes or gives {actual}, the manifest asks for {wanted}; export again")
+
+    def __call__(self, *inputs: NDArray[np.generic]) -> list[NDArray[np.generic]]:
+        """Run with inputs in declared order; outputs in declared order."""
+        outputs: list[NDArray[np.generic]] = self._session.run(self._outputs, dict(zip(self._inputs, inputs, strict=True)))
+        return outputs
+
+
+_state = ort.capi.onnxruntime_pybind11_state
+_LOAD_ERRORS = (_state.Fail, _state.InvalidGraph, _state.InvalidProtobuf, _state.InvalidArgument, _state.NotImplemented)
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0][:200]

@@ -1,0 +1,77 @@
+"""Where image codes live inside the language model's vocabulary; the only place that does `code + offset`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from seed_edge.errors import BundleError, CodesError
+
+
+@dataclass(frozen=True)
+class Vocab:
+    """Ids of everything that is not text, and the range of the codes."""
+
+    size: int
+    """Number of token ids; the language model has one logit for each."""
+    first_code_id: int
+    """Token id of code 0; the other codes follow without gaps."""
+    codebook_size: int
+    codes_per_image: int
+    bos_id: int
+    eos_id: int
+    boi_id: int
+    """Begins an image."""
+    eoi_id: int
+    """Ends an image."""
+
+    def __post_init__(self) -> None:
+        special = {"bos_id": self.bos_id, "eos_id": self.eos_id, "boi_id": self.boi_id, "eoi_id": self.eoi_id}
+        outside = [name for name, value in special.items() if not 0 <= value < self.size]
+        if self.first_code_id < 0 or self.first_code_id + self.codebook_size > self.size:
+            outside.append("first_code_id + codebook_size")
+        if outside:
+            raise BundleError(f"vocabulary of {self.size} ids: {', '.join(outside)} lies outside it; export again")
+        if len(set(special.values())) < 4 or any(self.is_code(value) for value in special.values()):
+            raise BundleError("vocabulary: BOS, EOS, BOI and EOI must be four ids outside the codes; export again")
+
+    def is_code(self, token_id: int) -> bool:
+        """Whether the id stands for an image code."""
+        return 0 <= token_id - self.first_code_id < self.codebook_size
+
+    def check_codes(self, codes: Sequence[int] | NDArray[np.int64]) -> NDArray[np.int64]:
+        """Codes of one image as an array (codes_per_image,).
+
+        Raises:
+            CodesError: wrong count, not integers, or outside [0, codebook_size).
+        """
+        array = np.asarray(codes)
+        if array.shape != (self.codes_per_image,) or array.dtype.kind not in "iu":
+            raise CodesError(
+                f"an image is {self.codes_per_image} integers, got {array.dtype} of shape {array.shape}; "
+                "give the codes as `seed-edge encode --json` prints them"
+            )
+        if array.min() < 0 or array.max() >= self.codebook_size:
+            raise CodesError(
+                f"codes must lie in [0, {self.codebook_size}), got {array.min()} to {array.max()}; "
+                "they may come from another bundle"
+            )
+        return array.astype(np.int64)
+
+    def codes_to_ids(self, codes: Sequence[int] | NDArray[np.int64]) -> list[int]:
+        """Token ids of one image, BOI and EOI included."""
+        return [self.boi_id, *(self.check_codes(codes) + self.first_code_id).tolist(), self.eoi_id]
+
+    def ids_to_codes(self, ids: Sequence[int]) -> NDArray[np.int64]:
+        """Codes (codes_per_image,) of code ids, BOI and EOI not included."""
+        return self.check_codes(np.asarray(ids, dtype=np.int64) - self.first_code_id)
+
+    def text_mask(self) -> NDArray[np.bool_]:
+        """(size,) True for ids that may stand in text: everything but codes, BOI, EOI and BOS."""
+        mask = np.ones(self.size, dtype=bool)
+        mask[self.first_code_id : self.first_code_id + self.codebook_size] = False
+        mask[[self.boi_id, self.eoi_id, self.bos_id]] = False
+        return mask
