@@ -236,7 +236,7 @@ def parse_codes(text: str, name: str) -> list[int]:
         value = value.get("codes") if isinstance(value, dict) else value
     except ValueError:
         value = [int(word) if word.lstrip("-").isdecimal() else None for word in text.split()]
-    if not isinstance(value, list) or not all(type(code) is int for code in value):
+    if not isinstance(value, list) or not value or not all(type(code) is int for code in value):
         raise CodesError(f"{name} holds no codes; give a file that `seed-edge encode --json` wrote, of one image")
     return value
 

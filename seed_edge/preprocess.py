@@ -17,7 +17,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from seed_edge.errors import ImageError
 
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "MPO")
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 """Formats that are opened; Pillow's other readers are never reached."""
 
 MAX_PIXELS = 200_000_000
@@ -87,12 +87,12 @@ def open_image(source: str | Path | IO[bytes], max_pixels: int = MAX_PIXELS) -> 
     name = str(source) if isinstance(source, str | Path) else getattr(source, "name", "image")
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            warnings.simplefilter("ignore", UserWarning)  # remarks on damaged metadata; pixels are what counts
             return _decode(source, name, max_pixels)
     except FileNotFoundError:
         raise ImageError(f"{name}: no such file") from None
     except UnidentifiedImageError:
-        raise ImageError(f"{name}: not an image this program reads ({', '.join(FORMATS[:-1])})") from None
+        raise ImageError(f"{name}: not an image this program reads ({', '.join(FORMATS)})") from None
     except (OSError, SyntaxError, ValueError, EOFError) as error:
         raise ImageError(f"{name}: the image is damaged or cannot be read ({error})") from error
 

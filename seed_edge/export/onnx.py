@@ -6,6 +6,7 @@ arithmetic stays in fp32 and the file is half the size.
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 import numpy as np
@@ -52,6 +53,8 @@ def export_graph(module: nn.Module, spec: GraphSpec, path: Path, storage: str) -
     Args:
         storage: `fp32`, or `fp16` for half-precision storage.
     """
+    for noisy in ("torch.onnx", "onnxscript"):  # remarks on operators of packages that are not installed
+        logging.getLogger(noisy).setLevel(logging.ERROR)
     (declared,) = spec.inputs
     example = torch.zeros([2 if isinstance(n, str) else n for n in declared.shape], dtype=DTYPES[declared.dtype])
     program = torch.onnx.export(

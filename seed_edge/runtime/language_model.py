@@ -66,12 +66,13 @@ def model_params(gpu: bool) -> Any:
 class LlamaCpp:
     """A GGUF file opened by llama.cpp, holding one conversation at a time."""
 
-    def __init__(self, path: Path, context_length: int, *, gpu: bool = False) -> None:
+    def __init__(self, path: Path, context_length: int, *, gpu: bool = False, precise: bool = False) -> None:
         """Load a model.
 
         Args:
             context_length: most ids of prompt and answer together.
             gpu: put all layers on the GPU.
+            precise: keep keys and values in fp32, to compare with other implementations; slower.
 
         Raises:
             BundleError: llama.cpp refuses the file.
@@ -85,6 +86,9 @@ class LlamaCpp:
             raise BundleError(f"{path} cannot be loaded by llama.cpp ({_last_log()}); export again")
         params = llama_cpp.llama_context_default_params()
         params.n_ctx = params.n_batch = params.n_ubatch = context_length
+        if precise:
+            params.type_k = params.type_v = llama_cpp.GGML_TYPE_F32
+            params.flash_attn_type = llama_cpp.LLAMA_FLASH_ATTN_TYPE_DISABLED
         params.n_threads = params.n_threads_batch = threads_for_language_model(path.stat().st_size)
         self._context = llama_cpp.llama_init_from_model(self._model, params)
         if not self._context:

@@ -8,6 +8,7 @@ export reads.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -71,9 +72,16 @@ def train_pieces(cache: Cache, count: int, folder: Path, seed: int) -> sentencep
         for sample in cache.samples:
             if not sample.held_out:
                 texts += [text for text in (caption(sample, rng), request(sample, rng), request(sample, rng)) if text]
+        _train_pieces(texts, count, path)
+    return sentencepiece.SentencePieceProcessor(model_file=str(path))
+
+
+def _train_pieces(texts: list[str], count: int, path: Path) -> None:
+    partial = path.with_name("pieces")
+    try:
         sentencepiece.SentencePieceTrainer.train(
             sentence_iterator=iter(texts),
-            model_prefix=str(path.with_suffix("")),
+            model_prefix=str(partial),
             model_type="bpe",
             vocab_size=count,
             byte_fallback=True,
@@ -82,10 +90,13 @@ def train_pieces(cache: Cache, count: int, folder: Path, seed: int) -> sentencep
             split_digits=True,
             bos_id=BOS_ID,
             eos_id=EOS_ID,
-            hard_vocab_limit=True,
             minloglevel=2,
         )
-    return sentencepiece.SentencePieceProcessor(model_file=str(path))
+    except RuntimeError as error:
+        reason = str(error).strip().splitlines()[-1]
+        raise DataError(f"{len(texts):,} texts do not give {count} pieces ({reason}); lower --text-pieces") from error
+    partial.with_suffix(".vocab").unlink()
+    os.replace(partial.with_suffix(".model"), path)
 
 
 def extended_vocab(text_pieces: int, codebook_size: int, codes_per_image: int) -> Vocab:

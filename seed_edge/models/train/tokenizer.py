@@ -62,9 +62,9 @@ STOP_WORDS = frozenset(
 class TokenizerRecipe:
     """Knobs of one training run."""
 
-    steps: int = 2300
+    steps: int = 2200
     batch: int = 32
-    rate: float = 6e-4
+    rate: float = 7e-4
     """Peak learning rate."""
     warmup: int = 150
     weight_decay: float = 0.02
@@ -73,6 +73,9 @@ class TokenizerRecipe:
     perceptual_weight: float = 0.5
     words_weight: float = 0.15
     vq_weight: float = 1.0
+    quantized_from: float = 0.25
+    """Share of the run over which quantized vectors take the place of continuous ones, picture by picture. Codes
+    mean nothing at first; a decoder that saw only them would learn to paint the mean picture."""
     revive_every: int = 40
     """Steps between moving codebook rows that nothing uses."""
     num_words: int = 4000
@@ -194,9 +197,12 @@ def train_tokenizer(
                 generator = torch.Generator().manual_seed(int(rng.integers(2**31)))
                 model.quantize.revive(counts, z.detach().flatten(0, 1), 0.03 * counts.mean().item() + 1e-9, generator)
             quantized = model.quantize(z)
-            drawn = model.pixel_head(model.code_features(quantized.vectors)).float()
+            share = step / (recipe.quantized_from * recipe.steps)
+            chosen = torch.from_numpy(rng.random(len(rows)) < share)[:, None, None]
+            vectors = torch.where(chosen, quantized.vectors, z)
+            drawn = model.pixel_head(model.code_features(vectors)).float()
             prefix = int(rng.choice([4, 8, 16, geometry.num_queries]))
-            told = (model.decode_task_layer(quantized.vectors) + model.pos_embed_image)[:, :prefix].mean(1)
+            told = (model.decode_task_layer(vectors) + model.pos_embed_image)[:, :prefix].mean(1)
             words = F.log_softmax(words_head(told).float(), -1)
             look = perceptual(drawn, truth)
         counts.mul_(0.995).add_(torch.bincount(quantized.codes.flatten(), minlength=len(counts)), alpha=0.005)

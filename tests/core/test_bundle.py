@@ -1,0 +1,144 @@
+import json
+import shutil
+
+import pytest
+
+from seed_edge.bundle import EMBEDDED, FILES, MANIFEST, Bundle, Manifest, staging
+from seed_edge.errors import BundleError
+
+
+@pytest.fixture
+def copy(tiny, tmp_path):
+    folder = tmp_path / "bundle"
+    shutil.copytree(tiny, folder)
+    return folder
+
+
+def edit(folder, change):
+    path = folder / MANIFEST
+    manifest = json.loads(path.read_text())
+    change(manifest)
+    path.write_text(json.dumps(manifest))
+
+
+def refused(folder, words):
+    with pytest.raises(BundleError, match=words) as caught:
+        Bundle.open(folder)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_manifest_survives_being_written_and_read(tiny):
+    manifest = Bundle.open(tiny).manifest
+    assert Manifest.from_json(manifest.to_json()) == manifest
+
+
+def test_the_embedded_bundle_is_whole_and_light():
+    bundle = Bundle.open()
+    bundle.check_hashes()
+    assert sum(entry.size for entry in bundle.manifest.files.values()) <= 40e6
+    assert {path.name for path in EMBEDDED.iterdir()} == {MANIFEST, *FILES}
+    assert bundle.manifest.sources and bundle.manifest.licence
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_missing_file_is_named(copy, name):
+    (copy / name).unlink()
+    refused(copy, name)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_truncated_file_is_named(copy, name):
+    data = (copy / name).read_bytes()
+    (copy / name).write_bytes(data[:-1])
+    refused(copy, f"{name} has")
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_changed_byte_is_noticed(copy, name):
+    data = bytearray((copy / name).read_bytes())
+    data[len(data) // 2] ^= 1
+    (copy / name).write_bytes(data)
+    refused(copy, f"{name} is not the file that was exported")
+
+
+@pytest.mark.parametrize("name", [FILES[0], MANIFEST])
+def test_links_are_refused(copy, name, tmp_path):
+    real = tmp_path / "elsewhere"
+    shutil.move(copy / name, real)
+    (copy / name).symlink_to(real)
+    refused(copy, "link")
+
+
+def test_an_unlisted_file_is_refused(copy):
+    (copy / "extra.bin").write_bytes(b"")
+    refused(copy, "extra.bin is not listed")
+
+
+def test_a_folder_in_place_of_a_file_is_refused(copy):
+    (copy / FILES[0]).unlink()
+    (copy / FILES[0]).mkdir()
+    refused(copy, "no plain file")
+
+
+def test_a_file_outside_the_folder_cannot_be_listed(copy):
+    edit(copy, lambda m: m["files"].update({"../secret": m["files"].pop(FILES[0])}))
+    refused(copy, "lists the wrong files")
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda m: m.update(format=2), "format 2"),
+        (lambda m: m.update(kind="video"), "kind 'video'"),
+        (lambda m: m.pop("vocab"), r"missing \[vocab\]"),
+        (lambda m: m.update(extra=1), r"unknown \[extra\]"),
+        (lambda m: m["vocab"].update(size="310"), "vocab: size"),
+        (lambda m: m["vocab"].update(size=True), "vocab: size"),
+        (lambda m: m["vocab"].update(boi_id=300), "BOI"),
+        (lambda m: m["preprocessing"].update(resize_filter="lanczos"), "lanczos"),
+        (lambda m: m["preprocessing"].update(mean=[0.5, 0.5]), "mean"),
+        (lambda m: m["sampling"].update(top_p=0), "top_p"),
+        (lambda m: m["prompts"].update(draw="{text}"), "draw template"),
+    ],
+)
+def test_a_broken_manifest_names_its_fault(copy, change, words):
+    edit(copy, change)
+    refused(copy, words)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "null", '{"format": 1}', "\x00"])
+def test_a_manifest_that_is_none_is_refused(copy, text):
+    (copy / MANIFEST).write_text(text)
+    refused(copy, MANIFEST)
+
+
+def test_no_bundle_at_all(tmp_path):
+    refused(tmp_path / "nothing", "no such bundle")
+    refused(tmp_path, "manifest.json is missing")
+
+
+def test_staging_appears_whole_or_not_at_all(tmp_path):
+    out = tmp_path / "out"
+    with pytest.raises(KeyboardInterrupt), staging(out) as folder:
+        (folder / "half").write_text("half")
+        assert not out.exists()
+        raise KeyboardInterrupt
+    assert list(tmp_path.iterdir()) == []
+    with staging(out) as folder:
+        (folder / MANIFEST).write_text("whole")
+    assert [p.name for p in tmp_path.iterdir()] == ["out"]
+
+
+def test_staging_replaces_a_bundle_only_when_told_and_nothing_else_ever(tmp_path):
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "thesis.txt").write_text("precious")
+    with pytest.raises(BundleError, match="no bundle"), staging(out, replace=True):
+        pass
+    (out / "thesis.txt").rename(out / MANIFEST)
+    with pytest.raises(BundleError, match="--replace"), staging(out):
+        pass
+    with staging(out, replace=True) as folder:
+        (folder / MANIFEST).write_text("new")
+    assert (out / MANIFEST).read_text() == "new"
+    assert [p.name for p in tmp_path.iterdir()] == ["out"]

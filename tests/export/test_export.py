@@ -1,0 +1,350 @@
+"""The whole way: pictures, tokenizer, codes, language model, export, caption and draw; and every way it may fail."""
+
+import io
+import json
+import shutil
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from click.testing import CliRunner
+from PIL import Image, ImageDraw
+from safetensors.numpy import load_file, save_file
+from transformers import LlamaConfig, LlamaForCausalLM
+
+import seed_edge
+from seed_edge.bundle import DECODER, ENCODER, LANGUAGE_MODEL, Bundle
+from seed_edge.cli import cli
+from seed_edge.errors import CheckpointError, ParityError
+from seed_edge.export import gguf as gguf_module
+from seed_edge.export.gguf import LlamaFolder, permute, write_gguf
+from seed_edge.export.parity import LOGITS_KL, language_parity
+from seed_edge.models.config import Geometry
+from seed_edge.models.train.shards import ShardWriter
+from seed_edge.runtime.language_model import LlamaCpp
+
+SMALL = Geometry(
+    image_size=64, num_queries=4, qformer_width=32, qformer_depth=2, qformer_heads=4, qformer_mlp=64, codebook_size=16,
+    code_dim=8, decoder_depth=1, decoder_heads=4, output_size=16, pixel_grid=4, pixel_depth=1, pixel_channels=(16,),
+)  # fmt: skip
+COLOURS = ("red", "green", "blue", "yellow", "purple", "orange")
+
+
+def pictures(path):
+    """A tar of coloured shapes with labels, and of plain photos with sentences."""
+    with ShardWriter(path) as shard:
+        for i, colour in enumerate(COLOURS * 3):
+            image = Image.new("RGBA", (64, 64), (0, 0, 0, 0))
+            draw = ImageDraw.Draw(image)
+            shape = ("disc", "square", "bar")[i // len(COLOURS)]
+            box = {"disc": (8, 8, 56, 56), "square": (12, 12, 52, 52), "bar": (4, 24, 60, 40)}[shape]
+            (draw.ellipse if shape == "disc" else draw.rectangle)(box, fill=colour)
+            record = {"label": shape, "style": "flat", "colour": colour, "recoloured": True}
+            write(shard, f"{colour}-{shape}", image, record)
+            write(
+                shard,
+                f"photo-{i}",
+                image.convert("RGB"),
+                {"captions": [f"A {shape} lies on the {colour} table in the room ."]},
+            )
+
+
+def write(shard, key, image, record):
+    buffer = io.BytesIO()
+    image.save(buffer, "WEBP")
+    shard.write(key, {"webp": buffer.getvalue(), "json": json.dumps(record).encode()})
+
+
+def call(*arguments):
+    result = CliRunner().invoke(cli, list(map(str, arguments)), catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    return result
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A run trained for a few steps by the commands anyone would use."""
+    folder = tmp_path_factory.mktemp("train")
+    pictures(folder / "shapes.tar")
+    (folder / "geometry").mkdir()
+    SMALL.save(folder / "geometry")
+    out, data = folder / "run", folder / "shapes.tar"
+    call("train", "tokenizer", "--data", data, "--out", out, "--geometry", folder / "geometry", "--steps", 4, "--batch", 4)
+    call(
+        "train",
+        "llm",
+        "--data",
+        data,
+        "--run",
+        out,
+        "--steps",
+        4,
+        "--batch",
+        4,
+        "--text-pieces",
+        310,
+        "--width",
+        64,
+        "--depth",
+        2,
+    )
+    (out / "sources.json").write_text(json.dumps([{"name": "shapes", "licence": "Apache-2.0", "role": "training"}]))
+    return out
+
+
+@pytest.fixture(scope="module")
+def exported(run, tmp_path_factory):
+    out = tmp_path_factory.mktemp("export") / "bundle"
+    photo = out.parent / "photo.png"
+    Image.new("RGB", (30, 20), "red").save(photo)
+    call("export", "--ckpt", run, "--out", out, "--photo", photo, "--licence", "Apache-2.0")
+    return out
+
+
+def test_training_leaves_a_log_a_sheet_and_a_checkpoint(run):
+    lines = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    assert lines[-1]["step"] == 4 and {"l1", "look", "words", "vq"} <= set(lines[-1])
+    assert Image.open(run / "sheets" / "000004.png").size == (16 * 16, 4 * 16)
+    assert (run / "image_tokenizer.safetensors").is_file() and (run / "llm" / "model.safetensors").is_file()
+
+
+def test_a_trained_run_becomes_a_bundle_that_captions_and_draws(exported, tmp_path):
+    manifest = Bundle.open(exported).manifest
+    assert manifest.vocab.codebook_size == 16 and manifest.vocab.first_code_id == 310 and manifest.vocab.size == 328
+    assert manifest.parity["images"]["equal_codes"] >= 0.95
+    assert [source.name for source in manifest.sources] == ["shapes"] and manifest.licence == "Apache-2.0"
+    picture = tmp_path / "fox.png"
+    call("draw", "a red disc", "--bundle", exported, "-o", picture, "--seed", 1)
+    assert Image.open(picture).size == (16, 16)
+    assert call("caption", picture, "--bundle", exported).exit_code == 0
+
+
+def test_nothing_of_the_machine_stands_in_the_files(exported, run):
+    for name in (ENCODER, DECODER, LANGUAGE_MODEL, "manifest.json"):
+        data = (exported / name).read_bytes()
+        assert b"site-packages" not in data and str(run).encode() not in data and b".py" not in data
+
+
+def test_half_precision_is_storage_only(exported):
+    graph = onnx.load(exported / ENCODER).graph
+    kinds = {tensor.data_type for tensor in graph.initializer if np.prod(tensor.dims) >= 256}
+    assert onnx.TensorProto.FLOAT16 in kinds and onnx.TensorProto.FLOAT not in kinds
+    assert any(node.op_type == "Attention" for node in graph.node)
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_the_bundle_gives_the_checkpoints_codes_for_any_batch(exported, run, batch):
+    from seed_edge.models.checkpoints import load_image_tokenizer
+
+    rng = np.random.default_rng(batch)
+    images = [Image.fromarray(rng.integers(0, 256, (8, 8, 3), dtype=np.uint8)) for _ in range(batch)]
+    with seed_edge.load(exported, device="cpu") as edge, torch.inference_mode():
+        values = torch.from_numpy(edge.bundle.manifest.preprocessing(images))
+        expected = load_image_tokenizer(run).encode(values).numpy()
+        assert np.mean(edge.encode(images) == expected) >= 0.9  # fp16 storage: near ties may fall the other way
+
+
+def test_export_refuses_an_existing_folder_and_replaces_a_bundle_when_told(exported, run, tmp_path):
+    result = CliRunner().invoke(cli, ["export", "--ckpt", str(run), "--out", str(exported)])
+    assert result.exit_code == 1 and "--replace" in result.stderr
+    shutil.copytree(exported, tmp_path / "copy")
+    call(
+        "export",
+        "--ckpt",
+        run,
+        "--out",
+        tmp_path / "copy",
+        "--replace",
+        "--image-weights",
+        "fp32",
+        "--weight-type",
+        "F32",
+        "-q",
+    )
+    assert Bundle.open(tmp_path / "copy").manifest.parity["images"]["equal_codes"] >= 0.99
+
+
+def test_export_that_fails_leaves_nothing(run, tmp_path, monkeypatch):
+    monkeypatch.setitem(LOGITS_KL, "Q8_0", 0.0)
+    result = CliRunner().invoke(cli, ["export", "--ckpt", str(run), "--out", str(tmp_path / "out")])
+    assert result.exit_code == 1 and "diverge" in result.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("option", "value"), [("--weight-type", "Q9"), ("--image-weights", "int3")])
+def test_unknown_weight_types_list_the_known_ones(run, tmp_path, option, value):
+    result = CliRunner().invoke(cli, ["export", "--ckpt", str(run), "--out", str(tmp_path / "o"), option, value])
+    assert result.exit_code == 1 and "choose one of" in result.stderr
+
+
+def test_parts_of_different_runs_are_refused(run, tmp_path):
+    mixed = tmp_path / "mixed"
+    shutil.copytree(run, mixed, ignore=shutil.ignore_patterns("cache", "state.pt"))
+    added = json.loads((mixed / "llm" / "added_tokens.json").read_text())
+    (mixed / "llm" / "added_tokens.json").write_text(
+        json.dumps({t: i for t, i in added.items() if t != "<img_00015>"} | {"<other>": added["<img_00015>"]})
+    )
+    result = CliRunner().invoke(cli, ["export", "--ckpt", str(mixed), "--out", str(tmp_path / "out")])
+    assert result.exit_code == 1 and "names 15 codes, the image tokenizer has 16" in result.stderr
+
+
+def test_too_few_texts_for_the_pieces_asked_is_one_line(run, tmp_path):
+    copy = tmp_path / "run"
+    shutil.copytree(run, copy, ignore=shutil.ignore_patterns("llm"))
+    result = CliRunner().invoke(
+        cli, ["train", "llm", "--data", str(run.parent / "shapes.tar"), "--run", str(copy), "--text-pieces", "4000"]
+    )
+    assert result.exit_code == 1 and "lower --text-pieces" in result.stderr
+
+
+# ---- GGUF --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def llama(run, tmp_path):
+    """A copy of the trained language model's folder."""
+    folder = tmp_path / "llm"
+    shutil.copytree(run / "llm", folder)
+    return folder
+
+
+@pytest.fixture(scope="module", params=[4, 2], ids=["MHA", "GQA"])
+def random_llama(request, run, tmp_path_factory):
+    """A random LLaMA with the vocabulary of the run; large weights, so that errors show."""
+    folder = tmp_path_factory.mktemp("llama")
+    for name in ("tokenizer.model", "added_tokens.json"):
+        shutil.copy(run / "llm" / name, folder)
+    torch.manual_seed(1)
+    config = LlamaConfig(
+        vocab_size=328, hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=request.param, max_position_embeddings=128, initializer_range=0.3, rms_norm_eps=1e-5,
+    )  # fmt: skip
+    LlamaForCausalLM(config).save_pretrained(folder)
+    return folder
+
+
+def test_an_f32_file_gives_the_logits_of_transformers(random_llama, tmp_path):
+    folder = LlamaFolder.open(random_llama)
+    path = tmp_path / "llm.gguf"
+    write_gguf(folder, folder.vocab(4), path, "F32", "random")
+    ids = [1, 318, 310, 325, 311, 327, 40, 50, 60, 300]
+    with torch.inference_mode():
+        expected = LlamaForCausalLM.from_pretrained(random_llama)(torch.tensor([ids])).logits[0].numpy()
+    model = LlamaCpp(path, 64, precise=True)
+    try:
+        found = np.stack([model.start(ids[:1], room=0), *(model.step(i) for i in ids[1:])])
+    finally:
+        model.close()
+    assert np.abs(found - expected).max() < 1e-3
+
+
+def test_rows_left_unpermuted_are_noticed(random_llama, tmp_path, monkeypatch):
+    folder = LlamaFolder.open(random_llama)
+    monkeypatch.setattr(gguf_module, "permute", lambda weight, heads: weight)
+    write_gguf(folder, folder.vocab(4), tmp_path / "llm.gguf", "F32", "random")
+    with pytest.raises(ParityError, match="diverge"):
+        language_parity(random_llama, tmp_path / "llm.gguf", "F32", folder.vocab(4), 128)
+
+
+def test_permutation_pairs_the_two_halves_of_each_head():
+    rows = np.arange(8)[:, None] * np.ones((1, 2))
+    assert permute(rows, 2)[:, 0].tolist() == [0, 2, 1, 3, 4, 6, 5, 7]
+
+
+@pytest.mark.parametrize("weight_type", ["F16", "Q8_0"])
+def test_smaller_types_stay_within_their_tolerance(random_llama, tmp_path, weight_type):
+    folder = LlamaFolder.open(random_llama)
+    path = tmp_path / "llm.gguf"
+    write_gguf(folder, folder.vocab(4), path, weight_type, "random")
+    f32 = tmp_path / "f32.gguf"
+    write_gguf(folder, folder.vocab(4), f32, "F32", "random")
+    assert path.stat().st_size < 0.62 * f32.stat().st_size
+    model = LlamaCpp(path, 64)
+    try:
+        assert np.isfinite(model.start([1, 5, 6], room=1)).all()
+    finally:
+        model.close()
+
+
+def edit_added(folder, change):
+    path = folder / "added_tokens.json"
+    added = json.loads(path.read_text())
+    change(added)
+    path.write_text(json.dumps(added))
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda a: a.update({"<img_00003>": a["<img_00004>"], "<img_00004>": a["<img_00003>"]}), "code 3 should have id"),
+        (lambda a: a.pop("<img_00003>"), "code 3 should have id"),
+        (lambda a: a.pop("<img>"), "does not name <img>"),
+        (lambda a: a.pop("</img>"), "does not name </img>"),
+        (lambda a: a.update({"<extra>": 400}), "added ids must be 310 to 327"),
+        (lambda a: a.update({"<img>": a["</img>"]}), "added ids must be"),
+        (lambda a: a.clear(), "names no codes"),
+    ],
+)
+def test_ids_that_do_not_fit_are_refused(llama, change, words):
+    edit_added(llama, change)
+    with pytest.raises(CheckpointError, match=words):
+        LlamaFolder.open(llama).vocab(4)
+
+
+@pytest.mark.parametrize("name", ["config.json", "added_tokens.json", "tokenizer.model", "model.safetensors"])
+def test_a_missing_file_is_named(llama, tmp_path, name):
+    (llama / name).unlink()
+    with pytest.raises(CheckpointError, match=name):
+        folder = LlamaFolder.open(llama)
+        write_gguf(folder, folder.vocab(4), tmp_path / "llm.gguf", "F32", "x")
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda t: t.pop("model.norm.weight"), r"missing tensors \['model.norm.weight'\]"),
+        (lambda t: t.update(extra=np.zeros(1, np.float32)), r"unknown tensors \['extra'\]"),
+        (lambda t: t.update({"lm_head.weight": t["lm_head.weight"].T.copy()}), "lm_head.weight has shape"),
+        (lambda t: t.update({"lm_head.weight": t["lm_head.weight"][:-1].copy()}), "lm_head.weight has shape"),
+    ],
+)
+def test_a_tensor_missing_surplus_or_misshapen_is_named(llama, tmp_path, change, words):
+    tensors = load_file(llama / "model.safetensors")
+    change(tensors)
+    save_file(tensors, llama / "model.safetensors")
+    folder = LlamaFolder.open(llama)
+    with pytest.raises(CheckpointError, match=words):
+        write_gguf(folder, folder.vocab(4), tmp_path / "llm.gguf", "F32", "x")
+
+
+def test_text_of_a_user_cannot_become_a_code(exported):
+    bundle = Bundle.open(exported)
+    model = LlamaCpp(bundle.language_model, bundle.manifest.context_length)
+    try:
+        ids = model.tokenize("a dog <img_00001> on </img> grass</s>")
+        assert not [i for i in ids if i >= bundle.manifest.vocab.first_code_id or i in (1, 2)]
+    finally:
+        model.close()
+
+
+def test_llama_cpp_splits_text_as_sentencepiece_does(exported, run):
+    pieces = LlamaFolder.open(run / "llm").pieces
+    bundle = Bundle.open(exported)
+    model = LlamaCpp(bundle.language_model, bundle.manifest.context_length)
+    texts = ["a red disc", "", "draw me  two spaces", "naïve café 여우", "x", " leading", "a\nb", "1234"]
+    try:
+        assert [model.tokenize(text) for text in texts] == [pieces.encode(text) for text in texts]
+    finally:
+        model.close()
+
+
+def test_the_committed_tiny_bundle_is_what_its_script_makes(tiny, tmp_path):
+    import runpy
+
+    make = runpy.run_path(str(tiny.parent / "make_tiny_bundle.py"))["make"]
+    make(tmp_path / "tiny")
+    fresh, committed = Bundle.open(tmp_path / "tiny").manifest, Bundle.open(tiny).manifest
+    assert fresh == committed
+    for name in (ENCODER, DECODER, LANGUAGE_MODEL):
+        assert (tmp_path / "tiny" / name).read_bytes() == (tiny / name).read_bytes(), name

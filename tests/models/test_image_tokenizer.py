@@ -1,0 +1,194 @@
+import dataclasses
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from seed_edge.errors import CheckpointError
+from seed_edge.models.checkpoints import IMAGE_TOKENIZER_FILE, load_image_tokenizer, save_image_tokenizer
+from seed_edge.models.config import Geometry
+from seed_edge.models.image_tokenizer import ImageTokenizer
+from seed_edge.models.quantizer import VectorQuantizer
+from seed_edge.models.trunk import TAPS, EfficientNetLite0, fold_published_weights, pretrained_trunk
+
+SMALL = Geometry(
+    image_size=64, num_queries=4, qformer_width=32, qformer_depth=2, qformer_heads=4, qformer_mlp=64, codebook_size=16,
+    code_dim=8, decoder_depth=1, decoder_heads=4, output_size=16, pixel_grid=4, pixel_depth=1, pixel_channels=(16,),
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def model():
+    torch.manual_seed(0)
+    return ImageTokenizer(SMALL).eval()
+
+
+def test_codes_and_pixels_have_the_declared_shapes_and_ranges(model):
+    codes = model.encode(torch.randn(3, 3, 64, 64))
+    assert codes.shape == (3, 4) and codes.dtype == torch.int64
+    assert codes.min() >= 0 and codes.max() < 16
+    pixels = model.decode(codes)
+    assert pixels.shape == (3, 3, 16, 16) and pixels.min() >= 0 and pixels.max() <= 1
+
+
+def test_looking_codes_up_equals_the_training_path(model):
+    vision = torch.randn(2, 4, SMALL.vit_width)
+    quantized = model.quantize_vision(vision)
+    assert torch.equal(quantized.codes, model.quantize.codes(model.query_features(vision)))
+    assert torch.allclose(quantized.vectors, model.quantize.embedding(quantized.codes), atol=1e-6)
+
+
+def test_a_query_sees_only_those_before_it(model):
+    vision = torch.randn(1, 4, SMALL.vit_width)
+    with torch.no_grad():
+        before = model.query_features(vision)
+        changed = model.query_tokens.clone()
+        model.query_tokens[:, 2] = torch.randn(SMALL.qformer_width)
+        after = model.query_features(vision)
+        model.query_tokens.copy_(changed)
+    assert torch.allclose(before[:, :2], after[:, :2], atol=1e-5)
+    assert not torch.allclose(before[:, 2], after[:, 2], atol=1e-3)
+    assert not torch.allclose(before[:, 3], after[:, 3], atol=1e-3)
+
+
+def test_the_nearest_row_wins():
+    quantizer = VectorQuantizer(4, 2)
+    quantizer.embedding.weight.data = torch.tensor([[0.0, 0], [1, 0], [0, 1], [5, 5]])
+    z = torch.tensor([[[0.9, 0.2], [0.1, 0.0], [9, 9], [0.2, 0.7]]])
+    assert quantizer.codes(z).tolist() == [[1, 0, 3, 2]]
+
+
+def test_the_gradient_passes_straight_through_and_both_sides_are_pulled():
+    quantizer = VectorQuantizer(4, 2)
+    z = torch.randn(1, 3, 2, requires_grad=True)
+    quantized = quantizer(z)
+    quantized.vectors.sum().backward(retain_graph=True)
+    assert torch.equal(z.grad, torch.ones_like(z))
+    quantized.loss.backward()
+    assert quantizer.embedding.weight.grad.abs().sum() > 0
+
+
+def test_unused_rows_move_to_where_vectors_are_and_used_ones_stay():
+    quantizer = VectorQuantizer(4, 2)
+    kept = quantizer.embedding.weight[1].clone()
+    usage = torch.tensor([0.0, 8.0, 0.0, 0.0])
+    z = torch.full((5, 2), 3.0)
+    assert quantizer.revive(usage, z, 0.1, torch.Generator().manual_seed(0)) == 3
+    assert torch.equal(quantizer.embedding.weight[1], kept)
+    assert torch.equal(quantizer.embedding.weight[[0, 2, 3]], torch.full((3, 2), 3.0))
+    assert usage.tolist() == [2.0, 8.0, 2.0, 2.0]
+
+
+def test_one_batch_can_be_learnt(model):
+    torch.manual_seed(0)
+    learner = ImageTokenizer(SMALL)
+    vision, truth = torch.randn(4, 4, SMALL.vit_width), torch.rand(4, 3, 16, 16)
+    optimizer = torch.optim.AdamW(learner.parameters(), 2e-3)
+    losses = []
+    for _ in range(60):
+        quantized = learner.quantize_vision(vision)
+        loss = (learner.pixel_head(learner.code_features(quantized.vectors)) - truth).abs().mean() + quantized.loss
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.8 * losses[0]
+
+
+def test_published_weights_fold_to_the_network_with_batch_norms():
+    """Against convolution then batch norm, on the stem and the first block's depthwise convolution."""
+    torch.manual_seed(0)
+    trunk = EfficientNetLite0()
+    published = {}
+    names = [("_conv_stem", "_bn0", trunk.stem)]
+    for i, block in enumerate(trunk.blocks):
+        if block.expand is not None:
+            names.append((f"_blocks.{i}._expand_conv", f"_blocks.{i}._bn0", block.expand))
+        names.append((f"_blocks.{i}._depthwise_conv", f"_blocks.{i}._bn1", block.depthwise))
+        names.append((f"_blocks.{i}._project_conv", f"_blocks.{i}._bn2", block.project))
+    norms = {}
+    for conv, norm, ours in names:
+        published[f"{conv}.weight"] = torch.randn_like(ours.weight)
+        norms[conv] = torch.nn.BatchNorm2d(ours.out_channels, eps=1e-3).eval()
+        for name, tensor in norms[conv].state_dict().items():
+            if tensor.ndim:
+                tensor.copy_(torch.rand_like(tensor) + 0.5)
+                published[f"{norm}.{name}"] = tensor
+    trunk.load_state_dict(fold_published_weights(published))
+    x = torch.randn(1, 3, 33, 33)
+    padded = torch.nn.functional.pad(x, (1, 1, 1, 1))
+    expected = norms["_conv_stem"](torch.nn.functional.conv2d(padded, published["_conv_stem.weight"], stride=2))
+    assert torch.allclose(trunk.stem(x), expected, atol=1e-3)
+    del published["_blocks.3._bn1.running_var"]
+    with pytest.raises(CheckpointError, match=r"_blocks\.3\._bn1\.running_var"):
+        fold_published_weights(published)
+
+
+def test_padding_is_tensorflows():
+    """An even side with stride 2 is padded at the right and the bottom only."""
+    stem = EfficientNetLite0().stem
+    x = torch.zeros(1, 3, 4, 4)
+    x[..., 0, 0] = 1
+    stem.weight.data.zero_()
+    stem.weight.data[:, 0, 0, 0] = 1
+    stem.bias.data.zero_()
+    assert stem(x)[0, 0].tolist() == [[1, 0], [0, 0]]
+
+
+def test_the_pretrained_trunk_tells_pictures_apart_and_is_frozen():
+    trunk = pretrained_trunk()
+    assert not any(parameter.requires_grad for parameter in trunk.parameters())
+    tokens = trunk(torch.randn(2, 3, 64, 64))
+    assert tokens.shape == (2, 4, SMALL.vit_width)
+    assert [tap.shape[1] for tap in trunk.taps(torch.zeros(1, 3, 64, 64))] == [40, 112, 320] and len(TAPS) == 3
+    assert not torch.allclose(tokens[0], tokens[1], atol=0.1)
+
+
+@pytest.fixture
+def checkpoint(model, tmp_path):
+    save_image_tokenizer(model, tmp_path)
+    return tmp_path
+
+
+def test_a_checkpoint_comes_back_as_it_was(model, checkpoint):
+    loaded = load_image_tokenizer(checkpoint)
+    assert loaded.geometry == SMALL
+    assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), loaded.state_dict().values(), strict=True))
+
+
+def change(folder, edit):
+    state = load_file(folder / IMAGE_TOKENIZER_FILE)
+    edit(state)
+    save_file(state, folder / IMAGE_TOKENIZER_FILE)
+
+
+@pytest.mark.parametrize(
+    ("edit", "words"),
+    [
+        (lambda s: s.pop("ln_vision.weight"), "ln_vision.weight is missing"),
+        (lambda s: s.update({"query_tokens": torch.zeros(1, 5, 32)}), r"query_tokens has shape \(1, 5, 32\)"),
+        (lambda s: s.update({"extra": torch.zeros(1)}), "first extra"),
+    ],
+)
+def test_a_tensor_missing_misshapen_or_surplus_is_named(checkpoint, edit, words):
+    change(checkpoint, edit)
+    with pytest.raises(CheckpointError, match=words):
+        load_image_tokenizer(checkpoint)
+
+
+def test_a_checkpoint_missing_or_truncated_is_named(checkpoint):
+    path = checkpoint / IMAGE_TOKENIZER_FILE
+    path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(CheckpointError, match="cannot be read as safetensors"):
+        load_image_tokenizer(checkpoint)
+    path.unlink()
+    with pytest.raises(CheckpointError, match=r"image_tokenizer\.safetensors is missing"):
+        load_image_tokenizer(checkpoint)
+    (checkpoint / "geometry.json").unlink()
+    with pytest.raises(CheckpointError, match=r"geometry\.json is missing"):
+        load_image_tokenizer(checkpoint)
+
+
+def test_a_geometry_that_does_not_add_up_is_refused():
+    with pytest.raises(CheckpointError, match="doublings"):
+        dataclasses.replace(SMALL, output_size=48)

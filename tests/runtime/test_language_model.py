@@ -1,0 +1,101 @@
+import types
+
+import numpy as np
+import pytest
+
+from seed_edge.bundle import Bundle
+from seed_edge.errors import BundleError, PromptError
+from seed_edge.runtime import language_model
+from seed_edge.runtime.language_model import LlamaCpp, model_params
+
+
+@pytest.fixture(scope="module")
+def vocab(tiny):
+    return Bundle.open(tiny).manifest.vocab
+
+
+@pytest.fixture(scope="module")
+def model(tiny):
+    opened = LlamaCpp(Bundle.open(tiny).language_model, 96)
+    yield opened
+    opened.close()
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a dog <img_00001> on grass",
+        "<img>",
+        "</img><img_00007>",
+        "<s>",
+        "</s>",
+        "<unk>",
+        "<0x41>",
+        "[INST] <<SYS>>",
+        "\x00\x1b[31m",
+    ],
+)
+def test_text_of_a_user_never_becomes_a_code_or_a_control_id(model, vocab, text):
+    ids = model.tokenize(text)
+    assert ids
+    assert not [i for i in ids if vocab.is_code(i) or i in (0, vocab.bos_id, vocab.eos_id, vocab.boi_id, vocab.eoi_id)]
+
+
+@pytest.mark.parametrize(
+    "text", ["a red fox", "A Red  Fox", "여우 한 마리", "🦊🦊", "naïve café", "<img_00001>", "line\nbreak"]
+)
+def test_text_survives_being_tokenized(model, text):
+    assert model.text_of(model.tokenize(text)) == text
+
+
+def test_control_characters_never_reach_a_terminal(model):
+    assert model.text_of(model.tokenize("red\x1b[31m fox\x07")) == "red[31m fox"
+
+
+def test_a_shared_beginning_is_not_read_again_and_changes_nothing(model):
+    long = [1, *model.tokenize("please draw me a red fox on green grass")]
+    other = [*long[:6], *model.tokenize("a house")]
+    fresh = model.start(other, room=4)
+    model.start(long, room=4)
+    assert model.start(other, room=4) == pytest.approx(fresh, abs=2e-3)
+    stepped = model.start(other[:-1], room=4)
+    assert not np.allclose(stepped, fresh)
+    assert model.step(other[-1]) == pytest.approx(fresh, abs=2e-3)
+
+
+def test_a_prompt_that_leaves_no_room_is_refused_with_both_numbers(model):
+    with pytest.raises(PromptError, match="the prompt has 90 ids, 86 fit"):
+        model.start([5] * 90, room=10)
+    model.start([5] * 86, room=10)
+
+
+def test_a_file_llama_cpp_refuses_is_one_clear_error(tmp_path):
+    path = tmp_path / "llm.gguf"
+    path.write_bytes(b"GGUF" + bytes(100))
+    with pytest.raises(BundleError, match=r"llm\.gguf cannot be loaded"):
+        LlamaCpp(path, 64)
+
+
+@pytest.mark.parametrize(("info", "extra"), [(b"AMX_INT8 = 1 | AVX = 1", False), (b"AVX = 1", True), (b"AMX_INT8 = 0", True)])
+def test_broken_amx_kernels_are_kept_out(monkeypatch, info, extra):
+    real = language_model.llama_cpp
+    fake = types.SimpleNamespace(
+        llama_print_system_info=lambda: info, llama_model_default_params=real.llama_model_default_params
+    )
+    monkeypatch.setattr(language_model, "llama_cpp", fake)
+    assert model_params(gpu=False).use_extra_bufts is extra
+
+
+def test_a_model_gives_the_same_numbers_without_extra_buffers(tiny, model, monkeypatch):
+    monkeypatch.setattr(language_model, "amx_in_use", lambda: True)
+    other = LlamaCpp(Bundle.open(tiny).language_model, 96)
+    try:
+        assert other.start([1, 40, 50], room=1) == pytest.approx(model.start([1, 40, 50], room=1), abs=2e-3)
+    finally:
+        other.close()
+
+
+def test_closing_twice_does_nothing(tiny):
+    opened = LlamaCpp(Bundle.open(tiny).language_model, 64)
+    opened.close()
+    opened.close()

@@ -1,0 +1,121 @@
+import json
+import shutil
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import seed_edge
+from seed_edge.bundle import LANGUAGE_MODEL, MANIFEST, Sampling, entry_for
+from seed_edge.errors import BundleError, CodesError, ImageError, PromptError
+
+
+def quarters(*colours):
+    image = Image.new("RGB", (64, 32))
+    for i, colour in enumerate(colours):
+        x, y = i % 2 * 32, i // 2 * 16
+        image.paste(colour, (x, y, x + 32, y + 16))
+    return image
+
+
+def test_codes_name_what_is_in_the_picture(edge):
+    images = [quarters("red", "lime", "blue", "white"), Image.new("L", (7, 9), 0)]
+    assert edge.encode(images).tolist() == [[4, 2, 1, 7], [0, 0, 0, 0]]
+
+
+def test_codes_become_the_picture_again(edge):
+    image = edge.decode([4, 2, 1, 7])
+    assert image.size == (16, 16)
+    assert [image.getpixel(p) for p in ((2, 2), (12, 2), (2, 12), (12, 12))] == [
+        (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)
+    ]  # fmt: skip
+    assert edge.encode([image]).tolist() == [[4, 2, 1, 7]]
+
+
+def test_the_same_seed_draws_the_same_picture_and_another_a_different_one(edge):
+    codes = [edge.draw_codes("a red fox", seed=seed).tolist() for seed in (7, 7, 8, 9)]
+    assert codes[0] == codes[1]
+    assert len({tuple(c) for c in codes}) > 1
+    assert edge.draw("a red fox", seed=7).tobytes() == edge.decode(codes[0]).tobytes()
+
+
+def test_the_seed_decides_across_processes_too(edge, tiny):
+    with seed_edge.load(tiny, device="cpu") as other:
+        other.caption(Image.new("RGB", (8, 8)))  # something read before must not matter
+        assert other.draw_codes("a house", seed=3).tolist() == edge.draw_codes("a house", seed=3).tolist()
+
+
+def test_the_prompt_decides(edge):
+    sampling = Sampling(0.0, 0, 1.0)
+    drawn = {tuple(edge.draw_codes(p, sampling=sampling)) for p in ("a red fox", "a house", "the cat", "green grass")}
+    assert len(drawn) > 1
+
+
+def test_a_caption_is_text_and_repeats(edge):
+    image = quarters("red", "lime", "blue", "white")
+    texts = [edge.caption(image) for _ in range(2)]
+    assert texts[0] == texts[1] and isinstance(texts[0], str)
+    warm = {edge.caption(image, temperature=2.0, seed=seed) for seed in range(4)}
+    assert len(warm) > 1
+
+
+@pytest.mark.parametrize("prompt", ["<img_00001></img>", "🦊", "여우", "a" * 20, "</s><s>"])
+def test_odd_prompts_draw_a_picture(edge, prompt):
+    assert edge.draw(prompt).size == (16, 16)
+
+
+def test_an_empty_and_an_overlong_prompt_are_refused(edge):
+    with pytest.raises(PromptError, match="empty"):
+        edge.draw("  ")
+    with pytest.raises(PromptError, match=r"ids, \d+ fit"):
+        edge.draw("fox " * 500)
+
+
+def test_bad_input_is_refused_by_name(edge, tmp_path):
+    with pytest.raises(ImageError, match="at least one"):
+        edge.encode([])
+    with pytest.raises(ImageError, match=r"none\.jpg: no such file"):
+        edge.caption(tmp_path / "none.jpg")
+    with pytest.raises(CodesError, match="4 integers"):
+        edge.decode([1, 2, 3])
+    with pytest.raises(CodesError, match=r"\[0, 8\)"):
+        edge.decode([1, 2, 3, 8])
+
+
+def test_bad_input_leaves_the_object_usable(edge):
+    with pytest.raises(PromptError):
+        edge.draw("fox " * 500)
+    assert edge.draw_codes("a house", seed=3).shape == (4,)
+
+
+def swap_language_model_for(folder, change):
+    manifest = json.loads((folder / MANIFEST).read_text())
+    change(manifest)
+    manifest["files"][LANGUAGE_MODEL] = vars(entry_for(folder / LANGUAGE_MODEL))
+    (folder / MANIFEST).write_text(json.dumps(manifest))
+
+
+def test_a_language_model_of_another_export_is_refused(tiny, tmp_path):
+    folder = tmp_path / "bundle"
+    shutil.copytree(tiny, folder)
+
+    def shift(manifest):
+        manifest["vocab"].update(size=400)
+
+    swap_language_model_for(folder, shift)
+    with seed_edge.load(folder, device="cpu") as other, pytest.raises(BundleError, match="310 ids, the manifest says 400"):
+        other.draw("a house")
+
+
+def test_a_graph_of_another_export_is_refused(tiny, tmp_path):
+    folder = tmp_path / "bundle"
+    shutil.copytree(tiny, folder)
+    swap_language_model_for(folder, lambda manifest: manifest["vocab"].update(codebook_size=4, boi_id=305, eoi_id=304))
+    with seed_edge.load(folder, device="cpu") as other, pytest.raises(BundleError, match="gave code 7"):
+        other.encode([Image.new("RGB", (8, 8), "white")])
+
+
+def test_several_images_give_the_codes_each_gives_alone(edge):
+    images = [quarters("red", "lime", "blue", "white"), Image.new("RGB", (5, 5), "yellow"), Image.new("RGB", (300, 2))]
+    together = edge.encode(images)
+    assert np.array_equal(together, np.concatenate([edge.encode([image]) for image in images]))

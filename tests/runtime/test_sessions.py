@@ -1,0 +1,66 @@
+import shutil
+
+import numpy as np
+import pytest
+
+from seed_edge.bundle import DECODER, ENCODER
+from seed_edge.errors import BundleError, DeviceError
+from seed_edge.graphs import decoder_graph, encoder_graph
+from seed_edge.runtime import sessions
+from seed_edge.runtime.sessions import Device, Session, choose_device
+
+CPU = Device("cpu", "for the test", required=True)
+
+
+def test_a_session_runs_its_graph(tiny):
+    session = Session(tiny / ENCODER, encoder_graph(16, 4), CPU)
+    assert session(np.ones((2, 3, 16, 16), np.float32))[0].tolist() == [[7] * 4] * 2
+    assert session.device == "cpu"
+
+
+@pytest.mark.parametrize("spec", [encoder_graph(16, 5), encoder_graph(32, 4), decoder_graph(4, 16)])
+def test_a_graph_that_is_not_the_declared_one_is_refused(tiny, spec):
+    with pytest.raises(BundleError, match=r"encoder\.onnx takes or gives"):
+        Session(tiny / ENCODER, spec, CPU)
+
+
+@pytest.mark.parametrize("content", [b"", b"not a graph", bytes(500)])
+def test_a_file_that_is_no_graph_is_one_clear_error(tmp_path, content):
+    path = tmp_path / "encoder.onnx"
+    path.write_bytes(content)
+    with pytest.raises(BundleError, match=r"encoder\.onnx cannot be opened") as caught:
+        Session(path, encoder_graph(16, 4), CPU)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_truncated_graph_is_refused(tiny, tmp_path):
+    path = tmp_path / "decoder.onnx"
+    shutil.copy(tiny / DECODER, path)
+    path.write_bytes(path.read_bytes()[:300])
+    with pytest.raises(BundleError):
+        Session(path, decoder_graph(4, 16), CPU)
+
+
+def test_cuda_that_is_not_there_is_an_error_and_auto_says_why(monkeypatch):
+    monkeypatch.setattr(sessions, "cuda_problem", lambda: "no NVIDIA driver found")
+    with pytest.raises(DeviceError, match="no NVIDIA driver found; use --device cpu"):
+        choose_device("cuda")
+    assert choose_device("auto") == Device("cpu", "no NVIDIA driver found")
+    assert choose_device("cpu").name == "cpu"
+
+
+def test_auto_takes_cuda_where_nothing_speaks_against_it(monkeypatch):
+    monkeypatch.setattr(sessions, "cuda_problem", lambda: None)
+    assert choose_device("auto").name == choose_device("cuda").name == "cuda"
+
+
+def test_cuda_asked_for_but_not_loaded_is_an_error(tiny, monkeypatch):
+    if sessions.CUDA not in sessions.ort.get_available_providers() or sessions.cuda_problem() is None:
+        monkeypatch.setattr(sessions, "CUDA", "MissingExecutionProvider")
+    with pytest.raises(DeviceError, match="--device cuda cannot be used"):
+        Session(tiny / ENCODER, encoder_graph(16, 4), Device("cuda", "asked for", required=True))
+
+
+def test_an_unknown_device_lists_the_known_ones():
+    with pytest.raises(DeviceError, match="auto, cpu, cuda"):
+        choose_device("tpu")
