@@ -249,6 +249,7 @@ def parse_codes(text: str, name: str) -> list[int]:
 @click.option("--image-weights", default="fp16", show_default=True, help="How graphs store weights: fp32 or fp16.")
 @click.option("--photo", "photos", multiple=True, type=click.Path(path_type=Path), help="Also compare codes on this image.")
 @click.option("--licence", default="", help="What the weights may be used for; goes into the manifest.")
+@click.option("--sources", type=click.Path(path_type=Path), help="JSON list of name, licence, role; into the manifest.")
 @click.option("--replace", is_flag=True, help="Replace the bundle at --out.")
 @quiet_option
 def export(
@@ -259,6 +260,7 @@ def export(
     image_weights: str,
     photos: tuple[Path, ...],
     licence: str,
+    sources: Path | None,
     replace: bool,
     quiet: bool,
 ) -> None:
@@ -271,7 +273,12 @@ def export(
     choose("--weight-type", weight_type, tuple(WEIGHT_TYPES))
     choose("--image-weights", image_weights, STORAGE)
     options = ExportOptions(
-        name=name or out.name, weight_type=weight_type, image_weights=image_weights, licence=licence, replace=replace
+        name=name or out.name,
+        weight_type=weight_type,
+        image_weights=image_weights,
+        licence=licence,
+        sources=sources,
+        replace=replace,
     )
     export_bundle(ckpt, out, options, list(photos), lambda text: note(text, quiet))
     click.echo(str(out))

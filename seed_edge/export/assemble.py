@@ -31,7 +31,6 @@ from seed_edge.models.train.llm import CONTEXT, LLM_FOLDER, PROMPTS
 from seed_edge.models.trunk import IMAGE_MEAN, IMAGE_STD
 from seed_edge.preprocess import Preprocessing, open_image
 
-SOURCES_FILE = "sources.json"
 PARITY_IMAGES = 8
 
 
@@ -49,6 +48,8 @@ class ExportOptions:
     top_p: float = 0.9
     max_caption_ids: int = 40
     licence: str = ""
+    sources: Path | None = None
+    """JSON list of objects with name, licence and role: what the weights were made from."""
     replace: bool = False
 
 
@@ -103,7 +104,7 @@ def export_bundle(run: Path, out: Path, options: ExportOptions, photos: list[Pat
                 "images": images,
                 "language": language,
             },
-            sources=read_sources(run),
+            sources=read_sources(options.sources) if options.sources else (),
             licence=options.licence,
         )
         (folder / MANIFEST).write_text(manifest.to_json(), "utf-8")
@@ -111,15 +112,16 @@ def export_bundle(run: Path, out: Path, options: ExportOptions, photos: list[Pat
     return manifest
 
 
-def read_sources(run: Path) -> tuple[Source, ...]:
-    """What `sources.json` in the run says the weights were made from; nothing if there is no such file."""
-    path = run / SOURCES_FILE
-    if not path.exists():
-        return ()
+def read_sources(path: Path) -> tuple[Source, ...]:
+    """Read a list of sources.
+
+    Raises:
+        CheckpointError: the file is missing or is no such list.
+    """
     try:
         return tuple(Source(**fields) for fields in json.loads(path.read_text("utf-8")))
-    except (ValueError, TypeError) as error:
-        raise CheckpointError(f"{path} must be a list of objects with name, licence and role ({error})") from error
+    except (OSError, ValueError, TypeError) as error:
+        raise CheckpointError(f"{path} must be a JSON list of objects with name, licence and role ({error})") from error
 
 
 def smooth_images(count: int, size: int, seed: int = 0) -> np.ndarray:

@@ -73,14 +73,15 @@ class _Doubling(nn.Module):
 class PixelHead(nn.Module):
     """Code features (batch, n, width) -> pixels (batch, 3, output_size, output_size), in about [0, 1].
 
-    A grid of learnt pixel queries attends to the codes in `pixel_depth` blocks and is then doubled in
-    size by convolutions until it is the picture; the last doubling is a sub-pixel convolution.
+    A grid of pixel queries, each a learnt mixture of all codes, attends to the codes in `pixel_depth` blocks and is then
+    doubled in size by convolutions until it is the picture; the last doubling is a sub-pixel convolution.
     """
 
     def __init__(self, geometry: Geometry) -> None:
         super().__init__()
         width, self.grid = geometry.qformer_width, geometry.pixel_grid
         self.queries = nn.Parameter(torch.randn(1, self.grid**2, width) * 0.02)
+        self.spread = nn.Linear(geometry.num_queries, self.grid**2, bias=False)
         self.blocks = nn.ModuleList(Block(width, geometry.decoder_heads) for _ in range(geometry.pixel_depth))
         self.norm = nn.LayerNorm(width, eps=LAYER_NORM_EPS)
         channels = (width, *geometry.pixel_channels)
@@ -89,7 +90,8 @@ class PixelHead(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         batch, codes, width = features.shape
-        x = torch.cat([features, self.queries.expand(batch, -1, -1)], 1)
+        grid = self.spread(features.transpose(1, 2)).transpose(1, 2) + self.queries  # (batch, grid^2, width)
+        x = torch.cat([features, grid], 1)
         for block in self.blocks:
             x = block(x)
         x = self.norm(x[:, codes:]).transpose(1, 2).reshape(batch, width, self.grid, self.grid)

@@ -19,13 +19,19 @@ from seed_edge.models.trunk import EfficientNetLite0
 class ImageTokenizer(nn.Module):
     """Images to codes and back."""
 
+    vision_mean: Tensor
+    vision_std: Tensor
+
     def __init__(self, geometry: Geometry) -> None:
         super().__init__()
         self.geometry = geometry
         width = geometry.qformer_width
         self.trunk = EfficientNetLite0()
+        # channels of the trunk differ in mean and spread by orders of magnitude; training sets these two once
+        self.register_buffer("vision_mean", torch.zeros(geometry.vit_width))
+        self.register_buffer("vision_std", torch.ones(geometry.vit_width))
         self.ln_vision = nn.LayerNorm(geometry.vit_width)
-        self.vision_pos_embed = nn.Parameter(torch.zeros(1, (geometry.image_size // 32) ** 2, geometry.vit_width))
+        self.vision_pos_embed = nn.Parameter(torch.randn(1, (geometry.image_size // 32) ** 2, geometry.vit_width) * 0.2)
         self.query_tokens = nn.Parameter(torch.randn(1, geometry.num_queries, width) * 0.02)
         self.Qformer = CausalQFormer(geometry)
         self.encode_task_layer = nn.Sequential(nn.Linear(width, width), nn.Tanh(), nn.Linear(width, geometry.code_dim))
@@ -39,7 +45,8 @@ class ImageTokenizer(nn.Module):
 
     def query_features(self, vision_tokens: Tensor) -> Tensor:
         """Trunk output (batch, tokens, vit_width) -> vectors to quantize (batch, n, code_dim)."""
-        vision = self.ln_vision(vision_tokens) + self.vision_pos_embed
+        vision = (vision_tokens - self.vision_mean) / self.vision_std
+        vision = self.ln_vision(vision) + self.vision_pos_embed
         return self.encode_task_layer(self.Qformer(self.query_tokens, vision))
 
     def quantize_vision(self, vision_tokens: Tensor) -> Quantized:

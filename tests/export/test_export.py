@@ -89,7 +89,7 @@ def run(tmp_path_factory):
         "--depth",
         2,
     )
-    (out / "sources.json").write_text(json.dumps([{"name": "shapes", "licence": "Apache-2.0", "role": "training"}]))
+    (folder / "sources.json").write_text(json.dumps([{"name": "shapes", "licence": "Apache-2.0", "role": "training"}]))
     return out
 
 
@@ -98,7 +98,19 @@ def exported(run, tmp_path_factory):
     out = tmp_path_factory.mktemp("export") / "bundle"
     photo = out.parent / "photo.png"
     Image.new("RGB", (30, 20), "red").save(photo)
-    call("export", "--ckpt", run, "--out", out, "--photo", photo, "--licence", "Apache-2.0")
+    call(
+        "export",
+        "--ckpt",
+        run,
+        "--out",
+        out,
+        "--photo",
+        photo,
+        "--licence",
+        "Apache-2.0",
+        "--sources",
+        run.parent / "sources.json",
+    )
     return out
 
 

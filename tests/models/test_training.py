@@ -9,7 +9,7 @@ from PIL import Image, ImageDraw
 
 from seed_edge.errors import DataError
 from seed_edge.models.train.drawings import colour_word, dominant_hue, find_package, recoloured, slug
-from seed_edge.models.train.loop import Loop, learning_rate, optimizer_for
+from seed_edge.models.train.loop import Loop, learning_rate, optimizers_for
 from seed_edge.models.train.samples import Sample, read_samples, view
 from seed_edge.models.train.shards import ShardWriter, read_shard
 from seed_edge.models.train.texts import caption, plain, request, with_article
@@ -186,7 +186,7 @@ class Regression:
     def __init__(self, seed=0):
         torch.manual_seed(seed)
         self.model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Tanh(), torch.nn.Linear(8, 1))
-        self.optimizer = optimizer_for([self.model], 0.01)
+        self.optimizers = optimizers_for([self.model], 0.01)
 
     def losses(self, step, rng):
         x = torch.from_numpy(rng.standard_normal((16, 4)).astype(np.float32))
@@ -194,7 +194,7 @@ class Regression:
 
     def run(self, folder, steps, losses=None, **options):
         loop = Loop(folder, steps, 0, lambda text: None, every=5)
-        loop.run({"m": self.model}, self.optimizer, losses or self.losses, 1e-2, 2, save_every=10, **options)
+        loop.run({"m": self.model}, self.optimizers, losses or self.losses, 1e-1, 2, save_every=10, **options)
         return torch.cat([p.flatten() for p in self.model.parameters()])
 
 
@@ -225,13 +225,17 @@ def test_another_seed_does_not_continue_a_run(tmp_path):
     Regression().run(tmp_path, 10)
     problem = Regression()
     with pytest.raises(DataError, match="--seed 0"):
-        Loop(tmp_path, 20, 1, lambda text: None).run({"m": problem.model}, problem.optimizer, problem.losses, 1e-2, 2)
+        Loop(tmp_path, 20, 1, lambda text: None).run({"m": problem.model}, problem.optimizers, problem.losses, 1e-2, 2)
 
 
-def test_only_matrices_decay():
-    model = torch.nn.ModuleDict(
-        {"table": torch.nn.Embedding(4, 4), "linear": torch.nn.Linear(4, 4), "norm": torch.nn.LayerNorm(4)}
-    )
-    decayed, kept = (group["params"] for group in optimizer_for([model], 0.1).param_groups)
-    assert [id(p) for p in decayed] == [id(model["linear"].weight)]
-    assert len(kept) == 4
+def test_matrices_go_to_muon_and_tables_heads_and_norms_never_decay():
+    parts = {"table": torch.nn.Embedding(4, 4), "linear": torch.nn.Linear(4, 4), "norm": torch.nn.LayerNorm(4)}
+    parts |= {"conv": torch.nn.Conv2d(2, 2, 3), "head": torch.nn.Linear(4, 9)}
+    model = torch.nn.ModuleDict(parts)
+    muon, adamw = optimizers_for([model], 0.1, heads=[parts["head"]])
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    assert [names[id(p)] for g in muon.param_groups for p in g["params"]] == ["linear.weight"]
+    decayed, kept = ({names[id(p)] for p in group["params"]} for group in adamw.param_groups)
+    assert decayed == {"conv.weight"}
+    assert kept == {"table.weight", "linear.bias", "norm.weight", "norm.bias", "conv.bias", "head.weight", "head.bias"}
+    assert [group["weight_decay"] for group in adamw.param_groups] == [0.1, 0.0]

@@ -24,7 +24,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from seed_edge.errors import DataError
 from seed_edge.models.checkpoints import load_image_tokenizer
 from seed_edge.models.image_tokenizer import ImageTokenizer
-from seed_edge.models.train.loop import Loop, optimizer_for
+from seed_edge.models.train.loop import Loop, optimizers_for
 from seed_edge.models.train.samples import VIEWS, Cache, build_cache
 from seed_edge.models.train.texts import caption, request
 from seed_edge.prompts import Prompts
@@ -244,7 +244,7 @@ def train_llm(tars: Sequence[Path], run: Path, recipe: LlmRecipe, report: Callab
     def after(step: int) -> None:
         model.save_pretrained(out)
 
-    optimizer = optimizer_for([model], recipe.weight_decay)
+    optimizers = optimizers_for([model], recipe.weight_decay, heads=[model.lm_head])
     Loop(out, recipe.steps, recipe.seed, report).run(
-        {"llm": model}, optimizer, losses_of, recipe.rate, recipe.warmup, after=after
+        {"llm": model}, optimizers, losses_of, recipe.rate, recipe.warmup, after=after
     )

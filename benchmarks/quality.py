@@ -1,0 +1,106 @@
+#!/usr/bin/env python3
+"""How well a bundle sees and draws, on validation pictures only.
+
+    python benchmarks/quality.py --data flickr8k-val.tar --data caltech101-train.tar --sheet sheet.png [--bundle B]
+
+Prints one JSON object:
+
+* `named`: share of labelled photos kept for validation whose caption holds the last word of the label.
+* `main_word`: share of photos with five sentences whose caption holds the main word. The main word is the content word
+  that most of the five sentences share; photos on which fewer than three agree are left out.
+* `chance`: the same two figures when captions are shuffled between photos.
+
+The sheet shows the five prompts of the README, then random names of drawings, and captions of random photos.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import re
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+import seed_edge
+from seed_edge.models.train.samples import Sample, read_samples
+from seed_edge.models.train.tokenizer import STOP_WORDS
+
+FIRST = ("a red fox", "a pizza", "a house", "a red car", "a sunflower")
+NOUNS = (
+    *("cat", "dog", "horse", "fish", "bird", "apple", "banana", "strawberry", "tree", "flower", "rose", "cactus", "mushroom"),
+    *("bee", "butterfly", "octopus", "crab", "whale", "rabbit", "frog", "airplane", "bus", "bicycle", "boat", "rocket"),
+    *("train", "hat", "shoe", "t-shirt", "umbrella", "key", "lamp", "book", "guitar", "drum", "soccer ball", "basketball"),
+    *("moon", "star", "cloud", "rainbow", "heart", "crown", "burger", "hot dog", "ice cream", "cake", "bread", "cheese"),
+)
+COLOURS = ("red", "blue", "green", "yellow", "purple", "pink", "orange", "")
+
+
+def words(text: str) -> set[str]:
+    return {word.rstrip("s") for word in re.findall(r"[a-z]+", text.lower()) if word not in STOP_WORDS}
+
+
+def main_word(sentences: tuple[str, ...]) -> str | None:
+    counts = Counter(word for sentence in sentences for word in words(sentence))
+    word, count = counts.most_common(1)[0]
+    return word if count >= 3 else None
+
+
+def hits(captions: list[str], wanted: list[str]) -> float:
+    return round(float(np.mean([want in words(text) for text, want in zip(captions, wanted, strict=True)])), 3)
+
+
+def caption_all(edge: seed_edge.runtime.pipeline.SeedEdge, pictures: list[bytes]) -> list[str]:
+    return [edge.caption(Image.open(io.BytesIO(picture))) for picture in pictures]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--bundle", type=Path)
+    parser.add_argument("--data", type=Path, action="append", required=True)
+    parser.add_argument("--limit", type=int, default=500, help="photos of each kind")
+    parser.add_argument("--sheet", type=Path)
+    args = parser.parse_args()
+    rng = np.random.default_rng(0)
+    kept = [(s, p) for s, p in read_samples(args.data) if s.held_out and s.style is None]
+    kept = [kept[i] for i in rng.permutation(len(kept))]
+    result = {}
+    with seed_edge.load(args.bundle, device="cpu") as edge:
+        groups: dict[str, list[tuple[Sample, bytes, str]]] = {"named": [], "main_word": []}
+        for sample, picture in kept:
+            if sample.label:
+                groups["named"].append((sample, picture, re.findall(r"[a-z]+", sample.label.lower())[-1].rstrip("s")))
+            elif sample.captions and (word := main_word(sample.captions)):
+                groups["main_word"].append((sample, picture, word))
+        shown = []
+        for name, group in groups.items():
+            group = group[: args.limit]
+            captions, wanted = caption_all(edge, [p for _, p, _ in group]), [w for _, _, w in group]
+            result[name] = hits(captions, wanted)
+            result.setdefault("chance", {})[name] = hits([captions[i] for i in rng.permutation(len(captions))], wanted)
+            result.setdefault("photos", {})[name] = len(group)
+            shown += [(p, c) for (_, p, _), c in list(zip(group, captions, strict=True))[:8]]
+        if args.sheet:
+            prompts = list(FIRST) + [f"a {rng.choice(COLOURS)} {rng.choice(NOUNS)}".replace("  ", " ") for _ in range(43)]
+            write_sheet(args.sheet, [(edge.draw(p, seed=i), p) for i, p in enumerate(prompts)], shown)
+    print(json.dumps(result))
+
+
+def write_sheet(path: Path, drawn: list[tuple[Image.Image, str]], seen: list[tuple[bytes, str]], columns: int = 8) -> None:
+    cells = drawn + [(Image.open(io.BytesIO(p)).convert("RGB").resize((128, 128)), text) for p, text in seen]
+    rows = -(-len(cells) // columns)
+    sheet = Image.new("RGB", (columns * 140, rows * 170), "white")
+    pen = ImageDraw.Draw(sheet)
+    for i, (image, text) in enumerate(cells):
+        x, y = i % columns * 140 + 6, i // columns * 170 + 4
+        sheet.paste(image, (x, y))
+        lines = [text[k : k + 21] for k in range(0, min(len(text), 63), 21)]
+        pen.multiline_text((x, y + 130), "\n".join(lines), fill="black", spacing=1)
+    sheet.save(path)
+
+
+if __name__ == "__main__":
+    main()
