@@ -194,9 +194,12 @@ class Bundle:
         except BundleError as error:
             raise BundleError(f"{folder}: {error}") from None
         bundle = cls(folder, manifest)
-        bundle._check_files()
-        if sum(entry.size for entry in manifest.files.values()) <= HASH_LIMIT:
-            bundle.check_hashes()
+        try:
+            bundle._check_files()
+            if sum(entry.size for entry in manifest.files.values()) <= HASH_LIMIT:
+                bundle.check_hashes()
+        except OSError as error:
+            raise BundleError(f"{error.filename} cannot be read ({error.strerror}); look at its permissions") from error
         return bundle
 
     def _check_files(self) -> None:

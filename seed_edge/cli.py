@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -21,6 +22,11 @@ if TYPE_CHECKING:
 
     from seed_edge.runtime.pipeline import SeedEdge
 
+SYSTEM_FAULTS = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR, errno.EISDIR}
+"""What the system, not the program, is at fault for: a full disk, permissions, a path that is not there."""
+
+CODES_FILE_LIMIT = 1 << 20
+
 PICTURE_TYPES = {".png": "PNG", ".webp": "WEBP", ".jpg": "JPEG", ".jpeg": "JPEG"}
 
 
@@ -32,6 +38,10 @@ class Commands(click.Group):
             return super().invoke(ctx)
         except SeedEdgeError as error:
             raise click.ClickException(str(error)) from error
+        except OSError as error:
+            if error.errno in SYSTEM_FAULTS:
+                raise click.ClickException(f"{error.filename or 'a file'}: {error.strerror}") from error
+            raise
 
 
 bundle_option = click.option(
@@ -210,19 +220,37 @@ def encode(images: tuple[str, ...], max_pixels: int, bundle: Path | None, device
 
 
 @cli.command()
-@click.argument("codes", type=click.File("r"))
+@click.argument("codes", type=click.Path(allow_dash=True))
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="Picture to write.")
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="For decoders that start from noise.")
 @bundle_option
 @device_option
 @quiet_option
-def decode(codes: Any, output: Path, seed: int, bundle: Path | None, device: str, quiet: bool) -> None:
+def decode(codes: str, output: Path, seed: int, bundle: Path | None, device: str, quiet: bool) -> None:
     """Turn CODES back into a picture: a file of `encode` output, or - for stdin."""
     check_output(output)
-    numbers = parse_codes(codes.read(), codes.name)
+    numbers = parse_codes(read_codes(codes), codes)
     with opened(bundle, device, quiet) as edge:
         save_picture(edge.decode(numbers, seed=seed), output)
     click.echo(str(output))
+
+
+def read_codes(name: str) -> str:
+    """Text of a codes file, or of stdin for `-`.
+
+    Raises:
+        CodesError: it cannot be read, is no text, or is far too large.
+    """
+    try:
+        with click.open_file(name, "rb") as file:  # - is stdin
+            data: bytes = file.read(CODES_FILE_LIMIT + 1)
+        if len(data) > CODES_FILE_LIMIT:
+            raise CodesError(f"{name} is over {CODES_FILE_LIMIT:,} bytes; one image has a few hundred")
+        return data.decode()
+    except OSError as error:
+        raise CodesError(f"{name} cannot be read ({error.strerror})") from error
+    except UnicodeDecodeError:
+        raise CodesError(f"{name} is no text; give a file that `seed-edge encode` wrote") from None
 
 
 def parse_codes(text: str, name: str) -> list[int]:

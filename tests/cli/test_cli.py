@@ -177,6 +177,25 @@ def test_what_holds_no_codes_is_refused(text):
         parse_codes(text, "codes.json")
 
 
+def test_codes_that_cannot_be_read_are_one_line(run):
+    Path("binary").write_bytes(bytes(range(256)))
+    Path("large").write_bytes(b"1 " * 600_000)
+    failed(run("decode", "nothing.json", "-o", "x.png"), "nothing.json cannot be read (No such file or directory)")
+    failed(run("decode", "binary", "-o", "x.png"), "binary is no text")
+    failed(run("decode", "large", "-o", "x.png"), "large is over")
+    failed(run("decode", ".", "-o", "x.png"), "cannot be read")
+
+
+def test_a_full_disk_and_missing_folders_are_one_line_everywhere(run, monkeypatch, tmp_path):
+    from seed_edge.runtime.pipeline import SeedEdge
+
+    def full(*_args, **_options):
+        raise OSError(28, "No space left on device", "/somewhere")
+
+    monkeypatch.setattr(SeedEdge, "load", full)
+    failed(run("draw", "a fox", "-o", "x.png"), "/somewhere: No space left on device")
+
+
 def test_wrong_codes_are_one_line(run):
     failed(run("decode", "-", "-o", "x.png", input="1 2 3"), "4 integers")
     failed(run("decode", "-", "-o", "x.png", input="1 2 3 99"), "[0, 8)")

@@ -41,11 +41,11 @@ BOS_ID, EOS_ID = 1, 2
 class LlmRecipe:
     """Shape of the model and knobs of one training run."""
 
-    steps: int = 2500
+    steps: int = 1300
     batch: int = 64
-    rate: float = 1e-3
+    rate: float = 2e-3
     """Peak learning rate."""
-    warmup: int = 150
+    warmup: int = 60
     weight_decay: float = 0.05
     text_pieces: int = 4096
     width: int = 256

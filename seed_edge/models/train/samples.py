@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
+import shutil
 import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -148,6 +149,10 @@ def build_cache(
     folder.mkdir(parents=True, exist_ok=True)
     found = read_samples(tars)
     rows = len(found) * VIEWS
+    needed = rows * (2 * tokens * geometry.vit_width + 3 * size * size)
+    free = shutil.disk_usage(folder).free
+    if free < needed:  # a memory map on a full disk ends the process without a word
+        raise DataError(f"{folder}: features need {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are free; choose another --out")
     features = np.memmap(folder / "features.f16", np.float16, "w+", shape=(rows, tokens, geometry.vit_width))
     pixels = np.memmap(folder / "pixels.u8", np.uint8, "w+", shape=(rows, size, size, 3))
     preprocessing = Preprocessing(geometry.image_size, "bilinear", IMAGE_MEAN, IMAGE_STD)
