@@ -30,15 +30,13 @@ class Geometry:
     """Layers 0, n, 2n, ... of the Q-Former look at the vision tokens."""
     codebook_size: int = 2048
     code_dim: int = 32
-    decoder_depth: int = 2
+    decoder_depth: int = 4
     """Transformer blocks over the code vectors (`blocks_image`)."""
     decoder_heads: int = 8
     output_size: int = 128
     """Side of the square picture the pixel head draws, in pixels."""
     pixel_grid: int = 8
     """Side of the grid of pixel queries."""
-    pixel_depth: int = 3
-    """Transformer blocks over codes and pixel queries together."""
     pixel_channels: tuple[int, ...] = (160, 80, 32)
     """Channels after each doubling of the grid, coarsest first; one more doubling makes the pixels."""
 

@@ -73,8 +73,9 @@ class _Doubling(nn.Module):
 class PixelHead(nn.Module):
     """Code features (batch, n, width) -> pixels (batch, 3, output_size, output_size), in about [0, 1].
 
-    A grid of pixel queries, each a learnt mixture of all codes, attends to the codes in `pixel_depth` blocks and is then
-    doubled in size by convolutions until it is the picture; the last doubling is a sub-pixel convolution.
+    A grid whose cells are learnt mixtures of all codes is doubled in size by convolutions until it is the picture; the
+    last doubling is a sub-pixel convolution. Mixtures with fixed weights carry layout and colour from the first step on,
+    where attention over the codes takes thousands of steps to find them.
     """
 
     def __init__(self, geometry: Geometry) -> None:
@@ -82,19 +83,17 @@ class PixelHead(nn.Module):
         width, self.grid = geometry.qformer_width, geometry.pixel_grid
         self.queries = nn.Parameter(torch.randn(1, self.grid**2, width) * 0.02)
         self.spread = nn.Linear(geometry.num_queries, self.grid**2, bias=False)
-        self.blocks = nn.ModuleList(Block(width, geometry.decoder_heads) for _ in range(geometry.pixel_depth))
+        self.mlp = _Mlp(width, 2 * width)
         self.norm = nn.LayerNorm(width, eps=LAYER_NORM_EPS)
         channels = (width, *geometry.pixel_channels)
         self.doublings = nn.ModuleList(_Doubling(a, b) for a, b in pairwise(channels))
         self.to_rgb = nn.Conv2d(channels[-1], 12, 3, padding=1)
 
     def forward(self, features: Tensor) -> Tensor:
-        batch, codes, width = features.shape
-        grid = self.spread(features.transpose(1, 2)).transpose(1, 2) + self.queries  # (batch, grid^2, width)
-        x = torch.cat([features, grid], 1)
-        for block in self.blocks:
-            x = block(x)
-        x = self.norm(x[:, codes:]).transpose(1, 2).reshape(batch, width, self.grid, self.grid)
+        batch, _, width = features.shape
+        x = self.spread(features.transpose(1, 2)).transpose(1, 2) + self.queries  # (batch, grid^2, width)
+        x = x + self.mlp(self.norm(x))
+        x = x.transpose(1, 2).reshape(batch, width, self.grid, self.grid)
         for doubling in self.doublings:
             x = doubling(x)
         return F.pixel_shuffle(self.to_rgb(x), 2) + 0.5

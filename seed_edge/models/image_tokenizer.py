@@ -35,6 +35,8 @@ class ImageTokenizer(nn.Module):
         self.query_tokens = nn.Parameter(torch.randn(1, geometry.num_queries, width) * 0.02)
         self.Qformer = CausalQFormer(geometry)
         self.encode_task_layer = nn.Sequential(nn.Linear(width, width), nn.Tanh(), nn.Linear(width, geometry.code_dim))
+        # each query's vectors are centred and scaled on their own, so that all queries share the whole codebook
+        self.code_norm = nn.BatchNorm1d(geometry.num_queries * geometry.code_dim, momentum=0.02, affine=False)
         self.quantize = VectorQuantizer(geometry.codebook_size, geometry.code_dim)
         self.decode_task_layer = nn.Sequential(
             nn.Linear(geometry.code_dim, geometry.code_dim), nn.Tanh(), nn.Linear(geometry.code_dim, width)
@@ -47,7 +49,8 @@ class ImageTokenizer(nn.Module):
         """Trunk output (batch, tokens, vit_width) -> vectors to quantize (batch, n, code_dim)."""
         vision = (vision_tokens - self.vision_mean) / self.vision_std
         vision = self.ln_vision(vision) + self.vision_pos_embed
-        return self.encode_task_layer(self.Qformer(self.query_tokens, vision))
+        z = self.encode_task_layer(self.Qformer(self.query_tokens, vision))
+        return self.code_norm(z.flatten(1).float()).view(z.shape)
 
     def quantize_vision(self, vision_tokens: Tensor) -> Quantized:
         """Trunk output -> quantized vectors, for training on cached features."""

@@ -13,7 +13,7 @@ from seed_edge.models.trunk import TAPS, EfficientNetLite0, fold_published_weigh
 
 SMALL = Geometry(
     image_size=64, num_queries=4, qformer_width=32, qformer_depth=2, qformer_heads=4, qformer_mlp=64, codebook_size=16,
-    code_dim=8, decoder_depth=1, decoder_heads=4, output_size=16, pixel_grid=4, pixel_depth=1, pixel_channels=(16,),
+    code_dim=8, decoder_depth=1, decoder_heads=4, output_size=16, pixel_grid=4, pixel_channels=(16,),
 )  # fmt: skip
 
 

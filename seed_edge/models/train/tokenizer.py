@@ -62,12 +62,12 @@ STOP_WORDS = frozenset(
 class TokenizerRecipe:
     """Knobs of one training run."""
 
-    steps: int = 1300
-    batch: int = 48
-    painted: int = 26
+    steps: int = 2600
+    batch: int = 64
+    painted: int = 36
     """Pictures of a batch that are drawn and compared, drawings first; of the others only the words are learnt, at a
     fraction of the cost."""
-    looked_at: int = 14
+    looked_at: int = 18
     """Pictures of a batch compared in the trunk's features too, drawings first."""
     rate: float = 1.5e-3
     """Peak learning rate."""
@@ -78,13 +78,15 @@ class TokenizerRecipe:
     perceptual_weight: float = 0.5
     words_weight: float = 0.15
     vq_weight: float = 1.0
-    quantized_from: float = 0.2
+    quantized_from: float = 0.1
     """Share of the run over which quantized vectors take the place of continuous ones, picture by picture. Codes
     mean nothing at first; a decoder that saw only them would learn to paint the mean picture."""
     revive_every: int = 40
     """Steps between moving codebook rows that nothing uses."""
     num_words: int = 4000
     """Most frequent words that the codes have to tell."""
+    compiled: bool = False
+    """Compile encoder and decoder with torch.compile: two minutes to start, a third faster from then on."""
     seed: int = 0
 
 
@@ -187,6 +189,9 @@ def train_tokenizer(
         nn.GELU(),
         nn.Linear(geometry.qformer_width, len(targets.words)),
     )
+    encode, paint = model.query_features, lambda vectors: model.pixel_head(model.code_features(vectors))
+    if recipe.compiled:
+        encode, paint = torch.compile(encode), torch.compile(paint)
     perceptual, source = Perceptual(trunk), BatchSource(cache, recipe)
     measure_channels(model, cache)
     usage = nn.Module()
@@ -199,7 +204,7 @@ def train_tokenizer(
         painted = rows[: recipe.painted]
         truth = torch.from_numpy(cache.pixels[painted].astype(np.float32) / 255).permute(0, 3, 1, 2)
         with torch.autocast("cpu", torch.bfloat16):
-            z = model.query_features(vision).float()
+            z = encode(vision)
             if step % recipe.revive_every == 0 and step < 0.8 * recipe.steps:
                 generator = torch.Generator().manual_seed(int(rng.integers(2**31)))
                 model.quantize.revive(counts, z.detach().flatten(0, 1), 0.03 * counts.mean().item() + 1e-9, generator)
@@ -207,7 +212,7 @@ def train_tokenizer(
             share = step / (recipe.quantized_from * recipe.steps)
             chosen = torch.from_numpy(rng.random(len(rows)) < share)[:, None, None]
             vectors = torch.where(chosen, quantized.vectors, z)
-            drawn = model.pixel_head(model.code_features(vectors[: recipe.painted])).float()
+            drawn = paint(vectors[: recipe.painted]).float()
             prefix = int(rng.choice([4, 8, 16, geometry.num_queries]))
             told = (model.decode_task_layer(vectors) + model.pos_embed_image)[:, :prefix].mean(1)
             words = F.log_softmax(words_head(told).float(), -1)
@@ -222,10 +227,12 @@ def train_tokenizer(
         }
 
     def after(step: int) -> None:
+        model.eval()
         save_image_tokenizer(model, out)
         write_sheet(model, cache, out / "sheets" / f"{step:06d}.png")
         used = int((counts > 0.03 * counts.mean()).sum())
         report(f"step {step:,}: checkpoint written; {used:,} of {geometry.codebook_size:,} codes in use")
+        model.train()
 
     modules = {"model": model, "words": words_head, "usage": usage}
     optimizers = optimizers_for([model, words_head], recipe.weight_decay, heads=[words_head])
