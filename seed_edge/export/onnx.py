@@ -16,7 +16,7 @@ from onnx import helper, numpy_helper
 from torch import Tensor, nn
 
 from seed_edge.graphs import BATCH, GraphSpec, decoder_graph, encoder_graph
-from seed_edge.models.image_tokenizer import ImageTokenizer
+from seed_edge.models.image_tokenizer import PixelTokenizer
 
 OPSET = 23
 HALF_FROM = 256
@@ -28,7 +28,7 @@ DTYPES = {"float32": torch.float32, "int64": torch.int64}
 class Encoder(nn.Module):
     """For tracing only: normalised pixels to codes."""
 
-    def __init__(self, model: ImageTokenizer) -> None:
+    def __init__(self, model: PixelTokenizer) -> None:
         super().__init__()
         self.model = model
 
@@ -39,7 +39,7 @@ class Encoder(nn.Module):
 class Decoder(nn.Module):
     """For tracing only: codes to pixels."""
 
-    def __init__(self, model: ImageTokenizer) -> None:
+    def __init__(self, model: PixelTokenizer) -> None:
         super().__init__()
         self.model = model
 
@@ -103,7 +103,7 @@ def strip_traces(model: onnx.ModelProto) -> None:
         del value.metadata_props[:]
 
 
-def export_image_tokenizer(model: ImageTokenizer, encoder: Path, decoder: Path, storage: str) -> None:
+def export_image_tokenizer(model: PixelTokenizer, encoder: Path, decoder: Path, storage: str) -> None:
     """Write both graphs of an image tokenizer."""
     geometry = model.geometry
     export_graph(Encoder(model), encoder_graph(geometry.image_size, geometry.num_queries), encoder, storage)

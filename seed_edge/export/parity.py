@@ -15,7 +15,7 @@ from transformers import LlamaForCausalLM
 
 from seed_edge.errors import ParityError
 from seed_edge.graphs import decoder_graph, encoder_graph
-from seed_edge.models.image_tokenizer import ImageTokenizer
+from seed_edge.models.image_tokenizer import PixelTokenizer
 from seed_edge.runtime.language_model import LlamaCpp
 from seed_edge.runtime.sessions import Session, choose_device
 from seed_edge.vocab import Vocab
@@ -29,7 +29,7 @@ LOGITS_KL = {"F32": 1e-5, "F16": 1e-4, "Q8_0": 5e-3}
 
 
 def image_parity(
-    model: ImageTokenizer, encoder: Path, decoder: Path, storage: str, pixel_values: NDArray[np.float32]
+    model: PixelTokenizer, encoder: Path, decoder: Path, storage: str, pixel_values: NDArray[np.float32]
 ) -> dict[str, Any]:
     """Compare both graphs with PyTorch.
 

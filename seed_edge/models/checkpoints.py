@@ -1,21 +1,42 @@
-"""Reads and writes checkpoints of the image tokenizer; every tensor must be there, with its exact shape."""
+"""Reads and writes checkpoints of image tokenizers; every tensor must be there, with its exact shape.
+
+Two layouts: what `seed-edge train` writes, and the official ones of SEED-2 (`seed_quantizer.pt` with `eva_vit_g.pth`,
+or one merged file). Pickled files are only ever read with `weights_only=True`.
+"""
 
 from __future__ import annotations
 
 import os
+import pickle
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from seed_edge.errors import CheckpointError
-from seed_edge.models.config import Geometry
-from seed_edge.models.image_tokenizer import ImageTokenizer
+from seed_edge.models.config import FILE as GEOMETRY_FILE
+from seed_edge.models.config import PixelGeometry, SeedGeometry, load_geometry
+from seed_edge.models.image_tokenizer import ImageTokenizer, PixelTokenizer, SeedTokenizer
+from seed_edge.models.qformer import causal_mask
 
 IMAGE_TOKENIZER_FILE = "image_tokenizer.safetensors"
+QUANTIZER_FILES = (
+    "seed_quantizer.pt",
+    "seed_quantizer.safetensors",
+    "seed_quantizer.bin",
+    "seed2.safetensors",
+    "model.safetensors",
+)
+"""Names under which SEED-2's own part is looked for, first match first."""
+VIT_FILES = ("eva_vit_g.pth", "eva_vit_g.pt", "eva_vit_g.safetensors")
+VIT_PREFIX = "visual_encoder."
 
 
-def save_image_tokenizer(model: ImageTokenizer, folder: Path) -> None:
+def save_image_tokenizer(model: PixelTokenizer, folder: Path) -> None:
     """Write weights and `geometry.json` into `folder`; the weights appear only when complete."""
     folder.mkdir(parents=True, exist_ok=True)
     model.geometry.save(folder)
@@ -24,29 +45,114 @@ def save_image_tokenizer(model: ImageTokenizer, folder: Path) -> None:
     os.replace(partial, folder / IMAGE_TOKENIZER_FILE)
 
 
-def load_image_tokenizer(folder: Path) -> ImageTokenizer:
+def read_state(path: Path) -> Mapping[str, Tensor]:
+    """All tensors of a file, mapped rather than copied where the format allows; nothing but tensors is unpickled.
+
+    Raises:
+        CheckpointError: the file is missing, damaged, or holds anything but named tensors.
+    """
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except FileNotFoundError:
+        raise CheckpointError(f"{path} is missing") from None
+    except pickle.UnpicklingError as error:
+        reason = str(error).strip().splitlines()[0]
+        raise CheckpointError(f"{path} holds more than tensors and was not unpickled ({reason})") from error
+    except (OSError, SafetensorError, RuntimeError, EOFError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise CheckpointError(f"{path} is damaged or in another format ({reason}); copy or download it again") from error
+    if isinstance(state, dict) and isinstance(state.get("model"), dict):
+        state = state["model"]  # the wrapper of LAVIS
+    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise CheckpointError(f"{path} holds no dictionary of tensors")
+    return state
+
+
+@dataclass(frozen=True)
+class Found:
+    """A state dict and the file it came from."""
+
+    state: Mapping[str, Tensor]
+    path: Path
+
+
+def assign(model: ImageTokenizer, parts: Mapping[str, Found]) -> int:
+    """Give `model`, built on the meta device, its tensors in its own precision; return how many tensors of the files are not used.
+
+    Args:
+        parts: prefix of parameter names -> where those parameters are, without the prefix; the longest prefix counts.
+
+    Raises:
+        CheckpointError: a tensor is missing or of another shape.
+    """
+    state, used = {}, 0
+    for name, expected in model.state_dict().items():
+        prefix = max((p for p in parts if name.startswith(p)), key=len)
+        found, short = parts[prefix], name[len(prefix) :]
+        tensor = found.state.get(short)
+        if tensor is None:
+            raise CheckpointError(f"{found.path}: tensor {short} is missing")
+        if tensor.shape != expected.shape:
+            shapes = f"{tuple(tensor.shape)}, the geometry asks for {tuple(expected.shape)}"
+            raise CheckpointError(f"{found.path}: tensor {short} has shape {shapes}")
+        state[name], used = tensor.to(expected.dtype), used + 1
+    model.load_state_dict(state, assign=True)
+    model.Qformer.causal = causal_mask(model.query_tokens.shape[1])
+    return sum(len(found.state) for found in parts.values()) - used
+
+
+def load_image_tokenizer(folder: Path) -> PixelTokenizer:
     """Read what `save_image_tokenizer` wrote, in eval mode.
 
     Raises:
         CheckpointError: a file is missing or damaged, or a tensor is missing, surplus or of another shape.
     """
-    model = ImageTokenizer(Geometry.load(folder))
+    geometry = load_geometry(folder)
+    if not isinstance(geometry, PixelGeometry):
+        raise CheckpointError(f"{folder / GEOMETRY_FILE} is that of SEED-2, not of a run of `seed-edge train`")
     path = folder / IMAGE_TOKENIZER_FILE
-    try:
-        state = load_file(path)
-    except FileNotFoundError:
-        raise CheckpointError(f"{path} is missing; train it with `seed-edge train tokenizer`") from None
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{path} cannot be read as safetensors ({error}); copy or train it again") from error
-    expected = model.state_dict()
-    for name, tensor in expected.items():
-        if name not in state:
-            raise CheckpointError(f"{path}: tensor {name} is missing")
-        if state[name].shape != tensor.shape:
-            found, wanted = tuple(state[name].shape), tuple(tensor.shape)
-            raise CheckpointError(f"{path}: tensor {name} has shape {found}, geometry.json asks for {wanted}")
-    surplus = sorted(set(state) - set(expected))
+    with torch.device("meta"):
+        model = PixelTokenizer(geometry)
+    found = Found(read_state(path), path)
+    surplus = assign(model, {"": found})
     if surplus:
-        raise CheckpointError(f"{path}: {len(surplus)} tensors are not part of the model, first {surplus[0]}")
-    model.load_state_dict(state)
+        first = min(set(found.state) - set(model.state_dict()))
+        raise CheckpointError(f"{path}: {surplus} tensors are not part of the model, first {first}")
+    return model.eval()
+
+
+def find_file(folder: Path, names: tuple[str, ...]) -> Path | None:
+    """The first of `names` that is a file in `folder`."""
+    return next((folder / name for name in names if (folder / name).is_file()), None)
+
+
+def load_seed_tokenizer(folder: Path, vit: Path | None, report: Callable[[str], None]) -> SeedTokenizer:
+    """Read SEED-2 from an official layout, in eval mode, as fp32.
+
+    Args:
+        folder: holds `seed_quantizer.pt` or a merged file, and perhaps `geometry.json` and the ViT.
+        vit: the file `eva_vit_g.pth`; by default looked for in `folder`.
+
+    Raises:
+        CheckpointError: a part is missing or damaged, or a tensor is missing or of another shape.
+    """
+    geometry = load_geometry(folder) if (folder / GEOMETRY_FILE).exists() else SeedGeometry()
+    if not isinstance(geometry, SeedGeometry):
+        raise CheckpointError(f"{folder / GEOMETRY_FILE} is not that of SEED-2")
+    path = find_file(folder, QUANTIZER_FILES)
+    if path is None:
+        raise CheckpointError(f"{folder} holds none of {', '.join(QUANTIZER_FILES)}; --ckpt takes SEED-2's tokenizer folder")
+    main = Found(read_state(path), path)
+    parts = {"": main}
+    vit = vit or find_file(folder, VIT_FILES)
+    if vit is not None:
+        parts[VIT_PREFIX] = Found(read_state(vit), vit)
+    elif not any(name.startswith(VIT_PREFIX) for name in main.state):
+        raise CheckpointError(f"{folder} holds no {VIT_FILES[0]}, and {path.name} has no {VIT_PREFIX}*; give it with --vit")
+    with torch.device("meta"):
+        model = SeedTokenizer(geometry)
+    unused = assign(model, parts)
+    report(f"image tokenizer: {len(model.state_dict())} tensors read, {unused} of the files not needed")
     return model.eval()

@@ -11,32 +11,56 @@ from pathlib import Path
 
 from seed_edge.errors import CheckpointError
 
+FILE = "geometry.json"
+
 
 @dataclasses.dataclass(frozen=True)
 class Geometry:
-    """Sizes of every part of an image tokenizer. The field names are those of SEED-2's modules."""
+    """Sizes of the parts that every image tokenizer has. The field names are those of SEED-2's modules."""
+
+    image_size: int
+    """Side of the square encoder input, in pixels."""
+    vit_width: int
+    """Channels of one vision token, as the trunk hands them to the Q-Former."""
+    num_queries: int
+    """Queries of the causal Q-Former, which is also the number of codes per image."""
+    qformer_width: int
+    qformer_depth: int
+    qformer_heads: int
+    qformer_mlp: int
+    cross_attention_every: int
+    """Layers 0, n, 2n, ... of the Q-Former look at the vision tokens."""
+    codebook_size: int
+    code_dim: int
+    decoder_depth: int
+    """Transformer blocks over the code vectors (`blocks_image`)."""
+    decoder_heads: int
+
+    def save(self, folder: Path) -> None:
+        """Write `geometry.json` into `folder`."""
+        (folder / FILE).write_text(json.dumps(dataclasses.asdict(self), indent=2) + "\n")
+
+
+@dataclasses.dataclass(frozen=True)
+class PixelGeometry(Geometry):
+    """EfficientNet-Lite0 in front, a head that draws pixels behind: the embedded model, by default."""
 
     image_size: int = 224
-    """Side of the square encoder input, in pixels."""
     vit_width: int = 928
-    """Channels of one vision token, as the trunk hands them to the Q-Former."""
     num_queries: int = 32
-    """Queries of the causal Q-Former, which is also the number of codes per image."""
     qformer_width: int = 256
     qformer_depth: int = 4
     qformer_heads: int = 8
     qformer_mlp: int = 1024
     cross_attention_every: int = 2
-    """Layers 0, n, 2n, ... of the Q-Former look at the vision tokens."""
     codebook_size: int = 2048
     code_dim: int = 32
     decoder_depth: int = 4
-    """Transformer blocks over the code vectors (`blocks_image`)."""
     decoder_heads: int = 8
     output_size: int = 128
     """Side of the square picture the pixel head draws, in pixels."""
     pixel_grid: int = 8
-    """Side of the grid of pixel queries."""
+    """Side of the grid that the codes are spread over."""
     pixel_channels: tuple[int, ...] = (160, 80, 32)
     """Channels after each doubling of the grid, coarsest first; one more doubling makes the pixels."""
 
@@ -47,27 +71,51 @@ class Geometry:
                 f"do not give output_size {self.output_size}; mend pixel_channels or output_size"
             )
 
-    def save(self, folder: Path) -> None:
-        """Write `geometry.json` into `folder`."""
-        (folder / "geometry.json").write_text(json.dumps(dataclasses.asdict(self), indent=2) + "\n")
 
-    @classmethod
-    def load(cls, folder: Path) -> Geometry:
-        """Read `geometry.json` from `folder`.
+@dataclasses.dataclass(frozen=True)
+class SeedGeometry(Geometry):
+    """EVA ViT in front, an image embedding for unCLIP diffusion behind: SEED-2, by default."""
 
-        Raises:
-            CheckpointError: the file is missing, is not JSON, or its fields are not exactly ours.
-        """
-        path = folder / "geometry.json"
-        try:
-            fields = json.loads(path.read_text())
-        except FileNotFoundError:
-            raise CheckpointError(f"{path} is missing; --ckpt takes a folder written by `seed-edge train`") from None
-        except (OSError, ValueError) as error:
-            raise CheckpointError(f"{path} cannot be read as JSON: {error}") from error
-        names = {field.name for field in dataclasses.fields(cls)}
-        if not isinstance(fields, dict) or set(fields) != names:
-            odd = sorted(set(fields) ^ names) if isinstance(fields, dict) else ["(not an object)"]
-            raise CheckpointError(f"{path}: missing or unknown fields: {', '.join(odd)}")
-        fields["pixel_channels"] = tuple(fields["pixel_channels"])
-        return cls(**fields)
+    image_size: int = 224
+    vit_width: int = 1408
+    num_queries: int = 32
+    qformer_width: int = 768
+    qformer_depth: int = 12
+    qformer_heads: int = 12
+    qformer_mlp: int = 3072
+    cross_attention_every: int = 2
+    codebook_size: int = 8192
+    code_dim: int = 32
+    decoder_depth: int = 4
+    decoder_heads: int = 12
+    patch_size: int = 14
+    """Side of one patch, in pixels."""
+    vit_depth: int = 39
+    vit_heads: int = 16
+    vit_mlp: int = 6144
+    image_embed_dim: int = 1024
+    """Width of the image embedding that conditions the diffusion."""
+
+
+def load_geometry(folder: Path) -> Geometry:
+    """Read `geometry.json` from `folder`; its fields tell which kind it is.
+
+    Raises:
+        CheckpointError: the file is missing, is not JSON, or its fields are those of no kind.
+    """
+    path = folder / FILE
+    try:
+        fields = json.loads(path.read_text())
+    except FileNotFoundError:
+        raise CheckpointError(f"{path} is missing; --ckpt takes a folder written by `seed-edge train`") from None
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path} cannot be read as JSON: {error}") from error
+    if not isinstance(fields, dict):
+        raise CheckpointError(f"{path} is no JSON object")
+    odd = {}
+    for kind in (PixelGeometry, SeedGeometry):
+        names = {field.name for field in dataclasses.fields(kind)}
+        if set(fields) == names:
+            return kind(**{name: tuple(v) if isinstance(v, list) else v for name, v in fields.items()})
+        odd[kind] = sorted(set(fields) ^ names)
+    raise CheckpointError(f"{path}: missing or unknown fields: {', '.join(min(odd.values(), key=len))}")

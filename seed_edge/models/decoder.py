@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from seed_edge.models.config import Geometry
+from seed_edge.models.config import PixelGeometry
 
 LAYER_NORM_EPS = 1e-6
 
@@ -78,7 +78,7 @@ class PixelHead(nn.Module):
     where attention over the codes takes thousands of steps to find them.
     """
 
-    def __init__(self, geometry: Geometry) -> None:
+    def __init__(self, geometry: PixelGeometry) -> None:
         super().__init__()
         width, self.grid = geometry.qformer_width, geometry.pixel_grid
         self.queries = nn.Parameter(torch.randn(1, self.grid**2, width) * 0.02)

@@ -1,7 +1,7 @@
-"""The image tokenizer: encoder (trunk, causal Q-Former, quantizer) and decoder in one module.
+"""Image tokenizers: encoder (trunk, causal Q-Former, quantizer) and decoder in one module.
 
-Module names are those of SEED-2's checkpoint; `trunk` and `pixel_head` stand where SEED-2 has EVA ViT-g and
-unCLIP diffusion.
+What all share is SEED-2's, with the module names of its checkpoint. Two kinds differ in what stands before and
+behind: `SeedTokenizer` is SEED-2 itself, `PixelTokenizer` the small one that draws pixels in one pass.
 """
 
 from __future__ import annotations
@@ -9,8 +9,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from seed_edge.models.config import Geometry
+from seed_edge.models.config import Geometry, PixelGeometry, SeedGeometry
 from seed_edge.models.decoder import Block, PixelHead
+from seed_edge.models.eva import EvaViT
 from seed_edge.models.qformer import CausalQFormer
 from seed_edge.models.quantizer import Quantized, VectorQuantizer
 from seed_edge.models.trunk import EfficientNetLite0
@@ -19,45 +20,42 @@ from seed_edge.models.trunk import EfficientNetLite0
 class ImageTokenizer(nn.Module):
     """Images to codes and back."""
 
-    vision_mean: Tensor
-    vision_std: Tensor
-
     def __init__(self, geometry: Geometry) -> None:
         super().__init__()
-        self.geometry = geometry
         width = geometry.qformer_width
-        self.trunk = EfficientNetLite0()
-        # channels of the trunk differ in mean and spread by orders of magnitude; training sets these two once
-        self.register_buffer("vision_mean", torch.zeros(geometry.vit_width))
-        self.register_buffer("vision_std", torch.ones(geometry.vit_width))
         self.ln_vision = nn.LayerNorm(geometry.vit_width)
-        self.vision_pos_embed = nn.Parameter(torch.randn(1, (geometry.image_size // 32) ** 2, geometry.vit_width) * 0.2)
         self.query_tokens = nn.Parameter(torch.randn(1, geometry.num_queries, width) * 0.02)
         self.Qformer = CausalQFormer(geometry)
         self.encode_task_layer = nn.Sequential(nn.Linear(width, width), nn.Tanh(), nn.Linear(width, geometry.code_dim))
-        # each query's vectors are centred and scaled on their own, so that all queries share the whole codebook
-        self.code_norm = nn.BatchNorm1d(geometry.num_queries * geometry.code_dim, momentum=0.02, affine=False)
         self.quantize = VectorQuantizer(geometry.codebook_size, geometry.code_dim)
         self.decode_task_layer = nn.Sequential(
             nn.Linear(geometry.code_dim, geometry.code_dim), nn.Tanh(), nn.Linear(geometry.code_dim, width)
         )
         self.pos_embed_image = nn.Parameter(torch.randn(1, geometry.num_queries, width) * 0.02)
         self.blocks_image = nn.ModuleList(Block(width, geometry.decoder_heads) for _ in range(geometry.decoder_depth))
-        self.pixel_head = PixelHead(geometry)
+
+    def vision_tokens(self, pixel_values: Tensor) -> Tensor:
+        """Normalised pixels (batch, 3, S, S) -> output of the trunk (batch, tokens, vit_width)."""
+        raise NotImplementedError
+
+    def keys(self, vision_tokens: Tensor) -> Tensor:
+        """Output of the trunk as the Q-Former looks at it."""
+        return self.ln_vision(vision_tokens)
+
+    def scaled(self, z: Tensor) -> Tensor:
+        """Vectors (batch, n, code_dim) as the quantizer sees them."""
+        return z
 
     def query_features(self, vision_tokens: Tensor) -> Tensor:
         """Trunk output (batch, tokens, vit_width) -> vectors to quantize (batch, n, code_dim)."""
-        vision = (vision_tokens - self.vision_mean) / self.vision_std
-        vision = self.ln_vision(vision) + self.vision_pos_embed
-        z = self.encode_task_layer(self.Qformer(self.query_tokens, vision))
-        return self.code_norm(z.flatten(1).float()).view(z.shape)
+        return self.scaled(self.encode_task_layer(self.Qformer(self.query_tokens, self.keys(vision_tokens))))
 
     def quantize_vision(self, vision_tokens: Tensor) -> Quantized:
         """Trunk output -> quantized vectors, for training on cached features."""
         return self.quantize(self.query_features(vision_tokens))
 
     def code_features(self, vectors: Tensor) -> Tensor:
-        """Code vectors (batch, n, code_dim) -> features (batch, n, width), before the pixel head."""
+        """Code vectors (batch, n, code_dim) -> features (batch, n, width)."""
         x = self.decode_task_layer(vectors) + self.pos_embed_image
         for block in self.blocks_image:
             x = block(x)
@@ -65,8 +63,69 @@ class ImageTokenizer(nn.Module):
 
     def encode(self, pixel_values: Tensor) -> Tensor:
         """Normalised pixels (batch, 3, S, S) -> codes (batch, n) int64."""
-        return self.quantize.codes(self.query_features(self.trunk(pixel_values)))
+        return self.quantize.codes(self.query_features(self.vision_tokens(pixel_values)))
+
+    def decode(self, codes: Tensor) -> Tensor:
+        """Codes (batch, n) -> pixels or image embedding, depending on the kind."""
+        raise NotImplementedError
+
+
+class PixelTokenizer(ImageTokenizer):
+    """EfficientNet-Lite0 before, a pixel head behind."""
+
+    vision_mean: Tensor
+    vision_std: Tensor
+
+    def __init__(self, geometry: PixelGeometry) -> None:
+        super().__init__(geometry)
+        self.geometry = geometry
+        self.trunk = EfficientNetLite0()
+        # channels of the trunk differ in mean and spread by orders of magnitude; training sets these two once
+        self.register_buffer("vision_mean", torch.zeros(geometry.vit_width))
+        self.register_buffer("vision_std", torch.ones(geometry.vit_width))
+        self.vision_pos_embed = nn.Parameter(torch.randn(1, (geometry.image_size // 32) ** 2, geometry.vit_width) * 0.2)
+        # each query's vectors are centred and scaled on their own, so that all queries share the whole codebook
+        self.code_norm = nn.BatchNorm1d(geometry.num_queries * geometry.code_dim, momentum=0.02, affine=False)
+        self.pixel_head = PixelHead(geometry)
+
+    def vision_tokens(self, pixel_values: Tensor) -> Tensor:
+        return self.trunk(pixel_values)
+
+    def keys(self, vision_tokens: Tensor) -> Tensor:
+        vision = (vision_tokens - self.vision_mean) / self.vision_std
+        return self.ln_vision(vision) + self.vision_pos_embed
+
+    def scaled(self, z: Tensor) -> Tensor:
+        return self.code_norm(z.flatten(1).float()).view(z.shape)
 
     def decode(self, codes: Tensor) -> Tensor:
         """Codes (batch, n) -> pixels (batch, 3, output_size, output_size), clamped to [0, 1]."""
         return self.pixel_head(self.code_features(self.quantize.embedding(codes))).clamp(0, 1)
+
+
+class SeedTokenizer(ImageTokenizer):
+    """SEED-2: EVA ViT before, one image embedding for unCLIP diffusion behind."""
+
+    EMBED_WIDTHS = (256, 128, 32)
+
+    def __init__(self, geometry: SeedGeometry) -> None:
+        super().__init__(geometry)
+        self.geometry = geometry
+        self.visual_encoder = EvaViT(geometry)
+        first, second, last = self.EMBED_WIDTHS
+        self.image_down = nn.Sequential(
+            nn.Linear(geometry.qformer_width, first, bias=False),
+            nn.ReLU(),
+            nn.Linear(first, second, bias=False),
+            nn.ReLU(),
+            nn.Linear(second, last, bias=False),
+        )
+        self.distill_image_proj = nn.Linear(geometry.num_queries * last, geometry.image_embed_dim)
+
+    def vision_tokens(self, pixel_values: Tensor) -> Tensor:
+        return self.visual_encoder(pixel_values)
+
+    def decode(self, codes: Tensor) -> Tensor:
+        """Codes (batch, n) -> image embedding (batch, image_embed_dim), not normalised."""
+        features = self.image_down(self.code_features(self.quantize.embedding(codes)))
+        return self.distill_image_proj(features.flatten(1))

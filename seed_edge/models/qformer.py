@@ -84,6 +84,11 @@ class Layer(nn.Module):
         return self.output_query(self.intermediate_query(x), x)
 
 
+def causal_mask(num_queries: int) -> Tensor:
+    """(n, n): 0 where a query may look, -10000 where it may not; added to scores, as the reference does."""
+    return (1 - torch.tril(torch.ones(num_queries, num_queries))) * -10000.0
+
+
 class CausalQFormer(nn.Module):
     """Vision tokens (batch, tokens, vit_width) and queries (1, n, width) -> (batch, n, width)."""
 
@@ -99,9 +104,7 @@ class CausalQFormer(nn.Module):
                 "encoder": nn.ModuleDict({"layer": nn.ModuleList(layers)}),
             }
         )
-        # 0 where a query may look, -10000 where it may not: the reference's additive mask
-        queries = torch.ones(geometry.num_queries, geometry.num_queries)
-        self.register_buffer("causal", (1 - torch.tril(queries)) * -10000.0, persistent=False)
+        self.register_buffer("causal", causal_mask(geometry.num_queries), persistent=False)
 
     def forward(self, query_tokens: Tensor, vision_tokens: Tensor) -> Tensor:
         x = self.bert["embeddings"]["LayerNorm"](query_tokens).expand(vision_tokens.shape[0], -1, -1)

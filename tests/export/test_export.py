@@ -20,11 +20,11 @@ from seed_edge.errors import CheckpointError, ParityError
 from seed_edge.export import gguf as gguf_module
 from seed_edge.export.gguf import LlamaFolder, permute, write_gguf
 from seed_edge.export.parity import LOGITS_KL, language_parity
-from seed_edge.models.config import Geometry
+from seed_edge.models.config import PixelGeometry
 from seed_edge.models.train.shards import ShardWriter
 from seed_edge.runtime.language_model import LlamaCpp
 
-SMALL = Geometry(
+SMALL = PixelGeometry(
     image_size=64, num_queries=4, qformer_width=32, qformer_depth=2, qformer_heads=4, qformer_mlp=64, codebook_size=16,
     code_dim=8, decoder_depth=1, decoder_heads=4, output_size=16, pixel_grid=4, pixel_channels=(16,),
 )  # fmt: skip

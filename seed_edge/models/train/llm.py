@@ -23,7 +23,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from seed_edge.errors import DataError
 from seed_edge.models.checkpoints import load_image_tokenizer
-from seed_edge.models.image_tokenizer import ImageTokenizer
+from seed_edge.models.image_tokenizer import PixelTokenizer
 from seed_edge.models.train.loop import Loop, optimizers_for
 from seed_edge.models.train.samples import VIEWS, Cache, build_cache
 from seed_edge.models.train.texts import caption, request
@@ -121,7 +121,7 @@ def write_added_tokens(vocab: Vocab, folder: Path) -> None:
 
 
 @torch.inference_mode()
-def codes_of_cache(model: ImageTokenizer, cache: Cache, path: Path, batch: int = 256) -> NDArray[np.int64]:
+def codes_of_cache(model: PixelTokenizer, cache: Cache, path: Path, batch: int = 256) -> NDArray[np.int64]:
     """Codes of every cached row, (rows, n); computed once and kept at `path`."""
     if path.exists():
         return np.load(path)

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from seed_edge.errors import DataError
-from seed_edge.models.config import Geometry
+from seed_edge.models.config import PixelGeometry
 from seed_edge.models.train.shards import IMAGE_TYPES, read_shard
 from seed_edge.models.trunk import IMAGE_MEAN, IMAGE_STD, EfficientNetLite0
 from seed_edge.preprocess import Preprocessing, to_rgb
@@ -131,7 +131,7 @@ def build_cache(
     tars: Sequence[Path],
     folder: Path,
     trunk: EfficientNetLite0,
-    geometry: Geometry,
+    geometry: PixelGeometry,
     report: Callable[[str], None],
     batch: int = 32,
 ) -> Cache:

@@ -21,8 +21,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from seed_edge.models.checkpoints import save_image_tokenizer
-from seed_edge.models.config import Geometry
-from seed_edge.models.image_tokenizer import ImageTokenizer
+from seed_edge.models.config import PixelGeometry
+from seed_edge.models.image_tokenizer import PixelTokenizer
 from seed_edge.models.train.loop import Loop, optimizers_for
 from seed_edge.models.train.samples import VIEWS, Cache, Sample, build_cache
 from seed_edge.models.trunk import pretrained_trunk
@@ -167,7 +167,7 @@ class BatchSource:
 def train_tokenizer(
     tars: Sequence[Path],
     out: Path,
-    geometry: Geometry,
+    geometry: PixelGeometry,
     recipe: TokenizerRecipe,
     report: Callable[[str], None],
     trunk_weights: Path | None = None,
@@ -179,7 +179,7 @@ def train_tokenizer(
     torch.manual_seed(recipe.seed)
     trunk = pretrained_trunk(trunk_weights)
     cache = build_cache(tars, out / "cache", trunk, geometry, report)
-    model = ImageTokenizer(geometry)
+    model = PixelTokenizer(geometry)
     model.trunk.load_state_dict(trunk.state_dict())
     model.trunk.requires_grad_(False)
     model.pixel_head.to(memory_format=torch.channels_last)
@@ -239,7 +239,7 @@ def train_tokenizer(
     Loop(out, recipe.steps, recipe.seed, report).run(modules, optimizers, losses_of, recipe.rate, recipe.warmup, after=after)
 
 
-def measure_channels(model: ImageTokenizer, cache: Cache, sample: int = 1000) -> None:
+def measure_channels(model: PixelTokenizer, cache: Cache, sample: int = 1000) -> None:
     """Set mean and spread of the trunk's channels from some rows of the cache."""
     step = max(1, len(cache.features) // sample)
     some = torch.from_numpy(cache.features[::step].astype(np.float32))
@@ -248,13 +248,13 @@ def measure_channels(model: ImageTokenizer, cache: Cache, sample: int = 1000) ->
 
 
 @torch.inference_mode()
-def reconstruct(model: ImageTokenizer, features: NDArray[np.float16]) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+def reconstruct(model: PixelTokenizer, features: NDArray[np.float16]) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
     """Codes (m, n) and pixels (m, 3, H, W) of cached features (m, tokens, vit_width)."""
     codes = model.quantize.codes(model.query_features(torch.from_numpy(features.astype(np.float32))))
     return codes.numpy(), model.decode(codes).numpy()
 
 
-def write_sheet(model: ImageTokenizer, cache: Cache, path: Path, columns: int = 16) -> None:
+def write_sheet(model: PixelTokenizer, cache: Cache, path: Path, columns: int = 16) -> None:
     """Random held-out pictures above their reconstructions, two rows of drawings, two of photos, as a PNG."""
     rng, rows = np.random.default_rng(1), cache.rows(held_out=True)
     if not len(rows):
