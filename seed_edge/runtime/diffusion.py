@@ -1,0 +1,210 @@
+"""The diffusion that turns an image embedding into a picture: schedulers, guidance and the loop, in numpy.
+
+Knows neither codes nor prompts. The network predicts v (Salimans & Ho 2022, arXiv:2202.00512); time runs over the
+training steps of the schedule, largest first. All noise comes from the caller.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[np.float32]
+Network = Callable[[Array, int], Array]
+"""(latents (batch, 4, h, w), timestep) -> v of the same shape, guidance applied."""
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How much signal is left at each training step, and how the steps are spaced."""
+
+    alphas_cumprod: NDArray[np.float64]
+    """(training steps,), decreasing, in (0, 1)."""
+    steps_offset: int
+    """Added to the evenly spaced timesteps."""
+    final_alpha_one: bool
+    """Whether the last step ends at no noise at all, rather than at the first training step's."""
+
+    def spaced(self, steps: int) -> NDArray[np.int64]:
+        """`steps` timesteps, largest first."""
+        ratio = len(self.alphas_cumprod) // steps
+        return (np.arange(steps) * ratio)[::-1] + self.steps_offset
+
+    def alpha(self, timestep: int) -> float:
+        """Remaining signal (cumulative alpha); below the first training step, that of the end."""
+        if timestep >= 0:
+            return float(self.alphas_cumprod[timestep])
+        return 1.0 if self.final_alpha_one else float(self.alphas_cumprod[0])
+
+
+class Scheduler(Protocol):
+    """Walks from noise to a picture; holds the state of one walk."""
+
+    timesteps: NDArray[np.int64]
+    """When the network is asked, in order; the number of its evaluations."""
+
+    def step(self, v: Array, index: int, latents: Array) -> Array:
+        """Latents after evaluation `index` gave `v` for `latents`."""
+
+
+@dataclass
+class Ddim:
+    """Deterministic DDIM (Song et al. 2020, arXiv:2010.02502)."""
+
+    schedule: Schedule
+    steps: int
+    timesteps: NDArray[np.int64] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.timesteps = self.schedule.spaced(self.steps)
+
+    def step(self, v: Array, index: int, latents: Array) -> Array:
+        timestep = int(self.timesteps[index])
+        here = self.schedule.alpha(timestep)
+        there = self.schedule.alpha(timestep - len(self.schedule.alphas_cumprod) // self.steps)
+        clean = here**0.5 * latents - (1 - here) ** 0.5 * v
+        noise = here**0.5 * v + (1 - here) ** 0.5 * latents
+        return np.float32(there**0.5) * clean + np.float32((1 - there) ** 0.5) * noise
+
+
+@dataclass
+class Pndm:
+    """PNDM without its Runge-Kutta start (Liu et al. 2022, arXiv:2202.09778), the reference's: one extra evaluation."""
+
+    schedule: Schedule
+    steps: int
+    timesteps: NDArray[np.int64] = field(init=False)
+    _history: list[Array] = field(default_factory=list)
+    _first: Array | None = None
+
+    def __post_init__(self) -> None:
+        even = self.schedule.spaced(self.steps)
+        self.timesteps = np.concatenate([even[:2], even[1:]])  # the second is visited twice
+
+    def step(self, v: Array, index: int, latents: Array) -> Array:
+        ratio = len(self.schedule.alphas_cumprod) // self.steps
+        start = int(self.timesteps[index])
+        end = start - ratio
+        if index == 1:  # the first step again, now with the mean of both ends
+            assert self._first is not None
+            start, end = start + ratio, start
+            return self._move((v + self._history[-1]) / 2, start, end, self._first)
+        self._history = [*self._history[-3:], v]
+        if index == 0:
+            self._first = latents
+            return self._move(v, start, end, latents)
+        past = self._history[::-1]
+        if len(past) == 2:
+            v = (3 * past[0] - past[1]) / 2
+        elif len(past) == 3:
+            v = (23 * past[0] - 16 * past[1] + 5 * past[2]) / 12
+        else:
+            v = (55 * past[0] - 59 * past[1] + 37 * past[2] - 9 * past[3]) / 24
+        return self._move(v, start, end, latents)
+
+    def _move(self, v: Array, start: int, end: int, latents: Array) -> Array:
+        here, there = self.schedule.alpha(start), self.schedule.alpha(end)
+        noise = np.float32(here**0.5) * v + np.float32((1 - here) ** 0.5) * latents
+        scale = here * (1 - there) ** 0.5 + (here * (1 - here) * there) ** 0.5
+        return np.float32((there / here) ** 0.5) * latents - np.float32((there - here) / scale) * noise
+
+
+@dataclass
+class DpmSolver:
+    """DPM-Solver++(2M) (Lu et al. 2022, arXiv:2211.01095); ends at no noise."""
+
+    schedule: Schedule
+    steps: int
+    timesteps: NDArray[np.int64] = field(init=False)
+    _previous: Array | None = None
+
+    def __post_init__(self) -> None:
+        self.timesteps = self.schedule.spaced(self.steps)
+
+    def step(self, v: Array, index: int, latents: Array) -> Array:
+        here = self.schedule.alpha(int(self.timesteps[index]))
+        clean = np.float32(here**0.5) * latents - np.float32((1 - here) ** 0.5) * v
+        previous, self._previous = self._previous, clean
+        if index + 1 == len(self.timesteps):
+            return clean
+        there = self.schedule.alpha(int(self.timesteps[index + 1]))
+        move = self._log_ratio(there) - self._log_ratio(here)
+        target = clean
+        if previous is not None:
+            before = self._log_ratio(here) - self._log_ratio(self.schedule.alpha(int(self.timesteps[index - 1])))
+            target = clean + np.float32(0.5 * move / before) * (clean - previous)
+        shrink = ((1 - there) / (1 - here)) ** 0.5
+        return np.float32(shrink) * latents - np.float32(there**0.5 * np.expm1(-move)) * target
+
+    @staticmethod
+    def _log_ratio(alpha: float) -> float:
+        """Logarithm of signal over noise amplitude."""
+        return 0.5 * float(np.log(alpha / (1 - alpha)))
+
+
+SCHEDULERS: dict[str, type[Pndm] | type[Ddim] | type[DpmSolver]] = {"pndm": Pndm, "ddim": Ddim, "dpm++": DpmSolver}
+
+
+def denoise(
+    network: Network,
+    scheduler: Scheduler,
+    latents: Array,
+    progress: Callable[[int, int], None] | None = None,
+) -> Array:
+    """Walk from noise to latents of a picture.
+
+    Args:
+        latents: standard normal noise, (batch, 4, h, w).
+        progress: called with evaluations done and evaluations in all.
+    """
+    for index, timestep in enumerate(scheduler.timesteps):
+        latents = scheduler.step(network(latents, int(timestep)), index, latents).astype(np.float32)
+        if progress is not None:
+            progress(index + 1, len(scheduler.timesteps))
+    return latents
+
+
+def guided(network: Callable[[Array, int, Array], Array], positive: Array, negative: Array, guidance: float) -> Network:
+    """A network whose prediction is pushed away from `negative`; at guidance 1 only `positive` is asked.
+
+    Args:
+        network: (latents, timestep, class labels) -> v.
+        positive: class labels (batch, 2 * image_embed_dim).
+        negative: class labels of the same shape; zeros for none.
+    """
+    if guidance == 1:
+        return lambda latents, timestep: network(latents, timestep, positive)
+    labels = np.concatenate([negative, positive])
+
+    def predict(latents: Array, timestep: int) -> Array:
+        away, towards = np.split(network(np.concatenate([latents, latents]), timestep, labels), 2)
+        return away + np.float32(guidance) * (towards - away)
+
+    return predict
+
+
+@dataclass(frozen=True)
+class ImageNoise:
+    """What unCLIP does to an image embedding before the network sees it."""
+
+    mean: Array
+    """(image_embed_dim,)"""
+    std: Array
+    """(image_embed_dim,)"""
+    alpha: float
+    """Remaining signal at noise level 0, close to 1."""
+
+    def class_labels(self, image_embeds: Array, noise: Array) -> Array:
+        """Class labels (batch, 2 * dim) of image embeddings (batch, dim), with standard normal `noise` of that shape.
+
+        The second half is the sinusoidal embedding of noise level 0: ones, then zeros.
+        """
+        centred = (image_embeds - self.mean) / self.std
+        noised = np.float32(self.alpha**0.5) * centred + np.float32((1 - self.alpha) ** 0.5) * noise
+        half = image_embeds.shape[1] // 2
+        level = np.concatenate([np.ones(half, np.float32), np.zeros(image_embeds.shape[1] - half, np.float32)])
+        return np.concatenate([noised * self.std + self.mean, np.tile(level, (len(image_embeds), 1))], 1)
