@@ -163,9 +163,9 @@ def test_odd_prompts_draw(run, prompt):
     assert run("draw", prompt, "-o", "x.png", "--seed", 1).exit_code == 0
 
 
-def test_an_unknown_bundle_and_device_are_one_line(run, photo):
+def test_an_unknown_bundle_and_device_are_one_line(run, photo, tiny):
     failed(run("caption", photo, bundle="nowhere"), "nowhere: no such bundle")
-    result = CliRunner().invoke(cli, ["caption", str(photo), "--device", "tpu"])
+    result = CliRunner().invoke(cli, ["caption", str(photo), "--bundle", str(tiny), "--device", "tpu"])
     failed(result, "auto, cpu, cuda")
 
 

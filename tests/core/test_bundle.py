@@ -3,7 +3,7 @@ import shutil
 
 import pytest
 
-from seed_edge.bundle import EMBEDDED, FILES, MANIFEST, Bundle, Manifest, staging
+from seed_edge.bundle import FILES, MANIFEST, Bundle, Manifest, staging
 from seed_edge.errors import BundleError
 
 
@@ -30,14 +30,6 @@ def refused(folder, words):
 def test_a_manifest_survives_being_written_and_read(tiny):
     manifest = Bundle.open(tiny).manifest
     assert Manifest.from_json(manifest.to_json()) == manifest
-
-
-def test_the_embedded_bundle_is_whole_and_light():
-    bundle = Bundle.open()
-    bundle.check_hashes()
-    assert sum(entry.size for entry in bundle.manifest.files.values()) <= 40e6
-    assert {path.name for path in EMBEDDED.iterdir()} == {MANIFEST, *FILES}
-    assert bundle.manifest.sources and bundle.manifest.licence
 
 
 @pytest.mark.parametrize("name", FILES)
