@@ -274,7 +274,7 @@ def parse_codes(text: str, name: str) -> list[int]:
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Bundle to write.")
 @click.option("--name", help="Name of the bundle.  [default: that of --out]")
 @click.option("--weight-type", default="Q8_0", show_default=True, help="Of the language model: F32, F16 or Q8_0.")
-@click.option("--image-weights", default="fp16", show_default=True, help="How graphs store weights: fp32 or fp16.")
+@click.option("--image-weights", default="fp16", show_default=True, help="How graphs store weights: fp32, fp16 or int8.")
 @click.option("--photo", "photos", multiple=True, type=click.Path(path_type=Path), help="Also compare codes on this image.")
 @click.option("--licence", default="", help="What the weights may be used for; goes into the manifest.")
 @click.option("--sources", type=click.Path(path_type=Path), help="JSON list of name, licence, role; into the manifest.")
@@ -296,7 +296,7 @@ def export(
     need("export", "torch", "onnx", "onnxscript", "gguf", "sentencepiece", "safetensors", "transformers")
     from seed_edge.export.assemble import ExportOptions, export_bundle
     from seed_edge.export.gguf import WEIGHT_TYPES
-    from seed_edge.export.onnx import STORAGE
+    from seed_edge.export.weights import STORAGE
 
     choose("--weight-type", weight_type, tuple(WEIGHT_TYPES))
     choose("--image-weights", image_weights, STORAGE)

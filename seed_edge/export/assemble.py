@@ -26,6 +26,7 @@ from seed_edge.errors import CheckpointError
 from seed_edge.export.gguf import LlamaFolder, write_gguf
 from seed_edge.export.onnx import export_image_tokenizer
 from seed_edge.export.parity import image_parity, language_parity
+from seed_edge.graphs import decoder_graph, encoder_graph
 from seed_edge.models.checkpoints import load_image_tokenizer
 from seed_edge.models.train.llm import CONTEXT, LLM_FOLDER, PROMPTS
 from seed_edge.models.trunk import IMAGE_MEAN, IMAGE_STD
@@ -76,7 +77,11 @@ def export_bundle(run: Path, out: Path, options: ExportOptions, photos: list[Pat
                 f"{geometry.codebook_size}; the two parts come from different runs"
             )
         report("image tokenizer: exporting two graphs")
-        export_image_tokenizer(model, folder / ENCODER, folder / DECODER, options.image_weights)
+        specs = (
+            encoder_graph(geometry.image_size, geometry.num_queries),
+            decoder_graph(geometry.num_queries, geometry.output_size),
+        )
+        export_image_tokenizer(model, specs, (folder / ENCODER, folder / DECODER), options.image_weights)
         values = smooth_images(PARITY_IMAGES, geometry.image_size)
         if photos:
             values = np.concatenate([preprocessing([open_image(photo) for photo in photos]), values])

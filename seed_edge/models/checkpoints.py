@@ -79,7 +79,7 @@ class Found:
 
 
 def assign(model: ImageTokenizer, parts: Mapping[str, Found]) -> int:
-    """Give `model`, built on the meta device, its tensors in its own precision; return how many tensors of the files are not used.
+    """Give `model`, built on the meta device, its tensors; return how many tensors of the files are not used.
 
     Args:
         parts: prefix of parameter names -> where those parameters are, without the prefix; the longest prefix counts.

@@ -1,0 +1,148 @@
+"""How a graph stores its weights: fp32, fp16 or int8, rewritten one tensor at a time.
+
+All arithmetic stays in fp32: a stored half gets a Cast behind it, a stored byte a DequantizeLinear with one scale per
+output channel. Four bits are not offered: they change a fifth of the codes and more.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import TensorProto, external_data_helper, helper, numpy_helper
+
+from seed_edge.errors import CheckpointError
+
+STORAGE = ("fp32", "fp16", "int8")
+HALF_FROM, BYTE_FROM = 256, 4096
+"""Tensors with fewer values are not worth a node."""
+INLINE = 1 << 30
+"""Graphs up to this size, in bytes, are one file; larger ones have their weights in `NAME.onnx.data` beside them."""
+OUTSIDE_FROM = 1024
+"""Tensors of fewer bytes stay in the graph: shapes are inferred from some of them."""
+ALIGNMENT = 64
+
+
+def rewrite(source: Path, out: Path, storage: str, exact: tuple[str, ...] = ()) -> None:
+    """Copy the graph at `source`, an fp32 export, to `out` with its weights stored as asked.
+
+    Memory holds one tensor at a time where weights lie outside the graph.
+
+    Args:
+        storage: `fp32`, `fp16` or `int8`.
+        exact: initializers that keep every bit.
+
+    Raises:
+        CheckpointError: a weight cannot be stored so without becoming infinite.
+    """
+    model = onnx.load(source, load_external_data=False)
+    strip_traces(model)
+    graph = model.graph
+    axes = channel_axes(graph)
+    nodes, tensors = [], []
+    with _data_file(out, graph, storage) as data:
+        for tensor in graph.initializer:
+            value = _value(tensor, source.parent)
+            large = tensor.data_type == TensorProto.FLOAT and tensor.name not in exact
+            if storage == "int8" and large and value.size >= BYTE_FROM and tensor.name in axes:
+                stored, scale = quantized(value, axes[tensor.name])
+                names = [f"{tensor.name}.int8", f"{tensor.name}.scale"]
+                nodes.append(helper.make_node("DequantizeLinear", names, [tensor.name], axis=axes[tensor.name]))
+                tensors += [_stored(stored, names[0], data), _stored(scale, names[1], data)]
+            elif storage != "fp32" and large and value.size >= HALF_FROM:
+                if np.abs(value).max() > np.finfo(np.float16).max:
+                    raise CheckpointError(
+                        f"{source.name}: {tensor.name} does not fit half precision; use --image-weights fp32"
+                    )
+                nodes.append(helper.make_node("Cast", [f"{tensor.name}.fp16"], [tensor.name], to=TensorProto.FLOAT))
+                tensors.append(_stored(value.astype(np.float16), f"{tensor.name}.fp16", data))
+            else:
+                tensors.append(_stored(value, tensor.name, data))
+    del graph.initializer[:]
+    graph.initializer.extend(tensors)
+    for node in reversed(nodes):
+        graph.node.insert(0, node)
+    onnx.save(model, out)
+    onnx.checker.check_model(str(out))
+
+
+def channel_axes(graph: onnx.GraphProto) -> dict[str, int]:
+    """For each weight of a product or convolution, and of nothing else, the axis of its output channels."""
+    axes: dict[str, int] = {}
+    other: set[str] = set()
+    ranks = {tensor.name: len(tensor.dims) for tensor in graph.initializer}
+    for node in graph.node:
+        for position, name in enumerate(node.input):
+            if name not in ranks:
+                continue
+            axis = None
+            if position == 1 and node.op_type == "MatMul":
+                axis = ranks[name] - 1
+            elif position == 1 and node.op_type == "Gemm":
+                axis = 0 if any(a.name == "transB" and a.i for a in node.attribute) else 1
+            elif position == 1 and node.op_type == "Conv":
+                axis = 0
+            if axis is None or axes.get(name, axis) != axis:
+                other.add(name)
+            else:
+                axes[name] = axis
+    return {name: axis for name, axis in axes.items() if name not in other}
+
+
+def quantized(value: NDArray[np.float32], axis: int) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
+    """Symmetric 8-bit values and one scale per channel of `axis`."""
+    largest = np.abs(value).max(axis=tuple(i for i in range(value.ndim) if i != axis), keepdims=True)
+    scale = np.maximum(largest, np.float32(1e-12)) / np.float32(127)
+    return np.rint(value / scale).astype(np.int8), scale.reshape(-1).astype(np.float32)
+
+
+def strip_traces(model: onnx.ModelProto) -> None:
+    """Drop what the tracer notes about source files: paths of the machine do not belong in a graph."""
+    del model.graph.value_info[:]
+    del model.metadata_props[:]
+    del model.graph.metadata_props[:]
+    model.doc_string = model.graph.doc_string = ""
+    for node in model.graph.node:
+        node.doc_string = ""
+        del node.metadata_props[:]
+    for value in (*model.graph.input, *model.graph.output, *model.graph.initializer):
+        value.doc_string = ""
+        del value.metadata_props[:]
+
+
+def _value(tensor: TensorProto, folder: Path) -> NDArray[np.generic]:
+    if tensor.data_location != TensorProto.EXTERNAL:
+        return numpy_helper.to_array(tensor)
+    info = external_data_helper.ExternalDataInfo(tensor)
+    dtype = helper.tensor_dtype_to_np_dtype(tensor.data_type)
+    return np.memmap(folder / info.location, dtype, "r", offset=info.offset or 0, shape=tuple(tensor.dims))
+
+
+@contextmanager
+def _data_file(out: Path, graph: onnx.GraphProto, storage: str) -> Iterator[IO[bytes] | None]:
+    """The file for weights beside `out`, or None where they fit into it."""
+    factor = {"fp32": 4, "fp16": 2, "int8": 1}[storage]
+    if sum(int(np.prod(tensor.dims)) for tensor in graph.initializer) * factor <= INLINE:
+        yield None
+    else:
+        with open(f"{out}.data", "wb") as file:
+            yield file
+
+
+def _stored(value: NDArray[np.generic], name: str, data: IO[bytes] | None) -> TensorProto:
+    if data is None or value.nbytes < OUTSIDE_FROM:
+        return numpy_helper.from_array(np.ascontiguousarray(value), name)
+    data.seek(-data.tell() % ALIGNMENT, os.SEEK_CUR)
+    tensor = TensorProto(name=name, data_type=helper.np_dtype_to_tensor_dtype(value.dtype), dims=value.shape)
+    tensor.data_location = TensorProto.EXTERNAL
+    offset = data.tell()
+    np.ascontiguousarray(value).tofile(data)
+    for key, item in (("location", Path(data.name).name), ("offset", offset), ("length", data.tell() - offset)):
+        tensor.external_data.add(key=key, value=str(item))
+    return tensor

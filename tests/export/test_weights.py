@@ -1,0 +1,121 @@
+"""Graphs of SEED-2 on reproducible random weights, stored in every way, against the original code's codes."""
+
+import json
+import runpy
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+import torch
+from onnx import TensorProto, helper, numpy_helper
+
+from seed_edge.errors import CheckpointError
+from seed_edge.export import weights
+from seed_edge.export.onnx import Encoder, export_graph
+from seed_edge.export.weights import channel_axes, quantized, rewrite
+from seed_edge.graphs import encoder_graph
+from seed_edge.models.checkpoints import load_seed_tokenizer
+
+REFERENCE = Path(__file__).parent.parent / "fixtures" / "seed2"
+CODEBOOK = "model.quantize.embedding.weight"
+
+
+@pytest.fixture(scope="module")
+def maker():
+    return runpy.run_path(str(REFERENCE / "make_checkpoint.py"))
+
+
+@pytest.fixture(scope="module")
+def exported(maker, tmp_path_factory):
+    """The fp32 encoder graph of the tiny geometry, seed 7."""
+    folder = tmp_path_factory.mktemp("seed2")
+    geometry = maker["GEOMETRIES"]["tiny"]
+    torch.save(maker["vit"](geometry, 7), folder / "eva_vit_g.pth")
+    torch.save(maker["quantizer"](geometry, 7), folder / "seed_quantizer.pt")
+    (folder / "geometry.json").write_text(json.dumps(geometry))
+    model = load_seed_tokenizer(folder, None, lambda text: None)
+    export_graph(Encoder(model), encoder_graph(56, 32), folder / "encoder.onnx", "fp32")
+    return folder / "encoder.onnx"
+
+
+@pytest.fixture(scope="module")
+def stored():
+    return np.load(REFERENCE / "tiny-7.npz")
+
+
+def codes_of(path, maker, stored, batch=3):
+    values = maker["pixel_values"](maker["GEOMETRIES"]["tiny"], 3, int(stored["pixel_values_seed"]))
+    session = ort.InferenceSession(path, providers=["CPUExecutionProvider"])
+    return session.run(None, {"pixel_values": values[:batch]})[0]
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_the_fp32_graph_gives_the_codes_of_the_original_code_for_any_batch(exported, maker, stored, batch):
+    assert np.array_equal(codes_of(exported, maker, stored, batch), stored["codes"][:batch])
+
+
+@pytest.mark.parametrize(("storage", "least", "share"), [("fp16", 0.99, 0.68), ("int8", 0.9, 0.55)])
+@pytest.mark.parametrize("inline", [weights.INLINE, 0], ids=["one file", "data beside"])
+def test_smaller_storage_keeps_the_codes(exported, maker, stored, tmp_path, monkeypatch, storage, least, share, inline):
+    monkeypatch.setattr(weights, "INLINE", inline)
+    out = tmp_path / "encoder.onnx"
+    rewrite(exported, out, storage, exact=(CODEBOOK,))
+    assert np.mean(codes_of(out, maker, stored) == stored["codes"]) >= least
+    assert sum(file.stat().st_size for file in tmp_path.iterdir()) < share * exported.stat().st_size
+    assert {file.name for file in tmp_path.iterdir()} == {"encoder.onnx"} | (set() if inline else {"encoder.onnx.data"})
+
+
+def test_the_codebook_keeps_every_bit(exported, tmp_path):
+    rewrite(exported, tmp_path / "e.onnx", "int8", exact=(CODEBOOK,))
+    before, after = (
+        next(numpy_helper.to_array(t) for t in onnx.load(path).graph.initializer if t.name == CODEBOOK)
+        for path in (exported, tmp_path / "e.onnx")
+    )
+    assert before.shape == (8192, 32) and np.array_equal(before, after)
+
+
+def test_data_beside_the_graph_is_found_again_and_aligned(exported, maker, stored, tmp_path, monkeypatch):
+    monkeypatch.setattr(weights, "INLINE", 0)
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    rewrite(exported, tmp_path / "a" / "e.onnx", "fp32")
+    rewrite(tmp_path / "a" / "e.onnx", tmp_path / "b" / "e.onnx", "fp16", exact=(CODEBOOK,))  # reads external data too
+    assert np.mean(codes_of(tmp_path / "b" / "e.onnx", maker, stored) == stored["codes"]) >= 0.99
+    graph = onnx.load(tmp_path / "b" / "e.onnx", load_external_data=False).graph
+    offsets = [int(e.value) for t in graph.initializer for e in t.external_data if e.key == "offset"]
+    assert offsets and not any(offset % 64 for offset in offsets)
+
+
+def test_each_channel_has_its_own_scale_and_half_a_step_is_the_largest_error():
+    rng = np.random.default_rng(0)
+    value = (rng.standard_normal((8, 5)) * np.array([1e-3, 1, 10, 0, 5])).astype(np.float32)
+    stored, scale = quantized(value, axis=1)
+    assert stored.dtype == np.int8 and scale.shape == (5,)
+    assert np.all(np.abs(stored * scale - value) <= scale / 2 + 1e-9)
+    assert np.abs(stored[:, :3]).max(0).tolist() == [127, 127, 127]
+
+
+def test_axes_are_those_of_output_channels_and_shared_weights_are_left_alone():
+    nodes = [
+        helper.make_node("MatMul", ["x", "m"], ["a"]),
+        helper.make_node("Gemm", ["a", "g"], ["b"], transB=1),
+        helper.make_node("Gemm", ["b", "h"], ["c"]),
+        helper.make_node("Conv", ["i", "k"], ["d"]),
+        helper.make_node("MatMul", ["c", "shared"], ["e"]),
+        helper.make_node("Gather", ["shared", "n"], ["f"]),
+    ]
+    tensors = [numpy_helper.from_array(np.zeros((2, 2), np.float32), name) for name in ("m", "g", "h", "shared")]
+    tensors.append(numpy_helper.from_array(np.zeros((2, 2, 1, 1), np.float32), "k"))
+    graph = helper.make_graph(nodes, "g", [], [], tensors)
+    assert channel_axes(graph) == {"m": 1, "g": 0, "h": 1, "k": 0}
+
+
+def test_weights_that_overflow_half_precision_are_refused(tmp_path):
+    tensor = numpy_helper.from_array(np.full((300, 300), 1e6, np.float32), "w")
+    given, made = (helper.make_tensor_value_info(n, TensorProto.FLOAT, [1, 300]) for n in ("x", "y"))
+    graph = helper.make_graph([helper.make_node("MatMul", ["x", "w"], ["y"])], "g", [given], [made], [tensor])
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 23)], ir_version=10), tmp_path / "a.onnx")
+    with pytest.raises(CheckpointError, match="w does not fit half precision"):
+        rewrite(tmp_path / "a.onnx", tmp_path / "b.onnx", "fp16")
