@@ -1,7 +1,7 @@
 r"""Templates to token ids. Prompts are assembled as ids; text of a user can never become a control id or a code.
 
-A template is a string such as `{bos}USER: {image}{text}\nASSISTANT:`. The placeholders `{bos}`, `{eos}`, `{boi}`
-and `{image}` become ids; what stands between two of them is one piece of text, tokenized on its own, with `{text}`
+A template is a string such as `{bos}USER: {images}{text}\nASSISTANT:`. The placeholders `{bos}`, `{eos}`, `{boi}` and
+`{images}` become ids; what stands between two of them is one piece of text, tokenized on its own, with `{text}`
 replaced by the user's text. Takes a `tokenize` function, so that training and runtime share it.
 """
 
@@ -19,9 +19,23 @@ from seed_edge.vocab import Vocab
 
 Tokenize = Callable[[str], list[int]]
 """Text to ids, literally: no BOS is added, and `</s>` or `<img_00001>` in the text stay text."""
+Codes = NDArray[np.int64]
+Part = str | list[int]
+"""Of a prompt: text yet to be tokenized, or ids."""
 
-MARKS = re.compile(r"(\{(?:bos|eos|boi|image)\})")
-TASKS = ("caption", "draw")
+MARKS = re.compile(r"(\{(?:bos|eos|boi|images)\})")
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One exchange of a conversation."""
+
+    text: str
+    """What the user says."""
+    images: tuple[Codes, ...] = ()
+    """Codes of the images the user shows, before the text."""
+    answer: tuple[str | Codes, ...] = ()
+    """What was answered, text and images in order; empty for the turn to be answered."""
 
 
 @dataclass(frozen=True)
@@ -29,21 +43,37 @@ class Prompts:
     """How a bundle's language model wants to be asked."""
 
     caption: str
-    """Template that a caption follows; has one `{image}`."""
+    """Template that a caption follows; has `{images}`."""
     draw: str
     """Template that the codes of a picture follow; has `{text}` and ends with `{boi}`."""
+    ask: str = ""
+    """Template that an answer to a question about images follows; empty where the model cannot answer."""
+    edit: str = ""
+    """Template that the codes of a changed picture follow; has `{images}`, ends with `{boi}`; empty where it cannot."""
+    turn: str = ""
+    """Template of one turn of a conversation, without BOS; empty where the model cannot converse."""
+    before_answer: str = ""
+    """What stands between a turn and its answer when a further turn follows."""
+    between_turns: str = ""
+    """What stands between an answer and the next turn."""
     lowercase: bool = False
     """The model was trained on lower-case text."""
 
     def __post_init__(self) -> None:
-        if self.caption.count("{image}") != 1:
-            raise BundleError(f"caption template {self.caption!r} must hold {{image}} once; export again")
-        if "{text}" not in self.draw or not self.draw.endswith("{boi}"):
-            raise BundleError(f"draw template {self.draw!r} must hold {{text}} and end with {{boi}}; export again")
+        for name, template, needed in (
+            ("caption", self.caption, "{images}"),
+            ("draw", self.draw, "{text}"),
+            ("edit", self.edit, "{images}"),
+        ):
+            if needed not in template and (template or name != "edit"):
+                raise BundleError(f"{name} template {template!r} must hold {needed}; export again")
+        for name, template in (("draw", self.draw), ("edit", self.edit)):
+            if template and not template.endswith("{boi}"):
+                raise BundleError(f"{name} template {template!r} must end with {{boi}}; export again")
 
-    def for_caption(self, vocab: Vocab, tokenize: Tokenize, codes: NDArray[np.int64]) -> list[int]:
+    def for_caption(self, vocab: Vocab, tokenize: Tokenize, codes: Codes) -> list[int]:
         """Ids after which the model continues with a caption of the image."""
-        return assemble(self.caption, vocab, tokenize, images=[codes])
+        return join(fill(self.caption, vocab, images=[codes]), tokenize)
 
     def for_drawing(self, vocab: Vocab, tokenize: Tokenize, text: str) -> list[int]:
         """Ids after which the model continues with the codes of a picture.
@@ -51,47 +81,117 @@ class Prompts:
         Raises:
             PromptError: `text` is empty.
         """
-        return assemble(self.draw, vocab, tokenize, text=self.clean(text))
+        return join(fill(self.draw, vocab, text=self.clean(text)), tokenize)
+
+    def for_question(self, vocab: Vocab, tokenize: Tokenize, text: str, images: Sequence[Codes]) -> list[int]:
+        """Ids after which the model continues with an answer.
+
+        Raises:
+            PromptError: `text` is empty, or the model cannot answer questions.
+        """
+        return join(fill(self._able(self.ask, "answer questions"), vocab, text=self.clean(text), images=images), tokenize)
+
+    def for_edit(self, vocab: Vocab, tokenize: Tokenize, text: str, images: Sequence[Codes]) -> list[int]:
+        """Ids after which the model continues with the codes of the images changed as `text` says.
+
+        Raises:
+            PromptError: `text` is empty, or the model cannot edit.
+        """
+        return join(fill(self._able(self.edit, "edit images"), vocab, text=self.clean(text), images=images), tokenize)
+
+    def for_conversation(self, vocab: Vocab, tokenize: Tokenize, turns: Sequence[Turn]) -> list[int]:
+        """Ids after which the model continues with the answer to the last turn.
+
+        Raises:
+            PromptError: a turn's text is empty, or the model cannot converse.
+        """
+        template = self._able(self.turn, "hold a conversation")
+        parts: list[Part] = [[vocab.bos_id]]
+        for i, turn in enumerate(turns):
+            parts += fill(template, vocab, text=self.clean(turn.text), images=turn.images)
+            if i + 1 < len(turns):
+                answer = [part if isinstance(part, str) else vocab.codes_to_ids(part) for part in turn.answer]
+                parts += [self.before_answer, *answer, self.between_turns]
+        return join(parts, tokenize)
 
     def clean(self, text: str) -> str:
-        """Text with runs of white space made single spaces, in the case the model knows."""
-        text = " ".join(text.split())
+        """Text without white space around it, in the case the model knows.
+
+        Raises:
+            PromptError: nothing is left.
+        """
+        text = text.strip()
         if not text:
-            raise PromptError('the prompt is empty; say what to draw, for example "a red fox"')
-        return text.lower() if self.lowercase else text
+            raise PromptError('the prompt is empty; say what you want, for example "a red fox"')
+        return " ".join(text.lower().split()) if self.lowercase else text
+
+    @staticmethod
+    def _able(template: str, what: str) -> str:
+        if not template:
+            raise PromptError(f"this bundle's model cannot {what}; use one of SEED-LLaMA's instruction-tuned models")
+        return template
 
 
-def assemble(
-    template: str,
-    vocab: Vocab,
-    tokenize: Tokenize,
-    *,
-    text: str = "",
-    images: Sequence[NDArray[np.int64]] = (),
-) -> list[int]:
-    """Ids of a template.
-
-    White space beside a placeholder's id is dropped, as the reference tokenizer drops it around added tokens.
+def fill(template: str, vocab: Vocab, *, text: str = "", images: Sequence[Codes] = ()) -> list[Part]:
+    """Parts of a template.
 
     Args:
         text: replaces `{text}`.
-        images: codes for each `{image}`, in order.
+        images: codes of what stands at `{images}`, in order.
     """
-    pieces = MARKS.split(template)
-    waiting = iter(images)
-    ids: list[int] = []
-    for i, piece in enumerate(pieces):
-        if piece == "{bos}":
-            ids.append(vocab.bos_id)
-        elif piece == "{eos}":
-            ids.append(vocab.eos_id)
-        elif piece == "{boi}":
-            ids.append(vocab.boi_id)
-        elif piece == "{image}":
-            ids += vocab.codes_to_ids(next(waiting))
-        else:
-            literal = piece.replace("{text}", text)
-            literal = literal.lstrip() if i > 0 else literal
-            literal = literal.rstrip() if i + 1 < len(pieces) else literal
-            ids += tokenize(literal) if literal else []
-    return ids
+    ids = {
+        "{bos}": [vocab.bos_id],
+        "{eos}": [vocab.eos_id],
+        "{boi}": [vocab.boi_id],
+        "{images}": [token_id for codes in images for token_id in vocab.codes_to_ids(codes)],
+    }
+    return [ids[piece] if piece in ids else piece.replace("{text}", text) for piece in MARKS.split(template)]
+
+
+def join(parts: Sequence[Part], tokenize: Tokenize) -> list[int]:
+    """Ids of a prompt.
+
+    Text between two stretches of ids is one piece, however many parts it came in. White space beside ids is dropped,
+    as the reference tokenizer drops it around added tokens.
+    """
+    result: list[int] = []
+    text, after_ids = "", False
+    for part in [*parts, None]:
+        if isinstance(part, str):
+            text += part
+        elif part is None or part:
+            text = text.lstrip() if after_ids else text
+            text = text.rstrip() if part is not None else text
+            result += tokenize(text) if text else []
+            result += part or []
+            text, after_ids = "", True
+    return result
+
+
+SFT_CAPTION = "Please provide an accurate and concise description of the given image."
+SFT_DRAW = "Please generate an image of {text}."
+FAMILIES = {
+    "vicuna": Prompts(
+        caption=f"{{bos}}USER: {{images}}{SFT_CAPTION}\nASSISTANT:",
+        draw=f"{{bos}}USER: {SFT_DRAW}\nASSISTANT:{{boi}}",
+        ask="{bos}USER: {images}{text}\nASSISTANT:",
+        edit="{bos}USER: {images}{text}\nASSISTANT:{boi}",
+        turn="USER: {images}{text}\nASSISTANT:",
+        before_answer=" ",
+        between_turns="\n",
+    ),
+    "llama2": Prompts(
+        caption=f"{{bos}}[INST] {{images}}{SFT_CAPTION} [/INST]\n",
+        draw=f"{{bos}}[INST] {SFT_DRAW} [/INST]\n{{boi}}",
+        ask="{bos}[INST] {images}{text} [/INST]\n",
+        edit="{bos}[INST] {images}{text} [/INST]\n{boi}",
+        turn="[INST] {images}{text} [/INST]\n",
+        between_turns="\n",
+    ),
+    "plain": Prompts(
+        caption="{bos}{images}",
+        draw="{bos}{text}{boi}",
+        ask="{bos}{images}Question: {text}\nAnswer:",
+    ),
+}
+"""What SEED-LLaMA was trained on: 8B instruction-tuned, 14B instruction-tuned, and both before that."""

@@ -6,6 +6,7 @@ training steps of the schedule, largest first. All noise comes from the caller.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -16,6 +17,14 @@ from numpy.typing import NDArray
 Array = NDArray[np.float32]
 Network = Callable[[Array, int], Array]
 """(latents (batch, 4, h, w), timestep) -> v of the same shape, guidance applied."""
+
+
+def mix(*terms: tuple[float, Array]) -> Array:
+    """Weighted sum of arrays, in float32."""
+    total: Array = np.float32(terms[0][0]) * terms[0][1]
+    for weight, array in terms[1:]:
+        total = total + np.float32(weight) * array
+    return total
 
 
 @dataclass(frozen=True)
@@ -66,9 +75,17 @@ class Ddim:
         timestep = int(self.timesteps[index])
         here = self.schedule.alpha(timestep)
         there = self.schedule.alpha(timestep - len(self.schedule.alphas_cumprod) // self.steps)
-        clean = here**0.5 * latents - (1 - here) ** 0.5 * v
-        noise = here**0.5 * v + (1 - here) ** 0.5 * latents
-        return np.float32(there**0.5) * clean + np.float32((1 - there) ** 0.5) * noise
+        clean = mix((here**0.5, latents), (-((1 - here) ** 0.5), v))
+        noise = mix((here**0.5, v), ((1 - here) ** 0.5, latents))
+        return mix((there**0.5, clean), ((1 - there) ** 0.5, noise))
+
+
+ADAMS_BASHFORTH = {
+    2: (3 / 2, -1 / 2),
+    3: (23 / 12, -16 / 12, 5 / 12),
+    4: (55 / 24, -59 / 24, 37 / 24, -9 / 24),
+}
+"""Weights of the latest predictions, newest first, by how many there are."""
 
 
 @dataclass
@@ -92,25 +109,20 @@ class Pndm:
         if index == 1:  # the first step again, now with the mean of both ends
             assert self._first is not None
             start, end = start + ratio, start
-            return self._move((v + self._history[-1]) / 2, start, end, self._first)
+            return self._move(mix((0.5, v), (0.5, self._history[-1])), start, end, self._first)
         self._history = [*self._history[-3:], v]
         if index == 0:
             self._first = latents
             return self._move(v, start, end, latents)
         past = self._history[::-1]
-        if len(past) == 2:
-            v = (3 * past[0] - past[1]) / 2
-        elif len(past) == 3:
-            v = (23 * past[0] - 16 * past[1] + 5 * past[2]) / 12
-        else:
-            v = (55 * past[0] - 59 * past[1] + 37 * past[2] - 9 * past[3]) / 24
-        return self._move(v, start, end, latents)
+        weights = ADAMS_BASHFORTH[len(past)]
+        return self._move(mix(*zip(weights, past, strict=True)), start, end, latents)
 
     def _move(self, v: Array, start: int, end: int, latents: Array) -> Array:
         here, there = self.schedule.alpha(start), self.schedule.alpha(end)
-        noise = np.float32(here**0.5) * v + np.float32((1 - here) ** 0.5) * latents
+        noise = mix((here**0.5, v), ((1 - here) ** 0.5, latents))
         scale = here * (1 - there) ** 0.5 + (here * (1 - here) * there) ** 0.5
-        return np.float32((there / here) ** 0.5) * latents - np.float32((there - here) / scale) * noise
+        return mix(((there / here) ** 0.5, latents), (-(there - here) / scale, noise))
 
 
 @dataclass
@@ -127,7 +139,7 @@ class DpmSolver:
 
     def step(self, v: Array, index: int, latents: Array) -> Array:
         here = self.schedule.alpha(int(self.timesteps[index]))
-        clean = np.float32(here**0.5) * latents - np.float32((1 - here) ** 0.5) * v
+        clean = mix((here**0.5, latents), (-((1 - here) ** 0.5), v))
         previous, self._previous = self._previous, clean
         if index + 1 == len(self.timesteps):
             return clean
@@ -136,14 +148,14 @@ class DpmSolver:
         target = clean
         if previous is not None:
             before = self._log_ratio(here) - self._log_ratio(self.schedule.alpha(int(self.timesteps[index - 1])))
-            target = clean + np.float32(0.5 * move / before) * (clean - previous)
+            target = mix((1 + 0.5 * move / before, clean), (-0.5 * move / before, previous))
         shrink = ((1 - there) / (1 - here)) ** 0.5
-        return np.float32(shrink) * latents - np.float32(there**0.5 * np.expm1(-move)) * target
+        return mix((shrink, latents), (-(there**0.5) * math.expm1(-move), target))
 
     @staticmethod
     def _log_ratio(alpha: float) -> float:
         """Logarithm of signal over noise amplitude."""
-        return 0.5 * float(np.log(alpha / (1 - alpha)))
+        return 0.5 * math.log(alpha / (1 - alpha))
 
 
 SCHEDULERS: dict[str, type[Pndm] | type[Ddim] | type[DpmSolver]] = {"pndm": Pndm, "ddim": Ddim, "dpm++": DpmSolver}
@@ -182,7 +194,7 @@ def guided(network: Callable[[Array, int, Array], Array], positive: Array, negat
 
     def predict(latents: Array, timestep: int) -> Array:
         away, towards = np.split(network(np.concatenate([latents, latents]), timestep, labels), 2)
-        return away + np.float32(guidance) * (towards - away)
+        return mix((1 - guidance, away), (guidance, towards))
 
     return predict
 
@@ -204,7 +216,7 @@ class ImageNoise:
         The second half is the sinusoidal embedding of noise level 0: ones, then zeros.
         """
         centred = (image_embeds - self.mean) / self.std
-        noised = np.float32(self.alpha**0.5) * centred + np.float32((1 - self.alpha) ** 0.5) * noise
+        noised = mix((self.alpha**0.5, centred), ((1 - self.alpha) ** 0.5, noise))
         half = image_embeds.shape[1] // 2
         level = np.concatenate([np.ones(half, np.float32), np.zeros(image_embeds.shape[1] - half, np.float32)])
         return np.concatenate([noised * self.std + self.mean, np.tile(level, (len(image_embeds), 1))], 1)

@@ -32,7 +32,7 @@ from seed_edge.vocab import Vocab
 
 LLM_FOLDER = "llm"
 BOI, EOI, CODE = "<img>", "</img>", "<img_{:05d}>"
-PROMPTS = Prompts(caption="{bos}{image}", draw="{bos}{text}{boi}", lowercase=True)
+PROMPTS = Prompts(caption="{bos}{images}", draw="{bos}{text}{boi}", lowercase=True)
 CONTEXT = 128
 BOS_ID, EOS_ID = 1, 2
 
