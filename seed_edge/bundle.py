@@ -1,4 +1,4 @@
-"""Bundles: a directory with a manifest, two ONNX graphs and a GGUF file. Alone spells file names and reads JSON.
+"""Bundles: a directory with a manifest and the files it lists.
 
 A bundle is checked before anything in it is opened by a native library, and is written so that it exists either
 whole or not at all.
@@ -6,34 +6,17 @@ whole or not at all.
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
-import json
 import os
 import shutil
 import tempfile
-import typing
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from seed_edge.errors import BundleError
-from seed_edge.preprocess import FILTERS, Preprocessing
-from seed_edge.prompts import Prompts
-from seed_edge.vocab import Vocab
-
-FORMAT = 1
-"""Version of the manifest's layout."""
-KINDS = ("pixels",)
-"""What decoder.onnx draws: `pixels`, a finished picture in one pass."""
-
-MANIFEST = "manifest.json"
-ENCODER = "encoder.onnx"
-DECODER = "decoder.onnx"
-LANGUAGE_MODEL = "llm.gguf"
-FILES = (ENCODER, DECODER, LANGUAGE_MODEL)
+from seed_edge.manifest import DECODER, ENCODER, IMAGE_NOISE, MANIFEST, UNET, VAE, Diffusion, FileEntry, Language, Manifest
 
 EMBEDDED = Path(__file__).parent / "bundles" / "mini"
 """The bundle inside this package."""
@@ -41,119 +24,6 @@ EMBEDDED = Path(__file__).parent / "bundles" / "mini"
 MANIFEST_LIMIT = 1 << 20
 HASH_LIMIT = 64 << 20
 """Bundles up to this size, in bytes, are hashed whenever they are opened; larger ones by `Bundle.check_hashes`."""
-
-
-@dataclass(frozen=True)
-class FileEntry:
-    """One file of a bundle."""
-
-    size: int
-    """Bytes."""
-    sha256: str
-    """Lower-case hexadecimal."""
-
-
-@dataclass(frozen=True)
-class Source:
-    """Something the weights were made from."""
-
-    name: str
-    licence: str
-    role: str
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """How codes are drawn from the language model's distribution."""
-
-    temperature: float
-    """0 takes the likeliest code."""
-    top_k: int
-    """Only this many likeliest codes may be drawn; 0 for all."""
-    top_p: float
-    """Only the likeliest codes that together hold this probability; 1 for all."""
-
-    def __post_init__(self) -> None:
-        if self.temperature < 0 or self.top_k < 0 or not 0 < self.top_p <= 1:
-            raise BundleError(f"sampling {self}: temperature and top_k are at least 0, top_p is in (0, 1]")
-
-
-@dataclass(frozen=True)
-class Manifest:
-    """Every number the runtime needs, and where the bundle comes from."""
-
-    format: int
-    name: str
-    kind: str
-    preprocessing: Preprocessing
-    output_size: int
-    """Side of a drawn picture, in pixels."""
-    vocab: Vocab
-    prompts: Prompts
-    sampling: Sampling
-    context_length: int
-    """Most ids of prompt and answer together."""
-    max_caption_ids: int
-    files: dict[str, FileEntry]
-    parity: dict[str, Any] = field(default_factory=dict)
-    """What the exporter measured: exported graphs against the checkpoint."""
-    sources: tuple[Source, ...] = ()
-    licence: str = ""
-    """What the weights may be used for."""
-
-    def __post_init__(self) -> None:
-        if self.format != FORMAT:
-            raise BundleError(f"manifest format {self.format}, this version reads {FORMAT}; export again or update")
-        if self.kind not in KINDS:
-            raise BundleError(f"bundle kind {self.kind!r} is unknown (known: {', '.join(KINDS)}); update seed-edge")
-        if self.preprocessing.resize_filter not in FILTERS:
-            raise BundleError(f"resize filter {self.preprocessing.resize_filter!r} is unknown; export again")
-        if set(self.files) != set(FILES):
-            odd = ", ".join(sorted(set(self.files) ^ set(FILES)))
-            raise BundleError(f"manifest lists the wrong files ({odd}); a bundle holds {', '.join(FILES)}; export again")
-
-    def to_json(self) -> str:
-        """Text of `manifest.json`."""
-        return json.dumps(dataclasses.asdict(self), indent=2, ensure_ascii=False) + "\n"
-
-    @classmethod
-    def from_json(cls, text: str) -> Manifest:
-        """Parse `manifest.json`.
-
-        Raises:
-            BundleError: not JSON, or a field is missing, unknown, or of the wrong type.
-        """
-        try:
-            value = json.loads(text)
-        except ValueError as error:
-            raise BundleError(f"{MANIFEST} is not JSON ({error}); export again") from error
-        manifest: Manifest = _parse(cls, value, MANIFEST)
-        return manifest
-
-
-def _parse(kind: Any, value: Any, where: str) -> Any:
-    """`value`, from JSON, as the annotated type `kind`; strict about fields and types."""
-    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
-    if isinstance(kind, type) and dataclasses.is_dataclass(kind):
-        if not isinstance(value, dict):
-            raise BundleError(f"{where}: expected an object; export again")
-        hints = typing.get_type_hints(kind)
-        required = {f.name for f in dataclasses.fields(kind) if f.default is f.default_factory}  # both MISSING
-        unknown, missing = sorted(set(value) - set(hints)), sorted(required - set(value))
-        if unknown or missing:
-            raise BundleError(f"{where}: missing [{', '.join(missing)}], unknown [{', '.join(unknown)}]; export again")
-        return kind(**{name: _parse(hints[name], item, f"{where}: {name}") for name, item in value.items()})
-    if origin is dict and isinstance(value, dict):
-        return {key: _parse(arguments[1], item, f"{where}: {key}") for key, item in value.items()}
-    if origin is tuple and isinstance(value, list):
-        inner = arguments[:1] * len(value) if arguments[-1] is Ellipsis else arguments
-        if len(inner) == len(value):
-            return tuple(_parse(t, item, where) for t, item in zip(inner, value, strict=True))
-    if kind is Any or (kind in (str, bool, int) and type(value) is kind):
-        return value
-    if kind is float and type(value) in (int, float):
-        return float(value)
-    raise BundleError(f"{where}: {json.dumps(value)[:60]} is not {getattr(kind, '__name__', kind)}; export again")
 
 
 @dataclass(frozen=True)
@@ -170,13 +40,50 @@ class Bundle:
 
     @property
     def decoder(self) -> Path:
-        """The graph from codes to pixels."""
+        """The graph from codes to pixels, or to image embeddings."""
         return self.path / DECODER
+
+    @property
+    def unet(self) -> Path:
+        """The graph of the diffusion."""
+        return self.path / UNET
+
+    @property
+    def vae(self) -> Path:
+        """The graph from latents to pixels."""
+        return self.path / VAE
+
+    @property
+    def image_noise(self) -> Path:
+        """Arrays of the diffusion."""
+        return self.path / IMAGE_NOISE
+
+    @property
+    def language(self) -> Language:
+        """What the manifest says of the language model.
+
+        Raises:
+            BundleError: the bundle has none.
+        """
+        if self.manifest.language is None:
+            raise BundleError(f"{self.path} has no language model: it encodes and decodes only; export with --llm to add one")
+        return self.manifest.language
 
     @property
     def language_model(self) -> Path:
         """The GGUF file."""
-        return self.path / LANGUAGE_MODEL
+        return self.path / self.language.file
+
+    @property
+    def diffusion(self) -> Diffusion:
+        """What the manifest says of the diffusion.
+
+        Raises:
+            BundleError: the bundle has none.
+        """
+        if self.manifest.diffusion is None:
+            raise BundleError(f"{self.path} has no diffusion and cannot make pictures; export with --diffusion to add one")
+        return self.manifest.diffusion
 
     @classmethod
     def open(cls, path: str | Path | None = None) -> Bundle:

@@ -174,7 +174,7 @@ def draw(
         seed = secrets.randbelow(2**31)
         note(f"seed: {seed}", quiet)
     with opened(bundle, device, quiet) as edge:
-        sampling = edge.bundle.manifest.sampling
+        sampling = edge.bundle.language.sampling
         if temperature is not None:
             sampling = dataclasses.replace(sampling, temperature=temperature)
         with Progress("codes", quiet) as progress:

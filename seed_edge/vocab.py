@@ -12,6 +12,33 @@ from seed_edge.errors import BundleError, CodesError
 
 
 @dataclass(frozen=True)
+class CodeSpace:
+    """What an image is, for a language model and without one."""
+
+    codebook_size: int
+    codes_per_image: int
+
+    def check(self, codes: Sequence[int] | NDArray[np.int64]) -> NDArray[np.int64]:
+        """Codes of one image as an array (codes_per_image,).
+
+        Raises:
+            CodesError: wrong count, not integers, or outside [0, codebook_size).
+        """
+        array = np.asarray(codes)
+        if array.shape != (self.codes_per_image,) or array.dtype.kind not in "iu":
+            raise CodesError(
+                f"an image is {self.codes_per_image} integers, got {array.dtype} of shape {array.shape}; "
+                "give the codes as `seed-edge encode --json` prints them"
+            )
+        if array.min() < 0 or array.max() >= self.codebook_size:
+            raise CodesError(
+                f"codes must lie in [0, {self.codebook_size}), got {array.min()} to {array.max()}; "
+                "they may come from another bundle"
+            )
+        return array.astype(np.int64)
+
+
+@dataclass(frozen=True)
 class Vocab:
     """Ids of everything that is not text, and the range of the codes."""
 
@@ -42,24 +69,14 @@ class Vocab:
         """Whether the id stands for an image code."""
         return 0 <= token_id - self.first_code_id < self.codebook_size
 
-    def check_codes(self, codes: Sequence[int] | NDArray[np.int64]) -> NDArray[np.int64]:
-        """Codes of one image as an array (codes_per_image,).
+    @property
+    def codes(self) -> CodeSpace:
+        """What an image is."""
+        return CodeSpace(self.codebook_size, self.codes_per_image)
 
-        Raises:
-            CodesError: wrong count, not integers, or outside [0, codebook_size).
-        """
-        array = np.asarray(codes)
-        if array.shape != (self.codes_per_image,) or array.dtype.kind not in "iu":
-            raise CodesError(
-                f"an image is {self.codes_per_image} integers, got {array.dtype} of shape {array.shape}; "
-                "give the codes as `seed-edge encode --json` prints them"
-            )
-        if array.min() < 0 or array.max() >= self.codebook_size:
-            raise CodesError(
-                f"codes must lie in [0, {self.codebook_size}), got {array.min()} to {array.max()}; "
-                "they may come from another bundle"
-            )
-        return array.astype(np.int64)
+    def check_codes(self, codes: Sequence[int] | NDArray[np.int64]) -> NDArray[np.int64]:
+        """See `CodeSpace.check`."""
+        return self.codes.check(codes)
 
     def codes_to_ids(self, codes: Sequence[int] | NDArray[np.int64]) -> list[int]:
         """Token ids of one image, BOI and EOI included."""

@@ -9,29 +9,19 @@ from pathlib import Path
 
 import numpy as np
 
-from seed_edge.bundle import (
-    DECODER,
-    ENCODER,
-    FILES,
-    FORMAT,
-    LANGUAGE_MODEL,
-    MANIFEST,
-    Manifest,
-    Sampling,
-    Source,
-    entry_for,
-    staging,
-)
+from seed_edge.bundle import entry_for, staging
 from seed_edge.errors import CheckpointError
 from seed_edge.export.gguf import LlamaFolder, write_gguf
 from seed_edge.export.onnx import export_image_tokenizer
 from seed_edge.export.parity import image_parity, language_parity
 from seed_edge.graphs import decoder_graph, encoder_graph
+from seed_edge.manifest import DECODER, ENCODER, FORMAT, MANIFEST, Language, Manifest, Sampling, Source
 from seed_edge.models.checkpoints import load_image_tokenizer
 from seed_edge.models.train.llm import CONTEXT, LLM_FOLDER, PROMPTS
 from seed_edge.models.trunk import IMAGE_MEAN, IMAGE_STD
 from seed_edge.preprocess import Preprocessing, open_image
 
+LANGUAGE_MODEL = "llm.gguf"
 PARITY_IMAGES = 8
 
 
@@ -96,13 +86,18 @@ def export_bundle(run: Path, out: Path, options: ExportOptions, photos: list[Pat
             name=options.name,
             kind="pixels",
             preprocessing=preprocessing,
+            codes=vocab.codes,
             output_size=geometry.output_size,
-            vocab=vocab,
-            prompts=PROMPTS,
-            sampling=Sampling(options.temperature, options.top_k, options.top_p),
-            context_length=CONTEXT,
-            max_caption_ids=options.max_caption_ids,
-            files={name: entry_for(folder / name) for name in FILES},
+            language=Language(
+                file=LANGUAGE_MODEL,
+                vocab=vocab,
+                prompts=PROMPTS,
+                sampling=Sampling(options.temperature, options.top_k, options.top_p),
+                context_length=CONTEXT,
+                max_caption_ids=options.max_caption_ids,
+            ),
+            diffusion=None,
+            files={path.name: entry_for(path) for path in sorted(folder.iterdir())},
             parity={
                 "image_weights": options.image_weights,
                 "weight_type": options.weight_type,

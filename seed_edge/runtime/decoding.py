@@ -10,7 +10,7 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-from seed_edge.bundle import Sampling
+from seed_edge.manifest import Sampling
 from seed_edge.runtime.language_model import LanguageModel
 from seed_edge.vocab import Vocab
 

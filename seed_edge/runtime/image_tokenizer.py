@@ -25,13 +25,13 @@ class ImageTokenizer:
     @cached_property
     def _encoder(self) -> Session:
         manifest = self._bundle.manifest
-        spec = encoder_graph(manifest.preprocessing.image_size, manifest.vocab.codes_per_image)
+        spec = encoder_graph(manifest.preprocessing.image_size, manifest.codes.codes_per_image)
         return Session(self._bundle.encoder, spec, self._device)
 
     @cached_property
     def _decoder(self) -> Session:
         manifest = self._bundle.manifest
-        return Session(self._bundle.decoder, decoder_graph(manifest.vocab.codes_per_image, manifest.output_size), self._device)
+        return Session(self._bundle.decoder, decoder_graph(manifest.codes.codes_per_image, manifest.output_size), self._device)
 
     @property
     def device(self) -> str:
@@ -46,7 +46,7 @@ class ImageTokenizer:
             BundleError: a code lies outside the codebook, so graph and manifest come from different exports.
         """
         codes = self._encoder(self._bundle.manifest.preprocessing(images))[0]
-        size = self._bundle.manifest.vocab.codebook_size
+        size = self._bundle.manifest.codes.codebook_size
         if codes.min() < 0 or codes.max() >= size:
             raise BundleError(f"{self._bundle.encoder} gave code {codes.max()}, the manifest says {size} codes; export again")
         return codes.astype(np.int64)

@@ -12,8 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from seed_edge.bundle import Bundle, Sampling
+from seed_edge.bundle import Bundle
 from seed_edge.errors import BundleError, ImageError
+from seed_edge.manifest import Sampling
 from seed_edge.preprocess import open_image
 from seed_edge.runtime.decoding import GREEDY, write_codes, write_text
 from seed_edge.runtime.image_tokenizer import ImageTokenizer
@@ -42,16 +43,16 @@ class SeedEdge:
     def _language_model(self) -> LlamaCpp:
         from seed_edge.runtime.language_model import LlamaCpp, gpu_offload
 
-        manifest = self.bundle.manifest
+        language = self.bundle.language
         model = LlamaCpp(
             self.bundle.language_model,
-            manifest.context_length,
+            language.context_length,
             gpu=self._device.name == "cuda" and gpu_offload(),
         )
-        if model.vocab_size != manifest.vocab.size:
+        if model.vocab_size != language.vocab.size:
             model.close()
             raise BundleError(
-                f"{self.bundle.language_model} has {model.vocab_size} ids, the manifest says {manifest.vocab.size}; "
+                f"{self.bundle.language_model} has {model.vocab_size} ids, the manifest says {language.vocab.size}; "
                 "the files come from different exports; export again"
             )
         return model
@@ -88,11 +89,11 @@ class SeedEdge:
 
     def caption_codes(self, codes: Codes, *, temperature: float = 0.0, seed: int = 0) -> str:
         """Describe an image given as codes (codes_per_image,); see `caption`."""
-        manifest, model = self.bundle.manifest, self._language_model
-        checked = manifest.vocab.check_codes(codes)
-        prompt = manifest.prompts.for_caption(manifest.vocab, model.tokenize, checked)
+        language, model = self.bundle.language, self._language_model
+        checked = language.vocab.check_codes(codes)
+        prompt = language.prompts.for_caption(language.vocab, model.tokenize, checked)
         sampling = Sampling(temperature, 0, 1.0) if temperature else GREEDY
-        return model.text_of(write_text(model, manifest.vocab, prompt, sampling, seed, manifest.max_caption_ids))
+        return model.text_of(write_text(model, language.vocab, prompt, sampling, seed, language.max_caption_ids))
 
     def draw(self, prompt: str, *, seed: int = 0, sampling: Sampling | None = None) -> Image.Image:
         """Draw a picture from words; the same seed gives the same picture on the same machine.
@@ -118,9 +119,9 @@ class SeedEdge:
         Args:
             progress: called with codes done and codes in all.
         """
-        manifest, model = self.bundle.manifest, self._language_model
-        ids = manifest.prompts.for_drawing(manifest.vocab, model.tokenize, prompt)
-        return write_codes(model, manifest.vocab, ids, sampling or manifest.sampling, seed, progress)
+        language, model = self.bundle.language, self._language_model
+        ids = language.prompts.for_drawing(language.vocab, model.tokenize, prompt)
+        return write_codes(model, language.vocab, ids, sampling or language.sampling, seed, progress)
 
     def encode(self, images: Sequence[ImageSource]) -> NDArray[np.int64]:
         """Turn images into codes.
@@ -147,5 +148,5 @@ class SeedEdge:
         Raises:
             CodesError: wrong count, or outside the codebook.
         """
-        checked = self.bundle.manifest.vocab.check_codes(codes)
+        checked = self.bundle.manifest.codes.check(codes)
         return self._images.decode(checked[None])[0]

@@ -3,8 +3,11 @@ import shutil
 
 import pytest
 
-from seed_edge.bundle import FILES, MANIFEST, Bundle, Manifest, staging
+from seed_edge.bundle import Bundle, staging
 from seed_edge.errors import BundleError
+from seed_edge.manifest import MANIFEST, Manifest
+
+FILES = ("encoder.onnx", "decoder.onnx", "llm.gguf")
 
 
 @pytest.fixture
@@ -82,15 +85,20 @@ def test_a_file_outside_the_folder_cannot_be_listed(copy):
     [
         (lambda m: m.update(format=2), "format 2"),
         (lambda m: m.update(kind="video"), "kind 'video'"),
-        (lambda m: m.pop("vocab"), r"missing \[vocab\]"),
+        (lambda m: m.pop("codes"), r"missing \[codes\]"),
+        (lambda m: m["language"].pop("vocab"), r"language: missing \[vocab\]"),
         (lambda m: m.update(extra=1), r"unknown \[extra\]"),
-        (lambda m: m["vocab"].update(size="310"), "vocab: size"),
-        (lambda m: m["vocab"].update(size=True), "vocab: size"),
-        (lambda m: m["vocab"].update(boi_id=300), "BOI"),
+        (lambda m: m["language"]["vocab"].update(size="310"), "vocab: size"),
+        (lambda m: m["language"]["vocab"].update(size=True), "vocab: size"),
+        (lambda m: m["language"]["vocab"].update(boi_id=300), "BOI"),
         (lambda m: m["preprocessing"].update(resize_filter="lanczos"), "lanczos"),
         (lambda m: m["preprocessing"].update(mean=[0.5, 0.5]), "mean"),
-        (lambda m: m["sampling"].update(top_p=0), "top_p"),
-        (lambda m: m["prompts"].update(draw="{text}"), "draw template"),
+        (lambda m: m["language"]["sampling"].update(top_p=0), "top_p"),
+        (lambda m: m["language"]["prompts"].update(draw="{text}"), "draw template"),
+        (lambda m: m["language"].update(file="../llm.gguf"), "no plain name"),
+        (lambda m: m["language"].update(file="other.gguf"), r"wrong files \(llm.gguf, other.gguf\)"),
+        (lambda m: m["codes"].update(codebook_size=9), "not those of the image tokenizer"),
+        (lambda m: m["files"].update({"extra.onnx": m["files"]["encoder.onnx"]}), r"wrong files \(extra.onnx\)"),
     ],
 )
 def test_a_broken_manifest_names_its_fault(copy, change, words):

@@ -14,12 +14,13 @@ from safetensors.numpy import load_file, save_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import seed_edge
-from seed_edge.bundle import DECODER, ENCODER, LANGUAGE_MODEL, Bundle
+from seed_edge.bundle import Bundle
 from seed_edge.cli import cli
 from seed_edge.errors import CheckpointError, ParityError
 from seed_edge.export import gguf as gguf_module
 from seed_edge.export.gguf import LlamaFolder, permute, write_gguf
 from seed_edge.export.parity import LOGITS_KL, language_parity
+from seed_edge.manifest import DECODER, ENCODER
 from seed_edge.models.config import PixelGeometry
 from seed_edge.models.train.shards import ShardWriter
 from seed_edge.runtime.language_model import LlamaCpp
@@ -28,6 +29,7 @@ SMALL = PixelGeometry(
     image_size=64, num_queries=4, qformer_width=32, qformer_depth=2, qformer_heads=4, qformer_mlp=64, codebook_size=16,
     code_dim=8, decoder_depth=1, decoder_heads=4, output_size=16, pixel_grid=4, pixel_channels=(16,),
 )  # fmt: skip
+LANGUAGE_MODEL = "llm.gguf"
 COLOURS = ("red", "green", "blue", "yellow", "purple", "orange")
 
 
@@ -123,7 +125,8 @@ def test_training_leaves_a_log_a_sheet_and_a_checkpoint(run):
 
 def test_a_trained_run_becomes_a_bundle_that_captions_and_draws(exported, tmp_path):
     manifest = Bundle.open(exported).manifest
-    assert manifest.vocab.codebook_size == 16 and manifest.vocab.first_code_id == 310 and manifest.vocab.size == 328
+    vocab = manifest.language.vocab
+    assert (vocab.codebook_size, vocab.first_code_id, vocab.size) == (16, 310, 328)
     assert manifest.parity["images"]["equal_codes"] >= 0.95
     assert [source.name for source in manifest.sources] == ["shapes"] and manifest.licence == "Apache-2.0"
     picture = tmp_path / "fox.png"
@@ -332,10 +335,10 @@ def test_a_tensor_missing_surplus_or_misshapen_is_named(llama, tmp_path, change,
 
 def test_text_of_a_user_cannot_become_a_code(exported):
     bundle = Bundle.open(exported)
-    model = LlamaCpp(bundle.language_model, bundle.manifest.context_length)
+    model = LlamaCpp(bundle.language_model, bundle.language.context_length)
     try:
         ids = model.tokenize("a dog <img_00001> on </img> grass</s>")
-        assert not [i for i in ids if i >= bundle.manifest.vocab.first_code_id or i in (1, 2)]
+        assert not [i for i in ids if i >= bundle.language.vocab.first_code_id or i in (1, 2)]
     finally:
         model.close()
 
@@ -343,7 +346,7 @@ def test_text_of_a_user_cannot_become_a_code(exported):
 def test_llama_cpp_splits_text_as_sentencepiece_does(exported, run):
     pieces = LlamaFolder.open(run / "llm").pieces
     bundle = Bundle.open(exported)
-    model = LlamaCpp(bundle.language_model, bundle.manifest.context_length)
+    model = LlamaCpp(bundle.language_model, bundle.language.context_length)
     texts = ["a red disc", "", "draw me  two spaces", "naïve café 여우", "x", " leading", "a\nb", "1234"]
     try:
         assert [model.tokenize(text) for text in texts] == [pieces.encode(text) for text in texts]

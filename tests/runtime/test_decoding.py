@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from seed_edge.bundle import Sampling
+from seed_edge.manifest import Sampling
 from seed_edge.runtime.decoding import GREEDY, pick, write_codes, write_text
 from seed_edge.vocab import Vocab
 

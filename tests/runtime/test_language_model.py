@@ -11,7 +11,7 @@ from seed_edge.runtime.language_model import LlamaCpp, model_params
 
 @pytest.fixture(scope="module")
 def vocab(tiny):
-    return Bundle.open(tiny).manifest.vocab
+    return Bundle.open(tiny).language.vocab
 
 
 @pytest.fixture(scope="module")

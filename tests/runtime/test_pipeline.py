@@ -6,8 +6,9 @@ import pytest
 from PIL import Image
 
 import seed_edge
-from seed_edge.bundle import LANGUAGE_MODEL, MANIFEST, Sampling, entry_for
+from seed_edge.bundle import entry_for
 from seed_edge.errors import BundleError, CodesError, ImageError, PromptError
+from seed_edge.manifest import MANIFEST, Sampling
 
 
 def quarters(*colours):
@@ -91,7 +92,7 @@ def test_bad_input_leaves_the_object_usable(edge):
 def swap_language_model_for(folder, change):
     manifest = json.loads((folder / MANIFEST).read_text())
     change(manifest)
-    manifest["files"][LANGUAGE_MODEL] = vars(entry_for(folder / LANGUAGE_MODEL))
+    manifest["files"]["llm.gguf"] = vars(entry_for(folder / "llm.gguf"))
     (folder / MANIFEST).write_text(json.dumps(manifest))
 
 
@@ -100,7 +101,7 @@ def test_a_language_model_of_another_export_is_refused(tiny, tmp_path):
     shutil.copytree(tiny, folder)
 
     def shift(manifest):
-        manifest["vocab"].update(size=400)
+        manifest["language"]["vocab"].update(size=400)
 
     swap_language_model_for(folder, shift)
     with seed_edge.load(folder, device="cpu") as other, pytest.raises(BundleError, match="310 ids, the manifest says 400"):
@@ -110,7 +111,12 @@ def test_a_language_model_of_another_export_is_refused(tiny, tmp_path):
 def test_a_graph_of_another_export_is_refused(tiny, tmp_path):
     folder = tmp_path / "bundle"
     shutil.copytree(tiny, folder)
-    swap_language_model_for(folder, lambda manifest: manifest["vocab"].update(codebook_size=4, boi_id=305, eoi_id=304))
+
+    def shrink(manifest):
+        manifest["codes"].update(codebook_size=4)
+        manifest["language"]["vocab"].update(codebook_size=4, boi_id=305, eoi_id=304)
+
+    swap_language_model_for(folder, shrink)
     with seed_edge.load(folder, device="cpu") as other, pytest.raises(BundleError, match="gave code 7"):
         other.encode([Image.new("RGB", (8, 8), "white")])
 

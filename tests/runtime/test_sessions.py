@@ -3,9 +3,9 @@ import shutil
 import numpy as np
 import pytest
 
-from seed_edge.bundle import DECODER, ENCODER
 from seed_edge.errors import BundleError, DeviceError
 from seed_edge.graphs import decoder_graph, encoder_graph
+from seed_edge.manifest import DECODER, ENCODER
 from seed_edge.runtime import sessions
 from seed_edge.runtime.sessions import Device, Session, choose_device
 

@@ -17,6 +17,8 @@ from torch import Tensor, nn
 from seed_edge.errors import DataError
 
 STATE = "state.pt"
+MUON_RATE = 3.0
+"""Learning rate of matrices, in multiples of everything else's."""
 
 
 def learning_rate(step: int, steps: int, peak: float, warmup: int, floor: float = 0.05) -> float:
@@ -92,8 +94,9 @@ class Loop:
         with open(self.folder / "log.jsonl", "a") as log:
             for step in range(first, self.steps):
                 rate = learning_rate(step, self.steps, peak, warmup)
-                for group in (group for optimizer in optimizers for group in optimizer.param_groups):
-                    group["lr"] = rate
+                for optimizer in optimizers:
+                    for group in optimizer.param_groups:
+                        group["lr"] = rate * (MUON_RATE if isinstance(optimizer, torch.optim.Muon) else 1)
                 losses = losses_of(step, np.random.default_rng((self.seed, step)))
                 total = torch.stack(list(losses.values())).sum()
                 if not torch.isfinite(total):

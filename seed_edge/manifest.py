@@ -1,0 +1,196 @@
+"""The manifest of a bundle: every number the runtime needs, and the names of the files that belong to it.
+
+Knows JSON and names, nothing of directories. A manifest that could be constructed is consistent in itself.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+import types
+import typing
+from dataclasses import dataclass, field
+from typing import Any
+
+from seed_edge.errors import BundleError
+from seed_edge.preprocess import FILTERS, Preprocessing
+from seed_edge.prompts import Prompts
+from seed_edge.vocab import CodeSpace, Vocab
+
+FORMAT = 1
+"""Version of the manifest's layout."""
+KINDS = ("pixels", "unclip")
+"""What decoder.onnx gives: `pixels`, a finished picture; `unclip`, an image embedding that conditions a diffusion."""
+
+MANIFEST = "manifest.json"
+ENCODER = "encoder.onnx"
+DECODER = "decoder.onnx"
+UNET = "unet.onnx"
+VAE = "vae_decoder.onnx"
+IMAGE_NOISE = "image_noise.npz"
+"""Schedule and normalisation of a diffusion, as arrays."""
+DATA = ".data"
+"""Behind the name of a graph: the file with its weights, where they do not fit into the graph."""
+GGUF_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,120}\.gguf")
+
+
+@dataclass(frozen=True)
+class FileEntry:
+    """One file of a bundle."""
+
+    size: int
+    """Bytes."""
+    sha256: str
+    """Lower-case hexadecimal."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """Something the weights were made from."""
+
+    name: str
+    licence: str
+    role: str
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How codes are drawn from the language model's distribution."""
+
+    temperature: float
+    """0 takes the likeliest code."""
+    top_k: int
+    """Only this many likeliest codes may be drawn; 0 for all."""
+    top_p: float
+    """Only the likeliest codes that together hold this probability; 1 for all."""
+
+    def __post_init__(self) -> None:
+        if self.temperature < 0 or self.top_k < 0 or not 0 < self.top_p <= 1:
+            raise BundleError(f"sampling {self}: temperature and top_k are at least 0, top_p is in (0, 1]")
+
+
+@dataclass(frozen=True)
+class Language:
+    """The language model of a bundle."""
+
+    file: str
+    """Name of the GGUF file."""
+    vocab: Vocab
+    prompts: Prompts
+    sampling: Sampling
+    """How codes are drawn when nothing else is asked for."""
+    context_length: int
+    """Most ids of prompt and answer together."""
+    max_caption_ids: int
+
+    def __post_init__(self) -> None:
+        if not GGUF_NAME.fullmatch(self.file):
+            raise BundleError(f"language model file {self.file!r} is no plain name of a .gguf file; export again")
+
+
+@dataclass(frozen=True)
+class Diffusion:
+    """The diffusion of a bundle of kind `unclip`."""
+
+    scheduler: str
+    """The reference's: `pndm`."""
+    steps: int
+    guidance: float
+    latent_channels: int
+    latent_size: int
+    """Side of the latents; the picture's is that times the upscaling of the VAE."""
+    scaling_factor: float
+    """Latents are divided by this before the VAE decodes them."""
+    image_embed_dim: int
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """Every number the runtime needs, and where the bundle comes from."""
+
+    format: int
+    name: str
+    kind: str
+    preprocessing: Preprocessing
+    codes: CodeSpace
+    output_size: int
+    """Side of a drawn picture, in pixels."""
+    language: Language | None
+    """None: the bundle encodes and decodes, but neither captions nor draws."""
+    diffusion: Diffusion | None
+    """None: codes of kind `unclip` cannot be made pictures."""
+    files: dict[str, FileEntry]
+    parity: dict[str, Any] = field(default_factory=dict)
+    """What the exporter measured: exported graphs against the checkpoint."""
+    sources: tuple[Source, ...] = ()
+    licence: str = ""
+    """What the weights may be used for."""
+
+    def __post_init__(self) -> None:
+        if self.format != FORMAT:
+            raise BundleError(f"manifest format {self.format}, this version reads {FORMAT}; export again or update")
+        if self.kind not in KINDS:
+            raise BundleError(f"bundle kind {self.kind!r} is unknown (known: {', '.join(KINDS)}); update seed-edge")
+        if self.preprocessing.resize_filter not in FILTERS:
+            raise BundleError(f"resize filter {self.preprocessing.resize_filter!r} is unknown; export again")
+        if self.language and self.language.vocab.codes != self.codes:
+            raise BundleError("the vocabulary's codes are not those of the image tokenizer; export again")
+        if self.diffusion and self.kind != "unclip":
+            raise BundleError(f"a bundle of kind {self.kind!r} has no diffusion; export again")
+        needed = self.needed_files()
+        optional = {name + DATA for name in needed if name.endswith(".onnx")}
+        odd = sorted((needed - set(self.files)) | (set(self.files) - needed - optional))
+        if odd:
+            raise BundleError(f"manifest lists the wrong files ({', '.join(odd)}); it must list {', '.join(sorted(needed))}")
+
+    def needed_files(self) -> set[str]:
+        """Names of the files this bundle cannot be without."""
+        files = {ENCODER, DECODER}
+        files |= {self.language.file} if self.language else set()
+        return files | ({UNET, VAE, IMAGE_NOISE} if self.diffusion else set())
+
+    def to_json(self) -> str:
+        """Text of `manifest.json`."""
+        return json.dumps(dataclasses.asdict(self), indent=2, ensure_ascii=False) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> Manifest:
+        """Parse `manifest.json`.
+
+        Raises:
+            BundleError: not JSON, or a field is missing, unknown, or of the wrong type.
+        """
+        try:
+            value = json.loads(text)
+        except ValueError as error:
+            raise BundleError(f"{MANIFEST} is not JSON ({error}); export again") from error
+        manifest: Manifest = _parse(cls, value, MANIFEST)
+        return manifest
+
+
+def _parse(kind: Any, value: Any, where: str) -> Any:
+    """`value`, from JSON, as the annotated type `kind`; strict about fields and types."""
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if isinstance(kind, type) and dataclasses.is_dataclass(kind):
+        if not isinstance(value, dict):
+            raise BundleError(f"{where}: expected an object; export again")
+        hints = typing.get_type_hints(kind)
+        required = {f.name for f in dataclasses.fields(kind) if f.default is f.default_factory}  # both MISSING
+        unknown, missing = sorted(set(value) - set(hints)), sorted(required - set(value))
+        if unknown or missing:
+            raise BundleError(f"{where}: missing [{', '.join(missing)}], unknown [{', '.join(unknown)}]; export again")
+        return kind(**{name: _parse(hints[name], item, f"{where}: {name}") for name, item in value.items()})
+    if origin is dict and isinstance(value, dict):
+        return {key: _parse(arguments[1], item, f"{where}: {key}") for key, item in value.items()}
+    if origin is tuple and isinstance(value, list):
+        inner = arguments[:1] * len(value) if arguments[-1] is Ellipsis else arguments
+        if len(inner) == len(value):
+            return tuple(_parse(t, item, where) for t, item in zip(inner, value, strict=True))
+    if origin in (types.UnionType, typing.Union):  # only ever `X | None`
+        return None if value is None else _parse(arguments[0], value, where)
+    if kind is Any or (kind in (str, bool, int) and type(value) is kind):
+        return value
+    if kind is float and type(value) in (int, float):
+        return float(value)
+    raise BundleError(f"{where}: {json.dumps(value)[:60]} is not {getattr(kind, '__name__', kind)}; export again")
