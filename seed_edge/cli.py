@@ -270,10 +270,15 @@ def parse_codes(text: str, name: str) -> list[int]:
 
 
 @cli.command()
-@click.option("--ckpt", type=click.Path(path_type=Path), required=True, help="Folder that `seed-edge train` wrote.")
+@click.option("--ckpt", type=click.Path(path_type=Path), required=True, help="A run of `train`, or SEED-2's tokenizer.")
+@click.option("--vit", type=click.Path(path_type=Path), help="eva_vit_g.pth, where --ckpt does not hold it.")
+@click.option("--llm", type=click.Path(path_type=Path), help="LLaMA folder.  [default: that of the run]")
+@click.option("--diffusion", type=click.Path(path_type=Path), help="stable-diffusion-2-1-unclip folder.")
+@click.option("--template", help="Prompts the LLaMA knows: vicuna, llama2 or plain.  [default: told from it]")
+@click.option("--resize-filter", default="bilinear", show_default=True, help="For SEED-2: bilinear or bicubic.")
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Bundle to write.")
 @click.option("--name", help="Name of the bundle.  [default: that of --out]")
-@click.option("--weight-type", default="Q8_0", show_default=True, help="Of the language model: F32, F16 or Q8_0.")
+@click.option("--weight-type", default="Q8_0", show_default=True, help="Of the language model: F16, Q8_0, Q4_K_M, ...")
 @click.option("--image-weights", default="fp16", show_default=True, help="How graphs store weights: fp32, fp16 or int8.")
 @click.option("--photo", "photos", multiple=True, type=click.Path(path_type=Path), help="Also compare codes on this image.")
 @click.option("--licence", default="", help="What the weights may be used for; goes into the manifest.")
@@ -282,6 +287,11 @@ def parse_codes(text: str, name: str) -> list[int]:
 @quiet_option
 def export(
     ckpt: Path,
+    vit: Path | None,
+    llm: Path | None,
+    diffusion: Path | None,
+    template: str | None,
+    resize_filter: str,
     out: Path,
     name: str | None,
     weight_type: str,
@@ -292,23 +302,30 @@ def export(
     replace: bool,
     quiet: bool,
 ) -> None:
-    """Turn a trained checkpoint into a bundle, and prove that it gives the same numbers."""
-    need("export", "torch", "onnx", "onnxscript", "gguf", "sentencepiece", "safetensors", "transformers")
-    from seed_edge.export.assemble import ExportOptions, export_bundle
-    from seed_edge.export.gguf import WEIGHT_TYPES
+    """Turn checkpoints into a bundle, and prove that it gives the same numbers."""
+    need("export", "torch", "diffusers", "onnx", "onnxscript", "gguf", "sentencepiece", "safetensors", "transformers")
+    from seed_edge.export.assemble import ExportOptions, Parts, export_bundle
+    from seed_edge.export.quantize import weight_types
     from seed_edge.export.weights import STORAGE
+    from seed_edge.preprocess import FILTERS
+    from seed_edge.runtime.threads import available_cores
 
-    choose("--weight-type", weight_type, tuple(WEIGHT_TYPES))
+    choose("--weight-type", weight_type, weight_types())
     choose("--image-weights", image_weights, STORAGE)
+    choose("--resize-filter", resize_filter, tuple(FILTERS))
     options = ExportOptions(
         name=name or out.name,
         weight_type=weight_type,
         image_weights=image_weights,
+        resize_filter=resize_filter,
+        template=template,
+        photos=photos,
+        threads=available_cores(),
         licence=licence,
         sources=sources,
         replace=replace,
     )
-    export_bundle(ckpt, out, options, list(photos), lambda text: note(text, quiet))
+    export_bundle(Parts(ckpt, vit, llm, diffusion), out, options, lambda text: note(text, quiet))
     click.echo(str(out))
 
 

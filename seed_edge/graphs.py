@@ -34,9 +34,38 @@ def encoder_graph(image_size: int, codes_per_image: int) -> GraphSpec:
     )
 
 
-def decoder_graph(codes_per_image: int, output_size: int) -> GraphSpec:
+def pixel_decoder_graph(codes_per_image: int, output_size: int) -> GraphSpec:
     """Codes to RGB pixels in [0, 1]."""
     return GraphSpec(
         inputs=(TensorSpec("codes", "int64", (BATCH, codes_per_image)),),
+        outputs=(TensorSpec("pixels", "float32", (BATCH, 3, output_size, output_size)),),
+    )
+
+
+def embedding_decoder_graph(codes_per_image: int, image_embed_dim: int) -> GraphSpec:
+    """Codes to image embeddings, not normalised."""
+    return GraphSpec(
+        inputs=(TensorSpec("codes", "int64", (BATCH, codes_per_image)),),
+        outputs=(TensorSpec("image_embeds", "float32", (BATCH, image_embed_dim)),),
+    )
+
+
+def unet_graph(channels: int, size: int, image_embed_dim: int) -> GraphSpec:
+    """Noisy latents to v, under class labels made of image embeddings; the text, which is empty, is inside."""
+    latents = (BATCH, channels, size, size)
+    return GraphSpec(
+        inputs=(
+            TensorSpec("latents", "float32", latents),
+            TensorSpec("timestep", "int64", (BATCH,)),
+            TensorSpec("class_labels", "float32", (BATCH, 2 * image_embed_dim)),
+        ),
+        outputs=(TensorSpec("v", "float32", latents),),
+    )
+
+
+def vae_graph(channels: int, size: int, output_size: int) -> GraphSpec:
+    """Latents to RGB pixels in [0, 1]."""
+    return GraphSpec(
+        inputs=(TensorSpec("latents", "float32", (BATCH, channels, size, size)),),
         outputs=(TensorSpec("pixels", "float32", (BATCH, 3, output_size, output_size)),),
     )

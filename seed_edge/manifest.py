@@ -100,9 +100,10 @@ class Diffusion:
     latent_channels: int
     latent_size: int
     """Side of the latents; the picture's is that times the upscaling of the VAE."""
-    scaling_factor: float
-    """Latents are divided by this before the VAE decodes them."""
-    image_embed_dim: int
+    steps_offset: int
+    """Added to the evenly spaced timesteps."""
+    final_alpha_one: bool
+    """Whether the walk ends at no noise at all."""
 
 
 @dataclass(frozen=True)
@@ -115,7 +116,9 @@ class Manifest:
     preprocessing: Preprocessing
     codes: CodeSpace
     output_size: int
-    """Side of a drawn picture, in pixels."""
+    """Side of a drawn picture, in pixels; 0 where the bundle cannot draw one."""
+    image_embed_dim: int
+    """Width of the decoder's image embeddings; 0 for kind `pixels`."""
     language: Language | None
     """None: the bundle encodes and decodes, but neither captions nor draws."""
     diffusion: Diffusion | None

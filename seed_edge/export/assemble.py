@@ -1,4 +1,4 @@
-"""From a trained run to a bundle: export, compare, write the manifest, rename into place."""
+"""From checkpoints to a bundle: export each part, compare it, write the manifest, rename into place."""
 
 from __future__ import annotations
 
@@ -6,23 +6,49 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
 
 from seed_edge.bundle import entry_for, staging
 from seed_edge.errors import CheckpointError
-from seed_edge.export.gguf import LlamaFolder, write_gguf
+from seed_edge.export.diffusion import UnclipFolder
+from seed_edge.export.gguf import LlamaFolder
 from seed_edge.export.onnx import export_image_tokenizer
-from seed_edge.export.parity import image_parity, language_parity
-from seed_edge.graphs import decoder_graph, encoder_graph
-from seed_edge.manifest import DECODER, ENCODER, FORMAT, MANIFEST, Language, Manifest, Sampling, Source
-from seed_edge.models.checkpoints import load_image_tokenizer
-from seed_edge.models.train.llm import CONTEXT, LLM_FOLDER, PROMPTS
+from seed_edge.export.parity import diffusion_parity, image_parity, language_parity
+from seed_edge.export.quantize import write_as
+from seed_edge.graphs import GraphSpec, embedding_decoder_graph, encoder_graph, pixel_decoder_graph
+from seed_edge.manifest import DECODER, ENCODER, FORMAT, MANIFEST, Diffusion, Language, Manifest, Sampling, Source
+from seed_edge.models.checkpoints import IMAGE_TOKENIZER_FILE, load_image_tokenizer, load_seed_tokenizer
+from seed_edge.models.image_tokenizer import PixelTokenizer, SeedTokenizer
+from seed_edge.models.train.llm import LLM_FOLDER, PROMPTS
 from seed_edge.models.trunk import IMAGE_MEAN, IMAGE_STD
 from seed_edge.preprocess import Preprocessing, open_image
+from seed_edge.prompts import FAMILIES, Prompts
+from seed_edge.vocab import CodeSpace
 
-LANGUAGE_MODEL = "llm.gguf"
+CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+OWN_SAMPLING = Sampling(temperature=0.7, top_k=40, top_p=0.9)
+REFERENCE_SAMPLING = Sampling(temperature=1.0, top_k=0, top_p=0.5)
 PARITY_IMAGES = 8
+PARITY_CONTEXT = 128
+Report = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Where the checkpoints are."""
+
+    tokenizer: Path
+    """A run of `seed-edge train`, or SEED-2's tokenizer folder."""
+    vit: Path | None = None
+    """`eva_vit_g.pth`; by default looked for in `tokenizer`."""
+    llm: Path | None = None
+    """A LLaMA folder; by default that of the run, if `tokenizer` is one."""
+    diffusion: Path | None = None
+    """A `stable-diffusion-2-1-unclip` folder."""
 
 
 @dataclass(frozen=True)
@@ -34,82 +60,156 @@ class ExportOptions:
     """GGUF type of the language model's matrices."""
     image_weights: str = "fp16"
     """How the graphs store weights; they compute in fp32."""
-    temperature: float = 0.7
-    top_k: int = 40
-    top_p: float = 0.9
-    max_caption_ids: int = 40
+    resize_filter: str = "bilinear"
+    """What SEED-2's scripts use; its tokenizer class alone uses bicubic."""
+    template: str | None = None
+    """Family of prompts; by default told from the checkpoint."""
+    max_caption_ids: int = 48
     licence: str = ""
     sources: Path | None = None
     """JSON list of objects with name, licence and role: what the weights were made from."""
+    photos: tuple[Path, ...] = ()
+    """Images to compare codes on, beside smooth random ones."""
+    threads: int = 1
     replace: bool = False
 
 
-def export_bundle(run: Path, out: Path, options: ExportOptions, photos: list[Path], report: Callable[[str], None]) -> Manifest:
-    """Export the run in `run` to a bundle at `out`, which appears only when every comparison has passed.
-
-    Args:
-        photos: images to compare codes on, beside smooth random ones.
+def export_bundle(parts: Parts, out: Path, options: ExportOptions, report: Report) -> Manifest:
+    """Export to a bundle at `out`, which appears only when every comparison has passed.
 
     Raises:
         CheckpointError: a part is missing or does not fit the others.
         ParityError: an exported file does not give the checkpoint's numbers.
     """
     with staging(out, options.replace) as folder:
-        report("image tokenizer: loading")
-        model = load_image_tokenizer(run)
+        parity: dict[str, Any] = {"image_weights": options.image_weights, "weight_type": options.weight_type}
+        report("image tokenizer: reading")
+        model, preprocessing = open_tokenizer(parts, options, report)
         geometry = model.geometry
-        preprocessing = Preprocessing(geometry.image_size, "bilinear", IMAGE_MEAN, IMAGE_STD)
-        llama = LlamaFolder.open(run / LLM_FOLDER)
-        vocab = llama.vocab(geometry.num_queries)
-        if vocab.codebook_size != geometry.codebook_size:
-            raise CheckpointError(
-                f"{llama.path / 'added_tokens.json'} names {vocab.codebook_size} codes, the image tokenizer has "
-                f"{geometry.codebook_size}; the two parts come from different runs"
-            )
+        codes = CodeSpace(geometry.codebook_size, geometry.num_queries)
         report("image tokenizer: exporting two graphs")
-        specs = (
-            encoder_graph(geometry.image_size, geometry.num_queries),
-            decoder_graph(geometry.num_queries, geometry.output_size),
-        )
+        specs = encoder_graph(geometry.image_size, geometry.num_queries), decoder_spec(model)
         export_image_tokenizer(model, specs, (folder / ENCODER, folder / DECODER), options.image_weights)
-        values = smooth_images(PARITY_IMAGES, geometry.image_size)
-        if photos:
-            values = np.concatenate([preprocessing([open_image(photo) for photo in photos]), values])
-        images = image_parity(model, folder / ENCODER, folder / DECODER, options.image_weights, values)
-        report(f"image tokenizer: {images['equal_codes']:.1%} of codes equal, pixels within {images['largest_pixel_error']}")
-        report("language model: exporting")
-        write_gguf(llama, vocab, folder / LANGUAGE_MODEL, options.weight_type, options.name)
-        language = language_parity(llama.path, folder / LANGUAGE_MODEL, options.weight_type, vocab, CONTEXT)
-        report(f"language model: divergence {language['logits_kl']} nats, same argmax {language['same_argmax']:.1%}")
+        values = smooth_images(PARITY_IMAGES, preprocessing)
+        if options.photos:
+            values = np.concatenate([preprocessing([open_image(photo) for photo in options.photos]), values])
+        parity["images"] = image_parity(model, specs, folder, options.image_weights, values)
+        report(f"image tokenizer: {parity['images']['equal_codes']:.1%} of codes equal")
+        diffusion, output_size, embed_dim = None, 0, 0
+        if isinstance(model, PixelTokenizer):
+            output_size = model.geometry.output_size
+        else:
+            embed_dim = model.geometry.image_embed_dim
+        del model
+        if parts.diffusion is not None:
+            diffusion, output_size = export_diffusion(parts.diffusion, embed_dim, folder, options, parity, report)
+        language = export_language(parts, codes, folder, options, parity, report)
         manifest = Manifest(
             format=FORMAT,
             name=options.name,
-            kind="pixels",
+            kind="unclip" if embed_dim else "pixels",
             preprocessing=preprocessing,
-            codes=vocab.codes,
-            output_size=geometry.output_size,
-            language=Language(
-                file=LANGUAGE_MODEL,
-                vocab=vocab,
-                prompts=PROMPTS,
-                sampling=Sampling(options.temperature, options.top_k, options.top_p),
-                context_length=CONTEXT,
-                max_caption_ids=options.max_caption_ids,
-            ),
-            diffusion=None,
+            codes=codes,
+            output_size=output_size,
+            image_embed_dim=embed_dim,
+            language=language,
+            diffusion=diffusion,
             files={path.name: entry_for(path) for path in sorted(folder.iterdir())},
-            parity={
-                "image_weights": options.image_weights,
-                "weight_type": options.weight_type,
-                "images": images,
-                "language": language,
-            },
+            parity=parity,
             sources=read_sources(options.sources) if options.sources else (),
             licence=options.licence,
         )
         (folder / MANIFEST).write_text(manifest.to_json(), "utf-8")
     report(f"bundle: {sum(entry.size for entry in manifest.files.values()):,} bytes in {out}")
     return manifest
+
+
+def open_tokenizer(
+    parts: Parts, options: ExportOptions, report: Report
+) -> tuple[PixelTokenizer | SeedTokenizer, Preprocessing]:
+    """The image tokenizer and how it wants its pixels; which kind it is, the folder's files tell."""
+    if (parts.tokenizer / IMAGE_TOKENIZER_FILE).exists():
+        own = load_image_tokenizer(parts.tokenizer)
+        return own, Preprocessing(own.geometry.image_size, "bilinear", IMAGE_MEAN, IMAGE_STD)
+    seed = load_seed_tokenizer(parts.tokenizer, parts.vit, report)
+    return seed, Preprocessing(seed.geometry.image_size, options.resize_filter, CLIP_MEAN, CLIP_STD)
+
+
+def decoder_spec(model: PixelTokenizer | SeedTokenizer) -> GraphSpec:
+    """What the decoder's graph takes and gives."""
+    if isinstance(model, PixelTokenizer):
+        return pixel_decoder_graph(model.geometry.num_queries, model.geometry.output_size)
+    return embedding_decoder_graph(model.geometry.num_queries, model.geometry.image_embed_dim)
+
+
+def export_diffusion(
+    path: Path, embed_dim: int, folder: Path, options: ExportOptions, parity: dict[str, Any], report: Report
+) -> tuple[Diffusion, int]:
+    """Write the diffusion's files; return what the manifest says of it, and the side of a picture in pixels."""
+    report("diffusion: reading")
+    unclip = UnclipFolder.open(path)
+    if unclip.image_embed_dim != embed_dim:
+        raise CheckpointError(
+            f"{path} takes image embeddings of {unclip.image_embed_dim} values, the image tokenizer gives "
+            f"{embed_dim or 'none'}; the two do not belong together"
+        )
+    report("diffusion: exporting two graphs")
+    unclip.write(folder, options.image_weights)
+    parity["diffusion"] = diffusion_parity(unclip, folder, options.image_weights)
+    report(f"diffusion: relative error {parity['diffusion']['unet_relative_error']}")
+    return unclip.settings(), unclip.output_size
+
+
+def export_language(
+    parts: Parts, codes: CodeSpace, folder: Path, options: ExportOptions, parity: dict[str, Any], report: Report
+) -> Language | None:
+    """Write the language model, if there is one; return what the manifest says of it."""
+    own = parts.tokenizer / LLM_FOLDER
+    if parts.llm is None and not own.is_dir():
+        return None
+    llama = LlamaFolder.open(parts.llm or own, parts.tokenizer)
+    vocab = llama.vocab(codes.codes_per_image)
+    if vocab.codes != codes:
+        raise CheckpointError(
+            f"{llama.tokenizer / 'added_tokens.json'} names {vocab.codebook_size} codes, the image tokenizer has "
+            f"{codes.codebook_size}; the two parts come from different runs"
+        )
+    for remark in llama.remarks():
+        report(f"language model: {remark}")
+    family, prompts = choose_prompts(llama, options.template, is_own=parts.llm is None)
+    report(f"language model: exporting as {options.weight_type}, prompts of family {family}")
+    file = folder / ("llm.gguf" if parts.llm is None else f"{options.name}-{options.weight_type}.gguf")
+    write_as(llama, vocab, file, options.weight_type, options.name, options.threads)
+    context = min(llama.context_length, PARITY_CONTEXT)
+    parity["language"] = language_parity(llama, file, options.weight_type, vocab, context)
+    report(f"language model: divergence {parity['language']['logits_kl']} nats")
+    return Language(
+        file=file.name,
+        vocab=vocab,
+        prompts=prompts,
+        sampling=OWN_SAMPLING if family == "own" else REFERENCE_SAMPLING,
+        context_length=llama.context_length,
+        max_caption_ids=options.max_caption_ids,
+    )
+
+
+def choose_prompts(llama: LlamaFolder, template: str | None, is_own: bool) -> tuple[str, Prompts]:
+    """Family and prompts: as told, or as the checkpoint's kind and name say.
+
+    Raises:
+        CheckpointError: the family is unknown, or cannot be told.
+    """
+    if template is None and is_own:
+        return "own", PROMPTS
+    if template is None:
+        name = llama.path.resolve().name.lower()
+        instructed = {32: "vicuna", 40: "llama2"}.get(int(llama.config["num_hidden_layers"]))
+        template = "plain" if "pretrain" in name else instructed
+    if template not in FAMILIES:
+        raise CheckpointError(
+            f"{llama.path}: which prompts the model knows cannot be told; give --template, one of {', '.join(FAMILIES)}"
+        )
+    return template, FAMILIES[template]
 
 
 def read_sources(path: Path) -> tuple[Source, ...]:
@@ -124,15 +224,8 @@ def read_sources(path: Path) -> tuple[Source, ...]:
         raise CheckpointError(f"{path} must be a JSON list of objects with name, licence and role ({error})") from error
 
 
-def smooth_images(count: int, size: int, seed: int = 0) -> np.ndarray:
-    """Random smooth pictures, normalised: (count, 3, size, size) float32 in about [-1, 1]."""
-    from PIL import Image
-
-    rng = np.random.default_rng(seed)
-    squares = [
-        np.asarray(
-            Image.fromarray(rng.integers(0, 256, (6, 6, 3), dtype=np.uint8)).resize((size, size), Image.Resampling.BICUBIC)
-        )
-        for _ in range(count)
-    ]
-    return Preprocessing(size, "bilinear", IMAGE_MEAN, IMAGE_STD).normalise(np.stack(squares))
+def smooth_images(count: int, preprocessing: Preprocessing, seed: int = 0) -> NDArray[np.float32]:
+    """Random smooth pictures, normalised: (count, 3, size, size)."""
+    rng, size = np.random.default_rng(seed), preprocessing.image_size
+    coarse = [Image.fromarray(rng.integers(0, 256, (6, 6, 3), dtype=np.uint8)) for _ in range(count)]
+    return preprocessing.normalise(np.stack([np.asarray(i.resize((size, size), Image.Resampling.BICUBIC)) for i in coarse]))

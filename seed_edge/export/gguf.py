@@ -61,25 +61,45 @@ class LlamaFolder:
     """A checkpoint folder whose small files were read."""
 
     path: Path
+    tokenizer: Path
+    """Folder of the tokenizer's files; the published instruction-tuned models come without any."""
     config: dict[str, Any]
     pieces: sentencepiece.SentencePieceProcessor
     added: dict[str, int]
 
     @classmethod
-    def open(cls, path: Path) -> LlamaFolder:
+    def open(cls, path: Path, tokenizer: Path | None = None) -> LlamaFolder:
         """Read config, tokenizer and added tokens.
+
+        Args:
+            tokenizer: folder with `tokenizer.model` and `added_tokens.json`, where `path` has none.
 
         Raises:
             CheckpointError: a file is missing or unreadable.
         """
-        model = path / "tokenizer.model"
+        holder = path if tokenizer is None or (path / "tokenizer.model").is_file() else tokenizer
+        model = holder / "tokenizer.model"
         if not model.is_file():
             raise CheckpointError(f"{model} is missing; it holds the language model's text pieces")
         try:
             pieces = sentencepiece.SentencePieceProcessor(model_file=str(model))
         except RuntimeError as error:
             raise CheckpointError(f"{model} is no SentencePiece model ({error})") from error
-        return cls(path, _read_json(path / "config.json"), pieces, _read_json(path / "added_tokens.json"))
+        return cls(path, holder, _read_json(path / "config.json"), pieces, _read_json(holder / "added_tokens.json"))
+
+    @property
+    def context_length(self) -> int:
+        """Most ids the model was trained on."""
+        return int(self.config["max_position_embeddings"])
+
+    def remarks(self) -> list[str]:
+        """What of the configuration is wrong and was put right."""
+        found = []
+        for name, real in (("bos_token_id", self.pieces.bos_id()), ("eos_token_id", self.pieces.eos_id())):
+            said = self.config.get(name, real)
+            if said != real:
+                found.append(f"config.json says {name} {said}, the tokenizer {real}; the tokenizer's is written")
+        return found
 
     def vocab(self, codes_per_image: int) -> Vocab:
         """Where the codes live, as `added_tokens.json` says.
@@ -87,7 +107,7 @@ class LlamaFolder:
         Raises:
             CheckpointError: codes are not contiguous, BOI or EOI is missing, ids overlap or leave gaps.
         """
-        where = self.path / "added_tokens.json"
+        where = self.tokenizer / "added_tokens.json"
         codes: dict[int, int] = {}
         for token, token_id in self.added.items():
             match = CODE_TOKEN.fullmatch(token)

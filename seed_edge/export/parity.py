@@ -14,59 +14,103 @@ from numpy.typing import NDArray
 from transformers import LlamaForCausalLM
 
 from seed_edge.errors import ParityError
-from seed_edge.graphs import decoder_graph, encoder_graph
-from seed_edge.models.image_tokenizer import PixelTokenizer
+from seed_edge.export.diffusion import UnclipFolder, UnetWithoutText, VaeDecoder
+from seed_edge.export.gguf import LlamaFolder
+from seed_edge.graphs import GraphSpec, unet_graph, vae_graph
+from seed_edge.manifest import DECODER, ENCODER, UNET, VAE
+from seed_edge.models.image_tokenizer import ImageTokenizer
 from seed_edge.runtime.language_model import LlamaCpp
 from seed_edge.runtime.sessions import Session, choose_device
 from seed_edge.vocab import Vocab
 
-PIXEL_TOLERANCE = {"fp32": 1e-3, "fp16": 2e-2, "int8": 0.2}
-"""Largest difference of a drawn pixel in [0, 1]."""
+DECODER_ERROR = {"fp32": 1e-3, "fp16": 2e-2, "int8": 0.2}
+"""Largest difference of a decoded value, as a share of the largest value."""
+DIFFUSION_ERROR = {"fp32": 1e-4, "fp16": 5e-3, "int8": 5e-2}
+"""Largest root mean square error of v, as a share of its own, and of pixels in [0, 1]."""
 CODE_AGREEMENT = {"fp32": 0.99, "fp16": 0.95, "int8": 0.7}
 """Smallest share of equal codes. In fp32 only near ties may differ."""
-LOGITS_KL = {"F32": 1e-5, "F16": 1e-4, "Q8_0": 5e-3}
+LOGITS_KL = {"F32": 1e-5, "F16": 1e-4, "BF16": 5e-3, "Q8_0": 5e-3}
+SMALL_TYPE_KL = 1.0
 """Largest mean divergence of next-id distributions, in nats."""
 
 
 def image_parity(
-    model: PixelTokenizer, encoder: Path, decoder: Path, storage: str, pixel_values: NDArray[np.float32]
+    model: ImageTokenizer, specs: tuple[GraphSpec, GraphSpec], folder: Path, storage: str, pixel_values: NDArray[np.float32]
 ) -> dict[str, Any]:
-    """Compare both graphs with PyTorch.
+    """Compare encoder and decoder of the bundle in `folder` with PyTorch.
 
     Args:
+        specs: of encoder and decoder.
         pixel_values: normalised pixels (batch, 3, S, S) to encode.
 
     Raises:
         ParityError: a figure is outside its tolerance.
     """
-    geometry, device = model.geometry, choose_device("cpu")
+    device = choose_device("cpu")
     with torch.inference_mode():
         codes = model.encode(torch.from_numpy(pixel_values)).numpy()
-        pixels = model.decode(torch.from_numpy(codes)).numpy()
-    exported = Session(encoder, encoder_graph(geometry.image_size, geometry.num_queries), device)(pixel_values)[0]
-    drawn = Session(decoder, decoder_graph(geometry.num_queries, geometry.output_size), device)(codes)[0]
+        decoded = model.decode(torch.from_numpy(codes)).numpy()
+    exported = Session(folder / ENCODER, specs[0], device)(pixel_values)[0]
+    found = Session(folder / DECODER, specs[1], device)(codes)[0]
     equal = float(np.mean(exported == codes))
-    error = float(np.abs(drawn - pixels).max())
+    error = float(np.abs(found - decoded).max() / np.abs(decoded).max())
     if equal < CODE_AGREEMENT[storage]:
-        raise ParityError(f"{encoder.name}: {equal:.1%} of codes equal PyTorch's, {CODE_AGREEMENT[storage]:.0%} needed")
-    if error > PIXEL_TOLERANCE[storage]:
-        raise ParityError(f"{decoder.name}: pixels differ by {error:.2g}, at most {PIXEL_TOLERANCE[storage]} allowed")
+        raise ParityError(f"{ENCODER}: {equal:.1%} of codes equal PyTorch's, {CODE_AGREEMENT[storage]:.0%} needed")
+    if not error <= DECODER_ERROR[storage]:
+        raise ParityError(f"{DECODER}: differs from PyTorch by {error:.2g} of the range, {DECODER_ERROR[storage]} allowed")
     return {
         "images": len(codes),
         "equal_codes": round(equal, 5),
         "equal_codes_needed": CODE_AGREEMENT[storage],
-        "largest_pixel_error": float(f"{error:.3g}"),
-        "largest_pixel_error_allowed": PIXEL_TOLERANCE[storage],
+        "decoder_relative_error": float(f"{error:.3g}"),
+        "decoder_relative_error_allowed": DECODER_ERROR[storage],
+        "decoder_cosine": round(cosine(found, decoded), 6),
     }
 
 
-def language_parity(folder: Path, path: Path, weight_type: str, vocab: Vocab, context_length: int) -> dict[str, Any]:
+def diffusion_parity(unclip: UnclipFolder, folder: Path, storage: str) -> dict[str, Any]:
+    """Compare UNet and VAE of the bundle in `folder` with PyTorch, on random latents.
+
+    Raises:
+        ParityError: a figure is outside its tolerance.
+    """
+    settings, device, rng = unclip.settings(), choose_device("cpu"), np.random.default_rng(0)
+    channels, size, dim = settings.latent_channels, settings.latent_size, unclip.image_embed_dim
+    latents = rng.standard_normal((2, channels, size, size), dtype=np.float32)
+    labels = rng.standard_normal((2, 2 * dim), dtype=np.float32)
+    timestep = np.full(2, 500, np.int64)
+    with torch.inference_mode():
+        given = [torch.from_numpy(array) for array in (latents, timestep, labels)]
+        v = UnetWithoutText(unclip.unet, unclip.empty_text)(*given).numpy()
+        pixels = VaeDecoder(unclip.vae)(given[0][:1]).numpy()
+    found = Session(folder / UNET, unet_graph(channels, size, dim), device)(latents, timestep, labels)[0]
+    drawn = Session(folder / VAE, vae_graph(channels, size, unclip.output_size), device)(latents[:1])[0]
+    error = float(np.sqrt(np.mean((found - v) ** 2) / np.mean(v**2)))
+    worst = float(np.sqrt(np.mean((drawn - pixels) ** 2)))
+    if not max(error, worst) <= DIFFUSION_ERROR[storage]:
+        raise ParityError(
+            f"{UNET}, {VAE}: differ from PyTorch by {error:.2g}, {worst:.2g}; {DIFFUSION_ERROR[storage]} allowed"
+        )
+    return {
+        "unet_relative_error": float(f"{error:.3g}"),
+        "vae_pixel_error": float(f"{worst:.3g}"),
+        "allowed": DIFFUSION_ERROR[storage],
+    }
+
+
+def cosine(a: NDArray[np.generic], b: NDArray[np.generic]) -> float:
+    """Mean cosine of rows."""
+    x, y = (np.asarray(v, np.float64).reshape(len(v), -1) for v in (a, b))
+    return float(np.mean(np.sum(x * y, 1) / np.linalg.norm(x, axis=1) / np.linalg.norm(y, axis=1)))
+
+
+def language_parity(llama: LlamaFolder, path: Path, weight_type: str, vocab: Vocab, context_length: int) -> dict[str, Any]:
     """Compare the GGUF file with transformers: mean KL divergence (nats) of the next id over a sequence of ids.
 
     Raises:
         ParityError: outside the tolerance, or argmax differs too often to be rounding.
     """
-    reference = LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    reference = LlamaForCausalLM.from_pretrained(llama.path, dtype=torch.float32).eval()
     rng = np.random.default_rng(0)
     codes = rng.integers(vocab.codebook_size, size=vocab.codes_per_image)
     text = rng.integers(3, vocab.first_code_id, size=min(24, context_length - vocab.codes_per_image - 3)).tolist()
@@ -80,13 +124,12 @@ def language_parity(folder: Path, path: Path, weight_type: str, vocab: Vocab, co
         model.close()
     found = torch.log_softmax(torch.from_numpy(np.stack(rows)), -1).numpy()
     divergence = float(np.mean(np.sum(np.exp(wanted) * (wanted - found), -1)))
-    if not divergence <= LOGITS_KL[weight_type]:
-        raise ParityError(
-            f"{path.name}: next-id distributions diverge by {divergence:.2g} nats, {LOGITS_KL[weight_type]} allowed"
-        )
+    allowed = LOGITS_KL.get(weight_type, SMALL_TYPE_KL)
+    if not divergence <= allowed:
+        raise ParityError(f"{path.name}: next-id distributions diverge by {divergence:.2g} nats, {allowed} allowed")
     return {
         "positions": len(ids),
         "logits_kl": float(f"{divergence:.3g}"),
-        "logits_kl_allowed": LOGITS_KL[weight_type],
+        "logits_kl_allowed": allowed,
         "same_argmax": round(float(np.mean(wanted.argmax(-1) == found.argmax(-1))), 4),
     }

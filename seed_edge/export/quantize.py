@@ -13,6 +13,8 @@ from typing import Any
 import llama_cpp
 
 from seed_edge.errors import CheckpointError
+from seed_edge.export.gguf import LlamaFolder, write_gguf
+from seed_edge.vocab import Vocab
 
 DIRECT = ("F32", "F16", "BF16", "Q8_0")
 """Written without llama.cpp, by `gguf`."""
@@ -54,3 +56,14 @@ def quantize(source: Path, path: Path, weight_type: str, threads: int) -> None:
     if status:
         reason = lines[-1] if lines else "no reason given"
         raise CheckpointError(f"llama.cpp cannot write {weight_type} ({reason}); choose another --weight-type")
+
+
+def write_as(llama: LlamaFolder, vocab: Vocab, path: Path, weight_type: str, name: str, threads: int) -> None:
+    """Write a checkpoint as any weight type; one that llama.cpp must make goes over an F16 file beside `path`."""
+    if weight_type in DIRECT:
+        write_gguf(llama, vocab, path, weight_type, name)
+        return
+    plain = path.with_suffix(".f16")
+    write_gguf(llama, vocab, plain, "F16", name)
+    quantize(plain, path, weight_type, threads)
+    plain.unlink()

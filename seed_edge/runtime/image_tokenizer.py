@@ -1,8 +1,8 @@
-"""Images to codes and back, through the two graphs of a bundle."""
+"""Images to codes and back, through the graphs of a bundle."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 
 import numpy as np
@@ -11,9 +11,10 @@ from PIL import Image
 
 from seed_edge.bundle import Bundle
 from seed_edge.errors import BundleError
-from seed_edge.graphs import decoder_graph, encoder_graph
+from seed_edge.graphs import embedding_decoder_graph, encoder_graph, pixel_decoder_graph
 from seed_edge.preprocess import to_images
 from seed_edge.runtime.sessions import Device, Session
+from seed_edge.runtime.unclip import DiffusionOptions, Unclip
 
 
 class ImageTokenizer:
@@ -31,7 +32,14 @@ class ImageTokenizer:
     @cached_property
     def _decoder(self) -> Session:
         manifest = self._bundle.manifest
-        return Session(self._bundle.decoder, decoder_graph(manifest.codes.codes_per_image, manifest.output_size), self._device)
+        count = manifest.codes.codes_per_image
+        if manifest.kind == "pixels":
+            return Session(self._bundle.decoder, pixel_decoder_graph(count, manifest.output_size), self._device)
+        return Session(self._bundle.decoder, embedding_decoder_graph(count, manifest.image_embed_dim), self._device)
+
+    @cached_property
+    def _unclip(self) -> Unclip:
+        return Unclip(self._bundle, self._device)
 
     @property
     def device(self) -> str:
@@ -51,6 +59,35 @@ class ImageTokenizer:
             raise BundleError(f"{self._bundle.encoder} gave code {codes.max()}, the manifest says {size} codes; export again")
         return codes.astype(np.int64)
 
-    def decode(self, codes: NDArray[np.int64]) -> list[Image.Image]:
-        """Pictures of codes (batch, codes_per_image), `output_size` pixels square."""
-        return to_images(self._decoder(codes)[0].astype(np.float32))
+    def embed(self, codes: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Image embeddings (batch, image_embed_dim) of codes (batch, codes_per_image); bundles of kind `unclip`.
+
+        Raises:
+            BundleError: the bundle's decoder draws pixels.
+        """
+        if self._bundle.manifest.kind != "unclip":
+            raise BundleError(f"{self._bundle.path} draws pixels and has no image embeddings")
+        return self._decoder(codes)[0].astype(np.float32)
+
+    def decode(
+        self,
+        codes: NDArray[np.int64],
+        seed: int,
+        options: DiffusionOptions,
+        negative: NDArray[np.int64] | None = None,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> list[Image.Image]:
+        """Pictures of codes (batch, codes_per_image), `output_size` pixels square.
+
+        Args:
+            seed: draws latents and noise where the decoder is a diffusion.
+            options: of a diffusion.
+            negative: codes of the same shape to keep away from, for a diffusion.
+            progress: called with steps done and steps in all, by a diffusion.
+        """
+        if self._bundle.manifest.kind == "pixels":
+            return to_images(self._decoder(codes)[0].astype(np.float32))
+        unclip = self._unclip
+        latents, noise = unclip.noise(seed, len(codes))
+        away = None if negative is None else self.embed(negative)
+        return to_images(unclip.draw(self.embed(codes), latents, noise, options, away, progress))

@@ -19,6 +19,7 @@ from seed_edge.preprocess import open_image
 from seed_edge.runtime.decoding import GREEDY, write_codes, write_text
 from seed_edge.runtime.image_tokenizer import ImageTokenizer
 from seed_edge.runtime.sessions import Device, choose_device
+from seed_edge.runtime.unclip import DiffusionOptions
 
 if TYPE_CHECKING:
     from seed_edge.runtime.language_model import LlamaCpp
@@ -95,16 +96,24 @@ class SeedEdge:
         sampling = Sampling(temperature, 0, 1.0) if temperature else GREEDY
         return model.text_of(write_text(model, language.vocab, prompt, sampling, seed, language.max_caption_ids))
 
-    def draw(self, prompt: str, *, seed: int = 0, sampling: Sampling | None = None) -> Image.Image:
+    def draw(
+        self,
+        prompt: str,
+        *,
+        seed: int = 0,
+        sampling: Sampling | None = None,
+        options: DiffusionOptions | None = None,
+    ) -> Image.Image:
         """Draw a picture from words; the same seed gives the same picture on the same machine.
 
         Args:
             sampling: how codes are drawn; by default as the manifest says.
+            options: how a diffusion makes pixels of them; by default as the manifest says.
 
         Raises:
             PromptError: the prompt is empty or too long.
         """
-        return self.decode(self.draw_codes(prompt, seed=seed, sampling=sampling), seed=seed)
+        return self.decode(self.draw_codes(prompt, seed=seed, sampling=sampling), seed=seed, options=options)
 
     def draw_codes(
         self,
@@ -139,14 +148,26 @@ class SeedEdge:
             raise ImageError("no images to encode; give at least one")
         return self._images.encode([i if isinstance(i, Image.Image) else open_image(i) for i in images])
 
-    def decode(self, codes: Codes, *, seed: int = 0) -> Image.Image:
+    def decode(
+        self,
+        codes: Codes,
+        *,
+        seed: int = 0,
+        options: DiffusionOptions | None = None,
+        negative: Codes | None = None,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> Image.Image:
         """Turn codes (codes_per_image,) into a picture of `output_size` pixels square.
 
         Args:
             seed: for decoders that start from noise; one of kind `pixels` gives the same picture for all seeds.
+            options: how a diffusion walks; by default as the manifest says.
+            negative: codes to keep away from, for a diffusion.
+            progress: called with steps done and steps in all, by a diffusion.
 
         Raises:
             CodesError: wrong count, or outside the codebook.
         """
-        checked = self.bundle.manifest.codes.check(codes)
-        return self._images.decode(checked[None])[0]
+        space = self.bundle.manifest.codes
+        away = None if negative is None else space.check(negative)[None]
+        return self._images.decode(space.check(codes)[None], seed, options or DiffusionOptions(), away, progress)[0]

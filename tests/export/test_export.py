@@ -259,7 +259,7 @@ def test_rows_left_unpermuted_are_noticed(random_llama, tmp_path, monkeypatch):
     monkeypatch.setattr(gguf_module, "permute", lambda weight, heads: weight)
     write_gguf(folder, folder.vocab(4), tmp_path / "llm.gguf", "F32", "random")
     with pytest.raises(ParityError, match="diverge"):
-        language_parity(random_llama, tmp_path / "llm.gguf", "F32", folder.vocab(4), 128)
+        language_parity(folder, tmp_path / "llm.gguf", "F32", folder.vocab(4), 128)
 
 
 def test_permutation_pairs_the_two_halves_of_each_head():

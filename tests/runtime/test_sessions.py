@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from seed_edge.errors import BundleError, DeviceError
-from seed_edge.graphs import decoder_graph, encoder_graph
+from seed_edge.graphs import encoder_graph, pixel_decoder_graph
 from seed_edge.manifest import DECODER, ENCODER
 from seed_edge.runtime import sessions
 from seed_edge.runtime.sessions import Device, Session, choose_device
@@ -18,7 +18,7 @@ def test_a_session_runs_its_graph(tiny):
     assert session.device == "cpu"
 
 
-@pytest.mark.parametrize("spec", [encoder_graph(16, 5), encoder_graph(32, 4), decoder_graph(4, 16)])
+@pytest.mark.parametrize("spec", [encoder_graph(16, 5), encoder_graph(32, 4), pixel_decoder_graph(4, 16)])
 def test_a_graph_that_is_not_the_declared_one_is_refused(tiny, spec):
     with pytest.raises(BundleError, match=r"encoder\.onnx takes or gives"):
         Session(tiny / ENCODER, spec, CPU)
@@ -38,7 +38,7 @@ def test_a_truncated_graph_is_refused(tiny, tmp_path):
     shutil.copy(tiny / DECODER, path)
     path.write_bytes(path.read_bytes()[:300])
     with pytest.raises(BundleError):
-        Session(path, decoder_graph(4, 16), CPU)
+        Session(path, pixel_decoder_graph(4, 16), CPU)
 
 
 def test_cuda_that_is_not_there_is_an_error_and_auto_says_why(monkeypatch):

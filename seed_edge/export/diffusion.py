@@ -1,0 +1,164 @@
+"""The de-tokenizer's diffusion, from a folder in the layout of diffusers to two graphs and a few arrays.
+
+SEED always draws with an empty text: its embedding is computed once and becomes a constant of the UNet's graph, so
+that neither text encoder nor vision tower is part of a bundle.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from seed_edge.errors import CheckpointError
+from seed_edge.export.onnx import export_graph
+from seed_edge.graphs import unet_graph, vae_graph
+from seed_edge.manifest import IMAGE_NOISE, UNET, VAE, Diffusion
+
+REFERENCE_STEPS, REFERENCE_GUIDANCE = 20, 10.0
+PARTS = ("unet", "vae", "text_encoder", "tokenizer", "image_normalizer", "image_noising_scheduler", "scheduler")
+
+
+class UnetWithoutText(nn.Module):
+    """For tracing only: latents, timestep and class labels to v; the empty text is a constant."""
+
+    empty_text: Tensor
+
+    def __init__(self, unet: nn.Module, empty_text: Tensor) -> None:
+        super().__init__()
+        self.unet = unet
+        self.register_buffer("empty_text", empty_text)
+
+    def forward(self, latents: Tensor, timestep: Tensor, class_labels: Tensor) -> Tensor:
+        text = self.empty_text.expand(latents.shape[0], -1, -1)
+        return self.unet(latents, timestep, encoder_hidden_states=text, class_labels=class_labels, return_dict=False)[0]
+
+
+class VaeDecoder(nn.Module):
+    """For tracing only: latents, as the diffusion leaves them, to pixels in [0, 1]."""
+
+    def __init__(self, vae: Any) -> None:
+        super().__init__()
+        self.vae, self.scale = vae, float(vae.config.scaling_factor)
+
+    def forward(self, latents: Tensor) -> Tensor:
+        pixels = self.vae.decode(latents / self.scale, return_dict=False)[0]
+        return (pixels / 2 + 0.5).clamp(0, 1)
+
+
+@dataclass(frozen=True)
+class UnclipFolder:
+    """The parts of a `stable-diffusion-2-1-unclip` folder that drawing needs, opened as fp32."""
+
+    path: Path
+    unet: Any
+    vae: Any
+    empty_text: Tensor
+    """(1, 77, cross-attention width)"""
+    mean: Tensor
+    std: Tensor
+    noise_alpha: float
+    alphas_cumprod: Tensor
+    steps_offset: int
+    final_alpha_one: bool
+
+    @classmethod
+    def open(cls, path: Path) -> UnclipFolder:
+        """Read the parts.
+
+        Raises:
+            CheckpointError: a part is missing, damaged, or does not predict v.
+        """
+        from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+        from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+        from diffusers.pipelines.stable_diffusion.stable_unclip_image_normalizer import StableUnCLIPImageNormalizer
+        from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
+        from transformers import CLIPTextModel, CLIPTokenizer
+
+        for part in PARTS:
+            if not (path / part).is_dir():
+                raise CheckpointError(f"{path} has no folder {part}; --diffusion takes a whole stable-diffusion-2-1-unclip")
+        schedule = _read_json(path / "scheduler" / "scheduler_config.json")
+        if schedule.get("prediction_type") != "v_prediction":
+            raise CheckpointError(
+                f"{path / 'scheduler'} predicts {schedule.get('prediction_type')}, not v; this is another model"
+            )
+        try:
+            options = {"local_files_only": True, "torch_dtype": torch.float32}
+            unet = UNet2DConditionModel.from_pretrained(path / "unet", **options).eval()
+            vae = AutoencoderKL.from_pretrained(path / "vae", **options).eval()
+            text = CLIPTextModel.from_pretrained(path / "text_encoder", local_files_only=True, dtype=torch.float32).eval()
+            tokenizer = CLIPTokenizer.from_pretrained(path / "tokenizer", local_files_only=True)
+            normalizer = StableUnCLIPImageNormalizer.from_pretrained(path / "image_normalizer", **options)
+            noising = DDPMScheduler.from_pretrained(path / "image_noising_scheduler", local_files_only=True)
+        except (OSError, ValueError, RuntimeError, KeyError) as error:
+            reason = str(error).strip().splitlines()[0][:200]
+            raise CheckpointError(f"{path}: a part cannot be read ({reason}); copy or download it again") from error
+        ids = tokenizer("", padding="max_length", max_length=tokenizer.model_max_length, truncation=True, return_tensors="pt")
+        with torch.inference_mode():
+            empty = text(ids.input_ids)[0].clone()
+        known = {k: schedule[k] for k in ("beta_start", "beta_end", "beta_schedule", "num_train_timesteps") if k in schedule}
+        return cls(
+            path,
+            unet,
+            vae,
+            empty,
+            normalizer.mean.detach(),
+            normalizer.std.detach(),
+            float(noising.alphas_cumprod[0]),
+            DDPMScheduler(**known).alphas_cumprod,
+            int(schedule.get("steps_offset", 0)),
+            bool(schedule.get("set_alpha_to_one", False)),
+        )
+
+    @property
+    def image_embed_dim(self) -> int:
+        """Width of the image embeddings the normaliser knows."""
+        return int(self.mean.shape[-1])
+
+    def settings(self) -> Diffusion:
+        """What the manifest says, with the reference's steps and guidance."""
+        return Diffusion(
+            scheduler="pndm",
+            steps=REFERENCE_STEPS,
+            guidance=REFERENCE_GUIDANCE,
+            latent_channels=int(self.unet.config.in_channels),
+            latent_size=int(self.unet.config.sample_size),
+            steps_offset=self.steps_offset,
+            final_alpha_one=self.final_alpha_one,
+        )
+
+    @property
+    def output_size(self) -> int:
+        """Side of a picture, in pixels."""
+        return int(self.unet.config.sample_size) * 2 ** (len(self.vae.config.block_out_channels) - 1)
+
+    def write(self, folder: Path, storage: str) -> None:
+        """Write both graphs and the arrays into `folder`."""
+        settings = self.settings()
+        channels, size = settings.latent_channels, settings.latent_size
+        unet = UnetWithoutText(self.unet, self.empty_text)
+        export_graph(unet, unet_graph(channels, size, self.image_embed_dim), folder / UNET, storage)
+        export_graph(VaeDecoder(self.vae), vae_graph(channels, size, self.output_size), folder / VAE, storage)
+        np.savez(
+            folder / IMAGE_NOISE,
+            alphas_cumprod=self.alphas_cumprod.double().numpy(),
+            mean=self.mean.float().numpy().reshape(-1),
+            std=self.std.float().numpy().reshape(-1),
+            noise_alpha=np.float64(self.noise_alpha),
+        )
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path} cannot be read as JSON ({error})") from error
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{path} is no JSON object")
+    return value
