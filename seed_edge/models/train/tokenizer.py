@@ -62,7 +62,7 @@ STOP_WORDS = frozenset(
 class TokenizerRecipe:
     """Knobs of one training run."""
 
-    steps: int = 2250
+    steps: int = 4000
     batch: int = 64
     painted: int = 36
     """Pictures of a batch that are drawn and compared, drawings first; of the others only the words are learnt, at a

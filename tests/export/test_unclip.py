@@ -1,0 +1,247 @@
+"""A tiny random stable-unclip pipeline: our drawing equals diffusers' from the same latents and noise."""
+
+import json
+import runpy
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+from diffusers.pipelines.stable_diffusion.pipeline_stable_unclip_img2img import StableUnCLIPImg2ImgPipeline
+from diffusers.pipelines.stable_diffusion.stable_unclip_image_normalizer import StableUnCLIPImageNormalizer
+from diffusers.schedulers.scheduling_ddim import DDIMScheduler
+from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
+from diffusers.schedulers.scheduling_pndm import PNDMScheduler
+from PIL import Image
+from transformers import (
+    CLIPImageProcessor,
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPTokenizer,
+    CLIPVisionConfig,
+    CLIPVisionModelWithProjection,
+)
+
+import seed_edge
+from seed_edge.bundle import Bundle
+from seed_edge.cli import cli
+from seed_edge.errors import BundleError, CheckpointError
+from seed_edge.export.diffusion import UnclipFolder
+from seed_edge.runtime.sessions import choose_device
+from seed_edge.runtime.unclip import DiffusionOptions, Unclip
+
+REFERENCE = Path(__file__).parent.parent / "fixtures" / "seed2"
+DIM = 1024
+SCHEDULE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "prediction_type": "v_prediction"}
+
+
+@pytest.fixture(scope="module")
+def pipeline(tmp_path_factory):
+    """Random weights, the official classes and configuration keys, 64 px pictures."""
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("clip")
+    (folder / "vocab.json").write_text(json.dumps({"<|startoftext|>": 0, "<|endoftext|>": 1, "a</w>": 2}))
+    (folder / "merges.txt").write_text("#version: 0.2\n")
+    unet = UNet2DConditionModel(
+        sample_size=32, in_channels=4, out_channels=4, block_out_channels=(32, 64), layers_per_block=1, norm_num_groups=8,
+        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"), up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+        attention_head_dim=(2, 4), cross_attention_dim=32, use_linear_projection=True, class_embed_type="projection",
+        projection_class_embeddings_input_dim=2 * DIM,
+    )  # fmt: skip
+    vae = AutoencoderKL(
+        block_out_channels=(16, 32), down_block_types=("DownEncoderBlock2D",) * 2, up_block_types=("UpDecoderBlock2D",) * 2,
+        latent_channels=4, norm_num_groups=8,
+    )  # fmt: skip
+    normalizer = StableUnCLIPImageNormalizer(embedding_dim=DIM)
+    normalizer.mean.data.normal_(0, 0.3)
+    normalizer.std.data.uniform_(0.5, 1.5)
+    vision = CLIPVisionConfig(
+        hidden_size=32, projection_dim=DIM, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2, image_size=32
+    )
+    text = CLIPTextConfig(
+        vocab_size=3,
+        hidden_size=32,
+        intermediate_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        bos_token_id=0,
+        eos_token_id=1,
+    )
+    pipe = StableUnCLIPImg2ImgPipeline(
+        feature_extractor=CLIPImageProcessor(),
+        image_encoder=CLIPVisionModelWithProjection(vision),
+        image_normalizer=normalizer,
+        image_noising_scheduler=DDPMScheduler(beta_schedule="squaredcos_cap_v2"),
+        tokenizer=CLIPTokenizer(str(folder / "vocab.json"), str(folder / "merges.txt"), model_max_length=77),
+        text_encoder=CLIPTextModel(text).eval(),
+        unet=unet.eval(),
+        scheduler=PNDMScheduler(**SCHEDULE, steps_offset=1, skip_prk_steps=True, set_alpha_to_one=False),
+        vae=vae.eval(),
+    )
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+@pytest.fixture(scope="module")
+def parts(pipeline, tmp_path_factory):
+    """Official folders: SEED-2 of the tiny geometry, the diffusion."""
+    folder = tmp_path_factory.mktemp("parts")
+    pipeline.save_pretrained(folder / "diffusion")
+    maker = runpy.run_path(str(REFERENCE / "make_checkpoint.py"))
+    geometry = maker["GEOMETRIES"]["tiny"]
+    (folder / "tokenizer").mkdir()
+    torch.save(maker["vit"](geometry, 7), folder / "tokenizer" / "eva_vit_g.pth")
+    torch.save(maker["quantizer"](geometry, 7), folder / "tokenizer" / "seed_quantizer.pt")
+    (folder / "tokenizer" / "geometry.json").write_text(json.dumps(geometry))
+    return folder
+
+
+def call(*arguments):
+    return CliRunner().invoke(cli, list(map(str, arguments)), catch_exceptions=False)
+
+
+@pytest.fixture(scope="module")
+def bundle(parts, tmp_path_factory):
+    """Made by the command anyone would use: encodes and draws, has no language model."""
+    out = tmp_path_factory.mktemp("bundle") / "tiny-seed2"
+    result = call(
+        "export", "--ckpt", parts / "tokenizer", "--diffusion", parts / "diffusion", "--out", out, "--image-weights", "fp32"
+    )
+    assert result.exit_code == 0, result.output
+    return Bundle.open(out)
+
+
+def drawn_by_us(bundle, embeds, latents, noise, negative=None, **options):
+    unclip = Unclip(bundle, choose_device("cpu"))
+    return unclip.draw(embeds, latents, noise, DiffusionOptions(**options), negative)
+
+
+def drawn_by_diffusers(pipeline, kind, embeds, latents, noise, guidance, steps, negative=None):
+    """The reference's loop on diffusers' parts: a negative is noised like the positive, none is all zeros."""
+    scheduler = kind(
+        **SCHEDULE,
+        steps_offset=1,
+        set_alpha_to_one=False,
+        **({"clip_sample": False} if kind is DDIMScheduler else {"skip_prk_steps": True}),
+    )
+    scheduler.set_timesteps(steps)
+    with torch.inference_mode():
+        ids = pipeline.tokenizer("", padding="max_length", max_length=77, return_tensors="pt").input_ids
+        text = pipeline.text_encoder(ids)[0]
+        noised = lambda e: pipeline.noise_image_embeddings(torch.from_numpy(e), noise_level=0, noise=torch.from_numpy(noise))  # noqa: E731
+        positive = noised(embeds)
+        away = torch.zeros_like(positive) if negative is None else noised(negative)
+        x = torch.from_numpy(latents)
+        for t in scheduler.timesteps:
+            v = pipeline.unet(x, t, encoder_hidden_states=text, class_labels=positive).sample
+            if guidance > 1:
+                other = pipeline.unet(x, t, encoder_hidden_states=text, class_labels=away).sample
+                v = other + guidance * (v - other)
+            x = scheduler.step(v, t, x).prev_sample
+        return (pipeline.vae.decode(x / pipeline.vae.config.scaling_factor).sample / 2 + 0.5).clamp(0, 1).numpy()
+
+
+def psnr(a, b):
+    return -10 * np.log10(np.mean((a - b) ** 2) + 1e-20)
+
+
+@pytest.fixture
+def given():
+    rng = np.random.default_rng(0)
+    return (
+        rng.standard_normal((1, DIM), dtype=np.float32),
+        rng.standard_normal((1, 4, 32, 32), dtype=np.float32),
+        rng.standard_normal((1, DIM), dtype=np.float32),
+    )
+
+
+@pytest.mark.parametrize("guidance", [1.0, 10.0])
+@pytest.mark.parametrize("with_negative", [False, True])
+@pytest.mark.parametrize(("name", "kind"), [("pndm", PNDMScheduler), ("ddim", DDIMScheduler)])
+def test_pictures_are_those_of_diffusers(pipeline, bundle, given, name, kind, guidance, with_negative):
+    embeds, latents, noise = given
+    negative = np.random.default_rng(1).standard_normal((1, DIM), dtype=np.float32) if with_negative else None
+    wanted = drawn_by_diffusers(pipeline, kind, embeds, latents, noise, guidance, 8, negative)
+    found = drawn_by_us(bundle, embeds, latents, noise, negative, steps=8, guidance=guidance, scheduler=name)
+    assert found.shape == (1, 3, 64, 64) and wanted.std() > 0.01
+    assert psnr(found, wanted) >= 50
+
+
+def test_the_whole_pipeline_of_diffusers_agrees(pipeline, bundle, given):
+    embeds, latents, _ = given
+    generator = torch.Generator().manual_seed(3)
+    noise = torch.randn((1, DIM), generator=torch.Generator().manual_seed(3)).numpy()
+    wanted = pipeline(
+        prompt="", image_embeds=torch.from_numpy(embeds), latents=torch.from_numpy(latents), noise_level=0,
+        num_inference_steps=6, guidance_scale=10, generator=generator, output_type="np",
+    ).images.transpose(0, 3, 1, 2)  # fmt: skip
+    found = drawn_by_us(bundle, embeds, latents, noise, steps=6)
+    assert psnr(found, wanted) >= 50
+
+
+def test_the_defaults_are_the_references(bundle):
+    settings = bundle.diffusion
+    assert (settings.scheduler, settings.steps, settings.guidance) == ("pndm", 20, 10.0)
+    assert bundle.manifest.kind == "unclip" and bundle.manifest.output_size == 64 and bundle.manifest.image_embed_dim == DIM
+
+
+def test_seed_options_and_negative_decide_the_picture(bundle):
+    with seed_edge.load(bundle.path, device="cpu") as edge:
+        quick, codes = DiffusionOptions(steps=3), [5] * 32
+        first, again, other = (edge.decode(codes, seed=s, options=quick).tobytes() for s in (1, 1, 2))
+        assert first == again != other
+        assert edge.decode(codes, seed=1, options=DiffusionOptions(steps=3, guidance=1)).tobytes() != first
+        assert edge.decode(codes, seed=1, options=quick, negative=[9] * 32).tobytes() != first
+
+
+def test_progress_is_told_per_evaluation(bundle):
+    seen = []
+    with seed_edge.load(bundle.path, device="cpu") as edge:
+        edge.decode([5] * 32, options=DiffusionOptions(steps=3), progress=lambda done, total: seen.append((done, total)))
+    assert seen == [(i, 4) for i in range(1, 5)]
+
+
+def test_what_is_missing_says_which_option_adds_it(bundle, parts, tmp_path):
+    photo = tmp_path / "photo.png"
+    Image.new("RGB", (30, 20), "red").save(photo)
+    result = call("caption", photo, "--bundle", bundle.path)
+    assert result.exit_code == 1 and "export with --llm" in result.stderr
+    assert call("export", "--ckpt", parts / "tokenizer", "--out", tmp_path / "bare").exit_code == 0
+    assert len(call("encode", photo, "--bundle", tmp_path / "bare").stdout.split()) == 32
+    with seed_edge.load(tmp_path / "bare", device="cpu") as edge, pytest.raises(BundleError, match="export with --diffusion"):
+        edge.decode([5] * 32)
+
+
+@pytest.mark.parametrize("part", ["unet", "text_encoder", "image_normalizer", "scheduler"])
+def test_a_missing_part_of_the_diffusion_is_named(parts, tmp_path, part):
+    import shutil
+
+    shutil.copytree(parts / "diffusion", tmp_path / "d")
+    shutil.rmtree(tmp_path / "d" / part)
+    with pytest.raises(CheckpointError, match=f"no folder {part}"):
+        UnclipFolder.open(tmp_path / "d")
+
+
+def test_a_model_that_does_not_predict_v_is_refused(parts, tmp_path):
+    import shutil
+
+    shutil.copytree(parts / "diffusion", tmp_path / "d")
+    path = tmp_path / "d" / "scheduler" / "scheduler_config.json"
+    path.write_text(path.read_text().replace("v_prediction", "epsilon"))
+    with pytest.raises(CheckpointError, match="predicts epsilon, not v"):
+        UnclipFolder.open(tmp_path / "d")
+
+
+@pytest.mark.parametrize("storage", ["fp16", "int8"])
+def test_smaller_weights_draw_nearly_the_same(parts, bundle, given, tmp_path, storage):
+    out = tmp_path / storage
+    result = call(
+        "export", "--ckpt", parts / "tokenizer", "--diffusion", parts / "diffusion", "--out", out, "--image-weights", storage
+    )
+    assert result.exit_code == 0, result.output
+    exact, smaller = (drawn_by_us(b, *given, steps=4, guidance=2.0) for b in (bundle, Bundle.open(out)))
+    assert psnr(exact, smaller) > {"fp16": 45, "int8": 20}[storage]
+    assert (out / "unet.onnx").stat().st_size < 0.7 * bundle.unet.stat().st_size
