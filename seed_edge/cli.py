@@ -9,8 +9,9 @@ import re
 import secrets
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
@@ -21,11 +22,13 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
     from seed_edge.runtime.pipeline import SeedEdge
+    from seed_edge.runtime.unclip import DiffusionOptions
 
 SYSTEM_FAULTS = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR, errno.EISDIR}
 """What the system, not the program, is at fault for: a full disk, permissions, a path that is not there."""
 
 CODES_FILE_LIMIT = 1 << 20
+F = TypeVar("F", bound=Callable[..., Any])
 
 PICTURE_TYPES = {".png": "PNG", ".webp": "WEBP", ".jpg": "JPEG", ".jpeg": "JPEG"}
 
@@ -53,6 +56,29 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON."
 max_pixels_option = click.option(
     "--max-pixels", type=click.IntRange(1), default=200_000_000, show_default=True, help="Refuse images with more pixels."
 )
+
+
+diffusion_options = (
+    click.option("--steps", type=click.IntRange(2, 500), help="Of a diffusion.  [default: the bundle's]"),
+    click.option("--guidance", type=click.FloatRange(1), help="Of a diffusion; 1 for none.  [default: the bundle's]"),
+    click.option("--scheduler", help="Of a diffusion: pndm, ddim or dpm++.  [default: the bundle's]"),
+)
+
+
+def with_diffusion_options(command: F) -> F:
+    """Add the options of a diffusion to a command."""
+    for option in reversed(diffusion_options):
+        command = option(command)
+    return command
+
+
+def walk_of(edge: SeedEdge, steps: int | None, guidance: float | None, scheduler: str | None) -> DiffusionOptions:
+    """Options of a diffusion; refused for a bundle that has none."""
+    from seed_edge.runtime.unclip import DiffusionOptions
+
+    if edge.bundle.manifest.kind == "pixels" and (steps, guidance, scheduler) != (None, None, None):
+        raise click.ClickException("this bundle draws in one pass; leave out --steps, --guidance and --scheduler")
+    return DiffusionOptions(steps, guidance, scheduler)
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
@@ -151,6 +177,7 @@ def caption(
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Picture to write.  [default: made of the prompt]")
 @click.option("--seed", type=click.IntRange(0), help="Same seed, same picture.  [default: a new one, said on stderr]")
 @click.option("--temperature", type=click.FloatRange(0), help="Higher varies more, 0 not at all.  [default: the bundle's]")
+@with_diffusion_options
 @bundle_option
 @device_option
 @json_option
@@ -160,6 +187,9 @@ def draw(
     output: Path | None,
     seed: int | None,
     temperature: float | None,
+    steps: int | None,
+    guidance: float | None,
+    scheduler: str | None,
     bundle: Path | None,
     device: str,
     as_json: bool,
@@ -175,11 +205,14 @@ def draw(
         note(f"seed: {seed}", quiet)
     with opened(bundle, device, quiet) as edge:
         sampling = edge.bundle.language.sampling
+        options = walk_of(edge, steps, guidance, scheduler)
         if temperature is not None:
             sampling = dataclasses.replace(sampling, temperature=temperature)
         with Progress("codes", quiet) as progress:
             codes = edge.draw_codes(prompt, seed=seed, sampling=sampling, progress=progress)
-        save_picture(edge.decode(codes, seed=seed), path)
+        with Progress("steps", quiet) as progress:
+            picture = edge.decode(codes, seed=seed, options=options, progress=progress)
+        save_picture(picture, path)
     record = {"image": str(path), "prompt": prompt, "seed": seed, "codes": codes.tolist()}
     click.echo(json.dumps(record, ensure_ascii=False) if as_json else str(path))
 
@@ -223,15 +256,29 @@ def encode(images: tuple[str, ...], max_pixels: int, bundle: Path | None, device
 @click.argument("codes", type=click.Path(allow_dash=True))
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="Picture to write.")
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="For decoders that start from noise.")
+@with_diffusion_options
 @bundle_option
 @device_option
 @quiet_option
-def decode(codes: str, output: Path, seed: int, bundle: Path | None, device: str, quiet: bool) -> None:
+def decode(
+    codes: str,
+    output: Path,
+    seed: int,
+    steps: int | None,
+    guidance: float | None,
+    scheduler: str | None,
+    bundle: Path | None,
+    device: str,
+    quiet: bool,
+) -> None:
     """Turn CODES back into a picture: a file of `encode` output, or - for stdin."""
     check_output(output)
     numbers = parse_codes(read_codes(codes), codes)
     with opened(bundle, device, quiet) as edge:
-        save_picture(edge.decode(numbers, seed=seed), output)
+        options = walk_of(edge, steps, guidance, scheduler)
+        with Progress("steps", quiet) as progress:
+            picture = edge.decode(numbers, seed=seed, options=options, progress=progress)
+        save_picture(picture, output)
     click.echo(str(output))
 
 
@@ -327,6 +374,17 @@ def export(
     )
     export_bundle(Parts(ckpt, vit, llm, diffusion), out, options, lambda text: note(text, quiet))
     click.echo(str(out))
+
+
+@cli.command()
+@click.argument("bundle", required=False, type=click.Path(path_type=Path))
+def verify(bundle: Path | None) -> None:
+    """Check a bundle's hashes, and that its graphs give what they gave where it was made."""
+    from seed_edge.bundle import Bundle
+    from seed_edge.runtime.selftest import verify
+    from seed_edge.runtime.sessions import choose_device
+
+    click.echo(verify(Bundle.open(bundle), choose_device("cpu")))
 
 
 def choose(option: str, value: str, choices: tuple[str, ...]) -> None:

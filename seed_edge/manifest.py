@@ -71,6 +71,15 @@ class Sampling:
 
 
 @dataclass(frozen=True)
+class SelfTest:
+    """What encoder and decoder give for a picture that can be computed anywhere; see `runtime/selftest.py`."""
+
+    codes: tuple[int, ...]
+    decoded: tuple[float, ...]
+    """Some values of the decoder's output for these codes."""
+
+
+@dataclass(frozen=True)
 class Language:
     """The language model of a bundle."""
 
@@ -124,6 +133,8 @@ class Manifest:
     diffusion: Diffusion | None
     """None: codes of kind `unclip` cannot be made pictures."""
     files: dict[str, FileEntry]
+    self_test: SelfTest | None = None
+    """What the bundle gave on the machine that exported it."""
     parity: dict[str, Any] = field(default_factory=dict)
     """What the exporter measured: exported graphs against the checkpoint."""
     sources: tuple[Source, ...] = ()

@@ -17,7 +17,7 @@ from seed_edge.errors import CheckpointError
 from seed_edge.export.diffusion import UnclipFolder
 from seed_edge.export.gguf import LlamaFolder
 from seed_edge.export.onnx import export_image_tokenizer
-from seed_edge.export.parity import diffusion_parity, image_parity, language_parity
+from seed_edge.export.parity import diffusion_parity, image_parity, language_parity, with_self_test
 from seed_edge.export.quantize import write_as
 from seed_edge.graphs import GraphSpec, embedding_decoder_graph, encoder_graph, pixel_decoder_graph
 from seed_edge.manifest import DECODER, ENCODER, FORMAT, MANIFEST, Diffusion, Language, Manifest, Sampling, Source
@@ -119,6 +119,7 @@ def export_bundle(parts: Parts, out: Path, options: ExportOptions, report: Repor
             sources=read_sources(options.sources) if options.sources else (),
             licence=options.licence,
         )
+        manifest = with_self_test(manifest, folder)
         (folder / MANIFEST).write_text(manifest.to_json(), "utf-8")
     report(f"bundle: {sum(entry.size for entry in manifest.files.values()):,} bytes in {out}")
     return manifest

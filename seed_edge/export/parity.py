@@ -5,6 +5,7 @@ The only part of export that uses the runtime: what is compared is what users wi
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +14,15 @@ import torch
 from numpy.typing import NDArray
 from transformers import LlamaForCausalLM
 
+from seed_edge.bundle import Bundle
 from seed_edge.errors import ParityError
 from seed_edge.export.diffusion import UnclipFolder, UnetWithoutText, VaeDecoder
 from seed_edge.export.gguf import LlamaFolder
 from seed_edge.graphs import GraphSpec, unet_graph, vae_graph
-from seed_edge.manifest import DECODER, ENCODER, UNET, VAE
+from seed_edge.manifest import DECODER, ENCODER, UNET, VAE, Manifest
 from seed_edge.models.image_tokenizer import ImageTokenizer
 from seed_edge.runtime.language_model import LlamaCpp
+from seed_edge.runtime.selftest import measure
 from seed_edge.runtime.sessions import Session, choose_device
 from seed_edge.vocab import Vocab
 
@@ -96,6 +99,11 @@ def diffusion_parity(unclip: UnclipFolder, folder: Path, storage: str) -> dict[s
         "vae_pixel_error": float(f"{worst:.3g}"),
         "allowed": DIFFUSION_ERROR[storage],
     }
+
+
+def with_self_test(manifest: Manifest, folder: Path) -> Manifest:
+    """The manifest with what the bundle in `folder` gives for the self-test's picture."""
+    return dataclasses.replace(manifest, self_test=measure(Bundle(folder, manifest), choose_device("cpu")))
 
 
 def cosine(a: NDArray[np.generic], b: NDArray[np.generic]) -> float:

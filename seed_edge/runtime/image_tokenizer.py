@@ -53,7 +53,11 @@ class ImageTokenizer:
         Raises:
             BundleError: a code lies outside the codebook, so graph and manifest come from different exports.
         """
-        codes = self._encoder(self._bundle.manifest.preprocessing(images))[0]
+        return self.encode_values(self._bundle.manifest.preprocessing(images))
+
+    def encode_values(self, pixel_values: NDArray[np.float32]) -> NDArray[np.int64]:
+        """Codes of normalised pixels (batch, 3, S, S); see `encode`."""
+        codes = self._encoder(pixel_values)[0]
         size = self._bundle.manifest.codes.codebook_size
         if codes.min() < 0 or codes.max() >= size:
             raise BundleError(f"{self._bundle.encoder} gave code {codes.max()}, the manifest says {size} codes; export again")
@@ -67,6 +71,10 @@ class ImageTokenizer:
         """
         if self._bundle.manifest.kind != "unclip":
             raise BundleError(f"{self._bundle.path} draws pixels and has no image embeddings")
+        return self.decoded(codes)
+
+    def decoded(self, codes: NDArray[np.int64]) -> NDArray[np.float32]:
+        """What the decoder's graph gives: pixels or image embeddings, by kind."""
         return self._decoder(codes)[0].astype(np.float32)
 
     def decode(
@@ -86,7 +94,7 @@ class ImageTokenizer:
             progress: called with steps done and steps in all, by a diffusion.
         """
         if self._bundle.manifest.kind == "pixels":
-            return to_images(self._decoder(codes)[0].astype(np.float32))
+            return to_images(self.decoded(codes))
         unclip = self._unclip
         latents, noise = unclip.noise(seed, len(codes))
         away = None if negative is None else self.embed(negative)

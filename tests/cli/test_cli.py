@@ -1,5 +1,6 @@
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -213,3 +214,21 @@ def test_a_missing_extra_says_what_to_install(run, monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     result = run("export", "--ckpt", "run", "--out", "out", bundle=None)
     assert result.exit_code == 1 and 'pip install "seed-edge[export]"' in result.stderr
+
+
+def test_options_of_a_diffusion_are_refused_where_there_is_none(run):
+    failed(run("draw", "a fox", "-o", "x.png", "--steps", 5), "draws in one pass")
+    failed(run("decode", "-", "-o", "x.png", "--guidance", 2, input="1 2 3 4"), "draws in one pass")
+
+
+def test_verify_repeats_the_self_test_without_torch(tiny, tmp_path):
+    result = CliRunner().invoke(cli, ["verify", str(tiny)])
+    assert result.exit_code == 0 and "hashes equal; self-test: 100% of codes equal" in result.stdout
+    shutil.copytree(tiny, tmp_path / "b")
+    manifest = json.loads((tmp_path / "b" / "manifest.json").read_text())
+    manifest["self_test"]["codes"] = [(code + 1) % 8 for code in manifest["self_test"]["codes"]]
+    (tmp_path / "b" / "manifest.json").write_text(json.dumps(manifest))
+    failed(CliRunner().invoke(cli, ["verify", str(tmp_path / "b")]), "of the self-test's codes are equal")
+    del manifest["self_test"]
+    (tmp_path / "b" / "manifest.json").write_text(json.dumps(manifest))
+    failed(CliRunner().invoke(cli, ["verify", str(tmp_path / "b")]), "without a self-test")

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import sentencepiece
 import torch
 from click.testing import CliRunner
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
@@ -23,6 +24,8 @@ from transformers import (
     CLIPTokenizer,
     CLIPVisionConfig,
     CLIPVisionModelWithProjection,
+    LlamaConfig,
+    LlamaForCausalLM,
 )
 
 import seed_edge
@@ -213,6 +216,53 @@ def test_what_is_missing_says_which_option_adds_it(bundle, parts, tmp_path):
     assert len(call("encode", photo, "--bundle", tmp_path / "bare").stdout.split()) == 32
     with seed_edge.load(tmp_path / "bare", device="cpu") as edge, pytest.raises(BundleError, match="export with --diffusion"):
         edge.decode([5] * 32)
+
+
+@pytest.fixture(scope="module")
+def llm(tmp_path_factory):
+    """A random LLaMA with SEED's 8,194 added tokens, and the wrong bos and eos that the published 8B has."""
+    folder = tmp_path_factory.mktemp("llama") / "seed-llama-tiny-sft"
+    folder.mkdir()
+    with open(folder / "tokenizer.model", "wb") as file:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=iter(["USER: please draw a red fox in the snow\nASSISTANT: a picture of it " * 4]), model_writer=file,
+            model_type="bpe", vocab_size=310, byte_fallback=True, normalization_rule_name="identity",
+            remove_extra_whitespaces=False, minloglevel=2,
+        )  # fmt: skip
+    added = {f"<img_{code:05d}>": 310 + code for code in range(8192)}
+    (folder / "added_tokens.json").write_text(json.dumps(added | {"<img>": 310 + 8192, "</img>": 310 + 8193}))
+    torch.manual_seed(2)
+    config = LlamaConfig(
+        vocab_size=310 + 8194, hidden_size=256, intermediate_size=512, num_hidden_layers=2, num_attention_heads=4,
+        max_position_embeddings=256, initializer_range=0.05, bos_token_id=0, eos_token_id=1,
+    )  # fmt: skip
+    LlamaForCausalLM(config).save_pretrained(folder)
+    return folder
+
+
+def test_a_whole_bundle_of_official_parts_captions_and_draws(parts, llm, tmp_path):
+    out, photo, picture = tmp_path / "seed-llama-tiny", tmp_path / "photo.png", tmp_path / "fox.png"
+    Image.new("RGB", (30, 20), "red").save(photo)
+    common = ["--ckpt", parts / "tokenizer", "--diffusion", parts / "diffusion", "--llm", llm, "--out", out]
+    result = call("export", *common)
+    assert result.exit_code == 1 and "give --template, one of vicuna, llama2, plain" in result.stderr
+    result = call(
+        "export", *common, "--template", "vicuna", "--weight-type", "Q4_K_M", "--photo", REFERENCE / "square_rgb.png"
+    )
+    assert result.exit_code == 0, result.output
+    assert "config.json says eos_token_id 1, the tokenizer 2" in result.stderr
+    bundle = Bundle.open(out)
+    assert bundle.language.file == "seed-llama-tiny-Q4_K_M.gguf" and bundle.language.vocab.eos_id == 2
+    assert call("caption", photo, "--bundle", out).exit_code == 0
+    walk = ["--steps", 3, "--guidance", 2, "--scheduler", "dpm++", "--seed", 3]
+    assert call("draw", "a red fox in the snow", "--bundle", out, *walk, "-o", picture).exit_code == 0
+    assert Image.open(picture).size == (64, 64)
+    assert "hashes equal; self-test: 100%" in call("verify", out).stdout
+    result = call("draw", "a fox", "--bundle", out, "--scheduler", "euler", "-o", picture)
+    assert result.exit_code == 1 and "pndm, ddim, dpm++" in result.stderr
+    (out / "unet.onnx").write_bytes((out / "vae_decoder.onnx").read_bytes())
+    result = call("draw", "a fox", "--bundle", out, "-o", picture)
+    assert result.exit_code == 1 and "unet.onnx has" in result.stderr
 
 
 @pytest.mark.parametrize("part", ["unet", "text_encoder", "image_normalizer", "scheduler"])

@@ -1,0 +1,61 @@
+"""A picture whose codes and what becomes of them are written into the manifest, so that a bundle can be verified.
+
+Needs nothing but the bundle: the picture is computed.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from seed_edge.bundle import Bundle
+from seed_edge.errors import BundleError
+from seed_edge.manifest import SelfTest
+from seed_edge.runtime.image_tokenizer import ImageTokenizer
+from seed_edge.runtime.sessions import Device
+
+VALUES = 16
+CODES_NEEDED = 0.9
+"""Share of codes that must be equal; another processor may round a near tie the other way."""
+LARGEST_ERROR = 0.02
+
+
+def pattern(size: int) -> NDArray[np.uint8]:
+    """A smooth coloured picture (size, size, 3), the same on every machine: integer arithmetic only."""
+    y, x = np.mgrid[0:size, 0:size].astype(np.int64)
+    red, green = x * 255 // size, y * 255 // size
+    blue = ((x - size // 2) ** 2 + (y - size // 2) ** 2) * 255 // (size * size // 2)
+    return np.stack([red, green, blue], -1).clip(0, 255).astype(np.uint8)
+
+
+def measure(bundle: Bundle, device: Device) -> SelfTest:
+    """Codes of the pattern, and the first values of what the decoder gives for them."""
+    images = ImageTokenizer(bundle, device)
+    preprocessing = bundle.manifest.preprocessing
+    codes = images.encode_values(preprocessing.normalise(pattern(preprocessing.image_size)[None]))
+    decoded = images.decoded(codes).reshape(-1)
+    chosen = decoded[:: max(1, len(decoded) // VALUES)][:VALUES]
+    return SelfTest(tuple(codes[0].tolist()), tuple(round(float(value), 5) for value in chosen))
+
+
+def verify(bundle: Bundle, device: Device) -> str:
+    """Check every hash and repeat the self-test; return what was found, in words.
+
+    Raises:
+        BundleError: a file differs, or the graphs do not give what the manifest says.
+    """
+    bundle.check_hashes()
+    expected = bundle.manifest.self_test
+    if expected is None:
+        raise BundleError(f"{bundle.path} was exported without a self-test; export again")
+    found = measure(bundle, device)
+    equal = float(np.mean(np.array(found.codes) == np.array(expected.codes)))
+    scale = max(1.0, float(np.abs(expected.decoded).max()))
+    error = float(np.abs(np.array(found.decoded) - np.array(expected.decoded)).max()) / scale
+    if equal < CODES_NEEDED or (equal == 1 and error > LARGEST_ERROR):
+        raise BundleError(
+            f"{bundle.path}: {equal:.0%} of the self-test's codes are equal and values differ by {error:.2g}; "
+            "this machine or its ONNX Runtime computes something else"
+        )
+    size = sum(entry.size for entry in bundle.manifest.files.values())
+    return f"{len(bundle.manifest.files)} files, {size:,} bytes: hashes equal; self-test: {equal:.0%} of codes equal"
