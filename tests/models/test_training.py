@@ -239,3 +239,12 @@ def test_matrices_go_to_muon_and_tables_heads_and_norms_never_decay():
     assert decayed == {"conv.weight"}
     assert kept == {"table.weight", "linear.bias", "norm.weight", "norm.bias", "conv.bias", "head.weight", "head.bias"}
     assert [group["weight_decay"] for group in adamw.param_groups] == [0.1, 0.0]
+
+
+def test_a_state_of_a_model_ordered_otherwise_is_refused(tmp_path):
+    Regression().run(tmp_path, 10)
+    problem = Regression()
+    problem.model = torch.nn.Sequential(torch.nn.Linear(4, 9), torch.nn.Tanh(), torch.nn.Linear(9, 1))
+    problem.optimizers = optimizers_for([problem.model], 0.01)
+    with pytest.raises(DataError, match="ordered otherwise"):
+        problem.run(tmp_path, 20)

@@ -57,6 +57,11 @@ def optimizers_for(
     return [muon, adamw]
 
 
+def shapes_of(optimizers: list[torch.optim.Optimizer]) -> list[list[list[int]]]:
+    """Shapes of the parameters of each optimizer, in its order."""
+    return [[list(p.shape) for group in o.param_groups for p in group["params"]] for o in optimizers]
+
+
 class Loop:
     """Runs steps `first .. steps`, logging and checkpointing; an interrupted run goes on where it was.
 
@@ -133,6 +138,7 @@ class Loop:
             "step": step,
             "seed": self.seed,
             "modules": {name: module.state_dict() for name, module in modules.items()},
+            "shapes": shapes_of(optimizers),
             "optimizers": [optimizer.state_dict() for optimizer in optimizers],
         }
         partial = self.folder / (STATE + ".partial")
@@ -146,6 +152,8 @@ class Loop:
         state = torch.load(path, map_location="cpu", weights_only=True)
         if state["seed"] != self.seed:
             raise DataError(f"{path} was trained with seed {state['seed']}; use --seed {state['seed']} or another --out")
+        if state["shapes"] != shapes_of(optimizers):  # optimizers know parameters by their order alone
+            raise DataError(f"{path} was written by a version whose model is ordered otherwise; start anew with another --out")
         for name, module in modules.items():
             module.load_state_dict(state["modules"][name])
         for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
