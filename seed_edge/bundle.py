@@ -173,9 +173,7 @@ def staging(out: Path, replace: bool = False) -> Iterator[Path]:
     Raises:
         BundleError: `out` exists and may not be replaced, or its parent cannot be written.
     """
-    if out.exists() and not (replace and (out / MANIFEST).is_file()):
-        hint = "it is no bundle" if replace else "use --replace, or another --out"
-        raise BundleError(f"{out} exists already; {hint}")
+    refuse_existing(out, replace)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         folder = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
@@ -183,21 +181,33 @@ def staging(out: Path, replace: bool = False) -> Iterator[Path]:
         raise BundleError(f"{out.parent} cannot be written ({error.strerror}); choose another --out") from error
     try:
         yield folder
-        for name in os.listdir(folder):
-            _flush(folder / name)
-        _flush(folder)
-        folder.chmod(0o777 & ~_umask())
-        if out.exists():
-            old = Path(tempfile.mkdtemp(prefix=f".{out.name}-old-", dir=out.parent))
-            os.replace(out, old / out.name)
-            os.replace(folder, out)
-            shutil.rmtree(old)
-        else:
-            os.replace(folder, out)
-        _flush(out.parent)
+        publish(folder, out)
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
         raise
+
+
+def refuse_existing(out: Path, replace: bool) -> None:
+    """Raise BundleError where something is at `out` that may not be replaced."""
+    if out.exists() and not (replace and (out / MANIFEST).is_file()):
+        hint = "it is no bundle" if replace else "use --replace, or another --out"
+        raise BundleError(f"{out} exists already; {hint}")
+
+
+def publish(folder: Path, out: Path) -> None:
+    """Flush every file of `folder` to disk and give it the name `out`, in place of a bundle that may be there."""
+    for name in os.listdir(folder):
+        _flush(folder / name)
+    _flush(folder)
+    folder.chmod(0o777 & ~_umask())
+    if out.exists():
+        old = Path(tempfile.mkdtemp(prefix=f".{out.name}-old-", dir=out.parent))
+        os.replace(out, old / out.name)
+        os.replace(folder, out)
+        shutil.rmtree(old)
+    else:
+        os.replace(folder, out)
+    _flush(out.parent)
 
 
 def _flush(path: Path) -> None:

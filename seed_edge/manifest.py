@@ -179,11 +179,11 @@ class Manifest:
             value = json.loads(text)
         except ValueError as error:
             raise BundleError(f"{MANIFEST} is not JSON ({error}); export again") from error
-        manifest: Manifest = _parse(cls, value, MANIFEST)
+        manifest: Manifest = parse(cls, value, MANIFEST)
         return manifest
 
 
-def _parse(kind: Any, value: Any, where: str) -> Any:
+def parse(kind: Any, value: Any, where: str) -> Any:
     """`value`, from JSON, as the annotated type `kind`; strict about fields and types."""
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if isinstance(kind, type) and dataclasses.is_dataclass(kind):
@@ -194,15 +194,15 @@ def _parse(kind: Any, value: Any, where: str) -> Any:
         unknown, missing = sorted(set(value) - set(hints)), sorted(required - set(value))
         if unknown or missing:
             raise BundleError(f"{where}: missing [{', '.join(missing)}], unknown [{', '.join(unknown)}]; export again")
-        return kind(**{name: _parse(hints[name], item, f"{where}: {name}") for name, item in value.items()})
+        return kind(**{name: parse(hints[name], item, f"{where}: {name}") for name, item in value.items()})
     if origin is dict and isinstance(value, dict):
-        return {key: _parse(arguments[1], item, f"{where}: {key}") for key, item in value.items()}
+        return {key: parse(arguments[1], item, f"{where}: {key}") for key, item in value.items()}
     if origin is tuple and isinstance(value, list):
         inner = arguments[:1] * len(value) if arguments[-1] is Ellipsis else arguments
         if len(inner) == len(value):
-            return tuple(_parse(t, item, where) for t, item in zip(inner, value, strict=True))
+            return tuple(parse(t, item, where) for t, item in zip(inner, value, strict=True))
     if origin in (types.UnionType, typing.Union):  # only ever `X | None`
-        return None if value is None else _parse(arguments[0], value, where)
+        return None if value is None else parse(arguments[0], value, where)
     if kind is Any or (kind in (str, bool, int) and type(value) is kind):
         return value
     if kind is float and type(value) in (int, float):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,15 +13,16 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from seed_edge.bundle import entry_for, staging
+from seed_edge.bundle import entry_for
 from seed_edge.errors import CheckpointError
 from seed_edge.export.diffusion import UnclipFolder
 from seed_edge.export.gguf import LlamaFolder
 from seed_edge.export.onnx import export_image_tokenizer
 from seed_edge.export.parity import diffusion_parity, image_parity, language_parity, with_self_test
 from seed_edge.export.quantize import write_as
+from seed_edge.export.stages import fingerprint, resumable
 from seed_edge.graphs import GraphSpec, embedding_decoder_graph, encoder_graph, pixel_decoder_graph
-from seed_edge.manifest import DECODER, ENCODER, FORMAT, MANIFEST, Diffusion, Language, Manifest, Sampling, Source
+from seed_edge.manifest import DECODER, ENCODER, FORMAT, MANIFEST, Diffusion, Language, Manifest, Sampling, Source, parse
 from seed_edge.models.checkpoints import IMAGE_TOKENIZER_FILE, load_image_tokenizer, load_seed_tokenizer
 from seed_edge.models.image_tokenizer import PixelTokenizer, SeedTokenizer
 from seed_edge.models.train.llm import LLM_FOLDER, PROMPTS
@@ -81,40 +83,33 @@ def export_bundle(parts: Parts, out: Path, options: ExportOptions, report: Repor
         CheckpointError: a part is missing or does not fit the others.
         ParityError: an exported file does not give the checkpoint's numbers.
     """
-    with staging(out, options.replace) as folder:
-        parity: dict[str, Any] = {"image_weights": options.image_weights, "weight_type": options.weight_type}
-        report("image tokenizer: reading")
-        model, preprocessing = open_tokenizer(parts, options, report)
-        geometry = model.geometry
-        codes = CodeSpace(geometry.codebook_size, geometry.num_queries)
-        report("image tokenizer: exporting two graphs")
-        specs = encoder_graph(geometry.image_size, geometry.num_queries), decoder_spec(model)
-        export_image_tokenizer(model, specs, (folder / ENCODER, folder / DECODER), options.image_weights)
-        values = smooth_images(PARITY_IMAGES, preprocessing)
-        if options.photos:
-            values = np.concatenate([preprocessing([open_image(photo) for photo in options.photos]), values])
-        parity["images"] = image_parity(model, specs, folder, options.image_weights, values)
-        report(f"image tokenizer: {parity['images']['equal_codes']:.1%} of codes equal")
-        diffusion, output_size, embed_dim = None, 0, 0
-        if isinstance(model, PixelTokenizer):
-            output_size = model.geometry.output_size
-        else:
-            embed_dim = model.geometry.image_embed_dim
-        del model
+    key = fingerprint(options, parts.tokenizer, parts.vit, parts.llm, parts.diffusion)
+    with resumable(out, options.replace, key, report) as stages:
+        folder = stages.folder
+        images = stages.run("image tokenizer", lambda: export_images(parts, folder, options, report))
+        codes, embed_dim = CodeSpace(**images["codes"]), int(images["image_embed_dim"])
+        parity = {"image_weights": options.image_weights, "weight_type": options.weight_type, "images": images["parity"]}
+        diffusion, output_size = None, int(images["output_size"])
         if parts.diffusion is not None:
-            diffusion, output_size = export_diffusion(parts.diffusion, embed_dim, folder, options, parity, report)
-        language = export_language(parts, codes, folder, options, parity, report)
+            source = parts.diffusion
+            drawn = stages.run("diffusion", lambda: export_diffusion(source, embed_dim, folder, options, report))
+            diffusion, output_size = parse(Diffusion, drawn["diffusion"], "diffusion"), int(drawn["output_size"])
+            parity["diffusion"] = drawn["parity"]
+        language = None
+        if parts.llm is not None or (parts.tokenizer / LLM_FOLDER).is_dir():
+            spoken = stages.run("language model", lambda: export_language(parts, codes, folder, options, report))
+            language, parity["language"] = parse(Language, spoken["language"], "language model"), spoken["parity"]
         manifest = Manifest(
             format=FORMAT,
             name=options.name,
             kind="unclip" if embed_dim else "pixels",
-            preprocessing=preprocessing,
+            preprocessing=parse(Preprocessing, images["preprocessing"], "image tokenizer"),
             codes=codes,
             output_size=output_size,
             image_embed_dim=embed_dim,
             language=language,
             diffusion=diffusion,
-            files={path.name: entry_for(path) for path in sorted(folder.iterdir())},
+            files={path.name: entry_for(path) for path in sorted(folder.iterdir()) if not path.name.startswith(".")},
             parity=parity,
             sources=read_sources(options.sources) if options.sources else (),
             licence=options.licence,
@@ -123,6 +118,28 @@ def export_bundle(parts: Parts, out: Path, options: ExportOptions, report: Repor
         (folder / MANIFEST).write_text(manifest.to_json(), "utf-8")
     report(f"bundle: {sum(entry.size for entry in manifest.files.values()):,} bytes in {out}")
     return manifest
+
+
+def export_images(parts: Parts, folder: Path, options: ExportOptions, report: Report) -> dict[str, Any]:
+    """Write encoder and decoder; return what the manifest says of them, as JSON."""
+    report("image tokenizer: reading")
+    model, preprocessing = open_tokenizer(parts, options, report)
+    geometry = model.geometry
+    report("image tokenizer: exporting two graphs")
+    specs = encoder_graph(geometry.image_size, geometry.num_queries), decoder_spec(model)
+    export_image_tokenizer(model, specs, (folder / ENCODER, folder / DECODER), options.image_weights)
+    values = smooth_images(PARITY_IMAGES, preprocessing)
+    if options.photos:
+        values = np.concatenate([preprocessing([open_image(photo) for photo in options.photos]), values])
+    parity = image_parity(model, specs, folder, options.image_weights, values)
+    report(f"image tokenizer: {parity['equal_codes']:.1%} of codes equal")
+    return {
+        "codes": {"codebook_size": geometry.codebook_size, "codes_per_image": geometry.num_queries},
+        "preprocessing": dataclasses.asdict(preprocessing) | {"mean": [*preprocessing.mean], "std": [*preprocessing.std]},
+        "output_size": model.geometry.output_size if isinstance(model, PixelTokenizer) else 0,
+        "image_embed_dim": model.geometry.image_embed_dim if isinstance(model, SeedTokenizer) else 0,
+        "parity": parity,
+    }
 
 
 def open_tokenizer(
@@ -143,10 +160,8 @@ def decoder_spec(model: PixelTokenizer | SeedTokenizer) -> GraphSpec:
     return embedding_decoder_graph(model.geometry.num_queries, model.geometry.image_embed_dim)
 
 
-def export_diffusion(
-    path: Path, embed_dim: int, folder: Path, options: ExportOptions, parity: dict[str, Any], report: Report
-) -> tuple[Diffusion, int]:
-    """Write the diffusion's files; return what the manifest says of it, and the side of a picture in pixels."""
+def export_diffusion(path: Path, embed_dim: int, folder: Path, options: ExportOptions, report: Report) -> dict[str, Any]:
+    """Write the diffusion's files; return what the manifest says of it, as JSON."""
     report("diffusion: reading")
     unclip = UnclipFolder.open(path)
     if unclip.image_embed_dim != embed_dim:
@@ -156,19 +171,14 @@ def export_diffusion(
         )
     report("diffusion: exporting two graphs")
     unclip.write(folder, options.image_weights)
-    parity["diffusion"] = diffusion_parity(unclip, folder, options.image_weights)
-    report(f"diffusion: relative error {parity['diffusion']['unet_relative_error']}")
-    return unclip.settings(), unclip.output_size
+    parity = diffusion_parity(unclip, folder, options.image_weights)
+    report(f"diffusion: relative error {parity['unet_relative_error']}")
+    return {"diffusion": dataclasses.asdict(unclip.settings()), "output_size": unclip.output_size, "parity": parity}
 
 
-def export_language(
-    parts: Parts, codes: CodeSpace, folder: Path, options: ExportOptions, parity: dict[str, Any], report: Report
-) -> Language | None:
-    """Write the language model, if there is one; return what the manifest says of it."""
-    own = parts.tokenizer / LLM_FOLDER
-    if parts.llm is None and not own.is_dir():
-        return None
-    llama = LlamaFolder.open(parts.llm or own, parts.tokenizer)
+def export_language(parts: Parts, codes: CodeSpace, folder: Path, options: ExportOptions, report: Report) -> dict[str, Any]:
+    """Write the language model; return what the manifest says of it, as JSON."""
+    llama = LlamaFolder.open(parts.llm or parts.tokenizer / LLM_FOLDER, parts.tokenizer)
     vocab = llama.vocab(codes.codes_per_image)
     if vocab.codes != codes:
         raise CheckpointError(
@@ -182,9 +192,9 @@ def export_language(
     file = folder / ("llm.gguf" if parts.llm is None else f"{options.name}-{options.weight_type}.gguf")
     write_as(llama, vocab, file, options.weight_type, options.name, options.threads)
     context = min(llama.context_length, PARITY_CONTEXT)
-    parity["language"] = language_parity(llama, file, options.weight_type, vocab, context)
-    report(f"language model: divergence {parity['language']['logits_kl']} nats")
-    return Language(
+    parity = language_parity(llama, file, options.weight_type, vocab, context)
+    report(f"language model: divergence {parity['logits_kl']} nats")
+    language = Language(
         file=file.name,
         vocab=vocab,
         prompts=prompts,
@@ -192,6 +202,7 @@ def export_language(
         context_length=llama.context_length,
         max_caption_ids=options.max_caption_ids,
     )
+    return {"language": dataclasses.asdict(language), "parity": parity}
 
 
 def choose_prompts(llama: LlamaFolder, template: str | None, is_own: bool) -> tuple[str, Prompts]:

@@ -180,11 +180,16 @@ def test_export_refuses_an_existing_folder_and_replaces_a_bundle_when_told(expor
     assert Bundle.open(tmp_path / "copy").manifest.parity["images"]["equal_codes"] >= 0.99
 
 
-def test_export_that_fails_leaves_nothing(run, tmp_path, monkeypatch):
-    monkeypatch.setitem(LOGITS_KL, "Q8_0", 0.0)
-    result = CliRunner().invoke(cli, ["export", "--ckpt", str(run), "--out", str(tmp_path / "out")])
+def test_an_export_that_fails_leaves_no_bundle_and_goes_on_when_mended(run, tmp_path, monkeypatch):
+    command = ["export", "--ckpt", str(run), "--out", str(tmp_path / "out")]
+    with monkeypatch.context() as context:
+        context.setitem(LOGITS_KL, "Q8_0", 0.0)
+        result = CliRunner().invoke(cli, command)
     assert result.exit_code == 1 and "diverge" in result.stderr
-    assert list(tmp_path.iterdir()) == []
+    assert [path.name for path in tmp_path.iterdir()] == [".out.export"]
+    assert "image tokenizer: done before" in call(*command).stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    assert call("verify", tmp_path / "out").exit_code == 0
 
 
 @pytest.mark.parametrize(("option", "value"), [("--weight-type", "Q9"), ("--image-weights", "int3")])

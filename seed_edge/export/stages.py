@@ -1,0 +1,114 @@
+"""An export in stages: one that was killed goes on at the stage it was in when the same command runs again."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import seed_edge
+from seed_edge.bundle import publish, refuse_existing
+from seed_edge.errors import BundleError
+
+RECORD = ".stages.json"
+LOCK = ".lock"
+
+
+class Stages:
+    """Finished stages of the export in one folder, with what each returned."""
+
+    def __init__(self, folder: Path, key: str, report: Callable[[str], None]) -> None:
+        """Read what an earlier run left; all of it is dropped if `key` differs."""
+        self.folder, self._report = folder, report
+        self._record: dict[str, Any] = {"key": key, "done": {}}
+        path = folder / RECORD
+        if path.exists():
+            record = json.loads(path.read_text("utf-8"))
+            if record["key"] == key:
+                self._record = record
+                return
+            report("other inputs or options than last time: starting anew")
+        for name in os.listdir(folder):
+            if name != LOCK:
+                (folder / name).unlink()
+
+    @property
+    def any_done(self) -> bool:
+        """Whether an interrupted run would save anything."""
+        return bool(self._record["done"])
+
+    def run(self, name: str, work: Callable[[], Any]) -> Any:
+        """What `work` returns, a JSON value, from an earlier run if the stage was finished then."""
+        if name in self._record["done"]:
+            self._report(f"{name}: done before")
+        else:
+            self._record["done"][name] = work()
+            partial = self.folder / (RECORD + ".partial")
+            partial.write_text(json.dumps(self._record), "utf-8")
+            os.replace(partial, self.folder / RECORD)
+        return self._record["done"][name]
+
+
+def fingerprint(options: Any, *paths: Path | None) -> str:
+    """A text that changes when the options or any file at or below the paths does."""
+    found = []
+    for path in paths:
+        files = [] if path is None else sorted(p for p in ([path] if path.is_file() else path.rglob("*")) if p.is_file())
+        found += [(str(f.resolve()), f.stat().st_size, f.stat().st_mtime_ns) for f in files if "cache" not in f.parts]
+    plain = {k: str(v) for k, v in dataclasses.asdict(options).items() if k != "replace"}
+    return hashlib.sha256(json.dumps([seed_edge.__version__, plain, found]).encode()).hexdigest()
+
+
+@contextmanager
+def resumable(out: Path, replace: bool, key: str, report: Callable[[str], None]) -> Iterator[Stages]:
+    """Stages in a hidden folder beside `out`, which takes the name `out` when the block ends without an error.
+
+    Otherwise the folder stays if a stage was finished, and the next run with the same `key` goes on there.
+
+    Raises:
+        BundleError: `out` exists and may not be replaced, its parent cannot be written, or another export runs there.
+    """
+    refuse_existing(out, replace)
+    folder = out.parent / f".{out.name}.export"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise BundleError(f"{out.parent} cannot be written ({error.strerror}); choose another --out") from error
+    with _alone(folder):
+        stages = Stages(folder, key, report)
+        try:
+            yield stages
+            (folder / RECORD).unlink()
+            (folder / LOCK).unlink()
+            publish(folder, out)
+        except BaseException:
+            if stages.any_done:
+                report(f"finished stages are kept in {folder}; the same command goes on there")
+            else:
+                for name in os.listdir(folder):
+                    (folder / name).unlink()
+                folder.rmdir()
+            raise
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Refuse a second export into the same folder; the system lets go of the lock when the process ends, however."""
+    with open(folder / LOCK, "w") as file:
+        try:
+            if os.name == "nt":
+                import msvcrt
+
+                msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined]
+            else:
+                import fcntl
+
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise BundleError(f"another export into {folder} is running; wait for it, or choose another --out") from None
+        yield
