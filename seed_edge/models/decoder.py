@@ -31,7 +31,9 @@ class _SelfAttention(nn.Module):
         return self.proj(context.transpose(1, 2).reshape(batch, count, width))
 
 
-class _Mlp(nn.Module):
+class Mlp(nn.Module):
+    """Two linear layers with GELU between."""
+
     def __init__(self, width: int, hidden: int) -> None:
         super().__init__()
         self.fc1 = nn.Linear(width, hidden)
@@ -49,7 +51,7 @@ class Block(nn.Module):
         self.norm1 = nn.LayerNorm(width, eps=LAYER_NORM_EPS)
         self.attn = _SelfAttention(width, heads)
         self.norm2 = nn.LayerNorm(width, eps=LAYER_NORM_EPS)
-        self.mlp = _Mlp(width, 4 * width)
+        self.mlp = Mlp(width, 4 * width)
 
     def forward(self, x: Tensor) -> Tensor:
         x = x + self.attn(self.norm1(x))
@@ -83,7 +85,7 @@ class PixelHead(nn.Module):
         width, self.grid = geometry.qformer_width, geometry.pixel_grid
         self.queries = nn.Parameter(torch.randn(1, self.grid**2, width) * 0.02)
         self.spread = nn.Linear(geometry.num_queries, self.grid**2, bias=False)
-        self.mlp = _Mlp(width, 2 * width)
+        self.mlp = Mlp(width, 2 * width)
         self.norm = nn.LayerNorm(width, eps=LAYER_NORM_EPS)
         channels = (width, *geometry.pixel_channels)
         self.doublings = nn.ModuleList(_Doubling(a, b) for a, b in pairwise(channels))

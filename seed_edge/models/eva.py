@@ -12,8 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from seed_edge.models.config import SeedGeometry
-
-LAYER_NORM_EPS = 1e-6
+from seed_edge.models.decoder import LAYER_NORM_EPS, Mlp
 
 
 class _Attention(nn.Module):
@@ -34,23 +33,13 @@ class _Attention(nn.Module):
         return self.proj(context.transpose(1, 2).reshape(batch, count, width))
 
 
-class _Mlp(nn.Module):
-    def __init__(self, width: int, hidden: int) -> None:
-        super().__init__()
-        self.fc1 = nn.Linear(width, hidden)
-        self.fc2 = nn.Linear(hidden, width)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.fc2(F.gelu(self.fc1(x)))
-
-
 class _Block(nn.Module):
     def __init__(self, geometry: SeedGeometry) -> None:
         super().__init__()
         self.norm1 = nn.LayerNorm(geometry.vit_width, eps=LAYER_NORM_EPS)
         self.attn = _Attention(geometry.vit_width, geometry.vit_heads)
         self.norm2 = nn.LayerNorm(geometry.vit_width, eps=LAYER_NORM_EPS)
-        self.mlp = _Mlp(geometry.vit_width, geometry.vit_mlp)
+        self.mlp = Mlp(geometry.vit_width, geometry.vit_mlp)
 
     def forward(self, x: Tensor) -> Tensor:
         x = x + self.attn(self.norm1(x))
