@@ -153,7 +153,15 @@ def test_texts_name_the_thing_and_its_colour():
 
 @pytest.mark.parametrize(
     ("name", "said"),
-    [("fox", "a fox"), ("orange", "an orange"), ("scissors", "scissors"), ("glass", "a glass"), ("red rice", "red rice")],
+    [
+        ("fox", "a fox"),
+        ("orange", "an orange"),
+        ("scissors", "scissors"),
+        ("glass", "a glass"),
+        ("glass of milk", "a glass of milk"),
+        ("milk", "milk"),
+        ("red rice", "red rice"),
+    ],
 )
 def test_articles(name, said):
     assert with_article(name) == said

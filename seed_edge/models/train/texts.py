@@ -79,7 +79,7 @@ MASS_OR_PLURAL = frozenset(
 
 def with_article(name: str) -> str:
     """`fox` -> `a fox`; plural and mass nouns stay as they are."""
-    last = name.split()[-1]
+    last = name.split(" of ")[0].split()[-1]  # a glass of milk is a glass
     if last in MASS_OR_PLURAL or (last.endswith("s") and not last.endswith(("ss", "us", "is"))):
         return name
     return f"{'an' if name[0] in 'aeiou' else 'a'} {name}"
