@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -31,11 +32,14 @@ class Stages:
             record = json.loads(path.read_text("utf-8"))
             if record["key"] == key:
                 self._record = record
+                for entry in folder.iterdir():
+                    if entry.is_dir():  # scratch of a stage that was killed; a bundle has no folders
+                        remove(entry)
                 return
             report("other inputs or options than last time: starting anew")
         for name in os.listdir(folder):
             if name != LOCK:
-                (folder / name).unlink()
+                remove(folder / name)
 
     @property
     def any_done(self) -> bool:
@@ -52,6 +56,11 @@ class Stages:
             partial.write_text(json.dumps(self._record), "utf-8")
             os.replace(partial, self.folder / RECORD)
         return self._record["done"][name]
+
+
+def remove(path: Path) -> None:
+    """Delete a file, or a folder with all that is in it."""
+    shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def fingerprint(options: Any, *paths: Path | None) -> str:
@@ -90,9 +99,7 @@ def resumable(out: Path, replace: bool, key: str, report: Callable[[str], None])
             if stages.any_done:
                 report(f"finished stages are kept in {folder}; the same command goes on there")
             else:
-                for name in os.listdir(folder):
-                    (folder / name).unlink()
-                folder.rmdir()
+                remove(folder)
             raise
 
 

@@ -53,6 +53,16 @@ def test_an_interrupted_export_goes_on_at_the_stage_it_was_in(tmp_path):
     assert names(tmp_path) == ["out"] and names(tmp_path / "out") == ["a", "half", MANIFEST]
 
 
+@pytest.mark.parametrize("key", ["k", "other"])
+def test_scratch_folders_of_a_killed_stage_do_not_stand_in_the_way(tmp_path, key):
+    with pytest.raises(KeyboardInterrupt):
+        export(tmp_path / "out", "k", {"a": write("a"), "b": stop})
+    (tmp_path / ".out.export" / "tmpabc").mkdir()
+    (tmp_path / ".out.export" / "tmpabc" / "encoder.onnx").write_text("half")
+    export(tmp_path / "out", key, {"a": write("a"), "b": write("half")})
+    assert names(tmp_path / "out") == ["a", "half", MANIFEST]
+
+
 def test_other_inputs_start_anew(tmp_path):
     times, said = [], []
     with pytest.raises(KeyboardInterrupt):
