@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """How well a bundle sees and draws, on validation pictures only.
 
-    python benchmarks/quality.py --data flickr8k-val.tar --data caltech101-train.tar --sheet sheet.png [--bundle B]
+    python benchmarks/quality.py --data flickr8k-val.tar --data caltech101-train.tar --sheets FOLDER [--bundle B]
 
 Prints one JSON object:
 
@@ -10,7 +10,8 @@ Prints one JSON object:
   that most of the five sentences share; photos on which fewer than three agree are left out.
 * `chance`: the same two figures when captions are shuffled between photos.
 
-The sheet shows the five prompts of the README, then random names of drawings, and captions of random photos.
+`FOLDER/drawings.png` shows the five prompts of the README, then random colours and names, none chosen by its result;
+`FOLDER/captions.png` random photos with their captions (photos of others: not for publishing).
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from PIL import Image, ImageDraw
 
 import seed_edge
 from seed_edge.models.train.samples import Sample, read_samples
+from seed_edge.models.train.texts import with_article
 from seed_edge.models.train.tokenizer import STOP_WORDS
 
 FIRST = ("a red fox", "a pizza", "a house", "a red car", "a sunflower")
@@ -62,7 +64,7 @@ def main() -> None:
     parser.add_argument("--bundle", type=Path)
     parser.add_argument("--data", type=Path, action="append", required=True)
     parser.add_argument("--limit", type=int, default=500, help="photos of each kind")
-    parser.add_argument("--sheet", type=Path)
+    parser.add_argument("--sheets", type=Path, help="folder for contact sheets")
     args = parser.parse_args()
     rng = np.random.default_rng(0)
     kept = [(s, p) for s, p in read_samples(args.data) if s.held_out and s.style is None]
@@ -82,15 +84,17 @@ def main() -> None:
             result[name] = hits(captions, wanted)
             result.setdefault("chance", {})[name] = hits([captions[i] for i in rng.permutation(len(captions))], wanted)
             result.setdefault("photos", {})[name] = len(group)
-            shown += [(p, c) for (_, p, _), c in list(zip(group, captions, strict=True))[:8]]
-        if args.sheet:
-            prompts = list(FIRST) + [f"a {rng.choice(COLOURS)} {rng.choice(NOUNS)}".replace("  ", " ") for _ in range(43)]
-            write_sheet(args.sheet, [(edge.draw(p, seed=i), p) for i, p in enumerate(prompts)], shown)
+            shown += [(p, c) for (_, p, _), c in list(zip(group, captions, strict=True))[:24]]
+        if args.sheets:
+            args.sheets.mkdir(parents=True, exist_ok=True)
+            prompts = [*FIRST, *(with_article(f"{rng.choice(COLOURS)} {rng.choice(NOUNS)}".strip()) for _ in range(43))]
+            write_sheet(args.sheets / "drawings.png", [(edge.draw(p, seed=i), p) for i, p in enumerate(prompts)])
+            small = [(Image.open(io.BytesIO(p)).convert("RGB").resize((128, 128)), c) for p, c in shown]
+            write_sheet(args.sheets / "captions.png", small)
     print(json.dumps(result))
 
 
-def write_sheet(path: Path, drawn: list[tuple[Image.Image, str]], seen: list[tuple[bytes, str]], columns: int = 8) -> None:
-    cells = drawn + [(Image.open(io.BytesIO(p)).convert("RGB").resize((128, 128)), text) for p, text in seen]
+def write_sheet(path: Path, cells: list[tuple[Image.Image, str]], columns: int = 8) -> None:
     rows = -(-len(cells) // columns)
     sheet = Image.new("RGB", (columns * 140, rows * 170), "white")
     pen = ImageDraw.Draw(sheet)

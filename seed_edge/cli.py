@@ -54,7 +54,7 @@ device_option = click.option("--device", default="auto", show_default=True, help
 quiet_option = click.option("-q", "--quiet", is_flag=True, help="No notes or progress on stderr.")
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 max_pixels_option = click.option(
-    "--max-pixels", type=click.IntRange(1), default=200_000_000, show_default=True, help="Refuse images with more pixels."
+    "--max-pixels", type=click.IntRange(1), help="Refuse images with more pixels.  [default: said when one is refused]"
 )
 
 
@@ -161,12 +161,12 @@ def free_name(prompt: str) -> Path:
 @json_option
 @quiet_option
 def caption(
-    image: str, temperature: float, seed: int, max_pixels: int, bundle: Path | None, device: str, as_json: bool, quiet: bool
+    image: str, temperature: float, seed: int, max_pixels: int | None, bundle: Path | None, device: str, as_json: bool, quiet: bool
 ) -> None:
     """Describe IMAGE in words."""
     from seed_edge.preprocess import open_image
 
-    picture = open_image(image, max_pixels)
+    picture = open_image(image, **given(max_pixels=max_pixels))
     with opened(bundle, device, quiet) as edge:
         text = edge.caption(picture, temperature=temperature, seed=seed)
     click.echo(json.dumps({"image": image, "caption": text}, ensure_ascii=False) if as_json else text)
@@ -206,6 +206,7 @@ def draw(
     with opened(bundle, device, quiet) as edge:
         sampling = edge.bundle.language.sampling
         options = walk_of(edge, steps, guidance, scheduler)
+        edge.require_decoder()
         if temperature is not None:
             sampling = dataclasses.replace(sampling, temperature=temperature)
         with Progress("codes", quiet) as progress:
@@ -242,13 +243,13 @@ class Progress:
 @device_option
 @json_option
 @quiet_option
-def encode(images: tuple[str, ...], max_pixels: int, bundle: Path | None, device: str, as_json: bool, quiet: bool) -> None:
+def encode(images: tuple[str, ...], max_pixels: int | None, bundle: Path | None, device: str, as_json: bool, quiet: bool) -> None:
     """Turn IMAGES into codes, one line each."""
     from seed_edge.preprocess import open_image
 
     with opened(bundle, device, quiet) as edge:
         for image in images:
-            codes = edge.encode([open_image(image, max_pixels)])[0].tolist()
+            codes = edge.encode([open_image(image, **given(max_pixels=max_pixels))])[0].tolist()
             click.echo(json.dumps({"image": image, "codes": codes}) if as_json else " ".join(map(str, codes)))
 
 
@@ -433,7 +434,6 @@ def drawings(packages: Path, out: Path, quiet: bool) -> None:
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder of the run; an interrupted one goes on.")
 @click.option("--steps", type=click.IntRange(1), help="Steps to train.  [default: the recipe's]")
 @click.option("--batch", type=click.IntRange(2), help="Pictures per step.  [default: the recipe's]")
-@click.option("--compile", "compiled", is_flag=True, help="Compile the model: minutes to start, a third faster.")
 @click.option(
     "--geometry", type=click.Path(path_type=Path), help="Folder with a geometry.json.  [default: the embedded model's]"
 )
@@ -444,7 +444,6 @@ def tokenizer(
     out: Path,
     steps: int | None,
     batch: int | None,
-    compiled: bool,
     geometry: Path | None,
     seed: int,
     quiet: bool,
@@ -456,7 +455,7 @@ def tokenizer(
     from seed_edge.models.config import PixelGeometry, load_geometry
     from seed_edge.models.train.tokenizer import TokenizerRecipe, train_tokenizer
 
-    recipe = dataclasses.replace(TokenizerRecipe(), seed=seed, compiled=compiled, **given(steps=steps, batch=batch))
+    recipe = dataclasses.replace(TokenizerRecipe(), seed=seed, **given(steps=steps, batch=batch))
     shape = load_geometry(geometry) if geometry else PixelGeometry()
     train_tokenizer(tars, out, shape, recipe, lambda text: note(text, quiet))
     click.echo(str(out))

@@ -46,7 +46,7 @@ class PixelGeometry(Geometry):
     """EfficientNet-Lite0 in front, a head that draws pixels behind: the embedded model, by default."""
 
     image_size: int = 224
-    vit_width: int = 928
+    vit_width: int = 1120
     num_queries: int = 32
     qformer_width: int = 256
     qformer_depth: int = 4

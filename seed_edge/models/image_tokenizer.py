@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from seed_edge.models.config import Geometry, PixelGeometry, SeedGeometry
 from seed_edge.models.decoder import Block, PixelHead
 from seed_edge.models.eva import EvaViT
+from seed_edge.models.places import SIGHT, centres, log_nearness, rows_and_columns
 from seed_edge.models.qformer import CausalQFormer
 from seed_edge.models.quantizer import Quantized, VectorQuantizer
 from seed_edge.models.trunk import EfficientNetLite0
@@ -42,13 +43,18 @@ class ImageTokenizer(nn.Module):
         """Output of the trunk as the Q-Former looks at it."""
         return self.ln_vision(vision_tokens)
 
+    def look_bias(self) -> Tensor | None:
+        """What is added to the scores of the Q-Former's cross-attention, (n, tokens)."""
+        return None
+
     def scaled(self, z: Tensor) -> Tensor:
         """Vectors (batch, n, code_dim) as the quantizer sees them."""
         return z
 
     def query_features(self, vision_tokens: Tensor) -> Tensor:
         """Trunk output (batch, tokens, vit_width) -> vectors to quantize (batch, n, code_dim)."""
-        return self.scaled(self.encode_task_layer(self.Qformer(self.query_tokens, self.keys(vision_tokens))))
+        queries = self.Qformer(self.query_tokens, self.keys(vision_tokens), self.look_bias())
+        return self.scaled(self.encode_task_layer(queries))
 
     def quantize_vision(self, vision_tokens: Tensor) -> Quantized:
         """Trunk output -> quantized vectors, for training on cached features."""
@@ -83,7 +89,10 @@ class PixelTokenizer(ImageTokenizer):
         # channels of the trunk differ in mean and spread by orders of magnitude; training sets these two once
         self.register_buffer("vision_mean", torch.zeros(geometry.vit_width))
         self.register_buffer("vision_std", torch.ones(geometry.vit_width))
-        self.vision_pos_embed = nn.Parameter(torch.randn(1, (geometry.image_size // 32) ** 2, geometry.vit_width) * 0.2)
+        side = geometry.image_size // 32
+        self.vision_pos_embed = nn.Parameter(torch.randn(1, side**2, geometry.vit_width) * 0.2)
+        of_queries = centres(*rows_and_columns(geometry.num_queries))
+        self.sight = nn.Parameter(log_nearness(of_queries, centres(side, side), SIGHT))
         # each query's vectors are centred and scaled on their own, so that all queries share the whole codebook
         self.code_norm = nn.BatchNorm1d(geometry.num_queries * geometry.code_dim, momentum=0.02, affine=False)
         self.pixel_head = PixelHead(geometry)
@@ -94,6 +103,9 @@ class PixelTokenizer(ImageTokenizer):
     def keys(self, vision_tokens: Tensor) -> Tensor:
         vision = (vision_tokens - self.vision_mean) / self.vision_std
         return self.ln_vision(vision) + self.vision_pos_embed
+
+    def look_bias(self) -> Tensor:
+        return self.sight
 
     def scaled(self, z: Tensor) -> Tensor:
         return self.code_norm(z.flatten(1).float()).view(z.shape)

@@ -77,10 +77,10 @@ class Layer(nn.Module):
         self.intermediate_query = _Intermediate(width, geometry.qformer_mlp)
         self.output_query = _Residual(geometry.qformer_mlp, width)
 
-    def forward(self, x: Tensor, vision_tokens: Tensor, mask: Tensor) -> Tensor:
+    def forward(self, x: Tensor, vision_tokens: Tensor, mask: Tensor, look_bias: Tensor | None = None) -> Tensor:
         x = self.attention(x, x, mask)
         if self.crossattention is not None:
-            x = self.crossattention(x, vision_tokens)
+            x = self.crossattention(x, vision_tokens, look_bias)
         return self.output_query(self.intermediate_query(x), x)
 
 
@@ -106,9 +106,13 @@ class CausalQFormer(nn.Module):
         )
         self.register_buffer("causal", causal_mask(geometry.num_queries), persistent=False)
 
-    def forward(self, query_tokens: Tensor, vision_tokens: Tensor) -> Tensor:
+    def forward(self, query_tokens: Tensor, vision_tokens: Tensor, look_bias: Tensor | None = None) -> Tensor:
+        """
+        Args:
+            look_bias: added to the scores of cross-attention, (n, tokens); SEED-2 has none.
+        """
         x = self.bert["embeddings"]["LayerNorm"](query_tokens).expand(vision_tokens.shape[0], -1, -1)
         mask = self.causal.to(x.dtype)
         for layer in self.bert["encoder"]["layer"]:
-            x = layer(x, vision_tokens, mask)
+            x = layer(x, vision_tokens, mask, look_bias)
         return x

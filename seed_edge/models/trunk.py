@@ -32,7 +32,9 @@ IMAGE_MEAN = (0.5, 0.5, 0.5)
 IMAGE_STD = (0.5, 0.5, 0.5)
 TAPS = (4, 10, 15)
 """Blocks whose outputs make the vision tokens: 40 channels at 1/8, 112 at 1/16, 320 at 1/32 of the input."""
-TOKEN_CHANNELS = 40 * 4 + 112 * 4 + 320
+COLOUR_SIDE = 8
+"""Each token also carries its own square of the picture, brought to this many pixels a side."""
+TOKEN_CHANNELS = 40 * 4 + 112 * 4 + 320 + 3 * COLOUR_SIDE**2
 
 
 class SameConv(nn.Conv2d):
@@ -90,11 +92,14 @@ class EfficientNetLite0(nn.Module):
         """Vision tokens for normalised pixels (batch, 3, S, S), S a multiple of 32.
 
         Returns:
-            (batch, (S/32)^2, 928), row-major: the three taps brought to the coarsest grid by
-            pooling the finest to 1/16 and folding 2 x 2 neighbourhoods into channels.
+            (batch, (S/32)^2, TOKEN_CHANNELS), row-major: the three taps brought to the coarsest grid by pooling
+            the finest to 1/16 and folding 2 x 2 neighbourhoods into channels, then the pixels themselves, averaged to
+            8 x 8 per token. What a network trained to name things forgets of colours and edges is needed to draw them.
         """
         fine, middle, coarse = self.taps(pixel_values)
-        grid = torch.cat([F.pixel_unshuffle(F.avg_pool2d(fine, 2), 2), F.pixel_unshuffle(middle, 2), coarse], 1)
+        folded = [F.pixel_unshuffle(F.avg_pool2d(fine, 2), 2), F.pixel_unshuffle(middle, 2)]
+        colours = F.pixel_unshuffle(F.avg_pool2d(pixel_values, 32 // COLOUR_SIDE), COLOUR_SIDE)
+        grid = torch.cat([*folded, coarse, colours], 1)
         return grid.flatten(2).transpose(1, 2)
 
 

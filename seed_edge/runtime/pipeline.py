@@ -113,7 +113,17 @@ class SeedEdge:
         Raises:
             PromptError: the prompt is empty or too long.
         """
+        self.require_decoder()
         return self.decode(self.draw_codes(prompt, seed=seed, sampling=sampling), seed=seed, options=options)
+
+    def require_decoder(self) -> None:
+        """Refuse a bundle that cannot make pictures, before any work is put into codes.
+
+        Raises:
+            BundleError: it has no diffusion and needs one.
+        """
+        if self.bundle.manifest.kind == "unclip":
+            _ = self.bundle.diffusion
 
     def draw_codes(
         self,

@@ -8,8 +8,9 @@ from seed_edge.errors import CheckpointError
 from seed_edge.models.checkpoints import IMAGE_TOKENIZER_FILE, load_image_tokenizer, save_image_tokenizer
 from seed_edge.models.config import PixelGeometry
 from seed_edge.models.image_tokenizer import PixelTokenizer
+from seed_edge.models.places import centres, rows_and_columns
 from seed_edge.models.quantizer import VectorQuantizer
-from seed_edge.models.trunk import TAPS, EfficientNetLite0, fold_published_weights, pretrained_trunk
+from seed_edge.models.trunk import COLOUR_SIDE, TAPS, EfficientNetLite0, fold_published_weights, pretrained_trunk
 
 SMALL = PixelGeometry(
     image_size=64, num_queries=4, qformer_width=32, qformer_depth=2, qformer_heads=4, qformer_mlp=64, codebook_size=16,
@@ -51,6 +52,29 @@ def test_a_query_sees_only_those_before_it(model):
     assert not torch.allclose(before[:, 3], after[:, 3], atol=1e-3)
 
 
+def test_before_training_a_query_looks_at_its_own_place_and_paints_there():
+    side = 7
+    fresh = PixelTokenizer(dataclasses.replace(SMALL, image_size=32 * side, num_queries=32))
+    rows = centres(8, 4)[:, 0]
+    looked_at = fresh.look_bias().argmax(1)
+    assert torch.allclose(centres(side, side)[looked_at][:, 0], rows, atol=0.5 / side + 1e-6)
+    assert fresh.look_bias().softmax(1).max() > 0.3  # a place, not the whole picture
+    painted = fresh.pixel_head.spread.weight  # (grid^2, queries)
+    assert torch.allclose(rows[painted.argmax(1)], centres(4, 4)[:, 0], atol=0.125 + 1e-6)
+
+
+@pytest.mark.parametrize(("count", "grid"), [(32, (8, 4)), (16, (4, 4)), (7, (7, 1)), (1, (1, 1))])
+def test_queries_are_laid_out_as_the_squarest_grid(count, grid):
+    assert rows_and_columns(count) == grid
+
+
+def test_tokens_carry_the_colours_of_their_own_square():
+    trunk, picture = EfficientNetLite0(), torch.zeros(1, 3, 64, 64)
+    picture[0, 0, :32, 32:] = 1.0
+    colours = trunk(picture)[0, :, -3 * COLOUR_SIDE**2 :].view(4, 3, -1)
+    assert torch.equal(colours[:, 0].mean(-1), torch.tensor([0.0, 1, 0, 0])) and not colours[:, 1:].any()
+
+
 def test_the_nearest_row_wins():
     quantizer = VectorQuantizer(4, 2)
     quantizer.embedding.weight.data = torch.tensor([[0.0, 0], [1, 0], [0, 1], [5, 5]])
@@ -85,7 +109,7 @@ def test_one_batch_can_be_learnt(model):
     vision, truth = torch.randn(4, 4, SMALL.vit_width), torch.rand(4, 3, 16, 16)
     optimizer = torch.optim.AdamW(learner.parameters(), 2e-3)
     losses = []
-    for _ in range(60):
+    for _ in range(200):
         quantized = learner.quantize_vision(vision)
         loss = (learner.pixel_head(learner.code_features(quantized.vectors)) - truth).abs().mean() + quantized.loss
         optimizer.zero_grad()

@@ -1,8 +1,7 @@
 """Trains the image tokenizer on cached trunk features.
 
 Losses: pixels (L1 and squared), trunk features of the picture (perceptual), vector quantization, and words: the
-codes must tell which words the texts of the picture use (Joulin et al. 2016, arXiv:1511.02251). Words are read
-from the first k codes, k drawn per step, so that early codes carry what matters most.
+codes must tell which words the texts of the picture use (Joulin et al. 2016, arXiv:1511.02251).
 """
 
 from __future__ import annotations
@@ -62,7 +61,7 @@ STOP_WORDS = frozenset(
 class TokenizerRecipe:
     """Knobs of one training run."""
 
-    steps: int = 4000
+    steps: int = 1800
     batch: int = 64
     painted: int = 36
     """Pictures of a batch that are drawn and compared, drawings first; of the others only the words are learnt, at a
@@ -85,8 +84,6 @@ class TokenizerRecipe:
     """Steps between moving codebook rows that nothing uses."""
     num_words: int = 4000
     """Most frequent words that the codes have to tell."""
-    compiled: bool = False
-    """Compile encoder and decoder with torch.compile: two minutes to start, a third faster from then on."""
     seed: int = 0
 
 
@@ -189,9 +186,6 @@ def train_tokenizer(
         nn.GELU(),
         nn.Linear(geometry.qformer_width, len(targets.words)),
     )
-    encode, paint = model.query_features, lambda vectors: model.pixel_head(model.code_features(vectors))
-    if recipe.compiled:
-        encode, paint = torch.compile(encode), torch.compile(paint)
     perceptual, source = Perceptual(trunk), BatchSource(cache, recipe)
     measure_channels(model, cache)
     usage = nn.Module()
@@ -204,7 +198,7 @@ def train_tokenizer(
         painted = rows[: recipe.painted]
         truth = torch.from_numpy(cache.pixels[painted].astype(np.float32) / 255).permute(0, 3, 1, 2)
         with torch.autocast("cpu", torch.bfloat16):
-            z = encode(vision)
+            z = model.query_features(vision)
             if step % recipe.revive_every == 0 and step < 0.8 * recipe.steps:
                 generator = torch.Generator().manual_seed(int(rng.integers(2**31)))
                 model.quantize.revive(counts, z.detach().flatten(0, 1), 0.03 * counts.mean().item() + 1e-9, generator)
@@ -212,9 +206,8 @@ def train_tokenizer(
             share = step / (recipe.quantized_from * recipe.steps)
             chosen = torch.from_numpy(rng.random(len(rows)) < share)[:, None, None]
             vectors = torch.where(chosen, quantized.vectors, z)
-            drawn = paint(vectors[: recipe.painted]).float()
-            prefix = int(rng.choice([4, 8, 16, geometry.num_queries]))
-            told = (model.decode_task_layer(vectors) + model.pos_embed_image)[:, :prefix].mean(1)
+            drawn = model.pixel_head(model.code_features(vectors[: recipe.painted])).float()
+            told = (model.decode_task_layer(vectors) + model.pos_embed_image).mean(1)
             words = F.log_softmax(words_head(told).float(), -1)
             look = perceptual(drawn[: recipe.looked_at], truth[: recipe.looked_at])
         counts.mul_(0.995).add_(torch.bincount(quantized.codes.flatten(), minlength=len(counts)), alpha=0.005)
