@@ -161,7 +161,14 @@ def free_name(prompt: str) -> Path:
 @json_option
 @quiet_option
 def caption(
-    image: str, temperature: float, seed: int, max_pixels: int | None, bundle: Path | None, device: str, as_json: bool, quiet: bool
+    image: str,
+    temperature: float,
+    seed: int,
+    max_pixels: int | None,
+    bundle: Path | None,
+    device: str,
+    as_json: bool,
+    quiet: bool,
 ) -> None:
     """Describe IMAGE in words."""
     from seed_edge.preprocess import open_image
@@ -243,7 +250,9 @@ class Progress:
 @device_option
 @json_option
 @quiet_option
-def encode(images: tuple[str, ...], max_pixels: int | None, bundle: Path | None, device: str, as_json: bool, quiet: bool) -> None:
+def encode(
+    images: tuple[str, ...], max_pixels: int | None, bundle: Path | None, device: str, as_json: bool, quiet: bool
+) -> None:
     """Turn IMAGES into codes, one line each."""
     from seed_edge.preprocess import open_image
 
@@ -321,6 +330,7 @@ def parse_codes(text: str, name: str) -> list[int]:
 @click.option("--ckpt", type=click.Path(path_type=Path), required=True, help="A run of `train`, or SEED-2's tokenizer.")
 @click.option("--vit", type=click.Path(path_type=Path), help="eva_vit_g.pth, where --ckpt does not hold it.")
 @click.option("--llm", type=click.Path(path_type=Path), help="LLaMA folder.  [default: that of the run]")
+@click.option("--lora", type=click.Path(path_type=Path), help="PEFT folder, merged into the LLaMA.")
 @click.option("--diffusion", type=click.Path(path_type=Path), help="stable-diffusion-2-1-unclip folder.")
 @click.option("--template", help="Prompts the LLaMA knows: vicuna, llama2 or plain.  [default: told from it]")
 @click.option("--resize-filter", default="bilinear", show_default=True, help="For SEED-2: bilinear or bicubic.")
@@ -337,6 +347,7 @@ def export(
     ckpt: Path,
     vit: Path | None,
     llm: Path | None,
+    lora: Path | None,
     diffusion: Path | None,
     template: str | None,
     resize_filter: str,
@@ -373,7 +384,7 @@ def export(
         sources=sources,
         replace=replace,
     )
-    export_bundle(Parts(ckpt, vit, llm, diffusion), out, options, lambda text: note(text, quiet))
+    export_bundle(Parts(ckpt, vit, llm, lora, diffusion), out, options, lambda text: note(text, quiet))
     click.echo(str(out))
 
 

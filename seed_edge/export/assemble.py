@@ -49,6 +49,8 @@ class Parts:
     """`eva_vit_g.pth`; by default looked for in `tokenizer`."""
     llm: Path | None = None
     """A LLaMA folder; by default that of the run, if `tokenizer` is one."""
+    lora: Path | None = None
+    """An adapter for it, merged before conversion."""
     diffusion: Path | None = None
     """A `stable-diffusion-2-1-unclip` folder."""
 
@@ -83,7 +85,7 @@ def export_bundle(parts: Parts, out: Path, options: ExportOptions, report: Repor
         CheckpointError: a part is missing or does not fit the others.
         ParityError: an exported file does not give the checkpoint's numbers.
     """
-    key = fingerprint(options, parts.tokenizer, parts.vit, parts.llm, parts.diffusion)
+    key = fingerprint(options, parts.tokenizer, parts.vit, parts.llm, parts.lora, parts.diffusion)
     with resumable(out, options.replace, key, report) as stages:
         folder = stages.folder
         images = stages.run("image tokenizer", lambda: export_images(parts, folder, options, report))
@@ -99,6 +101,8 @@ def export_bundle(parts: Parts, out: Path, options: ExportOptions, report: Repor
         if parts.llm is not None or (parts.tokenizer / LLM_FOLDER).is_dir():
             spoken = stages.run("language model", lambda: export_language(parts, codes, folder, options, report))
             language, parity["language"] = parse(Language, spoken["language"], "language model"), spoken["parity"]
+        elif parts.lora is not None:
+            raise CheckpointError(f"{parts.lora}: an adapter changes a language model; give that with --llm")
         manifest = Manifest(
             format=FORMAT,
             name=options.name,
@@ -178,7 +182,7 @@ def export_diffusion(path: Path, embed_dim: int, folder: Path, options: ExportOp
 
 def export_language(parts: Parts, codes: CodeSpace, folder: Path, options: ExportOptions, report: Report) -> dict[str, Any]:
     """Write the language model; return what the manifest says of it, as JSON."""
-    llama = LlamaFolder.open(parts.llm or parts.tokenizer / LLM_FOLDER, parts.tokenizer)
+    llama = LlamaFolder.open(parts.llm or parts.tokenizer / LLM_FOLDER, parts.tokenizer, parts.lora)
     vocab = llama.vocab(codes.codes_per_image)
     if vocab.codes != codes:
         raise CheckpointError(

@@ -10,6 +10,7 @@ import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ import sentencepiece
 from numpy.typing import NDArray
 
 from seed_edge.errors import CheckpointError
+from seed_edge.export.lora import Lora
 from seed_edge.export.shards import Shards
 from seed_edge.vocab import Vocab
 
@@ -38,6 +40,7 @@ CODE_TOKEN = re.compile(r"<img_(\d+)>")
 BOI_TOKEN, EOI_TOKEN = "<img>", "</img>"
 NOT_WEIGHTS = ("rotary_emb.inv_freq",)
 """Tensors of old checkpoints that follow from the configuration."""
+EMBEDDINGS, FINAL_NORM, HEAD = "model.embed_tokens.weight", "model.norm.weight", "lm_head.weight"
 LAYER_TENSORS = {
     "self_attn.q_proj": "attn_q",
     "self_attn.k_proj": "attn_k",
@@ -50,9 +53,9 @@ LAYER_TENSORS = {
     "post_attention_layernorm": "ffn_norm",
 }
 TENSORS = {
-    "model.embed_tokens.weight": "token_embd.weight",
-    "model.norm.weight": "output_norm.weight",
-    "lm_head.weight": "output.weight",
+    EMBEDDINGS: "token_embd.weight",
+    FINAL_NORM: "output_norm.weight",
+    HEAD: "output.weight",
 }
 
 
@@ -66,13 +69,15 @@ class LlamaFolder:
     config: dict[str, Any]
     pieces: sentencepiece.SentencePieceProcessor
     added: dict[str, int]
+    lora: Lora | None = None
 
     @classmethod
-    def open(cls, path: Path, tokenizer: Path | None = None) -> LlamaFolder:
-        """Read config, tokenizer and added tokens.
+    def open(cls, path: Path, tokenizer: Path | None = None, lora: Path | None = None) -> LlamaFolder:
+        """Read config, tokenizer, added tokens and adapter.
 
         Args:
             tokenizer: folder with `tokenizer.model` and `added_tokens.json`, where `path` has none.
+            lora: folder of an adapter that is merged into the weights as they are read.
 
         Raises:
             CheckpointError: a file is missing or unreadable.
@@ -85,7 +90,42 @@ class LlamaFolder:
             pieces = sentencepiece.SentencePieceProcessor(model_file=str(model))
         except RuntimeError as error:
             raise CheckpointError(f"{model} is no SentencePiece model ({error})") from error
-        return cls(path, holder, _read_json(path / "config.json"), pieces, _read_json(holder / "added_tokens.json"))
+        config, adapter = _read_json(path / "config.json"), None
+        if lora is not None:
+            adapter = Lora.open(lora)
+            rows = adapter.shape(EMBEDDINGS, (int(config["vocab_size"]),))[0]  # fine-tuning may have added the codes
+            config = config | {"vocab_size": rows}
+        return cls(path, holder, config, pieces, _read_json(holder / "added_tokens.json"), adapter)
+
+    @cached_property
+    def _shards(self) -> Shards:
+        return Shards.open(self.path)
+
+    @property
+    def weights_path(self) -> Path:
+        """The weights, or the index of their shards."""
+        return self._shards.path
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shape of each tensor, as `read` gives it.
+
+        Raises:
+            CheckpointError: there are no weights, or the adapter changes tensors that are not there.
+        """
+        found = {name: shape for name, shape in self._shards.shapes.items() if not name.endswith(NOT_WEIGHTS)}
+        if self.lora is None:
+            return found
+        self.lora.check(found)
+        return {name: self.lora.shape(name, shape) for name, shape in found.items()}
+
+    def read(self, name: str) -> NDArray[np.float32]:
+        """One tensor, with the adapter merged."""
+        weight = self._shards.read(name)
+        return weight if self.lora is None else self.lora.merged(name, weight)
+
+    def file_of(self, name: str) -> Path:
+        """Where a tensor comes from."""
+        return self.lora.path if self.lora is not None and name in self.lora.whole else self._shards.files[name]
 
     @property
     def context_length(self) -> int:
@@ -244,22 +284,20 @@ def add_tokens(writer: gguf.GGUFWriter, folder: LlamaFolder, vocab: Vocab) -> No
 
 def read_tensors(folder: LlamaFolder, heads: int, kv_heads: int) -> Iterator[tuple[str, tuple[int, ...], Any]]:
     """GGUF name, shape and reader of each tensor; a reader loads its tensor as float32 when called."""
-    shards = Shards.open(folder.path)
-    config, names = folder.config, gguf_names(int(folder.config["num_hidden_layers"]))
-    found = {name for name in shards.shapes if not name.endswith(NOT_WEIGHTS)}
-    if found != set(names):
-        missing, surplus = sorted(set(names) - found), sorted(found - set(names))
-        raise CheckpointError(f"{shards.path}: missing tensors {missing[:3]}, unknown tensors {surplus[:3]}")
+    config, names, shapes = folder.config, gguf_names(int(folder.config["num_hidden_layers"])), folder.shapes()
+    if set(shapes) != set(names):
+        missing, surplus = sorted(set(names) - set(shapes)), sorted(set(shapes) - set(names))
+        raise CheckpointError(f"{folder.weights_path}: missing tensors {missing[:3]}, unknown tensors {surplus[:3]}")
     for theirs, ours in names.items():
         wanted = _shape(ours, config, heads, kv_heads)
-        if shards.shapes[theirs] != wanted:
+        if shapes[theirs] != wanted:
             raise CheckpointError(
-                f"{shards.files[theirs]}: {theirs} has shape {shards.shapes[theirs]}, config.json asks for {wanted}"
+                f"{folder.file_of(theirs)}: {theirs} has shape {shapes[theirs]}, config.json asks for {wanted}"
             )
         rotated = heads if ours.endswith("attn_q.weight") else kv_heads if ours.endswith("attn_k.weight") else 0
 
         def read(theirs: str = theirs, rotated: int = rotated) -> NDArray[np.float32]:
-            weight = shards.read(theirs)
+            weight = folder.read(theirs)
             return np.ascontiguousarray(permute(weight, rotated)) if rotated else weight
 
         yield ours, wanted, read

@@ -12,12 +12,12 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from transformers import LlamaForCausalLM
 
 from seed_edge.bundle import Bundle
 from seed_edge.errors import ParityError
 from seed_edge.export.diffusion import UnclipFolder, UnetWithoutText, VaeDecoder
 from seed_edge.export.gguf import LlamaFolder
+from seed_edge.export.reference import logits
 from seed_edge.graphs import GraphSpec, unet_graph, vae_graph
 from seed_edge.manifest import DECODER, ENCODER, UNET, VAE, Manifest
 from seed_edge.models.image_tokenizer import ImageTokenizer
@@ -118,13 +118,11 @@ def language_parity(llama: LlamaFolder, path: Path, weight_type: str, vocab: Voc
     Raises:
         ParityError: outside the tolerance, or argmax differs too often to be rounding.
     """
-    reference = LlamaForCausalLM.from_pretrained(llama.path, dtype=torch.float32).eval()
     rng = np.random.default_rng(0)
     codes = rng.integers(vocab.codebook_size, size=vocab.codes_per_image)
     text = rng.integers(3, vocab.first_code_id, size=min(24, context_length - vocab.codes_per_image - 3)).tolist()
     ids = [vocab.bos_id, *vocab.codes_to_ids(codes), *text]
-    with torch.inference_mode():
-        wanted = torch.log_softmax(reference(torch.tensor([ids])).logits[0], -1).numpy()
+    wanted = torch.log_softmax(torch.from_numpy(logits(llama, ids)), -1).numpy()
     model = LlamaCpp(path, context_length, precise=True)
     try:
         rows = [model.start(ids[:1], room=0), *(model.step(i) for i in ids[1:])]

@@ -7,12 +7,13 @@ import numpy as np
 import pytest
 import sentencepiece
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from seed_edge.errors import CheckpointError
 from seed_edge.export.gguf import LlamaFolder, write_gguf
 from seed_edge.export.quantize import DIRECT, quantize, weight_types
+from seed_edge.export.reference import logits
 from seed_edge.export.shards import Shards
 from seed_edge.runtime.language_model import LlamaCpp
 
@@ -108,6 +109,101 @@ def test_a_missing_shard_or_a_tensor_gone_from_one_is_named(folder, tmp_path):
     lost.unlink()
     with pytest.raises(CheckpointError, match=f"{lost.name} is missing"):
         Shards.open(sharded)
+
+
+def test_the_reference_run_layer_by_layer_is_transformers(folder):
+    assert np.abs(logits(LlamaFolder.open(folder), IDS) - reference(folder)).max() < 1e-4
+
+
+ALPHA, RANK = 32, 4
+ADAPTED = [f"model.layers.{i}.{name}" for i in range(2) for name in ("self_attn.q_proj", "self_attn.k_proj", "mlp.down_proj")]
+
+
+def adapter(folder, out, suffix="", whole="", **settings):
+    """An adapter as PEFT writes it, and the state of the model it makes; embeddings and norms are trained whole."""
+    rng = torch.Generator().manual_seed(3)
+    state = LlamaForCausalLM.from_pretrained(folder).state_dict()
+    tensors = {}
+    for module in ADAPTED:
+        rows, columns = state[f"{module}.weight"].shape
+        a, b = torch.randn(RANK, columns, generator=rng) * 0.05, torch.randn(rows, RANK, generator=rng) * 0.05
+        tensors[f"base_model.model.{module}.lora_A{suffix}.weight"] = a
+        tensors[f"base_model.model.{module}.lora_B{suffix}.weight"] = b
+        state[f"{module}.weight"] += ALPHA / (RANK**0.5 if settings.get("use_rslora") else RANK) * b @ a
+    for module in ("model.embed_tokens", "lm_head", "model.norm"):
+        state[f"{module}.weight"] = state[f"{module}.weight"] + 0.1
+        tensors[f"base_model.model.{module}{whole}.weight"] = state[f"{module}.weight"].clone()
+    out.mkdir()
+    save_file(tensors, out / "adapter_model.safetensors")
+    config = {"peft_type": "LORA", "r": RANK, "lora_alpha": ALPHA, "bias": "none", "use_dora": False, "alpha_pattern": {}}
+    (out / "adapter_config.json").write_text(json.dumps(config | settings))
+    return state
+
+
+def logits_of_state(folder, state):
+    model = LlamaForCausalLM.from_pretrained(folder)
+    model.load_state_dict(state)
+    with torch.inference_mode():
+        return model(torch.tensor([IDS])).logits[0].numpy()
+
+
+@pytest.mark.parametrize(
+    ("suffix", "whole", "settings"), [("", "", {}), (".default", ".modules_to_save.default", {"use_rslora": True})]
+)
+def test_an_adapter_is_merged(folder, tmp_path, suffix, whole, settings):
+    state = adapter(folder, tmp_path / "lora", suffix, whole, **settings)
+    opened = LlamaFolder.open(folder, lora=tmp_path / "lora")
+    write_gguf(opened, opened.vocab(4), tmp_path / "llm.gguf", "F32", "merged")
+    found, wanted = logits_of(tmp_path / "llm.gguf"), logits_of_state(folder, state)
+    assert np.abs(found - wanted).max() < 1e-3
+    assert np.abs(wanted - reference(folder)).max() > 0.1
+
+
+def test_an_adapter_may_bring_the_rows_of_the_codes(folder, tmp_path):
+    state = adapter(folder, tmp_path / "lora")
+    base = tmp_path / "base"
+    shutil.copytree(folder, base)
+    small = {name: t[:PIECES].clone() if len(t) == PIECES + CODES + 2 else t for name, t in state.items()}
+    for name in ADAPTED:
+        small[f"{name}.weight"] = LlamaForCausalLM.from_pretrained(folder).state_dict()[f"{name}.weight"].clone()
+    save_file(small, base / "model.safetensors")
+    config = json.loads((base / "config.json").read_text()) | {"vocab_size": PIECES}
+    (base / "config.json").write_text(json.dumps(config))
+    opened = LlamaFolder.open(base, lora=tmp_path / "lora")
+    write_gguf(opened, opened.vocab(4), tmp_path / "llm.gguf", "F32", "merged")
+    assert np.abs(logits_of(tmp_path / "llm.gguf") - logits_of_state(folder, state)).max() < 1e-3
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"use_dora": True}, "use_dora True cannot be merged"),
+        ({"bias": "all"}, "bias all cannot be merged"),
+        ({"peft_type": "IA3"}, "no LoRA's"),
+    ],
+)
+def test_an_adapter_of_another_kind_is_refused(folder, tmp_path, settings, words):
+    adapter(folder, tmp_path / "lora", **settings)
+    with pytest.raises(CheckpointError, match=words):
+        LlamaFolder.open(folder, lora=tmp_path / "lora")
+
+
+@pytest.mark.parametrize(
+    ("name", "tensor", "words"),
+    [
+        ("base_model.model.model.layers.7.self_attn.q_proj.weight", torch.zeros(256, 256), "layers.7.self_attn.q_proj"),
+        ("base_model.model.model.layers.0.self_attn.v_proj.lora_A.weight", torch.zeros(4, 256), "two halves"),
+        ("base_model.model.model.embed_tokens.lora_embedding_A", torch.zeros(4, 328), "no part of a plain LoRA"),
+        ("base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight", torch.zeros(4, 128), "is of shape"),
+    ],
+)
+def test_an_adapter_that_does_not_fit_is_named(folder, tmp_path, name, tensor, words):
+    adapter(folder, tmp_path / "lora")
+    path = tmp_path / "lora" / "adapter_model.safetensors"
+    save_file(load_file(path) | {name: tensor}, path)
+    with pytest.raises(CheckpointError, match=words):
+        opened = LlamaFolder.open(folder, lora=tmp_path / "lora")
+        write_gguf(opened, opened.vocab(4), tmp_path / "llm.gguf", "F32", "merged")
 
 
 @pytest.mark.parametrize("text", ["", "[]", '{"weight_map": 3}', "{}"])

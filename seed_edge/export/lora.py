@@ -1,0 +1,118 @@
+"""LoRA adapters in the layout of PEFT, merged into the weights they belong to, one tensor at a time.
+
+Source: Hu et al. 2021, arXiv:2106.09685; scaling for `use_rslora` from Kalajdzievski 2023, arXiv:2312.03732.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from seed_edge.errors import CheckpointError
+from seed_edge.models.checkpoints import read_state
+
+CONFIG = "adapter_config.json"
+WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
+TENSOR = re.compile(
+    r"base_model\.model\.(?P<module>.+?)(?:\.(?P<half>lora_[AB])(?:\.default)?|\.modules_to_save(?:\.default)?)?\.weight"
+)
+UNSUPPORTED = {"use_dora": False, "fan_in_fan_out": False, "bias": "none", "alpha_pattern": {}}
+"""Settings of PEFT that change how an adapter is merged, with the only values known here."""
+
+
+@dataclass(frozen=True)
+class Lora:
+    """An opened adapter: low-rank changes, and tensors that were trained whole."""
+
+    path: Path
+    pairs: dict[str, tuple[NDArray[np.float32], NDArray[np.float32]]]
+    """Tensor name -> B (rows, r), already scaled, and A (r, columns)."""
+    whole: dict[str, NDArray[np.float32]]
+    """Tensor name -> what takes its place."""
+
+    @classmethod
+    def open(cls, folder: Path) -> Lora:
+        """Read an adapter.
+
+        Raises:
+            CheckpointError: a file is missing or damaged, a setting or a tensor is one that cannot be merged here.
+        """
+        config = _read_config(folder / CONFIG)
+        path = next((folder / name for name in WEIGHTS if (folder / name).is_file()), None)
+        if path is None:
+            raise CheckpointError(f"{folder} holds none of {', '.join(WEIGHTS)}; --lora takes a folder that PEFT wrote")
+        halves: dict[str, dict[str, NDArray[np.float32]]] = {}
+        whole = {}
+        for key, tensor in read_state(path).items():
+            match = TENSOR.fullmatch(key)
+            if match is None:
+                raise CheckpointError(f"{path}: {key} is no part of a plain LoRA and cannot be merged")
+            value, name = tensor.to(torch.float32, copy=True).numpy(), f"{match['module']}.weight"
+            if match["half"]:
+                halves.setdefault(name, {})[match["half"]] = value
+            else:
+                whole[name] = value
+        pairs = {name: _pair(path, name, found, config) for name, found in halves.items()}
+        return cls(path, pairs, whole)
+
+    def check(self, names: Iterable[str]) -> None:
+        """Refuse an adapter that changes tensors other than `names`.
+
+        Raises:
+            CheckpointError: the first such tensor is named.
+        """
+        strangers = (set(self.pairs) | set(self.whole)) - set(names)
+        if strangers:
+            raise CheckpointError(f"{self.path} changes {min(strangers)}, which the language model does not have")
+
+    def shape(self, name: str, base: tuple[int, ...]) -> tuple[int, ...]:
+        """Shape of a tensor after the merge: one trained whole may have got rows for the codes."""
+        return self.whole[name].shape if name in self.whole else base
+
+    def merged(self, name: str, weight: NDArray[np.float32]) -> NDArray[np.float32]:
+        """`weight`, the tensor `name` of the base model, as fine-tuning left it.
+
+        Raises:
+            CheckpointError: the adapter was made for a tensor of another shape.
+        """
+        if name in self.whole:
+            return self.whole[name]
+        if name not in self.pairs:
+            return weight
+        b, a = self.pairs[name]
+        if (len(b), a.shape[1]) != weight.shape:
+            raise CheckpointError(f"{self.path}: {name} is of shape {(len(b), a.shape[1])}, the base model's {weight.shape}")
+        return weight + b @ a
+
+
+def _pair(
+    path: Path, name: str, found: dict[str, NDArray[np.float32]], config: dict[str, Any]
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    if set(found) != {"lora_A", "lora_B"} or found["lora_A"].shape[0] != found["lora_B"].shape[1]:
+        raise CheckpointError(f"{path}: the two halves of {name} are missing or do not fit; copy the adapter again")
+    rank = len(found["lora_A"])
+    scale = float(config["lora_alpha"]) / (rank**0.5 if config.get("use_rslora") else rank)
+    return np.float32(scale) * found["lora_B"], found["lora_A"]
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    try:
+        config = json.loads(path.read_text("utf-8"))
+    except FileNotFoundError:
+        raise CheckpointError(f"{path} is missing; --lora takes a folder that PEFT wrote") from None
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path} cannot be read as JSON ({error})") from error
+    if not isinstance(config, dict) or config.get("peft_type") != "LORA" or "lora_alpha" not in config:
+        raise CheckpointError(f"{path} is no LoRA's; other kinds of adapters cannot be merged")
+    for name, known in UNSUPPORTED.items():
+        if (config.get(name) or known) != known:
+            raise CheckpointError(f"{path}: {name} {config[name]} cannot be merged here; merge it with PEFT first")
+    return config
