@@ -19,11 +19,18 @@ from seed_edge.export.diffusion import UnclipFolder
 from seed_edge.export.gguf import LlamaFolder
 from seed_edge.export.onnx import export_image_tokenizer
 from seed_edge.export.parity import diffusion_parity, image_parity, language_parity, with_self_test
+from seed_edge.export.plan import Need, announce, of_diffusion, of_language, of_tokenizer
 from seed_edge.export.quantize import write_as
 from seed_edge.export.stages import fingerprint, resumable
 from seed_edge.graphs import GraphSpec, embedding_decoder_graph, encoder_graph, pixel_decoder_graph
 from seed_edge.manifest import DECODER, ENCODER, FORMAT, MANIFEST, Diffusion, Language, Manifest, Sampling, Source, parse
-from seed_edge.models.checkpoints import IMAGE_TOKENIZER_FILE, load_image_tokenizer, load_seed_tokenizer
+from seed_edge.models.checkpoints import (
+    IMAGE_TOKENIZER_FILE,
+    find_seed_tokenizer,
+    load_image_tokenizer,
+    load_seed_tokenizer,
+)
+from seed_edge.models.config import load_geometry
 from seed_edge.models.image_tokenizer import PixelTokenizer, SeedTokenizer
 from seed_edge.models.train.llm import LLM_FOLDER, PROMPTS
 from seed_edge.models.trunk import IMAGE_MEAN, IMAGE_STD
@@ -88,6 +95,7 @@ def export_bundle(parts: Parts, out: Path, options: ExportOptions, report: Repor
     key = fingerprint(options, parts.tokenizer, parts.vit, parts.llm, parts.lora, parts.diffusion)
     with resumable(out, options.replace, key, report) as stages:
         folder = stages.folder
+        announce(plan(parts, options), out, stages.size, report)
         images = stages.run("image tokenizer", lambda: export_images(parts, folder, options, report))
         codes, embed_dim = CodeSpace(**images["codes"]), int(images["image_embed_dim"])
         parity = {"image_weights": options.image_weights, "weight_type": options.weight_type, "images": images["parity"]}
@@ -101,8 +109,6 @@ def export_bundle(parts: Parts, out: Path, options: ExportOptions, report: Repor
         if parts.llm is not None or (parts.tokenizer / LLM_FOLDER).is_dir():
             spoken = stages.run("language model", lambda: export_language(parts, codes, folder, options, report))
             language, parity["language"] = parse(Language, spoken["language"], "language model"), spoken["parity"]
-        elif parts.lora is not None:
-            raise CheckpointError(f"{parts.lora}: an adapter changes a language model; give that with --llm")
         manifest = Manifest(
             format=FORMAT,
             name=options.name,
@@ -122,6 +128,33 @@ def export_bundle(parts: Parts, out: Path, options: ExportOptions, report: Repor
         (folder / MANIFEST).write_text(manifest.to_json(), "utf-8")
     report(f"bundle: {sum(entry.size for entry in manifest.files.values()):,} bytes in {out}")
     return manifest
+
+
+def plan(parts: Parts, options: ExportOptions) -> list[Need]:
+    """What each part will take; opens them as far as that needs, so that a wrong path ends here."""
+    folder = parts.tokenizer
+    if is_own(folder):
+        needs = [of_tokenizer(load_geometry(folder), [folder / IMAGE_TOKENIZER_FILE], options.image_weights)]
+    else:
+        geometry, main, vit = find_seed_tokenizer(folder, parts.vit)
+        needs = [of_tokenizer(geometry, [main] if vit is None else [main, vit], options.image_weights)]
+    if parts.diffusion is not None:
+        needs.append(of_diffusion(parts.diffusion, options.image_weights))
+    if parts.llm is not None or (folder / LLM_FOLDER).is_dir():
+        needs.append(of_language(open_language(parts), options.weight_type))
+    elif parts.lora is not None:
+        raise CheckpointError(f"{parts.lora}: an adapter changes a language model; give that with --llm")
+    return needs
+
+
+def is_own(folder: Path) -> bool:
+    """Whether a folder is a run of `seed-edge train`."""
+    return (folder / IMAGE_TOKENIZER_FILE).exists()
+
+
+def open_language(parts: Parts) -> LlamaFolder:
+    """The language model's folder; small files are read, weights are not."""
+    return LlamaFolder.open(parts.llm or parts.tokenizer / LLM_FOLDER, parts.tokenizer, parts.lora)
 
 
 def export_images(parts: Parts, folder: Path, options: ExportOptions, report: Report) -> dict[str, Any]:
@@ -150,7 +183,7 @@ def open_tokenizer(
     parts: Parts, options: ExportOptions, report: Report
 ) -> tuple[PixelTokenizer | SeedTokenizer, Preprocessing]:
     """The image tokenizer and how it wants its pixels; which kind it is, the folder's files tell."""
-    if (parts.tokenizer / IMAGE_TOKENIZER_FILE).exists():
+    if is_own(parts.tokenizer):
         own = load_image_tokenizer(parts.tokenizer)
         return own, Preprocessing(own.geometry.image_size, "bilinear", IMAGE_MEAN, IMAGE_STD)
     seed = load_seed_tokenizer(parts.tokenizer, parts.vit, report)
@@ -182,7 +215,7 @@ def export_diffusion(path: Path, embed_dim: int, folder: Path, options: ExportOp
 
 def export_language(parts: Parts, codes: CodeSpace, folder: Path, options: ExportOptions, report: Report) -> dict[str, Any]:
     """Write the language model; return what the manifest says of it, as JSON."""
-    llama = LlamaFolder.open(parts.llm or parts.tokenizer / LLM_FOLDER, parts.tokenizer, parts.lora)
+    llama = open_language(parts)
     vocab = llama.vocab(codes.codes_per_image)
     if vocab.codes != codes:
         raise CheckpointError(
@@ -191,7 +224,7 @@ def export_language(parts: Parts, codes: CodeSpace, folder: Path, options: Expor
         )
     for remark in llama.remarks():
         report(f"language model: {remark}")
-    family, prompts = choose_prompts(llama, options.template, is_own=parts.llm is None)
+    family, prompts = choose_prompts(llama, options.template, own=parts.llm is None)
     report(f"language model: exporting as {options.weight_type}, prompts of family {family}")
     file = folder / ("llm.gguf" if parts.llm is None else f"{options.name}-{options.weight_type}.gguf")
     write_as(llama, vocab, file, options.weight_type, options.name, options.threads)
@@ -209,13 +242,13 @@ def export_language(parts: Parts, codes: CodeSpace, folder: Path, options: Expor
     return {"language": dataclasses.asdict(language), "parity": parity}
 
 
-def choose_prompts(llama: LlamaFolder, template: str | None, is_own: bool) -> tuple[str, Prompts]:
+def choose_prompts(llama: LlamaFolder, template: str | None, own: bool) -> tuple[str, Prompts]:
     """Family and prompts: as told, or as the checkpoint's kind and name say.
 
     Raises:
         CheckpointError: the family is unknown, or cannot be told.
     """
-    if template is None and is_own:
+    if template is None and own:
         return "own", PROMPTS
     if template is None:
         name = llama.path.resolve().name.lower()

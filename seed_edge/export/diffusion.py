@@ -23,6 +23,24 @@ from seed_edge.manifest import IMAGE_NOISE, UNET, VAE, Diffusion
 REFERENCE_STEPS, REFERENCE_GUIDANCE = 20, 10.0
 PARTS = ("unet", "vae", "text_encoder", "tokenizer", "image_normalizer", "image_noising_scheduler", "scheduler")
 
+TRACED = ("unet", "vae")
+"""Parts that become graphs."""
+WEIGHTS = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")
+
+
+def weight_file(folder: Path) -> Path:
+    """The weights of one part.
+
+    Raises:
+        CheckpointError: there are none.
+    """
+    found = next((folder / name for name in WEIGHTS if (folder / name).is_file()), None)
+    if found is None:
+        raise CheckpointError(
+            f"{folder} holds none of {', '.join(WEIGHTS)}; --diffusion takes a whole stable-diffusion-2-1-unclip"
+        )
+    return found
+
 
 class UnetWithoutText(nn.Module):
     """For tracing only: latents, timestep and class labels to v; the empty text is a constant."""

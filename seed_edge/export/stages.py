@@ -42,6 +42,11 @@ class Stages:
                 remove(folder / name)
 
     @property
+    def size(self) -> int:
+        """Bytes that finished stages have written."""
+        return sum(entry.stat().st_size for entry in self.folder.iterdir() if entry.is_file())
+
+    @property
     def any_done(self) -> bool:
         """Whether an interrupted run would save anything."""
         return bool(self._record["done"])

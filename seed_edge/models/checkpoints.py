@@ -128,6 +128,21 @@ def find_file(folder: Path, names: tuple[str, ...]) -> Path | None:
     return next((folder / name for name in names if (folder / name).is_file()), None)
 
 
+def find_seed_tokenizer(folder: Path, vit: Path | None) -> tuple[SeedGeometry, Path, Path | None]:
+    """Geometry, main file and, where it is a file of its own, ViT of a SEED-2 tokenizer; weights are not read.
+
+    Raises:
+        CheckpointError: the main file is missing, or the geometry is another kind's.
+    """
+    geometry = load_geometry(folder) if (folder / GEOMETRY_FILE).exists() else SeedGeometry()
+    if not isinstance(geometry, SeedGeometry):
+        raise CheckpointError(f"{folder / GEOMETRY_FILE} is not that of SEED-2")
+    path = find_file(folder, QUANTIZER_FILES)
+    if path is None:
+        raise CheckpointError(f"{folder} holds none of {', '.join(QUANTIZER_FILES)}; --ckpt takes SEED-2's tokenizer folder")
+    return geometry, path, vit or find_file(folder, VIT_FILES)
+
+
 def load_seed_tokenizer(folder: Path, vit: Path | None, report: Callable[[str], None]) -> SeedTokenizer:
     """Read SEED-2 from an official layout, in eval mode, as fp32.
 
@@ -138,15 +153,9 @@ def load_seed_tokenizer(folder: Path, vit: Path | None, report: Callable[[str], 
     Raises:
         CheckpointError: a part is missing or damaged, or a tensor is missing or of another shape.
     """
-    geometry = load_geometry(folder) if (folder / GEOMETRY_FILE).exists() else SeedGeometry()
-    if not isinstance(geometry, SeedGeometry):
-        raise CheckpointError(f"{folder / GEOMETRY_FILE} is not that of SEED-2")
-    path = find_file(folder, QUANTIZER_FILES)
-    if path is None:
-        raise CheckpointError(f"{folder} holds none of {', '.join(QUANTIZER_FILES)}; --ckpt takes SEED-2's tokenizer folder")
+    geometry, path, vit = find_seed_tokenizer(folder, vit)
     main = Found(read_state(path), path)
     parts = {"": main}
-    vit = vit or find_file(folder, VIT_FILES)
     if vit is not None:
         parts[VIT_PREFIX] = Found(read_state(vit), vit)
     elif not any(name.startswith(VIT_PREFIX) for name in main.state):

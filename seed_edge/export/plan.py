@@ -1,0 +1,121 @@
+"""What an export will read, write and need, told before any work; it stops here if the disk is too small."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+
+import torch
+
+from seed_edge.errors import CheckpointError
+from seed_edge.export.diffusion import TRACED, weight_file
+from seed_edge.export.gguf import WEIGHT_TYPES, LlamaFolder
+from seed_edge.export.shards import shapes_in
+from seed_edge.models.config import PixelGeometry, SeedGeometry
+from seed_edge.models.image_tokenizer import PixelTokenizer, SeedTokenizer
+from seed_edge.runtime.memory import available_memory
+
+GIGA, MEGA = 1e9, 1e6
+STORED_BYTES = {"fp32": 4.0, "fp16": 2.0, "int8": 1.01}
+"""Bytes per weight of a graph."""
+TRACED_BYTES = 4
+"""Bytes per weight of a graph as it is traced, before it is rewritten."""
+GRAPH_MEMORY = 3.0
+"""Peak memory of tracing and comparing a graph, in multiples of its fp32 weights (`benchmarks/full_size.py`)."""
+LAYER_MEMORY = 4.0
+"""Peak memory of converting and comparing a language model, in multiples of its largest matrix in fp32."""
+BYTES_PER_SECOND = 60e6
+"""Of weights read, written or traced, all in all, on two cores and a slow disk."""
+
+
+@dataclass(frozen=True)
+class Need:
+    """What one part of an export takes."""
+
+    part: str
+    sources: list[Path]
+    parameters: int
+    written: float
+    """Bytes that stay, about."""
+    scratch: float
+    """Bytes on disk while the part is made."""
+    memory: float
+    """Bytes at the peak."""
+
+    def line(self) -> str:
+        """For people."""
+        found = ", ".join(map(str, self.sources))
+        return f"{self.part}: {self.parameters / MEGA:,.1f} M parameters in {found}; {size(self.written)} to write"
+
+
+def size(count: float) -> str:
+    """Bytes for people."""
+    return f"{count / GIGA:.1f} GB" if count >= 0.1 * GIGA else f"{count / MEGA:.1f} MB"
+
+
+def of_tokenizer(geometry: PixelGeometry | SeedGeometry, sources: list[Path], storage: str) -> Need:
+    """An image tokenizer: two graphs, traced one after the other."""
+    with torch.device("meta"):
+        model = PixelTokenizer(geometry) if isinstance(geometry, PixelGeometry) else SeedTokenizer(geometry)
+    count = sum(p.numel() for p in model.parameters())
+    return of_graphs("image tokenizer", sources, count, count, storage)
+
+
+def of_diffusion(folder: Path, storage: str) -> Need:
+    """A diffusion: UNet and VAE."""
+    files = [weight_file(folder / part) for part in TRACED]
+    counts = [sum(prod(shape) for shape in shapes_in(file).values()) for file in files]
+    return of_graphs("diffusion", files, sum(counts), max(counts), storage)
+
+
+def of_graphs(part: str, sources: list[Path], count: int, largest: int, storage: str) -> Need:
+    """Graphs with `count` weights in all, `largest` in the largest of them."""
+    traced = TRACED_BYTES * largest
+    return Need(part, sources, count, STORED_BYTES[storage] * count, traced, GRAPH_MEMORY * traced)
+
+
+def of_language(llama: LlamaFolder, weight_type: str) -> Need:
+    """A language model, converted tensor by tensor; types that llama.cpp makes go over an F16 file."""
+    counts = [prod(shape) for shape in llama.shapes().values()]
+    plain = {"F32": 4.0, "F16": 2.0, "BF16": 2.0, "Q8_0": 1.07}
+    bits = next((int(c) for c in weight_type if c.isdigit()), 8) + 1  # Q4_K_M takes 4.9 bits, others less
+    each = plain[weight_type] if weight_type in WEIGHT_TYPES else bits / 8
+    scratch = 0.0 if weight_type in WEIGHT_TYPES else 2.0 * sum(counts)
+    return Need(
+        "language model", [llama.weights_path], sum(counts), each * sum(counts), scratch, LAYER_MEMORY * 4 * max(counts)
+    )
+
+
+def announce(needs: list[Need], out: Path, kept: int, report: Callable[[str], None]) -> None:
+    """Tell the plan.
+
+    Args:
+        kept: bytes that an interrupted run has written already.
+
+    Raises:
+        CheckpointError: the disk at `out` is too small.
+    """
+    for need in needs:
+        report(f"plan: {need.line()}")
+    disk = sum(need.written for need in needs) + max(need.scratch for need in needs)
+    memory, free, there = max(need.memory for need in needs), available_memory(), existing(out.absolute().parent)
+    free_disk = shutil.disk_usage(there).free
+    work = sum(need.written + 2 * need.scratch + 4 * need.parameters for need in needs)
+    minutes = max(1, round(work / BYTES_PER_SECOND / 60))
+    having = "" if free is None else f" ({size(free)} free)"
+    report(
+        f"plan: takes {size(disk)} of disk in {there} ({size(free_disk)} free), "
+        f"about {size(memory)} of memory{having} and {minutes} {'minute' if minutes == 1 else 'minutes'}"
+    )
+    if free_disk + kept < disk:
+        raise CheckpointError(f"{there} has {size(free_disk)} free, the export takes {size(disk)}; choose another --out")
+    if free is not None and free < memory:
+        report("plan: memory is short; the system may slow down or end the export, which then goes on where it was")
+
+
+def existing(path: Path) -> Path:
+    """The nearest folder at or above `path` that exists."""
+    return next(folder for folder in (path, *path.parents) if folder.is_dir())
