@@ -9,7 +9,8 @@ import re
 import secrets
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -30,6 +31,7 @@ SYSTEM_FAULTS = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.ER
 CODES_FILE_LIMIT = 1 << 20
 F = TypeVar("F", bound=Callable[..., Any])
 
+LATENTS = ".npy"
 PICTURE_TYPES = {".png": "PNG", ".webp": "WEBP", ".jpg": "JPEG", ".jpeg": "JPEG"}
 
 
@@ -62,6 +64,9 @@ diffusion_options = (
     click.option("--steps", type=click.IntRange(2, 500), help="Of a diffusion.  [default: the bundle's]"),
     click.option("--guidance", type=click.FloatRange(1), help="Of a diffusion; 1 for none.  [default: the bundle's]"),
     click.option("--scheduler", help="Of a diffusion: pndm, ddim or dpm++.  [default: the bundle's]"),
+    click.option(
+        "--tiled/--whole", default=None, help="Last stage in tiles, in less memory.  [default: where memory is short]"
+    ),
 )
 
 
@@ -72,13 +77,15 @@ def with_diffusion_options(command: F) -> F:
     return command
 
 
-def walk_of(edge: SeedEdge, steps: int | None, guidance: float | None, scheduler: str | None) -> DiffusionOptions:
+def walk_of(
+    edge: SeedEdge, steps: int | None, guidance: float | None, scheduler: str | None, tiled: bool | None
+) -> DiffusionOptions:
     """Options of a diffusion; refused for a bundle that has none."""
     from seed_edge.runtime.unclip import DiffusionOptions
 
-    if edge.bundle.manifest.kind == "pixels" and (steps, guidance, scheduler) != (None, None, None):
-        raise click.ClickException("this bundle draws in one pass; leave out --steps, --guidance and --scheduler")
-    return DiffusionOptions(steps, guidance, scheduler)
+    if edge.bundle.manifest.kind == "pixels" and any(given is not None for given in (steps, guidance, scheduler, tiled)):
+        raise click.ClickException("this bundle draws in one pass; leave out --steps, --guidance, --scheduler and --tiled")
+    return DiffusionOptions(steps, guidance, scheduler, tiled)
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
@@ -144,11 +151,16 @@ def check_output(path: Path) -> None:
 def free_name(prompt: str) -> Path:
     """A file name made of the prompt that does not exist yet: `a-red-fox.png`, `a-red-fox-2.png`, ..."""
     stem = re.sub(r"[^\w]+", "-", prompt.lower()).strip("-")[:60] or "picture"
-    number, path = 1, Path(f"{stem}.png")
-    while path.exists():
+    return unused(Path(f"{stem}.png"))
+
+
+def unused(path: Path) -> Path:
+    """`path`, or with the first number that makes it a name of no file."""
+    number, free = 1, path
+    while free.exists():
         number += 1
-        path = Path(f"{stem}-{number}.png")
-    return path
+        free = path.with_stem(f"{path.stem}-{number}")
+    return free
 
 
 @cli.command()
@@ -197,6 +209,7 @@ def draw(
     steps: int | None,
     guidance: float | None,
     scheduler: str | None,
+    tiled: bool | None,
     bundle: Path | None,
     device: str,
     as_json: bool,
@@ -212,14 +225,14 @@ def draw(
         note(f"seed: {seed}", quiet)
     with opened(bundle, device, quiet) as edge:
         sampling = edge.bundle.language.sampling
-        options = walk_of(edge, steps, guidance, scheduler)
+        options = walk_of(edge, steps, guidance, scheduler, tiled)
         edge.require_decoder()
         if temperature is not None:
             sampling = dataclasses.replace(sampling, temperature=temperature)
         with Progress("codes", quiet) as progress:
             codes = edge.draw_codes(prompt, seed=seed, sampling=sampling, progress=progress)
-        with Progress("steps", quiet) as progress:
-            picture = edge.decode(codes, seed=seed, options=options, progress=progress)
+        with Progress("steps", quiet) as progress, kept_latents(path) as keep:
+            picture = edge.decode(codes, seed=seed, options=options, progress=progress, keep=keep)
         save_picture(picture, path)
     record = {"image": str(path), "prompt": prompt, "seed": seed, "codes": codes.tolist()}
     click.echo(json.dumps(record, ensure_ascii=False) if as_json else str(path))
@@ -277,19 +290,64 @@ def decode(
     steps: int | None,
     guidance: float | None,
     scheduler: str | None,
+    tiled: bool | None,
     bundle: Path | None,
     device: str,
     quiet: bool,
 ) -> None:
-    """Turn CODES back into a picture: a file of `encode` output, or - for stdin."""
+    """Turn CODES back into a picture: a file of `encode` output, or - for stdin.
+
+    A file of latents (.npy), which `draw` leaves behind when its last stage fails, is finished likewise.
+    """
     check_output(output)
-    numbers = parse_codes(read_codes(codes), codes)
+    latents = read_latents(Path(codes)) if Path(codes).suffix == LATENTS else None
+    numbers = parse_codes(read_codes(codes), codes) if latents is None else []
     with opened(bundle, device, quiet) as edge:
-        options = walk_of(edge, steps, guidance, scheduler)
-        with Progress("steps", quiet) as progress:
-            picture = edge.decode(numbers, seed=seed, options=options, progress=progress)
+        options = walk_of(edge, steps, guidance, scheduler, tiled)
+        if latents is not None:
+            picture = edge.develop(latents, tiled=tiled)
+        else:
+            with Progress("steps", quiet) as progress, kept_latents(output) as keep:
+                picture = edge.decode(numbers, seed=seed, options=options, progress=progress, keep=keep)
         save_picture(picture, output)
     click.echo(str(output))
+
+
+@contextmanager
+def kept_latents(output: Path) -> Iterator[Callable[[Any], None]]:
+    """Keeps the latents of a picture in a file beside it while the last stage works, which may run out of memory."""
+    path, failed = unused(output.with_suffix(LATENTS)), False
+
+    def keep(latents: Any) -> None:
+        import numpy as np
+
+        np.save(path, latents)
+
+    try:
+        yield keep
+    except (SeedEdgeError, MemoryError) as error:
+        failed = True
+        if path.exists():
+            again = f"seed-edge decode {path} -o {output} --tiled"
+            raise click.ClickException(f"{error}; what was drawn is kept: try `{again}` with the same --bundle") from error
+        raise
+    finally:
+        if not failed:
+            path.unlink(missing_ok=True)
+
+
+def read_latents(path: Path) -> Any:
+    """Latents that `kept_latents` kept.
+
+    Raises:
+        CodesError: the file is missing or holds no array.
+    """
+    import numpy as np
+
+    try:
+        return np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise CodesError(f"{path} cannot be read as latents ({error}); give a file that `draw` kept") from error
 
 
 def read_codes(name: str) -> str:

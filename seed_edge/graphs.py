@@ -63,9 +63,9 @@ def unet_graph(channels: int, size: int, image_embed_dim: int) -> GraphSpec:
     )
 
 
-def vae_graph(channels: int, size: int, output_size: int) -> GraphSpec:
-    """Latents to RGB pixels in [0, 1]."""
+def vae_graph(channels: int) -> GraphSpec:
+    """Latents to RGB pixels in [0, 1], a whole picture or a tile of one."""
     return GraphSpec(
-        inputs=(TensorSpec("latents", "float32", (BATCH, channels, size, size)),),
-        outputs=(TensorSpec("pixels", "float32", (BATCH, 3, output_size, output_size)),),
+        inputs=(TensorSpec("latents", "float32", (BATCH, channels, "rows", "columns")),),
+        outputs=(TensorSpec("pixels", "float32", (BATCH, 3, "pixel rows", "pixel columns")),),
     )

@@ -162,7 +162,7 @@ class UnclipFolder:
         channels, size = settings.latent_channels, settings.latent_size
         unet = UnetWithoutText(self.unet, self.empty_text)
         export_graph(unet, unet_graph(channels, size, self.image_embed_dim), folder / UNET, storage)
-        export_graph(VaeDecoder(self.vae), vae_graph(channels, size, self.output_size), folder / VAE, storage)
+        export_graph(VaeDecoder(self.vae), vae_graph(channels), folder / VAE, storage)
         np.savez(
             folder / IMAGE_NOISE,
             alphas_cumprod=self.alphas_cumprod.double().numpy(),

@@ -14,6 +14,8 @@ from seed_edge.graphs import BATCH, GraphSpec
 from seed_edge.models.image_tokenizer import ImageTokenizer
 
 OPSET = 23
+AXES = {BATCH: 1, "rows": 2, "columns": 2}
+"""Dynamic axes of inputs and their smallest sizes."""
 DTYPES = {"float32": torch.float32, "int64": torch.int64}
 
 
@@ -48,11 +50,12 @@ def export_graph(module: nn.Module, spec: GraphSpec, path: Path, storage: str, e
     """
     for noisy in ("torch.onnx", "onnxscript"):  # remarks on operators of packages that are not installed
         logging.getLogger(noisy).setLevel(logging.ERROR)
+    sizes = dict(zip(AXES, (2, 8, 12), strict=True))  # all different: equal ones would be taken for the same
     examples = [
-        torch.zeros([2 if isinstance(n, str) else n for n in tensor.shape], dtype=DTYPES[tensor.dtype])
+        torch.zeros([sizes[n] if isinstance(n, str) else n for n in tensor.shape], dtype=DTYPES[tensor.dtype])
         for tensor in spec.inputs
     ]
-    batch = torch.export.Dim(BATCH, min=1, max=4096)
+    axes = {name: torch.export.Dim(name, min=low, max=4096) for name, low in AXES.items()}
     with TemporaryDirectory(dir=path.parent) as temporary:
         traced = Path(temporary) / path.name
         program = torch.onnx.export(
@@ -62,7 +65,7 @@ def export_graph(module: nn.Module, spec: GraphSpec, path: Path, storage: str, e
             opset_version=OPSET,
             input_names=[tensor.name for tensor in spec.inputs],
             output_names=[tensor.name for tensor in spec.outputs],
-            dynamic_shapes=tuple({i: batch for i, n in enumerate(t.shape) if n == BATCH} for t in spec.inputs),
+            dynamic_shapes=tuple({i: axes[n] for i, n in enumerate(t.shape) if isinstance(n, str)} for t in spec.inputs),
             verbose=False,
         )
         assert program is not None

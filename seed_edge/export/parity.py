@@ -87,7 +87,7 @@ def diffusion_parity(unclip: UnclipFolder, folder: Path, storage: str) -> dict[s
         v = UnetWithoutText(unclip.unet, unclip.empty_text)(*given).numpy()
         pixels = VaeDecoder(unclip.vae)(given[0][:1]).numpy()
     found = Session(folder / UNET, unet_graph(channels, size, dim), device)(latents, timestep, labels)[0]
-    drawn = Session(folder / VAE, vae_graph(channels, size, unclip.output_size), device)(latents[:1])[0]
+    drawn = Session(folder / VAE, vae_graph(channels), device)(latents[:1])[0]
     error = float(np.sqrt(np.mean((found - v) ** 2) / np.mean(v**2)))
     worst = float(np.sqrt(np.mean((drawn - pixels) ** 2)))
     if not max(error, worst) <= DIFFUSION_ERROR[storage]:

@@ -84,6 +84,7 @@ class ImageTokenizer:
         options: DiffusionOptions,
         negative: NDArray[np.int64] | None = None,
         progress: Callable[[int, int], None] | None = None,
+        keep: Callable[[NDArray[np.float32]], None] | None = None,
     ) -> list[Image.Image]:
         """Pictures of codes (batch, codes_per_image), `output_size` pixels square.
 
@@ -92,10 +93,18 @@ class ImageTokenizer:
             options: of a diffusion.
             negative: codes of the same shape to keep away from, for a diffusion.
             progress: called with steps done and steps in all, by a diffusion.
+            keep: called with a diffusion's latents before the last stage, which takes the most memory.
         """
         if self._bundle.manifest.kind == "pixels":
             return to_images(self.decoded(codes))
         unclip = self._unclip
         latents, noise = unclip.noise(seed, len(codes))
         away = None if negative is None else self.embed(negative)
-        return to_images(unclip.draw(self.embed(codes), latents, noise, options, away, progress))
+        final = unclip.walk(self.embed(codes), latents, noise, options, away, progress)
+        if keep is not None:
+            keep(final)
+        return self.develop(final, options.tiled)
+
+    def develop(self, latents: NDArray[np.float32], tiled: bool | None = None) -> list[Image.Image]:
+        """Pictures of a diffusion's latents (batch, channels, size, size): the last stage of `decode`."""
+        return to_images(self._unclip.develop(latents, tiled))

@@ -166,6 +166,7 @@ class SeedEdge:
         options: DiffusionOptions | None = None,
         negative: Codes | None = None,
         progress: Callable[[int, int], None] | None = None,
+        keep: Callable[[NDArray[np.float32]], None] | None = None,
     ) -> Image.Image:
         """Turn codes (codes_per_image,) into a picture of `output_size` pixels square.
 
@@ -174,10 +175,22 @@ class SeedEdge:
             options: how a diffusion walks; by default as the manifest says.
             negative: codes to keep away from, for a diffusion.
             progress: called with steps done and steps in all, by a diffusion.
+            keep: called with the latents of a diffusion before its last stage; `develop` makes the picture of them.
 
         Raises:
             CodesError: wrong count, or outside the codebook.
         """
         space = self.bundle.manifest.codes
         away = None if negative is None else space.check(negative)[None]
-        return self._images.decode(space.check(codes)[None], seed, options or DiffusionOptions(), away, progress)[0]
+        return self._images.decode(space.check(codes)[None], seed, options or DiffusionOptions(), away, progress, keep)[0]
+
+    def develop(self, latents: NDArray[np.float32], *, tiled: bool | None = None) -> Image.Image:
+        """Picture of the latents (1, channels, size, size) of a diffusion.
+
+        Args:
+            tiled: tile by tile, in less memory; by default where memory is short.
+
+        Raises:
+            BundleError: the bundle has no diffusion, or one with other latents.
+        """
+        return self._images.develop(latents, tiled)[0]

@@ -89,6 +89,7 @@ class Session:
                 "--device cuda cannot be used: ONNX Runtime did not load its CUDA libraries; "
                 'install them with: pip install "onnxruntime-gpu[cuda,cudnn]", or use --device cpu'
             )
+        self._path = path
         self._check(path, spec)
         self._inputs = [tensor.name for tensor in spec.inputs]
         self._outputs = [tensor.name for tensor in spec.outputs]
@@ -109,8 +110,17 @@ class Session:
                 raise BundleError(f"{path} takes or gives {actual}, the manifest asks for {wanted}; export again")
 
     def __call__(self, *inputs: NDArray[np.generic]) -> list[NDArray[np.generic]]:
-        """Run with inputs in declared order; outputs in declared order."""
-        outputs: list[NDArray[np.generic]] = self._session.run(self._outputs, dict(zip(self._inputs, inputs, strict=True)))
+        """Run with inputs in declared order; outputs in declared order.
+
+        Raises:
+            BundleError: ONNX Runtime fails, most often for want of memory.
+        """
+        try:
+            outputs: list[NDArray[np.generic]] = self._session.run(self._outputs, dict(zip(self._inputs, inputs, strict=True)))
+        except (_state.RuntimeException, _state.Fail) as error:
+            raise BundleError(
+                f"{self._path} failed ({_first_line(error)}); close other programs if memory is short"
+            ) from error
         return outputs
 
 

@@ -1,7 +1,8 @@
-"""Image embeddings to pictures, through the diffusion of a bundle."""
+"""Image embeddings to pictures, through the diffusion of a bundle: a walk to latents, then latents to pixels."""
 
 from __future__ import annotations
 
+import logging
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,7 +15,46 @@ from seed_edge.bundle import Bundle
 from seed_edge.errors import BundleError, PromptError
 from seed_edge.graphs import unet_graph, vae_graph
 from seed_edge.runtime.diffusion import SCHEDULERS, Array, ImageNoise, Schedule, denoise, guided
+from seed_edge.runtime.memory import available_memory
 from seed_edge.runtime.sessions import Device, Session
+
+log = logging.getLogger("seed_edge")
+
+MEMORY_PER_PIXEL = 6000
+"""Bytes that decoding a whole picture takes per pixel."""
+TILE, OVERLAP = 48, 12
+"""Side of a tile and what two neighbours share, in latents."""
+
+
+def in_tiles(decode: Callable[[Array], Array], latents: Array, scale: int) -> Array:
+    """What `decode` gives for tiles of `latents` (batch, channels, h, w), blended where they overlap.
+
+    Args:
+        scale: pixels per latent.
+    """
+    batch, _, height, width = latents.shape
+    pixels = np.zeros((batch, 3, height * scale, width * scale), np.float32)
+    weights = np.zeros((height * scale, width * scale), np.float32)
+    for y in starts(height):
+        for x in starts(width):
+            tile = decode(latents[:, :, y : y + TILE, x : x + TILE])
+            rows, columns = tile.shape[2:]
+            weight = np.minimum.outer(ramp(rows, OVERLAP * scale), ramp(columns, OVERLAP * scale))
+            where = (slice(y * scale, y * scale + rows), slice(x * scale, x * scale + columns))
+            pixels[:, :, *where] += tile * weight
+            weights[where] += weight
+    return pixels / weights
+
+
+def starts(length: int) -> list[int]:
+    """Where tiles begin that cover `length` latents; the last ends where the picture does."""
+    return [*range(0, max(length - TILE, 0), TILE - OVERLAP), max(length - TILE, 0)]
+
+
+def ramp(length: int, rise: int) -> Array:
+    """Weights of a tile's rows: rising over `rise` from both ends, then 1."""
+    from_end = np.minimum(np.arange(length), np.arange(length)[::-1]) + 1
+    return np.minimum(from_end / rise, 1).astype(np.float32)
 
 
 @dataclass(frozen=True)
@@ -26,6 +66,8 @@ class DiffusionOptions:
     """1 asks for nothing but the codes; higher follows them more closely."""
     scheduler: str | None = None
     """`pndm`, the reference's, `ddim` or `dpm++`."""
+    tiled: bool | None = None
+    """Whether latents become pixels tile by tile, in less memory; by default where memory is short."""
 
     def __post_init__(self) -> None:
         if self.steps is not None and not 2 <= self.steps <= 500:
@@ -50,9 +92,7 @@ class Unclip:
 
     @cached_property
     def _vae(self) -> Session:
-        s = self._settings
-        spec = vae_graph(s.latent_channels, s.latent_size, self._bundle.manifest.output_size)
-        return Session(self._bundle.vae, spec, self._device)
+        return Session(self._bundle.vae, vae_graph(self._settings.latent_channels), self._device)
 
     @cached_property
     def _arrays(self) -> tuple[Schedule, ImageNoise]:
@@ -73,7 +113,7 @@ class Unclip:
         latents = rng.standard_normal((batch, s.latent_channels, s.latent_size, s.latent_size), dtype=np.float32)
         return latents, rng.standard_normal((batch, self._dim), dtype=np.float32)
 
-    def draw(
+    def walk(
         self,
         image_embeds: Array,
         latents: Array,
@@ -81,8 +121,8 @@ class Unclip:
         options: DiffusionOptions,
         negative: Array | None = None,
         progress: Callable[[int, int], None] | None = None,
-    ) -> NDArray[np.float32]:
-        """Pixels (batch, 3, S, S) in [0, 1] of image embeddings (batch, dim).
+    ) -> Array:
+        """Latents (batch, channels, size, size) of the picture of image embeddings (batch, dim).
 
         Args:
             latents: standard normal, where the walk begins.
@@ -91,7 +131,7 @@ class Unclip:
             progress: called with evaluations done and evaluations in all.
 
         Raises:
-            BundleError: the result is not finite.
+            BundleError: a prediction is not finite.
         """
         schedule, image_noise = self._arrays
         settings = self._settings
@@ -99,11 +139,34 @@ class Unclip:
         away = np.zeros_like(positive) if negative is None else image_noise.class_labels(negative, noise)
         guidance = settings.guidance if options.guidance is None else options.guidance
         scheduler = SCHEDULERS[options.scheduler or settings.scheduler](schedule, options.steps or settings.steps)
-        final = denoise(guided(self._predict, positive, away, guidance), scheduler, latents, progress)
-        pixels = np.concatenate([self._vae(one[None])[0] for one in final]).astype(np.float32)
+        return denoise(guided(self._predict, positive, away, guidance), scheduler, latents, progress)
+
+    def develop(self, latents: Array, tiled: bool | None = None) -> NDArray[np.float32]:
+        """Pixels (batch, 3, S, S) in [0, 1] of latents (batch, channels, size, size).
+
+        Args:
+            tiled: as in `DiffusionOptions`.
+
+        Raises:
+            BundleError: `latents` are not this bundle's, or the result is not finite.
+        """
+        s, side = self._settings, self._bundle.manifest.output_size
+        wanted = (s.latent_channels, s.latent_size, s.latent_size)
+        if latents.ndim != 4 or latents.shape[1:] != wanted:
+            raise BundleError(f"latents of shape {latents.shape} do not fit {self._bundle.path}, whose are (batch, {wanted})")
+        if tiled is None:
+            free, needed = available_memory(), side**2 * MEMORY_PER_PIXEL
+            tiled = free is not None and free < needed
+            if tiled:
+                log.warning("memory is short (%.1f of %.1f GB free): decoding in tiles", free / 1e9, needed / 1e9)
+        decode = self._decode_tile if not tiled else lambda one: in_tiles(self._decode_tile, one, side // s.latent_size)
+        pixels = np.concatenate([decode(one[None]) for one in latents.astype(np.float32)])
         if not np.isfinite(pixels).all():
             raise BundleError(f"{self._bundle.vae} gave values that are not numbers; export with --image-weights fp32")
         return pixels
+
+    def _decode_tile(self, latents: Array) -> Array:
+        return self._vae(latents)[0].astype(np.float32)
 
     def _predict(self, latents: Array, timestep: int, labels: Array) -> Array:
         v = self._unet(latents, np.full(len(latents), timestep, np.int64), labels)[0].astype(np.float32)

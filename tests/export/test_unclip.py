@@ -33,6 +33,7 @@ from seed_edge.bundle import Bundle
 from seed_edge.cli import cli
 from seed_edge.errors import BundleError, CheckpointError
 from seed_edge.export.diffusion import UnclipFolder
+from seed_edge.runtime import unclip as unclip_module
 from seed_edge.runtime.sessions import choose_device
 from seed_edge.runtime.unclip import DiffusionOptions, Unclip
 
@@ -119,7 +120,7 @@ def bundle(parts, tmp_path_factory):
 
 def drawn_by_us(bundle, embeds, latents, noise, negative=None, **options):
     unclip = Unclip(bundle, choose_device("cpu"))
-    return unclip.draw(embeds, latents, noise, DiffusionOptions(**options), negative)
+    return unclip.develop(unclip.walk(embeds, latents, noise, DiffusionOptions(**options), negative), tiled=False)
 
 
 def drawn_by_diffusers(pipeline, kind, embeds, latents, noise, guidance, steps, negative=None):
@@ -198,6 +199,57 @@ def test_seed_options_and_negative_decide_the_picture(bundle):
         assert first == again != other
         assert edge.decode(codes, seed=1, options=DiffusionOptions(steps=3, guidance=1)).tobytes() != first
         assert edge.decode(codes, seed=1, options=quick, negative=[9] * 32).tobytes() != first
+
+
+def test_tiles_give_nearly_the_whole_picture(bundle, given, monkeypatch):
+    monkeypatch.setattr(unclip_module, "TILE", 24)
+    unclip = Unclip(bundle, choose_device("cpu"))
+    final = unclip.walk(*given, DiffusionOptions(steps=3))
+    whole, tiled = unclip.develop(final, tiled=False), unclip.develop(final, tiled=True)
+    assert whole.shape == tiled.shape and 25 < psnr(whole, tiled) < 90  # norms see a tile instead of the picture
+
+
+def test_memory_decides_between_whole_and_tiles_and_says_so(bundle, monkeypatch, caplog):
+    latents = np.zeros((1, 4, 32, 32), np.float32)
+    unclip = Unclip(bundle, choose_device("cpu"))
+    for free, tiles in ((10**12, 0), (None, 0), (1000, 1)):
+        caplog.clear()
+        monkeypatch.setattr(unclip_module, "available_memory", lambda free=free: free)
+        unclip.develop(latents)
+        assert len([r for r in caplog.records if "decoding in tiles" in r.message]) == tiles
+
+
+def test_what_was_drawn_is_kept_when_the_last_stage_fails(bundle, tmp_path, monkeypatch):
+    codes, picture, again = tmp_path / "codes.txt", tmp_path / "fox.png", tmp_path / "again.png"
+    codes.write_text(" ".join(["5"] * 32))
+    arguments = ["decode", codes, "--bundle", bundle.path, "--steps", 3, "-o"]
+    assert call(*arguments, picture).exit_code == 0
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["codes.txt", "fox.png"]
+
+    def fail(self, latents):
+        raise BundleError("vae failed")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Unclip, "_decode_tile", fail)
+        result = call(*arguments, again)
+    assert result.exit_code == 1 and f"try `seed-edge decode {tmp_path / 'again.npy'} -o {again} --tiled`" in result.stderr
+    assert call("decode", tmp_path / "again.npy", "--bundle", bundle.path, "-o", again).exit_code == 0
+    assert again.read_bytes() == picture.read_bytes()
+
+    def interrupt(self, latents):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Unclip, "_decode_tile", interrupt)
+    assert call(*arguments, tmp_path / "third.png").exit_code != 0
+    assert not list(tmp_path.glob("third*"))
+
+
+def test_latents_that_do_not_fit_are_refused(bundle, tmp_path):
+    np.save(tmp_path / "odd.npy", np.zeros((1, 4, 8, 8), np.float32))
+    (tmp_path / "no.npy").write_text("no array")
+    for name, words in (("odd", "of shape (1, 4, 8, 8) do not fit"), ("no", "cannot be read as latents")):
+        result = call("decode", tmp_path / f"{name}.npy", "--bundle", bundle.path, "-o", tmp_path / "x.png")
+        assert result.exit_code == 1 and words in result.stderr
 
 
 def test_progress_is_told_per_evaluation(bundle):
