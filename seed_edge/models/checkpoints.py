@@ -143,12 +143,15 @@ def find_seed_tokenizer(folder: Path, vit: Path | None) -> tuple[SeedGeometry, P
     return geometry, path, vit or find_file(folder, VIT_FILES)
 
 
-def load_seed_tokenizer(folder: Path, vit: Path | None, report: Callable[[str], None]) -> SeedTokenizer:
+def load_seed_tokenizer(
+    folder: Path, vit: Path | None, report: Callable[[str], None], training: bool = False
+) -> SeedTokenizer:
     """Read SEED-2 from an official layout, in eval mode, as fp32.
 
     Args:
         folder: holds `seed_quantizer.pt` or a merged file, and perhaps `geometry.json` and the ViT.
         vit: the file `eva_vit_g.pth`; by default looked for in `folder`.
+        training: with the branch that only training runs.
 
     Raises:
         CheckpointError: a part is missing or damaged, or a tensor is missing or of another shape.
@@ -161,7 +164,7 @@ def load_seed_tokenizer(folder: Path, vit: Path | None, report: Callable[[str], 
     elif not any(name.startswith(VIT_PREFIX) for name in main.state):
         raise CheckpointError(f"{folder} holds no {VIT_FILES[0]}, and {path.name} has no {VIT_PREFIX}*; give it with --vit")
     with torch.device("meta"):
-        model = SeedTokenizer(geometry)
+        model = SeedTokenizer(geometry, training)
     unused = assign(model, parts)
     report(f"image tokenizer: {len(model.state_dict())} tensors read, {unused} of the files not needed")
     return model.eval()

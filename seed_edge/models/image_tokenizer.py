@@ -120,9 +120,18 @@ class SeedTokenizer(ImageTokenizer):
 
     EMBED_WIDTHS = (256, 128, 32)
 
-    def __init__(self, geometry: SeedGeometry) -> None:
+    def __init__(self, geometry: SeedGeometry, training: bool = False) -> None:
+        """
+        Args:
+            training: with the branch that gives back the Q-Former's output (`pos_embed`, `blocks`), which the official
+                checkpoint holds and only training runs.
+        """
         super().__init__(geometry)
         self.geometry = geometry
+        if training:
+            self.pos_embed = nn.Parameter(torch.randn(1, geometry.num_queries, geometry.qformer_width) * 0.02)
+            blocks = (Block(geometry.qformer_width, geometry.decoder_heads) for _ in range(geometry.decoder_depth))
+            self.blocks = nn.ModuleList(blocks)
         self.visual_encoder = EvaViT(geometry)
         first, second, last = self.EMBED_WIDTHS
         self.image_down = nn.Sequential(
@@ -137,7 +146,17 @@ class SeedTokenizer(ImageTokenizer):
     def vision_tokens(self, pixel_values: Tensor) -> Tensor:
         return self.visual_encoder(pixel_values)
 
+    def reconstruct(self, vectors: Tensor) -> Tensor:
+        """Code vectors (batch, n, code_dim) -> what the Q-Former gave for them (batch, n, width); with `training` only."""
+        x = self.decode_task_layer(vectors) + self.pos_embed
+        for block in self.blocks:
+            x = block(x)
+        return x
+
     def decode(self, codes: Tensor) -> Tensor:
         """Codes (batch, n) -> image embedding (batch, image_embed_dim), not normalised."""
-        features = self.image_down(self.code_features(self.quantize.embedding(codes)))
-        return self.distill_image_proj(features.flatten(1))
+        return self.embed(self.quantize.embedding(codes))
+
+    def embed(self, vectors: Tensor) -> Tensor:
+        """Code vectors (batch, n, code_dim) -> image embedding (batch, image_embed_dim)."""
+        return self.distill_image_proj(self.image_down(self.code_features(vectors)).flatten(1))

@@ -1,7 +1,8 @@
 """Causal Q-Former: learnt queries read the vision tokens, each query seeing only those before it.
 
-A BERT encoder (post-norm) over the queries, with cross-attention to the vision tokens in every n-th layer.
-Module names follow the released SEED-2 checkpoint, so its tensors load without renaming.
+A BERT encoder (post-norm) over the queries, with cross-attention to the vision tokens in every n-th layer. For training
+against texts it can have BERT's text branch too, which shares the self-attention and has its own feed-forward.
+Module names follow the released SEED-2 checkpoint and BLIP-2's, so their tensors load without renaming.
 
 Source: SEED-LLaMA, Ge et al. 2023, arXiv:2310.01218; BLIP-2, Li et al. 2023, arXiv:2301.12597.
 """
@@ -15,6 +16,9 @@ from torch.nn import functional as F
 from seed_edge.models.config import Geometry
 
 LAYER_NORM_EPS = 1e-12
+HIDDEN = -10000.0
+"""Added to a score so that the position is not seen, as the reference does."""
+TEXT_POSITIONS = 512
 
 
 class _Projections(nn.Module):
@@ -67,15 +71,23 @@ class _Intermediate(nn.Module):
 
 
 class Layer(nn.Module):
-    """Causal self-attention, cross-attention where `looks` is set, feed-forward."""
+    """Causal self-attention, cross-attention where `looks` is set, feed-forward; a second feed-forward if it `reads`."""
 
-    def __init__(self, geometry: Geometry, looks: bool) -> None:
+    def __init__(self, geometry: Geometry, looks: bool, reads: bool = False) -> None:
         super().__init__()
         width, heads = geometry.qformer_width, geometry.qformer_heads
         self.attention = Attention(width, width, heads)
         self.crossattention = Attention(width, geometry.vit_width, heads) if looks else None
         self.intermediate_query = _Intermediate(width, geometry.qformer_mlp)
         self.output_query = _Residual(geometry.qformer_mlp, width)
+        if reads:
+            self.intermediate = _Intermediate(width, geometry.qformer_mlp)
+            self.output = _Residual(geometry.qformer_mlp, width)
+
+    def read(self, x: Tensor, mask: Tensor) -> Tensor:
+        """The way of text: no vision tokens, a feed-forward of its own."""
+        x = self.attention(x, x, mask)
+        return self.output(self.intermediate(x), x)
 
     def forward(self, x: Tensor, vision_tokens: Tensor, mask: Tensor, look_bias: Tensor | None = None) -> Tensor:
         x = self.attention(x, x, mask)
@@ -85,8 +97,8 @@ class Layer(nn.Module):
 
 
 def causal_mask(num_queries: int) -> Tensor:
-    """(n, n): 0 where a query may look, -10000 where it may not; added to scores, as the reference does."""
-    return (1 - torch.tril(torch.ones(num_queries, num_queries))) * -10000.0
+    """(n, n): 0 where a query may look, `HIDDEN` where it may not."""
+    return (1 - torch.tril(torch.ones(num_queries, num_queries))) * HIDDEN
 
 
 class CausalQFormer(nn.Module):
@@ -94,17 +106,39 @@ class CausalQFormer(nn.Module):
 
     causal: Tensor
 
-    def __init__(self, geometry: Geometry) -> None:
+    def __init__(self, geometry: Geometry, text_vocab: int = 0) -> None:
+        """
+        Args:
+            text_vocab: number of word pieces the text branch knows; 0 for no text branch.
+        """
         super().__init__()
-        layers = [Layer(geometry, i % geometry.cross_attention_every == 0) for i in range(geometry.qformer_depth)]
-        norm = nn.LayerNorm(geometry.qformer_width, eps=LAYER_NORM_EPS)
+        looks = [i % geometry.cross_attention_every == 0 for i in range(geometry.qformer_depth)]
+        layers = [Layer(geometry, look, reads=text_vocab > 0) for look in looks]
+        embeddings: dict[str, nn.Module] = {"LayerNorm": nn.LayerNorm(geometry.qformer_width, eps=LAYER_NORM_EPS)}
+        if text_vocab:
+            embeddings["word_embeddings"] = nn.Embedding(text_vocab, geometry.qformer_width)
+            embeddings["position_embeddings"] = nn.Embedding(TEXT_POSITIONS, geometry.qformer_width)
         self.bert = nn.ModuleDict(
             {
-                "embeddings": nn.ModuleDict({"LayerNorm": norm}),
+                "embeddings": nn.ModuleDict(embeddings),
                 "encoder": nn.ModuleDict({"layer": nn.ModuleList(layers)}),
             }
         )
         self.register_buffer("causal", causal_mask(geometry.num_queries), persistent=False)
+
+    def read(self, ids: Tensor, present: Tensor) -> Tensor:
+        """Word pieces (batch, length) -> features (batch, length, width), every piece seeing every other.
+
+        Args:
+            present: (batch, length), 0 where a text has ended.
+        """
+        embeddings = self.bert["embeddings"]
+        positions = torch.arange(ids.shape[1], device=ids.device)
+        x = embeddings["LayerNorm"](embeddings["word_embeddings"](ids) + embeddings["position_embeddings"](positions))
+        mask = (1 - present[:, None, None].to(x.dtype)) * HIDDEN
+        for layer in self.bert["encoder"]["layer"]:
+            x = layer.read(x, mask)
+        return x
 
     def forward(self, query_tokens: Tensor, vision_tokens: Tensor, look_bias: Tensor | None = None) -> Tensor:
         """
