@@ -10,8 +10,8 @@ Prints one JSON object:
   that most of the five sentences share; photos on which fewer than three agree are left out.
 * `chance`: the same two figures when captions are shuffled between photos.
 
-`FOLDER/drawings.png` shows the five prompts of the README, then random colours and names, none chosen by its result;
-`FOLDER/captions.png` random photos with their captions (photos of others: not for publishing).
+`FOLDER/drawings.jpg` shows the five prompts of the README, then random colours and names, none chosen by its result;
+`FOLDER/captions.jpg` random photos with their captions (photos of others: not for publishing).
 """
 
 from __future__ import annotations
@@ -88,9 +88,9 @@ def main() -> None:
         if args.sheets:
             args.sheets.mkdir(parents=True, exist_ok=True)
             prompts = [*FIRST, *(with_article(f"{rng.choice(COLOURS)} {rng.choice(NOUNS)}".strip()) for _ in range(43))]
-            write_sheet(args.sheets / "drawings.png", [(edge.draw(p, seed=i), p) for i, p in enumerate(prompts)])
+            write_sheet(args.sheets / "drawings.jpg", [(edge.draw(p, seed=i), p) for i, p in enumerate(prompts)])
             small = [(Image.open(io.BytesIO(p)).convert("RGB").resize((128, 128)), c) for p, c in shown]
-            write_sheet(args.sheets / "captions.png", small)
+            write_sheet(args.sheets / "captions.jpg", small)
     print(json.dumps(result))
 
 
@@ -103,7 +103,7 @@ def write_sheet(path: Path, cells: list[tuple[Image.Image, str]], columns: int =
         sheet.paste(image, (x, y))
         lines = [text[k : k + 21] for k in range(0, min(len(text), 63), 21)]
         pen.multiline_text((x, y + 130), "\n".join(lines), fill="black", spacing=1)
-    sheet.save(path)
+    sheet.save(path, quality=88)
 
 
 if __name__ == "__main__":

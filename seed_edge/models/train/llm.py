@@ -56,7 +56,7 @@ class LlmRecipe:
     """Of attention weights."""
     drawn_captions: float = 0.25
     """Share of drawings among pictures to caption; the rest is photos."""
-    drawn_requests: float = 0.7
+    drawn_requests: float = 0.9
     """Share of drawings among pictures to draw."""
     sentences: float = 0.65
     """Share of photos with whole sentences among photos."""

@@ -1,0 +1,97 @@
+#!/usr/bin/env python3
+"""A LLaMA of 7 billion random weights to GGUF: time and memory, whatever the precision it comes in.
+
+    python benchmarks/streaming.py --work FOLDER [--dtype bfloat16] [--weight-type Q8_0]
+
+Needs 14 GB of disk for bfloat16 (27 GB for float32) and 8 GB more for the result. Writes shards of 5 GB in the shape of
+SEED-LLaMA-8B, one tensor at a time, converts them, and prints one JSON object: seconds and peak memory (GB) of the
+conversion as a whole process.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+
+TOKENIZER = Path(__file__).parent.parent / "tests" / "fixtures" / "seed2" / "tokenizer.model"
+TEXT_PIECES, CODES = 32000, 8192
+CONFIG = {
+    "vocab_size": TEXT_PIECES + CODES + 2, "hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32,
+    "num_attention_heads": 32, "max_position_embeddings": 2048, "rms_norm_eps": 1e-6, "bos_token_id": 1, "eos_token_id": 2,
+}  # fmt: skip
+SHARD = 5_000_000_000
+CONVERT = """
+import sys
+from pathlib import Path
+from seed_edge.export.gguf import LlamaFolder
+from seed_edge.export.quantize import write_as
+folder = LlamaFolder.open(Path(sys.argv[1]))
+write_as(folder, folder.vocab(32), Path(sys.argv[2]), sys.argv[3], "random", 2)
+"""
+
+
+def tensors(config: dict) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of a LLaMA."""
+    width, mlp, rows = config["hidden_size"], config["intermediate_size"], config["vocab_size"]
+    found: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (rows, width)}
+    for i in range(config["num_hidden_layers"]):
+        layer = f"model.layers.{i}"
+        found |= {f"{layer}.self_attn.{name}_proj.weight": (width, width) for name in "qkvo"}
+        found |= {f"{layer}.mlp.{name}_proj.weight": (mlp, width) for name in ("gate", "up")}
+        found |= {f"{layer}.mlp.down_proj.weight": (width, mlp)}
+        found |= {f"{layer}.{name}_layernorm.weight": (width,) for name in ("input", "post_attention")}
+    return found | {"model.norm.weight": (width,), "lm_head.weight": (rows, width)}
+
+
+def make(folder: Path, dtype: torch.dtype) -> None:
+    """Random weights in shards, with the tokenizer of the fixtures."""
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text(json.dumps(CONFIG))
+    shutil.copy(TOKENIZER, folder)
+    added = {f"<img_{code:05d}>": TEXT_PIECES + code for code in range(CODES)}
+    added |= {"<img>": TEXT_PIECES + CODES, "</img>": TEXT_PIECES + CODES + 1}
+    (folder / "added_tokens.json").write_text(json.dumps(added))
+    where, part, size, number = {}, {}, 0, 1
+    generator = torch.Generator().manual_seed(0)
+    shapes = tensors(CONFIG)
+    for name, shape in shapes.items():
+        part[name] = (torch.randn(shape, generator=generator) * 0.02).to(dtype)
+        where[name], size = f"model-{number:05d}.safetensors", size + part[name].nbytes
+        if size > SHARD or name == list(shapes)[-1]:
+            save_file(part, folder / where[name])
+            part, size, number = {}, 0, number + 1
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": where}))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--work", type=Path, required=True)
+    parser.add_argument("--dtype", choices=("bfloat16", "float16", "float32"), default="bfloat16")
+    parser.add_argument("--weight-type", default="Q8_0")
+    args = parser.parse_args()
+    folder = args.work / f"llama-7b-{args.dtype}"
+    if not (folder / "model.safetensors.index.json").exists():
+        shutil.rmtree(folder, ignore_errors=True)
+        make(folder, getattr(torch, args.dtype))
+    out = args.work / f"llama-7b-{args.weight_type}.gguf"
+    started = time.perf_counter()
+    process = subprocess.Popen([sys.executable, "-c", CONVERT, str(folder), str(out), args.weight_type])
+    _, status, usage = os.wait4(process.pid, 0)
+    if status:
+        raise SystemExit("the conversion failed")
+    result = {"dtype": args.dtype, "weight_type": args.weight_type, "bytes": out.stat().st_size}
+    result |= {"seconds": round(time.perf_counter() - started), "peak_gb": round(usage.ru_maxrss / 1e6, 2)}
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()
