@@ -1,3 +1,5 @@
+import json
+import runpy
 from pathlib import Path
 
 import pytest
@@ -5,6 +7,7 @@ import pytest
 import seed_edge
 
 TINY = Path(__file__).parent / "fixtures" / "tiny"
+REFERENCE = Path(__file__).parent / "fixtures" / "seed2"
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
 
@@ -23,3 +26,21 @@ def examples() -> Path:
 def edge(tiny):
     with seed_edge.load(tiny, device="cpu") as opened:
         yield opened
+
+
+@pytest.fixture(scope="session")
+def maker():
+    """What the script of reproducible random checkpoints defines."""
+    return runpy.run_path(str(REFERENCE / "make_checkpoint.py"))
+
+
+@pytest.fixture(scope="session")
+def seed2(maker, tmp_path_factory):
+    """SEED-2's official folder with the tiny geometry, seed 7; not to be written to."""
+    import torch
+
+    folder, geometry = tmp_path_factory.mktemp("seed2"), maker["GEOMETRIES"]["tiny"]
+    torch.save(maker["vit"](geometry, 7), folder / "eva_vit_g.pth")
+    torch.save(maker["quantizer"](geometry, 7), folder / "seed_quantizer.pt")
+    (folder / "geometry.json").write_text(json.dumps(geometry))
+    return folder

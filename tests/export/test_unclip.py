@@ -1,7 +1,7 @@
 """A tiny random stable-unclip pipeline: our drawing equals diffusers' from the same latents and noise."""
 
 import json
-import runpy
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -90,16 +90,11 @@ def pipeline(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def parts(pipeline, tmp_path_factory):
+def parts(pipeline, seed2, tmp_path_factory):
     """Official folders: SEED-2 of the tiny geometry, the diffusion."""
     folder = tmp_path_factory.mktemp("parts")
     pipeline.save_pretrained(folder / "diffusion")
-    maker = runpy.run_path(str(REFERENCE / "make_checkpoint.py"))
-    geometry = maker["GEOMETRIES"]["tiny"]
-    (folder / "tokenizer").mkdir()
-    torch.save(maker["vit"](geometry, 7), folder / "tokenizer" / "eva_vit_g.pth")
-    torch.save(maker["quantizer"](geometry, 7), folder / "tokenizer" / "seed_quantizer.pt")
-    (folder / "tokenizer" / "geometry.json").write_text(json.dumps(geometry))
+    shutil.copytree(seed2, folder / "tokenizer")
     return folder
 
 
@@ -321,8 +316,6 @@ def test_a_whole_bundle_of_official_parts_captions_and_draws(parts, llm, tmp_pat
 
 @pytest.mark.parametrize("part", ["unet", "text_encoder", "image_normalizer", "scheduler"])
 def test_a_missing_part_of_the_diffusion_is_named(parts, tmp_path, part):
-    import shutil
-
     shutil.copytree(parts / "diffusion", tmp_path / "d")
     shutil.rmtree(tmp_path / "d" / part)
     with pytest.raises(CheckpointError, match=f"no folder {part}"):
@@ -330,8 +323,6 @@ def test_a_missing_part_of_the_diffusion_is_named(parts, tmp_path, part):
 
 
 def test_a_model_that_does_not_predict_v_is_refused(parts, tmp_path):
-    import shutil
-
     shutil.copytree(parts / "diffusion", tmp_path / "d")
     path = tmp_path / "d" / "scheduler" / "scheduler_config.json"
     path.write_text(path.read_text().replace("v_prediction", "epsilon"))

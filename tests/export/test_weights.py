@@ -1,14 +1,11 @@
 """Graphs of SEED-2 on reproducible random weights, stored in every way, against the original code's codes."""
 
-import json
-import runpy
 from pathlib import Path
 
 import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
-import torch
 from onnx import TensorProto, helper, numpy_helper
 
 from seed_edge.errors import CheckpointError
@@ -23,21 +20,11 @@ CODEBOOK = "model.quantize.embedding.weight"
 
 
 @pytest.fixture(scope="module")
-def maker():
-    return runpy.run_path(str(REFERENCE / "make_checkpoint.py"))
-
-
-@pytest.fixture(scope="module")
-def exported(maker, tmp_path_factory):
+def exported(seed2, tmp_path_factory):
     """The fp32 encoder graph of the tiny geometry, seed 7."""
-    folder = tmp_path_factory.mktemp("seed2")
-    geometry = maker["GEOMETRIES"]["tiny"]
-    torch.save(maker["vit"](geometry, 7), folder / "eva_vit_g.pth")
-    torch.save(maker["quantizer"](geometry, 7), folder / "seed_quantizer.pt")
-    (folder / "geometry.json").write_text(json.dumps(geometry))
-    model = load_seed_tokenizer(folder, None, lambda text: None)
-    export_graph(Encoder(model), encoder_graph(56, 32), folder / "encoder.onnx", "fp32")
-    return folder / "encoder.onnx"
+    path = tmp_path_factory.mktemp("graph") / "encoder.onnx"
+    export_graph(Encoder(load_seed_tokenizer(seed2, None, lambda text: None)), encoder_graph(56, 32), path, "fp32")
+    return path
 
 
 @pytest.fixture(scope="module")

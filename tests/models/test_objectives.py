@@ -1,9 +1,5 @@
 """Branches and losses of SEED-2 that only training runs."""
 
-import json
-import runpy
-from pathlib import Path
-
 import pytest
 import torch
 from transformers import BertConfig, BertModel
@@ -12,13 +8,7 @@ from seed_edge.models.checkpoints import load_seed_tokenizer
 from seed_edge.models.config import SeedGeometry
 from seed_edge.models.train.objectives import ContrastiveQFormer, code_losses
 
-REFERENCE = Path(__file__).parent.parent / "fixtures" / "seed2"
 PIECES = 50
-
-
-@pytest.fixture(scope="module")
-def maker():
-    return runpy.run_path(str(REFERENCE / "make_checkpoint.py"))
 
 
 @pytest.fixture
@@ -28,12 +18,8 @@ def contrastive(maker):
 
 
 @pytest.fixture
-def trainee(maker, tmp_path):
-    geometry = maker["GEOMETRIES"]["tiny"]
-    torch.save(maker["vit"](geometry, 7), tmp_path / "eva_vit_g.pth")
-    torch.save(maker["quantizer"](geometry, 7), tmp_path / "seed_quantizer.pt")
-    (tmp_path / "geometry.json").write_text(json.dumps(geometry))
-    return load_seed_tokenizer(tmp_path, None, lambda text: None, training=True)
+def trainee(seed2):
+    return load_seed_tokenizer(seed2, None, lambda text: None, training=True)
 
 
 def test_the_text_branch_is_bert(contrastive, maker):

@@ -2,7 +2,6 @@
 
 import json
 import pickle
-import runpy
 import shutil
 from pathlib import Path
 
@@ -19,29 +18,13 @@ REFERENCE = Path(__file__).parent.parent / "fixtures" / "seed2"
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 
 
-@pytest.fixture(scope="module")
-def maker():
-    return runpy.run_path(str(REFERENCE / "make_checkpoint.py"))
-
-
-@pytest.fixture(scope="module")
-def folder(maker, tmp_path_factory):
-    """An official folder with the tiny geometry, seed 7."""
-    out = tmp_path_factory.mktemp("seed2")
-    geometry = maker["GEOMETRIES"]["tiny"]
-    torch.save(maker["vit"](geometry, 7), out / "eva_vit_g.pth")
-    torch.save(maker["quantizer"](geometry, 7), out / "seed_quantizer.pt")
-    (out / "geometry.json").write_text(json.dumps(geometry))
-    return out
-
-
 def load(folder, vit=None):
     return load_seed_tokenizer(folder, vit, lambda text: None)
 
 
 @pytest.fixture(scope="module")
-def model(folder):
-    return load(folder)
+def model(seed2):
+    return load(seed2)
 
 
 def test_codes_and_embeddings_are_those_of_the_original_code(model, maker):
@@ -70,35 +53,35 @@ def same(a, b):
     return all(torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True))
 
 
-def test_a_merged_safetensors_file_is_the_same_model(model, folder, tmp_path):
-    merged = dict(read_state(folder / "seed_quantizer.pt"))
-    merged |= {f"visual_encoder.{name}": tensor for name, tensor in read_state(folder / "eva_vit_g.pth").items()}
+def test_a_merged_safetensors_file_is_the_same_model(model, seed2, tmp_path):
+    merged = dict(read_state(seed2 / "seed_quantizer.pt"))
+    merged |= {f"visual_encoder.{name}": tensor for name, tensor in read_state(seed2 / "eva_vit_g.pth").items()}
     save_file({name: tensor.contiguous() for name, tensor in merged.items()}, tmp_path / "seed2.safetensors")
-    shutil.copy(folder / "geometry.json", tmp_path)
+    shutil.copy(seed2 / "geometry.json", tmp_path)
     assert same(load(tmp_path), model)
 
 
-def test_the_vit_may_lie_elsewhere_and_half_precision_is_read(model, folder, tmp_path):
-    state = {name: t.half() if t.is_floating_point() else t for name, t in read_state(folder / "seed_quantizer.pt").items()}
+def test_the_vit_may_lie_elsewhere_and_half_precision_is_read(model, seed2, tmp_path):
+    state = {name: t.half() if t.is_floating_point() else t for name, t in read_state(seed2 / "seed_quantizer.pt").items()}
     torch.save(state, tmp_path / "seed_quantizer.pt")
-    shutil.copy(folder / "geometry.json", tmp_path)
+    shutil.copy(seed2 / "geometry.json", tmp_path)
     with pytest.raises(CheckpointError, match="--vit"):
         load(tmp_path)
-    loaded = load(tmp_path, folder / "eva_vit_g.pth")
+    loaded = load(tmp_path, seed2 / "eva_vit_g.pth")
     assert loaded.query_tokens.dtype == torch.float32
     assert torch.allclose(loaded.query_tokens, model.query_tokens, atol=2e-3)
 
 
-def test_tensors_that_are_not_needed_are_counted(folder):
+def test_tensors_that_are_not_needed_are_counted(seed2):
     said = []
-    load_seed_tokenizer(folder, None, said.append)
+    load_seed_tokenizer(seed2, None, said.append)
     assert said == ["image tokenizer: 171 tensors read, 50 of the files not needed"]
 
 
 @pytest.mark.parametrize("file", ["seed_quantizer.pt", "eva_vit_g.pth"])
-def test_every_missing_or_misshapen_tensor_is_named_with_its_file(folder, tmp_path, file):
-    shutil.copytree(folder, tmp_path / "c")
-    state = dict(read_state(folder / file))
+def test_every_missing_or_misshapen_tensor_is_named_with_its_file(seed2, tmp_path, file):
+    shutil.copytree(seed2, tmp_path / "c")
+    state = dict(read_state(seed2 / file))
     names = (
         ["ln_vision.bias", "quantize.embedding.weight"]
         if file == "seed_quantizer.pt"
@@ -115,16 +98,16 @@ def test_every_missing_or_misshapen_tensor_is_named_with_its_file(folder, tmp_pa
 
 @pytest.mark.parametrize("content", [b"", b"not a checkpoint", bytes(5000)])
 @pytest.mark.parametrize("file", ["seed_quantizer.pt", "eva_vit_g.pth"])
-def test_damaged_files_are_named(folder, tmp_path, file, content):
-    shutil.copytree(folder, tmp_path / "c")
+def test_damaged_files_are_named(seed2, tmp_path, file, content):
+    shutil.copytree(seed2, tmp_path / "c")
     (tmp_path / "c" / file).write_bytes(content)
     with pytest.raises(CheckpointError, match=file) as caught:
         load(tmp_path / "c")
     assert "\n" not in str(caught.value)
 
 
-def test_a_truncated_file_is_named(folder, tmp_path):
-    shutil.copytree(folder, tmp_path / "c")
+def test_a_truncated_file_is_named(seed2, tmp_path):
+    shutil.copytree(seed2, tmp_path / "c")
     path = tmp_path / "c" / "seed_quantizer.pt"
     path.write_bytes(path.read_bytes()[:-5000])
     with pytest.raises(CheckpointError, match=r"seed_quantizer\.pt is damaged"):
@@ -136,8 +119,8 @@ class Malicious:
         return (print, ("executed",))
 
 
-def test_nothing_but_tensors_is_unpickled(folder, tmp_path, capsys):
-    shutil.copytree(folder, tmp_path / "c")
+def test_nothing_but_tensors_is_unpickled(seed2, tmp_path, capsys):
+    shutil.copytree(seed2, tmp_path / "c")
     torch.save({"a": Malicious()}, tmp_path / "c" / "seed_quantizer.pt")
     with pytest.raises(CheckpointError, match="more than tensors"):
         load(tmp_path / "c")
@@ -147,9 +130,9 @@ def test_nothing_but_tensors_is_unpickled(folder, tmp_path, capsys):
     assert "executed" not in capsys.readouterr().out
 
 
-def test_swapped_files_are_refused(folder, tmp_path):
-    shutil.copytree(folder, tmp_path / "c")
-    shutil.copy(folder / "eva_vit_g.pth", tmp_path / "c" / "seed_quantizer.pt")
+def test_swapped_files_are_refused(seed2, tmp_path):
+    shutil.copytree(seed2, tmp_path / "c")
+    shutil.copy(seed2 / "eva_vit_g.pth", tmp_path / "c" / "seed_quantizer.pt")
     with pytest.raises(CheckpointError, match=r"seed_quantizer\.pt: tensor .* is missing"):
         load(tmp_path / "c")
     with pytest.raises(CheckpointError, match=r"holds none of seed_quantizer\.pt"):
