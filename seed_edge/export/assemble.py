@@ -169,7 +169,7 @@ def export_images(parts: Parts, folder: Path, options: ExportOptions, report: Re
     if options.photos:
         values = np.concatenate([preprocessing([open_image(photo) for photo in options.photos]), values])
     parity = image_parity(model, specs, folder, options.image_weights, values)
-    report(f"image tokenizer: {parity['equal_codes']:.1%} of codes equal")
+    report(f"image tokenizer: {parity['equal_codes']:.1%} of codes equal, decoder's cosine {parity['decoder_cosine']}")
     return {
         "codes": {"codebook_size": geometry.codebook_size, "codes_per_image": geometry.num_queries},
         "preprocessing": dataclasses.asdict(preprocessing) | {"mean": [*preprocessing.mean], "std": [*preprocessing.std]},
@@ -225,8 +225,9 @@ def export_language(parts: Parts, codes: CodeSpace, folder: Path, options: Expor
     for remark in llama.remarks():
         report(f"language model: {remark}")
     family, prompts = choose_prompts(llama, options.template, own=parts.llm is None)
-    report(f"language model: exporting as {options.weight_type}, prompts of family {family}")
-    file = folder / ("llm.gguf" if parts.llm is None else f"{options.name}-{options.weight_type}.gguf")
+    told = "" if options.template or family == "own" else ", told from its name and layers; --template says otherwise"
+    report(f"language model: exporting as {options.weight_type}, prompts of family {family}{told}")
+    file = folder / ("llm.gguf" if parts.llm is None else llama.file_name(options.weight_type))
     write_as(llama, vocab, file, options.weight_type, options.name, options.threads)
     context = min(llama.context_length, PARITY_CONTEXT)
     parity = language_parity(llama, file, options.weight_type, vocab, context)

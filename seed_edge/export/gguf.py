@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -131,6 +132,12 @@ class LlamaFolder:
     def context_length(self) -> int:
         """Most ids the model was trained on."""
         return int(self.config["max_position_embeddings"])
+
+    def file_name(self, weight_type: str) -> str:
+        """By the GGUF naming convention: folder, size, type; `seed-llama-8b-sft-6.8B-Q4_K_M.gguf`."""
+        base = re.sub(r"[^A-Za-z0-9._-]+", "-", self.path.resolve().name).strip("-.")[:60] or "llama"
+        size = gguf.size_label(sum(prod(shape) for shape in self.shapes().values()), 0, 0, 0)
+        return f"{gguf.naming_convention(None, base, None, None, size, weight_type)}.gguf"
 
     def remarks(self) -> list[str]:
         """What of the configuration is wrong and was put right."""

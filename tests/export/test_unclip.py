@@ -299,9 +299,10 @@ def test_a_whole_bundle_of_official_parts_captions_and_draws(parts, llm, tmp_pat
         "export", *common, "--template", "vicuna", "--weight-type", "Q4_K_M", "--photo", REFERENCE / "square_rgb.png"
     )
     assert result.exit_code == 0, result.output
+    assert "prompts of family vicuna" in result.stderr and "told from" not in result.stderr
     assert "config.json says eos_token_id 1, the tokenizer 2" in result.stderr
     bundle = Bundle.open(out)
-    assert bundle.language.file == "seed-llama-tiny-Q4_K_M.gguf" and bundle.language.vocab.eos_id == 2
+    assert bundle.language.file == "seed-llama-tiny-sft-5.7M-Q4_K_M.gguf" and bundle.language.vocab.eos_id == 2
     assert call("caption", photo, "--bundle", out).exit_code == 0
     walk = ["--steps", 3, "--guidance", 2, "--scheduler", "dpm++", "--seed", 3]
     assert call("draw", "a red fox in the snow", "--bundle", out, *walk, "-o", picture).exit_code == 0
