@@ -12,7 +12,8 @@ import torch
 
 from seed_edge.errors import CheckpointError
 from seed_edge.export.diffusion import TRACED, weight_file
-from seed_edge.export.gguf import WEIGHT_TYPES, LlamaFolder
+from seed_edge.export.gguf import LlamaFolder
+from seed_edge.export.quantize import bits_of
 from seed_edge.export.shards import shapes_in
 from seed_edge.models.config import PixelGeometry, SeedGeometry
 from seed_edge.models.image_tokenizer import PixelTokenizer, SeedTokenizer
@@ -81,9 +82,8 @@ def of_language(llama: LlamaFolder, weight_type: str) -> Need:
     """A language model, converted tensor by tensor; types that llama.cpp makes go over an F16 file."""
     counts = [prod(shape) for shape in llama.shapes().values()]
     plain = {"F32": 4.0, "F16": 2.0, "BF16": 2.0, "Q8_0": 1.07}
-    bits = next((int(c) for c in weight_type if c.isdigit()), 8) + 1  # Q4_K_M takes 4.9 bits, others less
-    each = plain[weight_type] if weight_type in WEIGHT_TYPES else bits / 8
-    scratch = 0.0 if weight_type in WEIGHT_TYPES else 2.0 * sum(counts)
+    each = plain[weight_type] if weight_type in plain else (bits_of(weight_type) + 1) / 8  # Q4_K_M takes 4.9, others less
+    scratch = 0.0 if weight_type in plain else 2.0 * sum(counts)
     return Need(
         "language model", [llama.weights_path], sum(counts), each * sum(counts), scratch, LAYER_MEMORY * 4 * max(counts)
     )

@@ -32,6 +32,11 @@ def weight_types() -> tuple[str, ...]:
     return (*DIRECT, *sorted(set(_NAMES) - set(DIRECT)))
 
 
+def bits_of(weight_type: str) -> int:
+    """Bits per weight, as a type's name says: 4 for `Q4_K_M`, `IQ4_XS` and `MXFP4`."""
+    return int(next(letter for letter in weight_type if letter.isdigit()))
+
+
 def quantize(source: Path, path: Path, weight_type: str, threads: int) -> None:
     """Write `source`, an F32, F16 or BF16 file, as `weight_type` to `path`.
 
