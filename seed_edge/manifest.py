@@ -64,10 +64,14 @@ class Sampling:
     """Only this many likeliest codes may be drawn; 0 for all."""
     top_p: float
     """Only the likeliest codes that together hold this probability; 1 for all."""
+    guidance: float = 1.0
+    """How far to go from what the model draws unasked towards what it was asked for; 1 is what it draws by itself."""
 
     def __post_init__(self) -> None:
-        if self.temperature < 0 or self.top_k < 0 or not 0 < self.top_p <= 1:
-            raise BundleError(f"sampling {self}: temperature and top_k are at least 0, top_p is in (0, 1]")
+        if self.temperature < 0 or self.top_k < 0 or not 0 < self.top_p <= 1 or self.guidance < 1:
+            raise BundleError(
+                f"sampling {self}: temperature and top_k are at least 0, top_p is in (0, 1], guidance at least 1"
+            )
 
 
 @dataclass(frozen=True)

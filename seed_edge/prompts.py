@@ -83,6 +83,10 @@ class Prompts:
         """
         return join(fill(self.draw, vocab, text=self.clean(text)), tokenize)
 
+    def for_any_drawing(self, vocab: Vocab, tokenize: Tokenize) -> list[int]:
+        """Ids after which the model continues with the codes of a picture that nobody asked for."""
+        return join(fill(self.draw, vocab), tokenize)
+
     def for_question(self, vocab: Vocab, tokenize: Tokenize, text: str, images: Sequence[Codes]) -> list[int]:
         """Ids after which the model continues with an answer.
 

@@ -15,9 +15,9 @@ from seed_edge.export.diffusion import TRACED, weight_file
 from seed_edge.export.gguf import LlamaFolder
 from seed_edge.export.quantize import bits_of
 from seed_edge.export.shards import shapes_in
+from seed_edge.memory import available_memory
 from seed_edge.models.config import PixelGeometry, SeedGeometry
 from seed_edge.models.image_tokenizer import PixelTokenizer, SeedTokenizer
-from seed_edge.runtime.memory import available_memory
 
 GIGA, MEGA = 1e9, 1e6
 STORED_BYTES = {"fp32": 4.0, "fp16": 2.0, "int8": 1.01}

@@ -5,7 +5,7 @@ A picture is exactly `codes_per_image` draws from the code range; there is no se
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,6 +29,30 @@ def pick(logits: NDArray[np.float32], sampling: Sampling, rng: np.random.Generat
     kept = int(np.searchsorted(cumulative, sampling.top_p)) + 1
     cumulative = cumulative[:kept] / cumulative[min(kept, len(cumulative)) - 1]
     return int(order[min(int(np.searchsorted(cumulative, rng.random(), side="right")), len(cumulative) - 1)])
+
+
+class Guided:
+    """Two conversations read side by side, one that asks for a picture and one that asks for none.
+
+    Classifier-free guidance (Ho & Salimans 2022, arXiv:2207.12598) on the logits of codes.
+    """
+
+    def __init__(self, asked: LanguageModel, unasked: LanguageModel, bare: Sequence[int], guidance: float) -> None:
+        """
+        Args:
+            bare: ids of the prompt without words.
+            guidance: 1 is `asked` alone; higher values leave `unasked` further behind.
+        """
+        self._asked, self._unasked, self._bare, self._guidance = asked, unasked, bare, guidance
+
+    def start(self, ids: Sequence[int], room: int) -> NDArray[np.float32]:
+        return self._mixed(self._asked.start(ids, room), self._unasked.start(self._bare, room))
+
+    def step(self, token_id: int) -> NDArray[np.float32]:
+        return self._mixed(self._asked.step(token_id), self._unasked.step(token_id))
+
+    def _mixed(self, asked: NDArray[np.float32], unasked: NDArray[np.float32]) -> NDArray[np.float32]:
+        return unasked + np.float32(self._guidance) * (asked - unasked)
 
 
 def write_codes(

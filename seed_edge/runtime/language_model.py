@@ -6,7 +6,8 @@ The only module that calls llama.cpp. Knows nothing of images: codes are ids lik
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -25,12 +26,6 @@ _log_lines: list[str] = []
 
 class LanguageModel(Protocol):
     """What decoding needs of a language model."""
-
-    def tokenize(self, text: str) -> list[int]:
-        """Ids of literal text; no BOS, nothing parsed as a control token."""
-
-    def text_of(self, ids: Sequence[int]) -> str:
-        """Text of ids, without leading or trailing white space."""
 
     def start(self, ids: Sequence[int], room: int) -> NDArray[np.float32]:
         """Read a prompt and return logits (vocabulary,) for the next id; `room` further ids must fit."""
@@ -66,22 +61,27 @@ def model_params(gpu: bool) -> Any:
 class LlamaCpp:
     """A GGUF file opened by llama.cpp, holding one conversation at a time."""
 
-    def __init__(self, path: Path, context_length: int, *, gpu: bool = False, precise: bool = False) -> None:
+    def __init__(
+        self, path: Path, context_length: int, *, gpu: bool = False, precise: bool = False, weights: Any = None
+    ) -> None:
         """Load a model.
 
         Args:
             context_length: most ids of prompt and answer together.
             gpu: put all layers on the GPU.
             precise: keep keys and values in fp32, to compare with other implementations; slower.
+            weights: those of the same file, already loaded by another object, which must outlive this one.
 
         Raises:
             BundleError: llama.cpp refuses the file.
         """
-        self._model = self._context = None
+        self._path, self._precise, self._borrowed = path, precise, weights is not None
+        self._model, self._context = weights, None
         llama_cpp.llama_log_set(_on_log, ctypes.c_void_p(0))
         llama_cpp.llama_backend_init()
         _log_lines.clear()
-        self._model = llama_cpp.llama_model_load_from_file(str(path).encode(), model_params(gpu))
+        if not self._borrowed:
+            self._model = llama_cpp.llama_model_load_from_file(str(path).encode(), model_params(gpu))
         if not self._model:
             raise BundleError(f"{path} cannot be loaded by llama.cpp ({_last_log()}); export again")
         params = llama_cpp.llama_context_default_params()
@@ -104,11 +104,21 @@ class LlamaCpp:
         """Free the model; a second call does nothing."""
         if self._context:
             llama_cpp.llama_free(self._context)
-        if self._model:
+        if self._model and not self._borrowed:
             llama_cpp.llama_model_free(self._model)
         self._model = self._context = None
 
+    @contextmanager
+    def fork(self) -> Iterator[LlamaCpp]:
+        """Another conversation on the same weights."""
+        other = LlamaCpp(self._path, self._context_length, precise=self._precise, weights=self._model)
+        try:
+            yield other
+        finally:
+            other.close()
+
     def tokenize(self, text: str) -> list[int]:
+        """Ids of literal text; no BOS, nothing parsed as a control token."""
         data = text.encode()
         room = len(data) + 2  # never more ids than bytes, but for the space put in front
         ids = (llama_cpp.llama_token * room)()
@@ -118,6 +128,7 @@ class LlamaCpp:
         return list(ids[:count])
 
     def text_of(self, ids: Sequence[int]) -> str:
+        """Text of ids, without leading or trailing white space."""
         array = (llama_cpp.llama_token * len(ids))(*ids)
         room = 64 * len(ids) + 64
         buffer = ctypes.create_string_buffer(room)

@@ -16,7 +16,7 @@ from seed_edge.bundle import Bundle
 from seed_edge.errors import BundleError, ImageError
 from seed_edge.manifest import Sampling
 from seed_edge.preprocess import open_image
-from seed_edge.runtime.decoding import GREEDY, write_codes, write_text
+from seed_edge.runtime.decoding import GREEDY, Guided, write_codes, write_text
 from seed_edge.runtime.image_tokenizer import ImageTokenizer
 from seed_edge.runtime.sessions import Device, choose_device
 from seed_edge.runtime.unclip import DiffusionOptions
@@ -139,8 +139,13 @@ class SeedEdge:
             progress: called with codes done and codes in all.
         """
         language, model = self.bundle.language, self._language_model
-        ids = language.prompts.for_drawing(language.vocab, model.tokenize, prompt)
-        return write_codes(model, language.vocab, ids, sampling or language.sampling, seed, progress)
+        vocab, sampling = language.vocab, sampling or language.sampling
+        ids = language.prompts.for_drawing(vocab, model.tokenize, prompt)
+        if sampling.guidance == 1:
+            return write_codes(model, vocab, ids, sampling, seed, progress)
+        with model.fork() as unasked:
+            guided = Guided(model, unasked, language.prompts.for_any_drawing(vocab, model.tokenize), sampling.guidance)
+            return write_codes(guided, vocab, ids, sampling, seed, progress)
 
     def encode(self, images: Sequence[ImageSource]) -> NDArray[np.int64]:
         """Turn images into codes.

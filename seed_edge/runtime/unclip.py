@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from seed_edge.bundle import Bundle
 from seed_edge.errors import BundleError, PromptError
 from seed_edge.graphs import unet_graph, vae_graph
+from seed_edge.memory import available_memory
 from seed_edge.runtime.diffusion import SCHEDULERS, Array, ImageNoise, Schedule, denoise, guided
-from seed_edge.runtime.memory import available_memory
 from seed_edge.runtime.sessions import Device, Session
 
 log = logging.getLogger("seed_edge")
@@ -24,6 +24,15 @@ MEMORY_PER_PIXEL = 6000
 """Bytes that decoding a whole picture takes per pixel."""
 TILE, OVERLAP = 48, 12
 """Side of a tile and what two neighbours share, in latents."""
+
+
+def memory_is_short(needed: int) -> bool:
+    """Whether fewer bytes are free than needed, which is then said; False where the system does not tell."""
+    free = available_memory()
+    if free is None or free >= needed:
+        return False
+    log.warning("memory is short (%.1f of %.1f GB free): decoding in tiles", free / 1e9, needed / 1e9)
+    return True
 
 
 def in_tiles(decode: Callable[[Array], Array], latents: Array, scale: int) -> Array:
@@ -43,7 +52,7 @@ def in_tiles(decode: Callable[[Array], Array], latents: Array, scale: int) -> Ar
             where = (slice(y * scale, y * scale + rows), slice(x * scale, x * scale + columns))
             pixels[:, :, *where] += tile * weight
             weights[where] += weight
-    return pixels / weights
+    return (pixels / weights).astype(np.float32)
 
 
 def starts(length: int) -> list[int]:
@@ -155,10 +164,7 @@ class Unclip:
         if latents.ndim != 4 or latents.shape[1:] != wanted:
             raise BundleError(f"latents of shape {latents.shape} do not fit {self._bundle.path}, whose are (batch, {wanted})")
         if tiled is None:
-            free, needed = available_memory(), side**2 * MEMORY_PER_PIXEL
-            tiled = free is not None and free < needed
-            if tiled:
-                log.warning("memory is short (%.1f of %.1f GB free): decoding in tiles", free / 1e9, needed / 1e9)
+            tiled = memory_is_short(side**2 * MEMORY_PER_PIXEL)
         decode = self._decode_tile if not tiled else lambda one: in_tiles(self._decode_tile, one, side // s.latent_size)
         pixels = np.concatenate([decode(one[None]) for one in latents.astype(np.float32)])
         if not np.isfinite(pixels).all():

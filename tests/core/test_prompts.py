@@ -43,6 +43,10 @@ def test_drawing_prompt_ends_with_boi_and_is_cleaned():
     assert prompts.for_drawing(VOCAB, characters, "  A  Red\n Fox ") == [1, *characters("draw a red fox"), 310]
 
 
+def test_a_picture_nobody_asked_for_needs_no_words():
+    assert PLAIN.for_any_drawing(VOCAB, characters) == [1, 310]
+
+
 def test_an_edit_shows_the_picture_and_ends_with_boi():
     ids = FAMILIES["vicuna"].for_edit(VOCAB, characters, "make it blue", [IMAGE])
     assert ids == [1, *characters("USER:"), *IMAGE_IDS, *characters("make it blue\nASSISTANT:"), 310]

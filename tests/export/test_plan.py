@@ -2,11 +2,11 @@ from collections import namedtuple
 
 import pytest
 
+from seed_edge import memory
 from seed_edge.errors import CheckpointError
 from seed_edge.export import plan
 from seed_edge.export.plan import Need, announce, of_tokenizer
 from seed_edge.models.config import SeedGeometry
-from seed_edge.runtime import memory
 
 
 def need(**changes):

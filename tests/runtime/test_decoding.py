@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from seed_edge.manifest import Sampling
-from seed_edge.runtime.decoding import GREEDY, pick, write_codes, write_text
+from seed_edge.runtime.decoding import GREEDY, Guided, pick, write_codes, write_text
 from seed_edge.vocab import Vocab
 
 VOCAB = Vocab(size=20, first_code_id=10, codebook_size=8, codes_per_image=4, bos_id=1, eos_id=2, boi_id=18, eoi_id=19)
@@ -40,6 +40,13 @@ def test_a_caption_is_text_only_and_ends_at_eos():
     model = Scripted(11, 18, 19, 1, 5)  # a code, BOI, EOI and BOS before text
     assert write_text(model, VOCAB, [1], GREEDY, seed=0, max_ids=3) == [5, 5, 5]
     assert write_text(Scripted(11, 2), VOCAB, [1], GREEDY, seed=0, max_ids=3) == []
+
+
+def test_guidance_leaves_behind_what_is_drawn_unasked():
+    asked, unasked = Scripted(11, 12), Scripted(11)  # asked, code 2 comes second; unasked it does not come at all
+    wanted = [write_codes(Guided(asked, unasked, [18], g), VOCAB, [1, 18], GREEDY, 0).tolist() for g in (1, 20)]
+    assert wanted == [[1] * 4, [2] * 4]
+    assert asked.fed == [1, 18, 12, 12, 12] and unasked.fed == [18, 12, 12, 12] and unasked.room == 4
 
 
 def test_progress_counts_codes():

@@ -63,6 +63,18 @@ def test_a_shared_beginning_is_not_read_again_and_changes_nothing(model):
     assert model.step(other[-1]) == pytest.approx(fresh, abs=2e-3)
 
 
+def test_a_fork_reads_the_same_weights_and_leaves_the_other_conversation_alone(model):
+    ids = [1, *model.tokenize("a red fox")]
+    alone = model.start(ids, room=4)
+    following = model.step(40)
+    model.start(ids, room=4)
+    with model.fork() as other:
+        assert other.start(ids, room=4) == pytest.approx(alone, abs=2e-3)
+        other.step(60)
+        assert model.step(40) == pytest.approx(following, abs=2e-3)
+    assert model.start(ids, room=4) == pytest.approx(alone, abs=2e-3)  # and outlives it
+
+
 def test_a_prompt_that_leaves_no_room_is_refused_with_both_numbers(model):
     with pytest.raises(PromptError, match="the prompt has 90 ids, 86 fit"):
         model.start([5] * 90, room=10)

@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import shutil
 
@@ -63,6 +64,15 @@ def test_a_caption_is_text_and_repeats(edge):
 @pytest.mark.parametrize("prompt", ["<img_00001></img>", "🦊", "여우", "a" * 20, "</s><s>"])
 def test_odd_prompts_draw_a_picture(edge, prompt):
     assert edge.draw(prompt).size == (16, 16)
+
+
+def test_guidance_changes_what_is_drawn(edge):
+    hot = Sampling(1.0, 0, 1.0)
+    plain, one, far = (
+        [edge.draw_codes("a house", seed=s, sampling=how).tolist() for s in range(6)]
+        for how in (hot, dataclasses.replace(hot, guidance=1.0), dataclasses.replace(hot, guidance=8.0))
+    )
+    assert plain == one != far
 
 
 def test_an_empty_and_an_overlong_prompt_are_refused(edge):

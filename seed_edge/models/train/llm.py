@@ -58,6 +58,8 @@ class LlmRecipe:
     """Share of drawings among pictures to caption; the rest is photos."""
     drawn_requests: float = 0.9
     """Share of drawings among pictures to draw."""
+    wordless: float = 0.1
+    """Share of pictures to draw without being told what, which is what guidance at run time starts from."""
     sentences: float = 0.65
     """Share of photos with whole sentences among photos."""
     seed: int = 0
@@ -173,7 +175,10 @@ class ExampleSource:
         else:
             row = self._row(self.recipe.drawn_requests, rng)
             text = request(self.cache.samples[row // VIEWS], rng)
-            prompt = PROMPTS.for_drawing(self.vocab, self.tokenize, text or "")
+            if text and rng.random() >= self.recipe.wordless:
+                prompt = PROMPTS.for_drawing(self.vocab, self.tokenize, text)
+            else:
+                prompt = PROMPTS.for_any_drawing(self.vocab, self.tokenize)
             answer = [*self.vocab.codes_to_ids(self.codes[row])[1:], self.vocab.eos_id]
         ids = (prompt + answer)[:CONTEXT]
         return ids, min(len(answer), len(ids))
