@@ -6,8 +6,8 @@
 Prints one JSON object:
 
 * `named`: share of labelled photos kept for validation whose caption holds the last word of the label.
-* `main_word`: share of photos with five sentences whose caption holds the main word. The main word is the content word
-  that most of the five sentences share; photos on which fewer than three agree are left out.
+* `main_thing`: share of photos with five sentences whose caption names the main thing: whichever of `THINGS` most of the
+  five sentences name. Photos on which fewer than three agree are left out.
 * `chance`: the same two figures when captions are shuffled between photos.
 
 `FOLDER/drawings.jpg` shows the five prompts of the README, then random colours and names, none chosen by its result;
@@ -38,6 +38,14 @@ NOUNS = (
     *("train", "hat", "shoe", "t-shirt", "umbrella", "key", "lamp", "book", "guitar", "drum", "soccer ball", "basketball"),
     *("moon", "star", "cloud", "rainbow", "heart", "crown", "burger", "hot dog", "ice cream", "cake", "bread", "cheese"),
 )
+THINGS = {
+    "man": ("man", "men", "guy", "gentleman"),
+    "woman": ("woman", "women", "lady"),
+    "child": ("child", "children", "boy", "girl", "kid", "baby", "toddler"),
+    "people": ("people", "person", "group", "crowd", "couple", "team"),
+    "dog": ("dog", "puppy"),
+    **{name: (name,) for name in ("cat", "horse", "bird", "cow", "sheep", "boat", "car", "bicycle", "motorcycle")},
+}
 COLOURS = ("red", "blue", "green", "yellow", "purple", "pink", "orange", "")
 
 
@@ -45,14 +53,19 @@ def words(text: str) -> set[str]:
     return {word.rstrip("s") for word in re.findall(r"[a-z]+", text.lower()) if word not in STOP_WORDS}
 
 
-def main_word(sentences: tuple[str, ...]) -> str | None:
-    counts = Counter(word for sentence in sentences for word in words(sentence))
-    word, count = counts.most_common(1)[0]
-    return word if count >= 3 else None
+def things(text: str) -> set[str]:
+    said = set(re.findall(r"[a-z]+", text.lower()))
+    return {thing for thing, names in THINGS.items() if said & {form for name in names for form in (name, name + "s")}}
+
+
+def main_thing(sentences: tuple[str, ...]) -> str | None:
+    counts = Counter(thing for sentence in sentences for thing in things(sentence))
+    thing, count = counts.most_common(1)[0] if counts else ("", 0)
+    return thing if count >= 3 else None
 
 
 def hits(captions: list[str], wanted: list[str]) -> float:
-    return round(float(np.mean([want in words(text) for text, want in zip(captions, wanted, strict=True)])), 3)
+    return round(float(np.mean([want in words(text) | things(text) for text, want in zip(captions, wanted, strict=True)])), 3)
 
 
 def caption_all(edge: seed_edge.runtime.pipeline.SeedEdge, pictures: list[bytes]) -> list[str]:
@@ -71,12 +84,12 @@ def main() -> None:
     kept = [kept[i] for i in rng.permutation(len(kept))]
     result = {}
     with seed_edge.load(args.bundle, device="cpu") as edge:
-        groups: dict[str, list[tuple[Sample, bytes, str]]] = {"named": [], "main_word": []}
+        groups: dict[str, list[tuple[Sample, bytes, str]]] = {"named": [], "main_thing": []}
         for sample, picture in kept:
             if sample.label:
                 groups["named"].append((sample, picture, re.findall(r"[a-z]+", sample.label.lower())[-1].rstrip("s")))
-            elif sample.captions and (word := main_word(sample.captions)):
-                groups["main_word"].append((sample, picture, word))
+            elif sample.captions and (thing := main_thing(sample.captions)):
+                groups["main_thing"].append((sample, picture, thing))
         shown = []
         for name, group in groups.items():
             group = group[: args.limit]

@@ -24,8 +24,10 @@ STORED_BYTES = {"fp32": 4.0, "fp16": 2.0, "int8": 1.01}
 """Bytes per weight of a graph."""
 TRACED_BYTES = 4
 """Bytes per weight of a graph as it is traced, before it is rewritten."""
+BASE_MEMORY = 0.7e9
+"""Of the exporting process itself."""
 GRAPH_MEMORY = 3.0
-"""Peak memory of tracing and comparing a graph, in multiples of its fp32 weights (`benchmarks/full_size.py`)."""
+"""Peak memory of tracing and comparing a graph, on top, in multiples of its fp32 weights (`benchmarks/full_size.py`)."""
 LAYER_MEMORY = 4.0
 """Peak memory of converting and comparing a language model, in multiples of its largest matrix in fp32."""
 BYTES_PER_SECOND = 60e6
@@ -101,7 +103,7 @@ def announce(needs: list[Need], out: Path, kept: int, report: Callable[[str], No
     for need in needs:
         report(f"plan: {need.line()}")
     disk = sum(need.written for need in needs) + max(need.scratch for need in needs)
-    memory, free, there = max(need.memory for need in needs), available_memory(), existing(out.absolute().parent)
+    memory, free, there = BASE_MEMORY + max(need.memory for need in needs), available_memory(), existing(out.absolute().parent)
     free_disk = shutil.disk_usage(there).free
     work = sum(need.written + 2 * need.scratch + 4 * need.parameters for need in needs)
     minutes = max(1, round(work / BYTES_PER_SECOND / 60))
