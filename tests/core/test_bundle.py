@@ -24,6 +24,15 @@ def edit(folder, change):
     path.write_text(json.dumps(manifest))
 
 
+def test_the_embedded_bundle_is_whole_light_and_says_where_it_comes_from():
+    bundle = Bundle.open()
+    bundle.check_hashes()
+    manifest = bundle.manifest
+    assert sum(entry.size for entry in manifest.files.values()) <= 40_000_000
+    assert {path.name for path in bundle.path.iterdir()} == {*manifest.files, MANIFEST}
+    assert manifest.licence and {"Flickr8k", "EfficientNet-Lite0"} <= {source.name.split()[0] for source in manifest.sources}
+
+
 def refused(folder, words):
     with pytest.raises(BundleError, match=words) as caught:
         Bundle.open(folder)

@@ -2,7 +2,6 @@
 
 import subprocess
 import sys
-import textwrap
 
 import pytest
 
@@ -15,17 +14,24 @@ for name in ("connect", "connect_ex", "bind", "sendto"):
 socket.create_connection = socket.getaddrinfo = refuse
 
 import seed_edge
-with seed_edge.load(sys.argv[2]) as edge:
-    print(edge.caption(sys.argv[1]))
+with seed_edge.load(*sys.argv[2:]) as edge:
+    print(len(edge.caption(sys.argv[1]).split()))
     print(edge.draw("a red fox", seed=7).size)
 assert not {"torch", "transformers", "huggingface_hub", "requests", "httpx"} & set(sys.modules)
 """
 
 
 @pytest.mark.parametrize("name", ["coffee.jpg", "cat.jpg"])
-def test_caption_and_draw_with_sockets_blocked(examples, tiny, name):
-    result = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(PROGRAM), str(examples / name), str(tiny)], capture_output=True, text=True
-    )
+def test_the_embedded_model_captions_and_draws_with_sockets_blocked(examples, name):
+    words, size = said(str(examples / name))
+    assert int(words) >= 2 and size == "(128, 128)"
+
+
+def test_any_bundle_captions_and_draws_with_sockets_blocked(examples, tiny):
+    assert said(str(examples / "cat.jpg"), str(tiny))[1] == "(16, 16)"
+
+
+def said(*arguments):
+    result = subprocess.run([sys.executable, "-c", PROGRAM, *arguments], capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
-    assert result.stdout.splitlines()[-1] == "(16, 16)"
+    return result.stdout.splitlines()
