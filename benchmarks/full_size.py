@@ -13,13 +13,11 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
+from process import measured
 
 from seed_edge.bundle import Bundle
 from seed_edge.preprocess import open_image
@@ -35,14 +33,10 @@ rewrite(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3])
 """
 
 
-def measured(command: list[str]) -> dict[str, float]:
-    """Seconds and peak memory (GB) of a process; ends the benchmark if it fails."""
-    started = time.perf_counter()
-    process = subprocess.Popen(command, stdout=sys.stderr)
-    _, status, usage = os.wait4(process.pid, 0)
-    if status:
-        raise SystemExit(f"{command} failed")
-    return {"seconds": round(time.perf_counter() - started, 1), "peak_gb": round(usage.ru_maxrss / 1e6, 2)}
+def cost(command: list[str]) -> dict[str, float]:
+    """Seconds and peak memory (GB) of a process."""
+    seconds, peak = measured(command)
+    return {"seconds": round(seconds, 1), "peak_gb": round(peak / 1e9, 2)}
 
 
 def exactness(path: Path, seed: int) -> dict[str, float]:
@@ -80,14 +74,14 @@ def main() -> None:
     if not (checkpoint / "geometry.json").exists():
         maker = [sys.executable, str(REFERENCE / "make_checkpoint.py"), "--geometry", "full"]
         print(
-            json.dumps({"making the checkpoint": measured([*maker, "--seed", str(args.seed), "--out", str(checkpoint)])}),
+            json.dumps({"making the checkpoint": cost([*maker, "--seed", str(args.seed), "--out", str(checkpoint)])}),
             flush=True,
         )
     for storage in args.storage:
         out = args.work / f"bundle-{storage}"
         command = [sys.executable, "-m", "seed_edge", "export", "--ckpt", str(checkpoint), "--out", str(out), "--replace"]
         photos = [part for name in ("square_rgb.png", "landscape_rgb.png") for part in ("--photo", str(REFERENCE / name))]
-        result: dict[str, object] = {"storage": storage, "export": measured([*command, "--image-weights", storage, *photos])}
+        result: dict[str, object] = {"storage": storage, "export": cost([*command, "--image-weights", storage, *photos])}
         result["bytes"] = sum(file.stat().st_size for file in out.iterdir())
         print(json.dumps(result | exactness(out, args.seed)), flush=True)
     plain = args.work / "bundle-fp32" / "encoder.onnx"
@@ -95,9 +89,7 @@ def main() -> None:
         scratch = args.work / "rewritten"
         scratch.mkdir(exist_ok=True)
         print(
-            json.dumps(
-                {"rewrite as int8": measured([sys.executable, "-c", REWRITE, str(plain), str(scratch / "e.onnx"), "int8"])}
-            )
+            json.dumps({"rewrite as int8": cost([sys.executable, "-c", REWRITE, str(plain), str(scratch / "e.onnx"), "int8"])})
         )
 
 

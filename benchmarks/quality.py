@@ -64,8 +64,13 @@ def main_thing(sentences: tuple[str, ...]) -> str | None:
     return thing if count >= 3 else None
 
 
-def hits(captions: list[str], wanted: list[str]) -> float:
-    return round(float(np.mean([want in words(text) | things(text) for text, want in zip(captions, wanted, strict=True)])), 3)
+READERS = {"named": words, "main_thing": things}
+"""What of a caption counts for each figure."""
+
+
+def hits(name: str, captions: list[str], wanted: list[str]) -> float:
+    read = READERS[name]
+    return round(float(np.mean([want in read(text) for text, want in zip(captions, wanted, strict=True)])), 3)
 
 
 def caption_all(edge: seed_edge.runtime.pipeline.SeedEdge, pictures: list[bytes]) -> list[str]:
@@ -94,8 +99,8 @@ def main() -> None:
         for name, group in groups.items():
             group = group[: args.limit]
             captions, wanted = caption_all(edge, [p for _, p, _ in group]), [w for _, _, w in group]
-            result[name] = hits(captions, wanted)
-            result.setdefault("chance", {})[name] = hits([captions[i] for i in rng.permutation(len(captions))], wanted)
+            result[name] = hits(name, captions, wanted)
+            result.setdefault("chance", {})[name] = hits(name, [captions[i] for i in rng.permutation(len(captions))], wanted)
             result.setdefault("photos", {})[name] = len(group)
             shown += [(p, c) for (_, p, _), c in list(zip(group, captions, strict=True))[:24]]
         if args.sheets:

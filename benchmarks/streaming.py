@@ -12,14 +12,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import shutil
-import subprocess
 import sys
-import time
 from pathlib import Path
 
 import torch
+from process import measured
 from safetensors.torch import save_file
 
 TOKENIZER = Path(__file__).parent.parent / "tests" / "fixtures" / "seed2" / "tokenizer.model"
@@ -83,13 +81,9 @@ def main() -> None:
         shutil.rmtree(folder, ignore_errors=True)
         make(folder, getattr(torch, args.dtype))
     out = args.work / f"llama-7b-{args.weight_type}.gguf"
-    started = time.perf_counter()
-    process = subprocess.Popen([sys.executable, "-c", CONVERT, str(folder), str(out), args.weight_type])
-    _, status, usage = os.wait4(process.pid, 0)
-    if status:
-        raise SystemExit("the conversion failed")
+    seconds, peak = measured([sys.executable, "-c", CONVERT, str(folder), str(out), args.weight_type])
     result = {"dtype": args.dtype, "weight_type": args.weight_type, "bytes": out.stat().st_size}
-    result |= {"seconds": round(time.perf_counter() - started), "peak_gb": round(usage.ru_maxrss / 1e6, 2)}
+    result |= {"seconds": round(seconds), "peak_gb": round(peak / 1e9, 2)}
     print(json.dumps(result))
 
 

@@ -10,25 +10,15 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 
+from process import measured
+
 EXAMPLE = Path(__file__).parent.parent / "examples" / "coffee.jpg"
-
-
-def timed(command: list[str]) -> tuple[float, float]:
-    """Wall time in seconds and peak resident set in MB of one run."""
-    started = time.perf_counter()
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    _, status, usage = os.wait4(process.pid, 0)
-    if status:
-        raise SystemExit(f"{command} failed")
-    return time.perf_counter() - started, usage.ru_maxrss / 1024
 
 
 def main() -> None:
@@ -47,9 +37,12 @@ def main() -> None:
         taken: dict[str, list[tuple[float, float]]] = {name: [] for name in commands}
         for _ in range(runs + 1):  # alternating, the first round only warms up
             for name, command in commands.items():
-                taken[name].append(timed(command))
+                taken[name].append(measured(command, subprocess.DEVNULL, subprocess.DEVNULL))
     rows = {
-        name: {"seconds": round(statistics.median(t for t, _ in of[1:]), 3), "peak_mb": round(max(m for _, m in of[1:]))}
+        name: {
+            "seconds": round(statistics.median(t for t, _ in of[1:]), 3),
+            "peak_mb": round(max(m for _, m in of[1:]) / 2**20),
+        }
         for name, of in taken.items()
     }
     print(json.dumps(rows, indent=2))

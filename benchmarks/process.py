@@ -1,0 +1,19 @@
+"""Time and memory of a whole process, for the other benchmarks."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from typing import IO
+
+
+def measured(command: list[str], stdout: IO[str] | int = sys.stderr, stderr: int | None = None) -> tuple[float, float]:
+    """Wall time in seconds and peak resident set in bytes of one run; ends the benchmark if it fails."""
+    started = time.perf_counter()
+    process = subprocess.Popen(command, stdout=stdout, stderr=stderr)
+    _, status, usage = os.wait4(process.pid, 0)
+    if status:
+        raise SystemExit(f"{command} failed")
+    return time.perf_counter() - started, usage.ru_maxrss * 1024
