@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from seed_edge.errors import CheckpointError
 from seed_edge.models.checkpoints import read_state
@@ -33,10 +34,12 @@ class Lora:
     """An opened adapter: low-rank changes, and tensors that were trained whole."""
 
     path: Path
-    pairs: dict[str, tuple[NDArray[np.float32], NDArray[np.float32]]]
-    """Tensor name -> B (rows, r), already scaled, and A (r, columns)."""
-    whole: dict[str, NDArray[np.float32]]
-    """Tensor name -> what takes its place."""
+    pairs: dict[str, tuple[Tensor, Tensor]]
+    """Tensor name -> B (rows, r) and A (r, columns)."""
+    whole: dict[str, Tensor]
+    """Tensor name -> what takes its place; as stored, mapped from the file and converted when it is its turn."""
+    scales: dict[str, float]
+    """Tensor name -> factor of the product B A."""
 
     @classmethod
     def open(cls, folder: Path) -> Lora:
@@ -49,19 +52,19 @@ class Lora:
         path = next((folder / name for name in WEIGHTS if (folder / name).is_file()), None)
         if path is None:
             raise CheckpointError(f"{folder} holds none of {', '.join(WEIGHTS)}; --lora takes a folder that PEFT wrote")
-        halves: dict[str, dict[str, NDArray[np.float32]]] = {}
+        halves: dict[str, dict[str, Tensor]] = {}
         whole = {}
         for key, tensor in read_state(path).items():
             match = TENSOR.fullmatch(key)
             if match is None:
                 raise CheckpointError(f"{path}: {key} is no part of a plain LoRA and cannot be merged")
-            value, name = tensor.to(torch.float32, copy=True).numpy(), f"{match['module']}.weight"
+            name = f"{match['module']}.weight"
             if match["half"]:
-                halves.setdefault(name, {})[match["half"]] = value
+                halves.setdefault(name, {})[match["half"]] = tensor
             else:
-                whole[name] = value
-        pairs = {name: _pair(path, name, found, config) for name, found in halves.items()}
-        return cls(path, pairs, whole)
+                whole[name] = tensor
+        pairs = {name: _pair(path, name, found) for name, found in halves.items()}
+        return cls(path, pairs, whole, {name: _scale(config, rank=len(a)) for name, (_, a) in pairs.items()})
 
     def check(self, names: Iterable[str]) -> None:
         """Refuse an adapter that changes tensors other than `names`.
@@ -75,7 +78,7 @@ class Lora:
 
     def shape(self, name: str, base: tuple[int, ...]) -> tuple[int, ...]:
         """Shape of a tensor after the merge: one trained whole may have got rows for the codes."""
-        return self.whole[name].shape if name in self.whole else base
+        return tuple(self.whole[name].shape) if name in self.whole else base
 
     def merged(self, name: str, weight: NDArray[np.float32]) -> NDArray[np.float32]:
         """`weight`, the tensor `name` of the base model, as fine-tuning left it.
@@ -84,23 +87,23 @@ class Lora:
             CheckpointError: the adapter was made for a tensor of another shape.
         """
         if name in self.whole:
-            return self.whole[name]
+            return self.whole[name].to(torch.float32).numpy()
         if name not in self.pairs:
             return weight
-        b, a = self.pairs[name]
+        b, a = (half.to(torch.float32).numpy() for half in self.pairs[name])
         if (len(b), a.shape[1]) != weight.shape:
             raise CheckpointError(f"{self.path}: {name} is of shape {(len(b), a.shape[1])}, the base model's {weight.shape}")
-        return weight + b @ a
+        return weight + np.float32(self.scales[name]) * (b @ a)
 
 
-def _pair(
-    path: Path, name: str, found: dict[str, NDArray[np.float32]], config: dict[str, Any]
-) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+def _pair(path: Path, name: str, found: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
     if set(found) != {"lora_A", "lora_B"} or found["lora_A"].shape[0] != found["lora_B"].shape[1]:
         raise CheckpointError(f"{path}: the two halves of {name} are missing or do not fit; copy the adapter again")
-    rank = len(found["lora_A"])
-    scale = float(config["lora_alpha"]) / (rank**0.5 if config.get("use_rslora") else rank)
-    return np.float32(scale) * found["lora_B"], found["lora_A"]
+    return found["lora_B"], found["lora_A"]
+
+
+def _scale(config: dict[str, Any], rank: int) -> float:
+    return float(config["lora_alpha"]) / (rank**0.5 if config.get("use_rslora") else rank)
 
 
 def _read_config(path: Path) -> dict[str, Any]:

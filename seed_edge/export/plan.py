@@ -27,11 +27,13 @@ TRACED_BYTES = 4
 BASE_MEMORY = 0.7e9
 """Of the exporting process itself."""
 GRAPH_MEMORY = 3.0
-"""Peak memory of tracing and comparing a graph, on top, in multiples of its fp32 weights (`benchmarks/full_size.py`)."""
+"""Peak memory of tracing and comparing a graph, on top, in multiples of its fp32 weights; estimated,
+`benchmarks/full_size.py` measures it."""
 LAYER_MEMORY = 4.0
-"""Peak memory of converting and comparing a language model, in multiples of its largest matrix in fp32."""
+"""Peak memory of converting and comparing a language model, in multiples of its largest matrix in fp32; estimated,
+`benchmarks/streaming.py` measures it."""
 BYTES_PER_SECOND = 60e6
-"""Of weights read, written or traced, all in all, on two cores and a slow disk."""
+"""Of weights read, written or traced, all in all, on two cores and a slow disk; estimated."""
 
 
 @dataclass(frozen=True)
