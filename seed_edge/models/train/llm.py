@@ -23,10 +23,10 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from seed_edge.errors import DataError
 from seed_edge.models.checkpoints import load_image_tokenizer
-from seed_edge.models.image_tokenizer import PixelTokenizer
 from seed_edge.models.train.loop import Loop, optimizers_for
 from seed_edge.models.train.samples import VIEWS, Cache, build_cache
 from seed_edge.models.train.texts import caption, request
+from seed_edge.models.train.tokenizer import CODES_FILE, codes_of_cache
 from seed_edge.prompts import Prompts
 from seed_edge.vocab import Vocab
 
@@ -122,20 +122,6 @@ def write_added_tokens(vocab: Vocab, folder: Path) -> None:
     (folder / "added_tokens.json").write_text(json.dumps(tokens) + "\n")
 
 
-@torch.inference_mode()
-def codes_of_cache(model: PixelTokenizer, cache: Cache, path: Path, batch: int = 256) -> NDArray[np.int64]:
-    """Codes of every cached row, (rows, n); computed once and kept at `path`."""
-    if path.exists():
-        return np.load(path)
-    found = []
-    for start in range(0, len(cache.features), batch):
-        vision = torch.from_numpy(cache.features[start : start + batch].astype(np.float32))
-        found.append(model.quantize.codes(model.query_features(vision)).numpy())
-    codes = np.concatenate(found)
-    np.save(path, codes)
-    return codes
-
-
 class ExampleSource:
     """Draws batches of ids with a mask of what is to be predicted."""
 
@@ -224,7 +210,7 @@ def train_llm(tars: Sequence[Path], run: Path, recipe: LlmRecipe, report: Callab
     geometry, out = images.geometry, run / LLM_FOLDER
     out.mkdir(exist_ok=True)
     cache = build_cache(tars, run / "cache", images.trunk, geometry, report)
-    codes = codes_of_cache(images, cache, out / "codes.npy")
+    codes = codes_of_cache(images, cache, run / CODES_FILE)
     pieces = train_pieces(cache, recipe.text_pieces, out, recipe.seed)
     vocab = extended_vocab(pieces.get_piece_size(), geometry.codebook_size, geometry.num_queries)
     write_added_tokens(vocab, out)

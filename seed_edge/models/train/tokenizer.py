@@ -1,12 +1,15 @@
-"""Trains the image tokenizer on cached trunk features.
+"""Trains the image tokenizer on cached trunk features, in two stages.
 
-Losses: pixels (L1 and squared), trunk features of the picture (perceptual), vector quantization, and words: the
-codes must tell which words the texts of the picture use (Joulin et al. 2016, arXiv:1511.02251).
+First encoder, codebook and decoder together. Losses: pixels (L1 and squared), trunk features of the picture (perceptual),
+vector quantization, and words: the codes must tell which words the texts of the picture use (Joulin et al. 2016,
+arXiv:1511.02251). Then, when the codes of every picture stand, the decoder alone, which is cheap: nothing in front of the
+codebook is run any more. Losses: pixels (L1 alone, which blurs less) and trunk features.
 """
 
 from __future__ import annotations
 
 import re
+import zlib
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -28,6 +31,10 @@ from seed_edge.models.trunk import pretrained_trunk
 from seed_edge.preprocess import to_images
 
 PERCEPTUAL_TAPS = (2, 4, 10)
+CODES_FILE = "codes.npz"
+"""In the folder of a run: the codes of every cached picture."""
+DECODER_FOLDER = "decoder-{:08x}"
+"""In the folder of a run: state and log of the second stage for a codebook, named by its sum."""
 STOP_WORDS = frozenset(
     [
         "a",
@@ -84,6 +91,13 @@ class TokenizerRecipe:
     """Steps between moving codebook rows that nothing uses."""
     num_words: int = 4000
     """Most frequent words that the codes have to tell."""
+    decoder_steps: int = 3000
+    """Steps of the second stage."""
+    decoder_batch: int = 32
+    decoder_rate: float = 1e-3
+    decoder_drawings: float = 0.8
+    """Share of each batch of the second stage that is drawings."""
+    decoder_perceptual_weight: float = 1.0
     seed: int = 0
 
 
@@ -147,14 +161,14 @@ class Perceptual(nn.Module):
 class BatchSource:
     """Draws rows of the cache: a fixed share of drawings, both views, training samples only."""
 
-    def __init__(self, cache: Cache, recipe: TokenizerRecipe) -> None:
+    def __init__(self, cache: Cache, batch: int, share: float) -> None:
         rows = cache.rows(held_out=False)
         drawn = np.array([cache.samples[row // VIEWS].style is not None for row in rows])
-        self.drawings, self.photos, self.recipe = rows[drawn], rows[~drawn], recipe
+        self.drawings, self.photos, self.batch, self.share = rows[drawn], rows[~drawn], batch, share
 
     def __call__(self, rng: np.random.Generator) -> NDArray[np.int64]:
-        batch = self.recipe.batch
-        count = round(batch * self.recipe.drawings) if len(self.photos) else batch
+        batch = self.batch
+        count = round(batch * self.share) if len(self.photos) else batch
         count = count if len(self.drawings) else 0
         chosen = [rng.choice(pool, n) for pool, n in ((self.drawings, count), (self.photos, batch - count)) if n]
         rows = np.concatenate(chosen)
@@ -186,7 +200,7 @@ def train_tokenizer(
         nn.GELU(),
         nn.Linear(geometry.qformer_width, len(targets.words)),
     )
-    perceptual, source = Perceptual(trunk), BatchSource(cache, recipe)
+    perceptual, source = Perceptual(trunk), BatchSource(cache, recipe.batch, recipe.drawings)
     measure_channels(model, cache)
     usage = nn.Module()
     usage.register_buffer("counts", torch.zeros(geometry.codebook_size))
@@ -196,7 +210,7 @@ def train_tokenizer(
         rows = source(rng)
         vision = torch.from_numpy(cache.features[rows].astype(np.float32))
         painted = rows[: recipe.painted]
-        truth = torch.from_numpy(cache.pixels[painted].astype(np.float32) / 255).permute(0, 3, 1, 2)
+        truth = pixels_of(cache, painted)
         with torch.autocast("cpu", torch.bfloat16):
             z = model.query_features(vision)
             if step % recipe.revive_every == 0 and step < 0.8 * recipe.steps:
@@ -230,6 +244,67 @@ def train_tokenizer(
     modules = {"model": model, "words": words_head, "usage": usage}
     optimizers = optimizers_for([model, words_head], recipe.weight_decay, heads=[words_head])
     Loop(out, recipe.steps, recipe.seed, report).run(modules, optimizers, losses_of, recipe.rate, recipe.warmup, after=after)
+    train_decoder(model.eval(), cache, out, recipe, perceptual, report)
+
+
+def train_decoder(
+    model: PixelTokenizer,
+    cache: Cache,
+    out: Path,
+    recipe: TokenizerRecipe,
+    perceptual: Perceptual,
+    report: Callable[[str], None],
+) -> None:
+    """The second stage: what stands behind the codebook, on the codes that every picture has now."""
+    codes = torch.from_numpy(codes_of_cache(model, cache, out / CODES_FILE))
+    source = BatchSource(cache, recipe.decoder_batch, recipe.decoder_drawings)
+    model.requires_grad_(False)
+    for part in (model.decode_task_layer, model.blocks_image, model.pixel_head):
+        part.requires_grad_(True)
+    model.pos_embed_image.requires_grad_(True)
+
+    def losses_of(step: int, rng: np.random.Generator) -> dict[str, Tensor]:
+        rows = source(rng)
+        truth = pixels_of(cache, rows)
+        with torch.autocast("cpu", torch.bfloat16):
+            drawn = model.pixel_head(model.code_features(model.quantize.embedding(codes[rows]))).float()
+            look = perceptual(drawn, truth)
+        return {"l1": F.l1_loss(drawn, truth), "look": recipe.decoder_perceptual_weight * look}
+
+    def after(step: int) -> None:
+        save_image_tokenizer(model, out)
+        write_sheet(model, cache, out / "sheets" / f"decoder-{step:06d}.png")
+
+    loop = Loop(out / DECODER_FOLDER.format(codebook_sum(model)), recipe.decoder_steps, recipe.seed, report)
+    optimizers = optimizers_for([model], recipe.weight_decay)
+    loop.run({"model": model}, optimizers, losses_of, recipe.decoder_rate, recipe.warmup, after=after)
+
+
+def pixels_of(cache: Cache, rows: NDArray[np.int64]) -> Tensor:
+    """Pictures of the cache, (rows, 3, H, W) in [0, 1]."""
+    return torch.from_numpy(cache.pixels[rows].astype(np.float32) / 255).permute(0, 3, 1, 2)
+
+
+def codebook_sum(model: PixelTokenizer) -> int:
+    """What tells one state of the codebook from another."""
+    return zlib.crc32(model.quantize.embedding.weight.detach().numpy().tobytes())
+
+
+@torch.inference_mode()
+def codes_of_cache(model: PixelTokenizer, cache: Cache, path: Path, batch: int = 256) -> NDArray[np.int64]:
+    """Codes of every cached row, (rows, n); kept at `path` with a sum over the codebook, and found again for this one only."""
+    codebook = codebook_sum(model)
+    if path.exists():
+        with np.load(path) as kept:
+            if int(kept["codebook"]) == codebook:
+                return kept["codes"]
+    found = []
+    for start in range(0, len(cache.features), batch):
+        vision = torch.from_numpy(cache.features[start : start + batch].astype(np.float32))
+        found.append(model.quantize.codes(model.query_features(vision)).numpy())
+    codes = np.concatenate(found)
+    np.savez(path, codes=codes, codebook=codebook)
+    return codes
 
 
 def measure_channels(model: PixelTokenizer, cache: Cache, sample: int = 1000) -> None:
