@@ -121,8 +121,9 @@ class LlamaFolder:
 
     def read(self, name: str) -> NDArray[np.float32]:
         """One tensor, with the adapter merged."""
-        weight = self._shards.read(name)
-        return weight if self.lora is None else self.lora.merged(name, weight)
+        if self.lora is None:
+            return self._shards.read(name)
+        return self.lora.merged(name, lambda: self._shards.read(name))
 
     def file_of(self, name: str) -> Path:
         """Where a tensor comes from."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -80,14 +80,18 @@ class Lora:
         """Shape of a tensor after the merge: one trained whole may have got rows for the codes."""
         return tuple(self.whole[name].shape) if name in self.whole else base
 
-    def merged(self, name: str, weight: NDArray[np.float32]) -> NDArray[np.float32]:
-        """`weight`, the tensor `name` of the base model, as fine-tuning left it.
+    def merged(self, name: str, read: Callable[[], NDArray[np.float32]]) -> NDArray[np.float32]:
+        """The tensor `name` as fine-tuning left it.
+
+        Args:
+            read: gives the base model's; not called where the adapter holds the whole tensor.
 
         Raises:
             CheckpointError: the adapter was made for a tensor of another shape.
         """
         if name in self.whole:
             return self.whole[name].to(torch.float32).numpy()
+        weight = read()
         if name not in self.pairs:
             return weight
         b, a = (half.to(torch.float32).numpy() for half in self.pairs[name])
