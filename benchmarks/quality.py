@@ -20,6 +20,7 @@ import argparse
 import io
 import json
 import re
+import textwrap
 from collections import Counter
 from pathlib import Path
 
@@ -119,7 +120,7 @@ def write_sheet(path: Path, cells: list[tuple[Image.Image, str]], columns: int =
     for i, (image, text) in enumerate(cells):
         x, y = i % columns * 140 + 6, i // columns * 170 + 4
         sheet.paste(image, (x, y))
-        lines = [text[k : k + 21] for k in range(0, min(len(text), 63), 21)]
+        lines = textwrap.wrap(text, 21)[:3]
         pen.multiline_text((x, y + 130), "\n".join(lines), fill="black", spacing=1)
     sheet.save(path, quality=88)
 

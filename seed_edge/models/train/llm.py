@@ -41,7 +41,7 @@ BOS_ID, EOS_ID = 1, 2
 class LlmRecipe:
     """Shape of the model and knobs of one training run."""
 
-    steps: int = 4000
+    steps: int = 5200
     batch: int = 64
     rate: float = 2e-3
     """Peak learning rate."""
