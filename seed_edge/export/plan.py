@@ -26,14 +26,14 @@ TRACED_BYTES = 4
 """Bytes per weight of a graph as it is traced, before it is rewritten."""
 BASE_MEMORY = 0.7e9
 """Of the exporting process itself."""
-GRAPH_MEMORY = 3.0
-"""Peak memory of tracing and comparing a graph, on top, in multiples of its fp32 weights; estimated,
-`benchmarks/full_size.py` measures it."""
-LAYER_MEMORY = 4.0
-"""Peak memory of converting and comparing a language model, in multiples of its largest matrix in fp32; estimated,
-`benchmarks/streaming.py` measures it."""
-BYTES_PER_SECOND = 60e6
-"""Of weights read, written or traced, all in all, on two cores and a slow disk; estimated."""
+TOKENIZER_MEMORY, DIFFUSION_MEMORY = 2.1, 3.8
+"""Peak memory of tracing and comparing graphs, on top, in multiples of the fp32 weights of the largest
+(`benchmarks/full_size.py`: 9.8 GB, `benchmarks/full_diffusion.py`: 13.8 GB)."""
+LAYER_MEMORY = 2.5
+"""Peak memory of converting and comparing a language model, in multiples of its largest matrix in fp32
+(`benchmarks/streaming.py`: 1.4 GB, 2.0 with an adapter), not counting the finished file, which llama.cpp maps."""
+BYTES_PER_SECOND = 50e6
+"""Of weights read, written or traced, all in all, on two cores and a slow disk (the same benchmarks: 43 to 73)."""
 
 
 @dataclass(frozen=True)
@@ -66,20 +66,20 @@ def of_tokenizer(geometry: PixelGeometry | SeedGeometry, sources: list[Path], st
     with torch.device("meta"):
         model = PixelTokenizer(geometry) if isinstance(geometry, PixelGeometry) else SeedTokenizer(geometry)
     count = sum(p.numel() for p in model.parameters())
-    return of_graphs("image tokenizer", sources, count, count, storage)
+    return of_graphs("image tokenizer", sources, count, count, storage, TOKENIZER_MEMORY)
 
 
 def of_diffusion(folder: Path, storage: str) -> Need:
     """A diffusion: UNet and VAE."""
     files = [weight_file(folder / part) for part in TRACED]
     counts = [sum(prod(shape) for shape in shapes_in(file).values()) for file in files]
-    return of_graphs("diffusion", files, sum(counts), max(counts), storage)
+    return of_graphs("diffusion", files, sum(counts), max(counts), storage, DIFFUSION_MEMORY)
 
 
-def of_graphs(part: str, sources: list[Path], count: int, largest: int, storage: str) -> Need:
-    """Graphs with `count` weights in all, `largest` in the largest of them."""
+def of_graphs(part: str, sources: list[Path], count: int, largest: int, storage: str, memory: float) -> Need:
+    """Graphs with `count` weights in all, `largest` in the largest of them, whose size `memory` multiplies."""
     traced = TRACED_BYTES * largest
-    return Need(part, sources, count, STORED_BYTES[storage] * count, traced, GRAPH_MEMORY * traced)
+    return Need(part, sources, count, STORED_BYTES[storage] * count, traced, memory * traced)
 
 
 def of_language(llama: LlamaFolder, weight_type: str) -> Need:

@@ -64,8 +64,11 @@ def choose_device(requested: str) -> Device:
 class Session:
     """One opened graph."""
 
-    def __init__(self, path: Path, spec: GraphSpec, device: Device) -> None:
+    def __init__(self, path: Path, spec: GraphSpec, device: Device, arena: bool = True) -> None:
         """Open and check a graph.
+
+        Args:
+            arena: keep the memory of a run for the next one.
 
         Raises:
             BundleError: the file is no ONNX graph, or not the declared one.
@@ -74,6 +77,7 @@ class Session:
         options = ort.SessionOptions()
         options.intra_op_num_threads = available_cores()
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        options.enable_cpu_mem_arena = arena
         options.log_severity_level = FATAL
         ort.set_default_logger_severity(FATAL)
         providers = [CPU]

@@ -20,19 +20,16 @@ from seed_edge.runtime.sessions import Device, Session
 
 log = logging.getLogger("seed_edge")
 
-MEMORY_PER_PIXEL = 6000
-"""Bytes that decoding a whole picture takes per pixel; estimated from the widest activations, not measured."""
+MEMORY_PER_PIXEL = 5000
+"""Bytes that decoding a whole picture takes per pixel (`benchmarks/full_diffusion.py`: 3.2 GB for 768 x 768)."""
 TILE, OVERLAP = 48, 12
 """Side of a tile and what two neighbours share, in latents."""
 
 
-def memory_is_short(needed: int) -> bool:
-    """Whether fewer bytes are free than needed, which is then said; False where the system does not tell."""
+def is_short(needed: int) -> bool:
+    """Whether fewer bytes of memory are free than needed; False where the system does not tell."""
     free = available_memory()
-    if free is None or free >= needed:
-        return False
-    log.warning("memory is short (%.1f of %.1f GB free): decoding in tiles", free / 1e9, needed / 1e9)
-    return True
+    return free is not None and free < needed
 
 
 def in_tiles(decode: Callable[[Array], Array], latents: Array, scale: int) -> Array:
@@ -101,7 +98,8 @@ class Unclip:
 
     @cached_property
     def _vae(self) -> Session:
-        return Session(self._bundle.vae, vae_graph(self._settings.latent_channels), self._device)
+        # an arena would keep half as much again, for speed in a second run that seldom comes
+        return Session(self._bundle.vae, vae_graph(self._settings.latent_channels), self._device, arena=False)
 
     @cached_property
     def _arrays(self) -> tuple[Schedule, ImageNoise]:
@@ -164,7 +162,12 @@ class Unclip:
         if latents.ndim != 4 or latents.shape[1:] != wanted:
             raise BundleError(f"latents of shape {latents.shape} do not fit {self._bundle.path}, whose are (batch, {wanted})")
         if tiled is None:
-            tiled = memory_is_short(side**2 * MEMORY_PER_PIXEL)
+            needed = side**2 * MEMORY_PER_PIXEL
+            if is_short(needed):
+                self.__dict__.pop("_unet", None)  # the network of the steps before; opened again when it is needed
+            tiled = is_short(needed)
+            if tiled:
+                log.warning("memory is short (%.1f GB needed): decoding in tiles", needed / 1e9)
         decode = self._decode_tile if not tiled else lambda one: in_tiles(self._decode_tile, one, side // s.latent_size)
         pixels = np.concatenate([decode(one[None]) for one in latents.astype(np.float32)])
         if not np.isfinite(pixels).all():
@@ -175,7 +178,11 @@ class Unclip:
         return self._vae(latents)[0].astype(np.float32)
 
     def _predict(self, latents: Array, timestep: int, labels: Array) -> Array:
-        v = self._unet(latents, np.full(len(latents), timestep, np.int64), labels)[0].astype(np.float32)
+        # on a CPU one after the other is as fast as together, and takes less memory
+        size = 1 if self._unet.device == "cpu" else len(latents)
+        parts = [slice(start, start + size) for start in range(0, len(latents), size)]
+        found = [self._unet(latents[p], np.full(len(latents[p]), timestep, np.int64), labels[p])[0] for p in parts]
+        v = np.concatenate(found).astype(np.float32)
         if not np.isfinite(v).all():
             raise BundleError(
                 f"{self._bundle.unet} gave values that are not numbers at step {timestep}; export with --image-weights fp32"

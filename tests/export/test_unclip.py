@@ -204,14 +204,24 @@ def test_tiles_give_nearly_the_whole_picture(bundle, given, monkeypatch):
     assert whole.shape == tiled.shape and 25 < psnr(whole, tiled) < 90  # norms see a tile instead of the picture
 
 
-def test_memory_decides_between_whole_and_tiles_and_says_so(bundle, monkeypatch, caplog):
-    latents = np.zeros((1, 4, 32, 32), np.float32)
+def test_memory_decides_between_whole_and_tiles_and_says_so(bundle, given, monkeypatch, caplog):
     unclip = Unclip(bundle, choose_device("cpu"))
     for free, tiles in ((10**12, 0), (None, 0), (1000, 1)):
         caplog.clear()
         monkeypatch.setattr(unclip_module, "available_memory", lambda free=free: free)
-        unclip.develop(latents)
+        final = unclip.walk(*given, DiffusionOptions(steps=2))
+        unclip.develop(final)
         assert len([r for r in caplog.records if "decoding in tiles" in r.message]) == tiles
+        assert ("_unet" in vars(unclip)) == (not tiles)  # where memory is short, the network of the steps goes first
+
+
+def test_what_leaving_the_network_frees_may_be_enough_for_a_whole_picture(bundle, given, monkeypatch, caplog):
+    unclip = Unclip(bundle, choose_device("cpu"))
+    final = unclip.walk(*given, DiffusionOptions(steps=2))
+    monkeypatch.setattr(unclip_module, "available_memory", lambda: 1000 if "_unet" in vars(unclip) else 10**12)
+    unclip.develop(final)
+    assert "_unet" not in vars(unclip) and not [r for r in caplog.records if "tiles" in r.message]
+    assert unclip.walk(*given, DiffusionOptions(steps=2)).shape == final.shape
 
 
 def test_what_was_drawn_is_kept_when_the_last_stage_fails(bundle, tmp_path, monkeypatch):
