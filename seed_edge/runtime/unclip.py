@@ -20,8 +20,8 @@ from seed_edge.runtime.sessions import Device, Session
 
 log = logging.getLogger("seed_edge")
 
-MEMORY_PER_PIXEL = 5000
-"""Bytes that decoding a whole picture takes per pixel (`benchmarks/full_diffusion.py`: 3.2 GB for 768 x 768)."""
+MEMORY_PER_PIXEL = 6000
+"""Bytes that decoding a whole picture takes per pixel (`benchmarks/full_diffusion.py`: 3.9 GB for 768 x 768, all in all)."""
 TILE, OVERLAP = 48, 12
 """Side of a tile and what two neighbours share, in latents."""
 
