@@ -23,7 +23,7 @@ from diffusers.pipelines.stable_diffusion.stable_unclip_image_normalizer import 
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from diffusers.schedulers.scheduling_pndm import PNDMScheduler
 from PIL import Image
-from process import measured
+from process import cost, measured
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 REFERENCE = Path(__file__).parent.parent / "tests" / "fixtures" / "seed2"
@@ -62,12 +62,6 @@ def make(folder: Path) -> None:
     PNDMScheduler(**SCHEDULE, **settings).save_pretrained(folder / "scheduler")
 
 
-def cost(*command: object) -> dict[str, float]:
-    """Seconds and peak memory (GB) of a `seed-edge` process."""
-    seconds, peak = measured([sys.executable, "-m", "seed_edge", *map(str, command)])
-    return {"seconds": round(seconds, 1), "peak_gb": round(peak / 1e9, 2)}
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--work", type=Path, required=True)
@@ -85,15 +79,17 @@ def main() -> None:
     np.save(latents, np.random.default_rng(0).standard_normal((1, 4, 96, 96), np.float32))
     for storage in args.storage:
         out = args.work / f"bundle-{storage}"
-        parts = ("--ckpt", checkpoint, "--diffusion", source, "--image-weights", storage)
+        edge = [sys.executable, "-m", "seed_edge"]
+        decode = [*edge, "decode", "--bundle", str(out)]
+        export = [*edge, "export", "--ckpt", str(checkpoint), "--diffusion", str(source), "--image-weights", storage]
         result: dict[str, object] = {"storage": storage}
-        result["export"] = cost("export", *parts, "--out", out, "--replace")
+        result["export"] = cost([*export, "--out", str(out), "--replace"])
         result["bytes"] = sum(file.stat().st_size for file in out.iterdir())
-        result["draw"] = cost("decode", codes, "--bundle", out, "--steps", args.steps, "-o", args.work / "drawn.png")
+        result["draw"] = cost([*decode, str(codes), "--steps", str(args.steps), "-o", str(args.work / "drawn.png")])
         pictures = []
         for way in ("tiled", "whole"):
             picture = args.work / f"{way}.png"
-            result[way] = cost("decode", latents, "--bundle", out, f"--{way}", "-o", picture)
+            result[way] = cost([*decode, str(latents), f"--{way}", "-o", str(picture)])
             pictures.append(np.asarray(Image.open(picture), np.float64))
         error = np.mean((pictures[0] - pictures[1]) ** 2)
         print(json.dumps(result | {"psnr": round(float(10 * np.log10(255**2 / error)), 1)}), flush=True)

@@ -17,7 +17,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
-from process import measured
+from process import cost
 
 from seed_edge.bundle import Bundle
 from seed_edge.preprocess import open_image
@@ -31,12 +31,6 @@ from pathlib import Path
 from seed_edge.export.weights import rewrite
 rewrite(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3])
 """
-
-
-def cost(command: list[str]) -> dict[str, float]:
-    """Seconds and peak memory (GB) of a process."""
-    seconds, peak = measured(command)
-    return {"seconds": round(seconds, 1), "peak_gb": round(peak / 1e9, 2)}
 
 
 def exactness(path: Path, seed: int) -> dict[str, float]:

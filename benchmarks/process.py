@@ -17,3 +17,9 @@ def measured(command: list[str], stdout: IO[str] | int = sys.stderr, stderr: int
     if status:
         raise SystemExit(f"{command} failed")
     return time.perf_counter() - started, usage.ru_maxrss * 1024
+
+
+def cost(command: list[str]) -> dict[str, float]:
+    """Seconds and peak memory (GB) of a process, for printing."""
+    seconds, peak = measured(command)
+    return {"seconds": round(seconds, 1), "peak_gb": round(peak / 1e9, 2)}

@@ -18,7 +18,7 @@ import sys
 from pathlib import Path
 
 import torch
-from process import measured
+from process import cost
 from safetensors.torch import save_file
 
 TOKENIZER = Path(__file__).parent.parent / "tests" / "fixtures" / "seed2" / "tokenizer.model"
@@ -104,10 +104,9 @@ def main() -> None:
         make_adapter(adapter, getattr(torch, args.dtype))
     out = args.work / f"llama-7b-{args.weight_type}.gguf"
     command = [sys.executable, "-c", CONVERT, str(folder), str(out), args.weight_type, str(adapter or "")]
-    seconds, peak = measured(command)
+    spent = cost(command)
     result = {"dtype": args.dtype, "lora": args.lora, "weight_type": args.weight_type, "bytes": out.stat().st_size}
-    result |= {"seconds": round(seconds), "peak_gb": round(peak / 1e9, 2)}
-    print(json.dumps(result))
+    print(json.dumps(result | spent))
 
 
 if __name__ == "__main__":

@@ -167,7 +167,7 @@ class Unclip:
                 self.__dict__.pop("_unet", None)  # the network of the steps before; opened again when it is needed
             tiled = is_short(needed)
             if tiled:
-                log.warning("memory is short (%.1f GB needed): decoding in tiles", needed / 1e9)
+                log.warning("memory is short (a whole picture needs %.1f GB): decoding in tiles", needed / 1e9)
         decode = self._decode_tile if not tiled else lambda one: in_tiles(self._decode_tile, one, side // s.latent_size)
         pixels = np.concatenate([decode(one[None]) for one in latents.astype(np.float32)])
         if not np.isfinite(pixels).all():
