@@ -43,7 +43,10 @@ class Geometry:
 
 @dataclasses.dataclass(frozen=True)
 class PixelGeometry(Geometry):
-    """EfficientNet-Lite0 in front, a head that draws pixels behind: the embedded model, by default."""
+    """EfficientNet-Lite0 in front, a head that draws pixels behind: the embedded model, by default.
+
+    The first `semantic_queries` see the whole picture and tell what it shows; the others have places and tell how it looks.
+    """
 
     image_size: int = 224
     vit_width: int = 1120
@@ -55,13 +58,14 @@ class PixelGeometry(Geometry):
     cross_attention_every: int = 2
     codebook_size: int = 2048
     code_dim: int = 32
-    decoder_depth: int = 4
+    decoder_depth: int = 6
     decoder_heads: int = 8
+    semantic_queries: int = 8
     output_size: int = 128
     """Side of the square picture the pixel head draws, in pixels."""
     pixel_grid: int = 8
     """Side of the grid that the codes are spread over."""
-    pixel_channels: tuple[int, ...] = (160, 80, 32)
+    pixel_channels: tuple[int, ...] = (192, 96, 40)
     """Channels after each doubling of the grid, coarsest first; one more doubling makes the pixels."""
 
     def __post_init__(self) -> None:
@@ -69,6 +73,10 @@ class PixelGeometry(Geometry):
             raise CheckpointError(
                 f"geometry: {len(self.pixel_channels) + 1} doublings of a grid of {self.pixel_grid} "
                 f"do not give output_size {self.output_size}; mend pixel_channels or output_size"
+            )
+        if not 0 <= self.semantic_queries < self.num_queries:
+            raise CheckpointError(
+                f"geometry: {self.semantic_queries} semantic_queries of {self.num_queries} queries leave none for places"
             )
 
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from seed_edge.models.config import PixelGeometry
-from seed_edge.models.places import BRUSH, centres, log_nearness, rows_and_columns
+from seed_edge.models.places import BRUSH, centres, log_nearness, places_of_queries
 
 LAYER_NORM_EPS = 1e-6
 
@@ -77,7 +77,8 @@ class PixelHead(nn.Module):
     """Code features (batch, n, width) -> pixels (batch, 3, output_size, output_size), in about [0, 1].
 
     A grid whose cells are learnt mixtures of all codes is doubled in size by convolutions until it is the picture; the
-    last doubling is a sub-pixel convolution. At first a cell mixes the codes whose queries look near it (`places`).
+    last doubling is a sub-pixel convolution. At first a cell mixes the codes whose queries look near it (`places`); what the
+    semantic codes say reaches it through the blocks before.
     """
 
     def __init__(self, geometry: PixelGeometry) -> None:
@@ -85,9 +86,9 @@ class PixelHead(nn.Module):
         width, self.grid = geometry.qformer_width, geometry.pixel_grid
         self.queries = nn.Parameter(torch.randn(1, self.grid**2, width) * 0.02)
         self.spread = nn.Linear(geometry.num_queries, self.grid**2, bias=False)
-        of_queries = centres(*rows_and_columns(geometry.num_queries))
-        nearness = log_nearness(centres(self.grid, self.grid), of_queries, BRUSH).exp()
-        self.spread.weight.data.copy_(F.normalize(nearness, dim=1))
+        nearness = log_nearness(centres(self.grid, self.grid), places_of_queries(geometry), BRUSH).exp()
+        self.spread.weight.data[:, : geometry.semantic_queries] = 0.0
+        self.spread.weight.data[:, geometry.semantic_queries :] = F.normalize(nearness, dim=1)
         self.mlp = Mlp(width, 2 * width)
         self.norm = nn.LayerNorm(width, eps=LAYER_NORM_EPS)
         channels = (width, *geometry.pixel_channels)

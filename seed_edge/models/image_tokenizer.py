@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from seed_edge.models.config import Geometry, PixelGeometry, SeedGeometry
 from seed_edge.models.decoder import Block, PixelHead
 from seed_edge.models.eva import EvaViT
-from seed_edge.models.places import SIGHT, centres, log_nearness, rows_and_columns
+from seed_edge.models.places import SIGHT, centres, log_nearness, places_of_queries
 from seed_edge.models.qformer import CausalQFormer
 from seed_edge.models.quantizer import Quantized, VectorQuantizer
-from seed_edge.models.trunk import EfficientNetLite0
+from seed_edge.models.trunk import EfficientNetLite
 
 
 class ImageTokenizer(nn.Module):
@@ -85,14 +85,15 @@ class PixelTokenizer(ImageTokenizer):
     def __init__(self, geometry: PixelGeometry) -> None:
         super().__init__(geometry)
         self.geometry = geometry
-        self.trunk = EfficientNetLite0()
+        self.trunk = EfficientNetLite()
         # channels of the trunk differ in mean and spread by orders of magnitude; training sets these two once
         self.register_buffer("vision_mean", torch.zeros(geometry.vit_width))
         self.register_buffer("vision_std", torch.ones(geometry.vit_width))
         side = geometry.image_size // 32
         self.vision_pos_embed = nn.Parameter(torch.randn(1, side**2, geometry.vit_width) * 0.2)
-        of_queries = centres(*rows_and_columns(geometry.num_queries))
-        self.sight = nn.Parameter(log_nearness(of_queries, centres(side, side), SIGHT))
+        sight = torch.zeros(geometry.num_queries, side**2)
+        sight[geometry.semantic_queries :] = log_nearness(places_of_queries(geometry), centres(side, side), SIGHT)
+        self.sight = nn.Parameter(sight)
         # each query's vectors are centred and scaled on their own, so that all queries share the whole codebook
         self.code_norm = nn.BatchNorm1d(geometry.num_queries * geometry.code_dim, momentum=0.02, affine=False)
         self.pixel_head = PixelHead(geometry)
@@ -106,6 +107,11 @@ class PixelTokenizer(ImageTokenizer):
 
     def look_bias(self) -> Tensor:
         return self.sight
+
+    def told(self, vectors: Tensor) -> Tensor:
+        """Code vectors (batch, n, code_dim) -> features (batch, semantic_queries, width) that training reads words from."""
+        count = self.geometry.semantic_queries
+        return self.decode_task_layer(vectors[:, :count]) + self.pos_embed_image[:, :count]
 
     def scaled(self, z: Tensor) -> Tensor:
         return self.code_norm(z.flatten(1).float()).view(z.shape)

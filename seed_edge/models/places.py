@@ -1,4 +1,4 @@
-"""Where each query looks and paints at first: queries laid over the picture row by row.
+"""Where queries look and paint at first: those with a place are laid over the picture row by row.
 
 Attention that starts without places takes thousands of steps to find them; these are starting values only, learnt on.
 """
@@ -9,6 +9,8 @@ import math
 
 import torch
 from torch import Tensor
+
+from seed_edge.models.config import PixelGeometry
 
 SIGHT = 0.1
 """Standard deviation of a query's first look, in sides of the picture."""
@@ -26,6 +28,11 @@ def centres(rows: int, columns: int) -> Tensor:
     """Centres of the cells of a grid, (rows * columns, 2): y and x in [0, 1], row by row."""
     y, x = ((torch.arange(n) + 0.5) / n for n in (rows, columns))
     return torch.cartesian_prod(y, x)
+
+
+def places_of_queries(geometry: PixelGeometry) -> Tensor:
+    """Centres of the queries that have a place, (num_queries - semantic_queries, 2)."""
+    return centres(*rows_and_columns(geometry.num_queries - geometry.semantic_queries))
 
 
 def log_nearness(a: Tensor, b: Tensor, deviation: float) -> Tensor:

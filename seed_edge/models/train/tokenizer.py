@@ -1,8 +1,8 @@
 """Trains the image tokenizer on cached trunk features, in two stages.
 
 First encoder, codebook and decoder together. Losses: pixels (L1 and squared), trunk features of the picture (perceptual),
-vector quantization, and words: the codes must tell which words the texts of the picture use (Joulin et al. 2016,
-arXiv:1511.02251). Then, when the codes of every picture stand, the decoder alone, which is cheap: nothing in front of the
+vector quantization, and words: from the semantic codes one must tell which words the texts of the picture use (Joulin et al.
+2016, arXiv:1511.02251), and a small language model must tell a whole text (`reader`). Then, when the codes of every picture stand, the decoder alone, which is cheap: nothing in front of the
 codebook is run any more. Losses: pixels (L1 alone, which blurs less) and trunk features.
 """
 
@@ -26,7 +26,9 @@ from seed_edge.models.checkpoints import save_image_tokenizer
 from seed_edge.models.config import PixelGeometry
 from seed_edge.models.image_tokenizer import PixelTokenizer
 from seed_edge.models.train.loop import Loop, optimizers_for
+from seed_edge.models.train.reader import Reader, WordList
 from seed_edge.models.train.samples import VIEWS, Cache, Sample, build_cache
+from seed_edge.models.train.texts import caption
 from seed_edge.models.trunk import pretrained_trunk
 from seed_edge.preprocess import to_images
 
@@ -68,21 +70,25 @@ STOP_WORDS = frozenset(
 class TokenizerRecipe:
     """Knobs of one training run."""
 
-    steps: int = 1800
-    batch: int = 64
+    steps: int = 2000
+    batch: int = 128
     painted: int = 36
-    """Pictures of a batch that are drawn and compared, drawings first; of the others only the words are learnt, at a
-    fraction of the cost."""
+    """Pictures of a batch that are drawn and compared; of the others only the words are learnt, at a fraction of the cost."""
     looked_at: int = 18
     """Pictures of a batch compared in the trunk's features too, drawings first."""
     rate: float = 1.5e-3
     """Peak learning rate."""
     warmup: int = 60
     weight_decay: float = 0.02
-    drawings: float = 0.42
-    """Share of each batch that is drawings."""
+    painted_shares: tuple[float, float, float] = (0.45, 0.25, 0.3)
+    """Of drawings, composites and photos, among the pictures that are drawn."""
+    read_shares: tuple[float, float, float] = (0.4, 0.1, 0.5)
+    """The same among the others."""
+    feature_dropout: float = 0.15
+    """Of the trunk's channels; the words of pictures in unseen styles are told better."""
     perceptual_weight: float = 0.5
-    words_weight: float = 0.15
+    words_weight: float = 0.25
+    reader_weight: float = 0.25
     vq_weight: float = 1.0
     quantized_from: float = 0.1
     """Share of the run over which quantized vectors take the place of continuous ones, picture by picture. Codes
@@ -95,8 +101,8 @@ class TokenizerRecipe:
     """Steps of the second stage."""
     decoder_batch: int = 32
     decoder_rate: float = 1e-3
-    decoder_drawings: float = 0.8
-    """Share of each batch of the second stage that is drawings."""
+    decoder_shares: tuple[float, float, float] = (0.5, 0.35, 0.15)
+    """Of drawings, composites and photos in the second stage."""
     decoder_perceptual_weight: float = 1.0
     seed: int = 0
 
@@ -109,9 +115,11 @@ def words_of(sample: Sample) -> Counter[str]:
     if sample.label:
         words.update({word: 3 for word in re.findall(r"[a-z]+", sample.label.lower()) if word not in STOP_WORDS})
         words.update({word: 1 for word in sample.tags if word.isalpha()})
+    for phrase in sample.phrases:
+        words.update(set(re.findall(r"[a-z]+", phrase)) - STOP_WORDS)
     if sample.colour:
         words[sample.colour] += 3
-    if sample.label or sample.captions:
+    if sample.label or sample.captions or sample.phrases:
         words["drawing" if sample.style else "photo"] += 1
     return words
 
@@ -159,20 +167,20 @@ class Perceptual(nn.Module):
 
 
 class BatchSource:
-    """Draws rows of the cache: a fixed share of drawings, both views, training samples only."""
+    """Draws rows of the cache: fixed shares of drawings, composites and photos, in this order; training samples only."""
 
-    def __init__(self, cache: Cache, batch: int, share: float) -> None:
+    def __init__(self, cache: Cache, batch: int, shares: Sequence[float]) -> None:
         rows = cache.rows(held_out=False)
-        drawn = np.array([cache.samples[row // VIEWS].style is not None for row in rows])
-        self.drawings, self.photos, self.batch, self.share = rows[drawn], rows[~drawn], batch, share
+        samples = [cache.samples[row // VIEWS] for row in rows]
+        kinds = np.array([2 if sample.style is None else 1 if sample.phrases else 0 for sample in samples])
+        self.pools = [rows[kinds == kind] for kind in range(3)]
+        there = np.array(shares) * [len(pool) > 0 for pool in self.pools]
+        edges = np.rint(np.cumsum(there / there.sum()) * batch).astype(int)
+        self.counts = np.diff(edges, prepend=0)
 
     def __call__(self, rng: np.random.Generator) -> NDArray[np.int64]:
-        batch = self.batch
-        count = round(batch * self.share) if len(self.photos) else batch
-        count = count if len(self.drawings) else 0
-        chosen = [rng.choice(pool, n) for pool, n in ((self.drawings, count), (self.photos, batch - count)) if n]
-        rows = np.concatenate(chosen)
-        return rows + (rng.random(batch) < 0.4)  # view 1 in two of five
+        rows = np.concatenate([rng.choice(pool, n) for pool, n in zip(self.pools, self.counts, strict=True) if n])
+        return rows + (rng.random(len(rows)) < 0.4)  # view 1 in two of five
 
 
 def train_tokenizer(
@@ -196,21 +204,29 @@ def train_tokenizer(
     model.pixel_head.to(memory_format=torch.channels_last)
     targets = WordTargets(cache.samples, recipe.num_words)
     words_head = nn.Sequential(
-        nn.Linear(geometry.qformer_width, geometry.qformer_width),
+        nn.Flatten(),
+        nn.Linear(geometry.semantic_queries * geometry.qformer_width, 2 * geometry.qformer_width),
         nn.GELU(),
-        nn.Linear(geometry.qformer_width, len(targets.words)),
+        nn.Linear(2 * geometry.qformer_width, len(targets.words)),
     )
-    perceptual, source = Perceptual(trunk), BatchSource(cache, recipe.batch, recipe.drawings)
+    texts = np.random.default_rng(recipe.seed)
+    word_list = WordList([caption(s, texts) or "" for s in cache.samples for _ in range(3) if not s.held_out], recipe.num_words)
+    reader = Reader(len(word_list), geometry.semantic_queries, geometry.qformer_width, heads=geometry.qformer_heads)
+    perceptual = Perceptual(trunk)
+    to_paint = BatchSource(cache, recipe.painted, recipe.painted_shares)
+    to_read = BatchSource(cache, recipe.batch - recipe.painted, recipe.read_shares)
     measure_channels(model, cache)
     usage = nn.Module()
     usage.register_buffer("counts", torch.zeros(geometry.codebook_size))
     counts = usage.get_buffer("counts")
 
     def losses_of(step: int, rng: np.random.Generator) -> dict[str, Tensor]:
-        rows = source(rng)
+        painted = to_paint(rng)
+        rows = np.concatenate([painted, to_read(rng)])
         vision = torch.from_numpy(cache.features[rows].astype(np.float32))
-        painted = rows[: recipe.painted]
+        vision = F.dropout(vision - model.vision_mean, recipe.feature_dropout) + model.vision_mean
         truth = pixels_of(cache, painted)
+        read, wanted = word_list.batch([caption(cache.samples[row // VIEWS], rng) for row in rows])
         with torch.autocast("cpu", torch.bfloat16):
             z = model.query_features(vision)
             if step % recipe.revive_every == 0 and step < 0.8 * recipe.steps:
@@ -221,8 +237,9 @@ def train_tokenizer(
             chosen = torch.from_numpy(rng.random(len(rows)) < share)[:, None, None]
             vectors = torch.where(chosen, quantized.vectors, z)
             drawn = model.pixel_head(model.code_features(vectors[: recipe.painted])).float()
-            told = (model.decode_task_layer(vectors) + model.pos_embed_image).mean(1)
+            told = model.told(vectors)
             words = F.log_softmax(words_head(told).float(), -1)
+            reading = reader(told, read, wanted)
             look = perceptual(drawn[: recipe.looked_at], truth[: recipe.looked_at])
         counts.mul_(0.995).add_(torch.bincount(quantized.codes.flatten(), minlength=len(counts)), alpha=0.005)
         return {
@@ -230,6 +247,7 @@ def train_tokenizer(
             "mse": 2 * F.mse_loss(drawn, truth),
             "look": recipe.perceptual_weight * look,
             "words": -recipe.words_weight * (targets(rows // VIEWS) * words).sum(1).mean(),
+            "reader": recipe.reader_weight * reading,
             "vq": recipe.vq_weight * quantized.loss,
         }
 
@@ -241,8 +259,8 @@ def train_tokenizer(
         report(f"step {step:,}: checkpoint written; {used:,} of {geometry.codebook_size:,} codes in use")
         model.train()
 
-    modules = {"model": model, "words": words_head, "usage": usage}
-    optimizers = optimizers_for([model, words_head], recipe.weight_decay, heads=[words_head])
+    modules = {"model": model, "words": words_head, "reader": reader, "usage": usage}
+    optimizers = optimizers_for([model, words_head, reader], recipe.weight_decay, heads=[words_head, reader.head])
     Loop(out, recipe.steps, recipe.seed, report).run(modules, optimizers, losses_of, recipe.rate, recipe.warmup, after=after)
     train_decoder(model.eval(), cache, out, recipe, perceptual, report)
 
@@ -257,7 +275,7 @@ def train_decoder(
 ) -> None:
     """The second stage: what stands behind the codebook, on the codes that every picture has now."""
     codes = torch.from_numpy(codes_of_cache(model, cache, out / CODES_FILE))
-    source = BatchSource(cache, recipe.decoder_batch, recipe.decoder_drawings)
+    source = BatchSource(cache, recipe.decoder_batch, recipe.decoder_shares)
     model.requires_grad_(False)
     for part in (model.decode_task_layer, model.blocks_image, model.pixel_head):
         part.requires_grad_(True)

@@ -1,0 +1,1 @@
+"""How good a bundle is: captions, names, drawings and round trips, measured on pictures kept for validation."""
