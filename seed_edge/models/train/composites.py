@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image
 
 from seed_edge.models.train.drawings import COLOURS, HUES, SIZE, Drawing, recoloured, slug
+from seed_edge.models.train.everyday import everyday_names
 from seed_edge.models.train.texts import is_countable, plain, plural, with_article
 
 KINDS = {"beside": 0.45, "above": 0.12, "count": 0.33, "ground": 0.1}
@@ -17,13 +19,18 @@ COLOURED = 0.4
 SMALL = 106
 """Side of a thing among others, in pixels of `SIZE`."""
 
-NUMBERS = {2: ("two {}", "two {}", "a pair of {}"), 3: ("three {}",), 4: ("four {}",)}
+NUMBERS = {2: ("two {a}", "a pair of {a}"), 3: ("three {a}",), 4: ("four {a}",)}
 CORNERS = {2: ((4, 59), (114, 59)), 3: ((59, 4), (4, 114), (114, 114)), 4: ((4, 4), (114, 4), (4, 114), (114, 114))}
 """Upper left corners of so many things."""
-BESIDE = ("{a} next to {b}", "{a} next to {b}", "{a} and {b}", "{a} beside {b}", "{a} to the left of {b}")
-BESIDE_OTHER_WAY = ("{b} to the right of {a}",)
-ABOVE = ("{a} above {b}", "{a} over {b}", "{a} on top of {b}")
-ABOVE_OTHER_WAY = ("{b} below {a}", "{b} under {a}")
+BESIDE = (
+    "{a} next to {b}",
+    "{a} and {b}",
+    "{a} beside {b}",
+    "{a} with {b}",
+    "{a} to the left of {b}",
+    "{b} to the right of {a}",
+)
+ABOVE = ("{a} above {b}", "{a} over {b}", "{a} on top of {b}", "{b} below {a}", "{b} under {a}")
 GROUNDS = {
     "red": (214, 69, 65),
     "orange": (244, 158, 76),
@@ -39,40 +46,65 @@ GROUNDS = {
 ON_GROUND = ("{a} on a {ground} background", "{a} on {ground}", "{a} against a {ground} background")
 
 
+@dataclass(frozen=True)
+class _Thing:
+    names: tuple[str, ...]
+    """The label first, then what people call it; all with the colour, if it was given one."""
+    image: Image.Image
+
+
 def composed(things: Sequence[Drawing], count: int, seed: int) -> Iterator[Drawing]:
     """`count` pictures of several of `things`. Their records have `phrases`: words that all mean this picture."""
     rng = np.random.default_rng(seed)
     kinds = rng.choice(list(KINDS), count, p=list(KINDS.values()))
     for number, kind in enumerate(kinds):
         first, second = (_thing(things, rng) for _ in range(2))
-        name = f"{kind}-{number:05d}-{slug(first[0])}"
+        key = f"{kind}-{number:05d}-{slug(first.names[0])}"
         if kind == "count":
-            while not is_countable(first[0]):
+            while not is_countable(first.names[0]):
                 first = _thing(things, rng)
             many = int(rng.choice([2, 3, 4], p=[0.5, 0.3, 0.2]))
-            image = _pasted([first[1]] * many, CORNERS[many], rng)
-            phrases = [form.format(plural(first[0])) for form in NUMBERS[many]]
+            image = _pasted([first.image] * many, CORNERS[many], rng)
+            forms, name = NUMBERS[many], plural
         elif kind == "ground":
-            ground = str(rng.choice([colour for colour in GROUNDS if colour not in first[0].split()]))
-            image = _pasted([first[1]], [(0, 0)], rng, side=int(SIZE * rng.uniform(0.7, 0.95)), ground=GROUNDS[ground])
-            phrases = [form.format(a=with_article(first[0]), ground=ground) for form in ON_GROUND]
+            ground = str(rng.choice([colour for colour in GROUNDS if colour not in first.names[0].split()]))
+            image = _pasted([first.image], [(0, 0)], rng, side=int(SIZE * rng.uniform(0.7, 0.95)), ground=GROUNDS[ground])
+            forms, name = [form.replace("{ground}", ground) for form in ON_GROUND], with_article
         else:
             corners = CORNERS[2] if kind == "beside" else [(y, x) for x, y in CORNERS[2]]
-            forms = (*BESIDE, *BESIDE_OTHER_WAY) if kind == "beside" else (*ABOVE, *ABOVE_OTHER_WAY)
-            image = _pasted([first[1], second[1]], corners, rng)
-            phrases = [form.format(a=with_article(first[0]), b=with_article(second[0])) for form in forms]
-        record = {"phrases": phrases, "style": things[0].record["style"], "source": things[0].record["source"]}
-        yield Drawing(name, image, record, None)
+            image = _pasted([first.image, second.image], corners, rng)
+            forms, name = BESIDE if kind == "beside" else ABOVE, with_article
+        record = {
+            "phrases": _phrases(forms, name, first, second, np.random.default_rng((seed, number))),
+            "style": things[0].record["style"],
+            "source": things[0].record["source"],
+        }
+        yield Drawing(key, image, record, None)
 
 
-def _thing(things: Sequence[Drawing], rng: np.random.Generator) -> tuple[str, Image.Image]:
-    """Name, perhaps with a colour, and picture of a random thing."""
+def _phrases(
+    forms: Sequence[str], name: Callable[[str], str], first: _Thing, second: _Thing, rng: np.random.Generator
+) -> list[str]:
+    """Each form twice: with the labels, and with any of the names."""
+
+    def any_of(thing: _Thing) -> str:
+        return str(rng.choice([n for n in thing.names if is_countable(n) or not is_countable(thing.names[0])]))
+
+    exact = [form.format(a=name(first.names[0]), b=name(second.names[0])) for form in forms]
+    free = [form.format(a=name(any_of(first)), b=name(any_of(second))) for form in forms]
+    return list(dict.fromkeys([*exact, *free]))
+
+
+def _thing(things: Sequence[Drawing], rng: np.random.Generator) -> _Thing:
+    """A random thing, perhaps in another colour."""
     drawing = things[int(rng.integers(len(things)))]
-    name = plain(drawing.record["label"])
-    if drawing.hue is None or rng.random() >= COLOURED or any(word in COLOURS for word in name.split()):
-        return name, drawing.image
+    label = plain(drawing.record["label"])
+    names = (label, *everyday_names(label))
+    if drawing.hue is None or rng.random() >= COLOURED or any(word in COLOURS for word in label.split()):
+        return _Thing(names, drawing.image)
     word = str(rng.choice(list(HUES) if rng.random() < 0.7 else list(COLOURS)))
-    return f"{word} {name}", recoloured(drawing.image, drawing.hue, word)
+    free = [f"{word} {name}" for name in names if not set(name.split()) & set(COLOURS)]
+    return _Thing(tuple(free), recoloured(drawing.image, drawing.hue, word))
 
 
 def _pasted(

@@ -13,7 +13,6 @@ import json
 import re
 import tarfile
 import zlib
-from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +23,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from seed_edge.errors import DataError
+from seed_edge.models.train.everyday import everyday_names
 from seed_edge.models.train.shards import ShardWriter
 
 SIZE = 224
@@ -194,7 +194,6 @@ class Drawing:
 def singles(folder: Path) -> Iterator[Drawing]:
     """Every drawing of every package in `folder`, as its designers made it."""
     names = concepts(folder)
-    owners = Counter(tag for emoji in names for tag in set(emoji.get("tags", [])))
     for source in SOURCES:
         tarball = find_package(folder, source.package)
         read = _reader_of_webps(tarball) if source.style == "fluent-3d" else _reader_of_svgs(tarball)
@@ -202,11 +201,11 @@ def singles(folder: Path) -> Iterator[Drawing]:
             image = read(emoji)
             if image is None:
                 continue
-            hue, tags = dominant_hue(image), emoji.get("tags", [])
+            hue = dominant_hue(image)
             record = {
                 "label": emoji["label"].replace(APOSTROPHE, "'"),
-                "tags": tags,
-                "synonyms": [tag for tag in tags if owners[tag] == 1 and tag.isalpha()],
+                "tags": emoji.get("tags", []),
+                "synonyms": everyday_names(emoji["label"].replace(APOSTROPHE, "'")),
                 "group": emoji["group"],
                 "style": source.style,
                 "colour": None if hue is None else colour_word(hue),

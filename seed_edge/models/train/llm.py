@@ -23,9 +23,10 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from seed_edge.errors import DataError
 from seed_edge.models.checkpoints import load_image_tokenizer
+from seed_edge.models.train.drawings import CANONICAL
 from seed_edge.models.train.loop import Loop, optimizers_for
-from seed_edge.models.train.samples import VIEWS, Cache, build_cache
-from seed_edge.models.train.texts import caption, request
+from seed_edge.models.train.samples import VIEWS, Cache, Sample, build_cache
+from seed_edge.models.train.texts import STYLE_WORDS, caption, request
 from seed_edge.models.train.tokenizer import CODES_FILE, codes_of_cache
 from seed_edge.prompts import Prompts
 from seed_edge.vocab import Vocab
@@ -54,14 +55,12 @@ class LlmRecipe:
     mlp: int = 704
     dropout: float = 0.1
     """Of attention weights."""
-    drawn_captions: float = 0.25
-    """Share of drawings among pictures to caption; the rest is photos."""
-    drawn_requests: float = 0.9
-    """Share of drawings among pictures to draw."""
+    caption_shares: tuple[float, ...] = (0.0, 0.0, 0.24, 0.08, 0.46, 0.22)
+    """Of the pools of pictures (`POOLS`) among pictures to caption."""
+    draw_shares: tuple[float, ...] = (0.5, 0.1, 0.0, 0.3, 0.07, 0.03)
+    """The same among pictures to draw."""
     wordless: float = 0.1
     """Share of pictures to draw without being told what, which is what guidance at run time starts from."""
-    sentences: float = 0.65
-    """Share of photos with whole sentences among photos."""
     seed: int = 0
 
 
@@ -122,6 +121,30 @@ def write_added_tokens(vocab: Vocab, folder: Path) -> None:
     (folder / "added_tokens.json").write_text(json.dumps(tokens) + "\n")
 
 
+POOLS = ("canonical", "styled", "drawings", "composites", "sentences", "labelled")
+"""Kinds of pictures: single things as they are drawn unasked; in styles that have a name; in any style; several things; photos
+with whole sentences; photos with a name."""
+
+
+def canonical_labels(cache: Cache) -> frozenset[str | None]:
+    """Labels that there is a drawing of in the canonical style."""
+    return frozenset(sample.label for sample in cache.samples if sample.style == CANONICAL)
+
+
+def pools_of(sample: Sample, canonical: frozenset[str | None]) -> set[str]:
+    """Which of `POOLS` a sample belongs to."""
+    if sample.captions:
+        return {"sentences"}
+    if sample.phrases:
+        return {"composites"}
+    if sample.label is None:
+        return set()
+    if sample.style is None:
+        return {"labelled"}
+    unasked = sample.style == CANONICAL or sample.label not in canonical
+    return {"drawings"} | ({"canonical"} if unasked else set()) | ({"styled"} if sample.style in STYLE_WORDS else set())
+
+
 class ExampleSource:
     """Draws batches of ids with a mask of what is to be predicted."""
 
@@ -135,31 +158,26 @@ class ExampleSource:
     ) -> None:
         self.cache, self.codes, self.vocab, self.tokenize, self.recipe = cache, codes, vocab, tokenize, recipe
         rows = cache.rows(held_out=False)
-        samples = [cache.samples[row // VIEWS] for row in rows]
-        self.drawings = rows[[sample.style is not None and sample.label is not None for sample in samples]]
-        self.sentences = rows[[bool(sample.captions) for sample in samples]]
-        self.labelled = rows[[sample.style is None and not sample.captions and sample.label is not None for sample in samples]]
-        if not len(self.drawings) + len(self.sentences) + len(self.labelled):
+        kept = [pools_of(cache.samples[row // VIEWS], canonical_labels(cache)) for row in rows]
+        self.pools = [rows[[name in names for names in kept]] for name in POOLS]
+        if not any(len(pool) for pool in self.pools):
             raise DataError("no picture has a caption or a label; give data with texts")
 
-    def _row(self, drawn: float, rng: np.random.Generator) -> int:
-        shares = np.array([drawn, (1 - drawn) * self.recipe.sentences, (1 - drawn) * (1 - self.recipe.sentences)])
-        pools = (self.drawings, self.sentences, self.labelled)
-        shares *= [len(pool) > 0 for pool in pools]
-        if not shares.sum():
-            shares = np.array([len(pool) > 0 for pool in pools], float)
-        pool = pools[rng.choice(3, p=shares / shares.sum())]
-        return int(rng.choice(pool))
+    def _row(self, shares: Sequence[float], rng: np.random.Generator) -> int:
+        there = np.array(shares) * [len(pool) > 0 for pool in self.pools]
+        if not there.sum():
+            there = np.array([len(pool) > 0 for pool in self.pools], float)
+        return int(rng.choice(self.pools[rng.choice(len(POOLS), p=there / there.sum())]))
 
     def example(self, rng: np.random.Generator) -> tuple[list[int], int]:
         """Ids of one example, and how many of them at the end are the answer."""
         if rng.random() < 0.5:
-            row = self._row(self.recipe.drawn_captions, rng)
+            row = self._row(self.recipe.caption_shares, rng)
             text = caption(self.cache.samples[row // VIEWS], rng)
             prompt = PROMPTS.for_caption(self.vocab, self.tokenize, self.codes[row + int(rng.integers(VIEWS))])
             answer = [*self.tokenize(text or ""), self.vocab.eos_id]
         else:
-            row = self._row(self.recipe.drawn_requests, rng)
+            row = self._row(self.recipe.draw_shares, rng)
             text = request(self.cache.samples[row // VIEWS], rng)
             if text and rng.random() >= self.recipe.wordless:
                 prompt = PROMPTS.for_drawing(self.vocab, self.tokenize, text)

@@ -43,7 +43,7 @@ class Sample:
     tags: tuple[str, ...] = ()
     """Keywords, drawings only."""
     synonyms: tuple[str, ...] = ()
-    """Other names: keywords that no other drawing has."""
+    """What people call it, other than the label."""
     style: str | None = None
     """Design of a drawing; None for a photo."""
     colour: str | None = None

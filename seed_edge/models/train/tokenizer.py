@@ -2,8 +2,9 @@
 
 First encoder, codebook and decoder together. Losses: pixels (L1 and squared), trunk features of the picture (perceptual),
 vector quantization, and words: from the semantic codes one must tell which words the texts of the picture use (Joulin et al.
-2016, arXiv:1511.02251), and a small language model must tell a whole text (`reader`). Then, when the codes of every picture stand, the decoder alone, which is cheap: nothing in front of the
-codebook is run any more. Losses: pixels (L1 alone, which blurs less) and trunk features.
+2016, arXiv:1511.02251), and a small language model must tell a whole text (`reader`). Then, when the codes of every picture
+stand, the decoder alone, which is cheap: nothing in front of the codebook is run any more. Losses: pixels (L1 alone, which
+blurs less) and trunk features.
 """
 
 from __future__ import annotations
@@ -210,7 +211,9 @@ def train_tokenizer(
         nn.Linear(2 * geometry.qformer_width, len(targets.words)),
     )
     texts = np.random.default_rng(recipe.seed)
-    word_list = WordList([caption(s, texts) or "" for s in cache.samples for _ in range(3) if not s.held_out], recipe.num_words)
+    word_list = WordList(
+        [caption(s, texts) or "" for s in cache.samples for _ in range(3) if not s.held_out], recipe.num_words
+    )
     reader = Reader(len(word_list), geometry.semantic_queries, geometry.qformer_width, heads=geometry.qformer_heads)
     perceptual = Perceptual(trunk)
     to_paint = BatchSource(cache, recipe.painted, recipe.painted_shares)

@@ -1,0 +1,213 @@
+"""Measures a bundle on the held-out samples of some tars; start reading here."""
+
+from __future__ import annotations
+
+import io
+import re
+import textwrap
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw
+
+from seed_edge.evaluate.captions import bleu4, cider, rouge_l
+from seed_edge.evaluate.judge import Judge, rank_of_own
+from seed_edge.evaluate.pictures import psnr, ssim
+from seed_edge.models.train.drawings import CANONICAL, COLOURS
+from seed_edge.models.train.samples import Sample, read_samples
+from seed_edge.models.train.texts import head_noun, is_countable, plain, plural, with_article
+from seed_edge.preprocess import to_rgb
+from seed_edge.runtime.pipeline import SeedEdge
+
+WITHIN = 5
+"""A drawing counts as found if its own thing is among so many nearest."""
+CELL, LINES = 128, 3
+"""Side of a picture on a sheet, in pixels, and lines of text below it."""
+
+
+@dataclass(frozen=True)
+class Kept:
+    """A sample with its picture."""
+
+    sample: Sample
+    data: bytes
+
+    def image(self) -> Image.Image:
+        """The picture as the runtime sees it, transparent parts white."""
+        return to_rgb(Image.open(io.BytesIO(self.data)))
+
+
+class Evaluation:
+    """The figures of one bundle, part by part; each method gives a JSON object, and pictures for a sheet in `cells`."""
+
+    def __init__(self, edge: SeedEdge, tars: Sequence[Path], limit: int, seed: int, report: Callable[[str], None]) -> None:
+        self.edge, self.limit, self.rng, self.report = edge, limit, np.random.default_rng(seed), report
+        everything = [Kept(sample, data) for sample, data in read_samples(tars)]
+        everything = [everything[i] for i in self.rng.permutation(len(everything))]
+        held_out = [kept for kept in everything if kept.sample.held_out]
+        self.sentences = [kept for kept in held_out if kept.sample.captions][:limit]
+        self.labelled = [kept for kept in held_out if kept.sample.label and not kept.sample.style][:limit]
+        self.drawings = [kept for kept in held_out if kept.sample.label and kept.sample.style]
+        self.seen = [kept for kept in everything if not kept.sample.held_out and not kept.sample.recoloured]
+        self.cells: list[tuple[Image.Image, str]] = []
+
+    def captions(self) -> dict[str, Any]:
+        """Captions of photos that have sentences: COCO's scores, and CIDEr when captions are shuffled between photos."""
+        told = self._told(self.sentences)
+        references = [kept.sample.captions for kept in self.sentences]
+        return {
+            "photos": len(told),
+            "bleu4": round(bleu4(told, references), 3),
+            "rouge_l": round(rouge_l(told, references), 3),
+            "cider": round(cider(told, references), 3),
+            "cider_of_other_photos": round(cider(told[1:] + told[:1], references), 3),
+        }
+
+    def names(self) -> dict[str, Any]:
+        """How often the caption holds the name of what is shown: of photos the noun, of drawings the whole label."""
+        result: dict[str, Any] = {}
+        groups = {"photos": (self.labelled, _noun), "drawings": (self.drawings[: self.limit], _label)}
+        for kind, (group, name) in groups.items():
+            told = self._told(group)
+            wanted = [name(kept.sample) for kept in group]
+            result[kind] = {
+                "count": len(group),
+                "named": _share_named(told, wanted),
+                "by_captions_of_others": _share_named(told[1:] + told[:1], wanted),
+            }
+        return result
+
+    def found_drawings(self, nouns: int) -> dict[str, Any]:
+        """Drawings of `nouns` random nouns, judged by another trunk among drawings of the held-out style.
+
+        Beside it what real drawings of the canonical style, and their round trips through the codes, reach.
+        """
+        judge, gallery = Judge(), {kept.sample.label: kept for kept in self.drawings}
+        labels = sorted(gallery)
+        real = {
+            kept.sample.label: kept for kept in self.seen if kept.sample.style == CANONICAL and kept.sample.label in gallery
+        }
+        asked = [labels[i] for i in self.rng.permutation(len(labels)) if labels[i] in real][:nouns]
+        self.report(f"judging {len(asked)} nouns among {len(labels)} drawings")
+        vectors = judge.vectors([gallery[label].image() for label in labels])
+        own = np.array([labels.index(label) for label in asked])
+
+        def score(pictures: Sequence[Image.Image]) -> dict[str, float]:
+            ranks = rank_of_own(judge.vectors(pictures), vectors, own)
+            return {"first": _share(ranks < 1), f"within_{WITHIN}": _share(ranks < WITHIN)}
+
+        drawn = [self.edge.draw(with_article(plain(label)), seed=i) for i, label in enumerate(asked)]
+        originals = [real[label].image() for label in asked]
+        return {
+            "nouns": len(asked),
+            "among": len(labels),
+            "drawn": score(drawn),
+            "round_trip": score([self.edge.decode(codes) for codes in self._codes(originals)]),
+            "real": score(originals),
+            "chance": {"first": round(1 / len(labels), 3), f"within_{WITHIN}": round(WITHIN / len(labels), 3)},
+        }
+
+    def round_trip(self, count: int) -> dict[str, Any]:
+        """Held-out pictures through codes and back, against the mean picture and the nearest of some training pictures."""
+        judge, size = Judge(), self.edge.bundle.manifest.output_size
+        result: dict[str, Any] = {}
+        for kind, drawn in (("photos", False), ("drawings", True)):
+            shown = [k for k in [*self.sentences, *self.labelled, *self.drawings] if (k.sample.style is not None) == drawn]
+            seen = [k for k in self.seen if (k.sample.style is not None) == drawn][: 4 * count]
+            if not shown or not seen:
+                continue
+            truth = [_square(k.image(), size) for k in (shown[i] for i in self.rng.permutation(len(shown))[:count])]
+            known = [_square(k.image(), size) for k in seen]
+            vectors, known_vectors = judge.vectors(truth), judge.vectors(known)
+            mean = Image.fromarray(np.mean([np.asarray(image) for image in known], 0).round().astype(np.uint8))
+            nearest = [known[i] for i in (vectors @ known_vectors.T).argmax(1)]
+            made = [self.edge.decode(codes) for codes in self._codes(truth)]
+            ways = {"codes": made, "mean_picture": [mean] * len(truth), "nearest_of_training": nearest}
+            result[kind] = {"pictures": len(truth), "training_pictures": len(known)} | {
+                way: _likeness(pictures, truth, judge, vectors) for way, pictures in ways.items()
+            }
+        return result
+
+    def sheet_of_prompts(self, count: int) -> list[tuple[Image.Image, str]]:
+        """Random prompts and what is drawn for them, none chosen by its result: nouns, colours, counts, two things."""
+        labels = sorted({plain(k.sample.label or "") for k in self.seen if k.sample.style == CANONICAL and k.sample.label})
+        prompts = [random_prompt(labels, self.rng) for _ in range(count)]
+        return [(self.edge.draw(prompt, seed=i), prompt) for i, prompt in enumerate(prompts)]
+
+    def _told(self, group: Sequence[Kept]) -> list[str]:
+        """Captions of pictures; the first ones go onto the sheet."""
+        told = []
+        for number, kept in enumerate(group):
+            told.append(self.edge.caption(kept.image()))
+            if number < 24:
+                self.cells.append((_square(kept.image(), CELL), told[-1]))
+            if number % 100 == 99:
+                self.report(f"captions: {number + 1:,} of {len(group):,}")
+        return told
+
+    def _codes(self, images: Sequence[Image.Image], batch: int = 16) -> NDArray[np.int64]:
+        return np.concatenate([self.edge.encode(images[i : i + batch]) for i in range(0, len(images), batch)])
+
+
+def random_prompt(labels: Sequence[str], rng: np.random.Generator) -> str:
+    """A noun, a coloured noun, a count, or two things, as likely."""
+    first, second = (str(rng.choice(labels)) for _ in range(2))
+    kind = int(rng.integers(4))
+    if kind == 1:
+        return with_article(f"{rng.choice(COLOURS)} {first}")
+    if kind == 2 and is_countable(first):
+        return f"{rng.choice(['two', 'three'])} {plural(first)}"
+    if kind == 3:
+        return f"{with_article(first)} next to {with_article(second)}"
+    return with_article(first)
+
+
+def write_sheet(path: Path, cells: Sequence[tuple[Image.Image, str]], columns: int = 8) -> None:
+    """Pictures with a text below each, as JPEG or PNG by the name."""
+    width, height = CELL + 12, CELL + 12 + 12 * LINES
+    sheet = Image.new("RGB", (columns * width, -(-len(cells) // columns) * height), "white")
+    pen = ImageDraw.Draw(sheet)
+    for number, (image, text) in enumerate(cells):
+        x, y = number % columns * width + 6, number // columns * height + 4
+        sheet.paste(_square(image, CELL), (x, y))
+        pen.multiline_text((x, y + CELL + 2), "\n".join(textwrap.wrap(text, 21)[:LINES]), fill="black", spacing=1)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    sheet.save(path, quality=88)
+
+
+def _square(image: Image.Image, size: int) -> Image.Image:
+    return image.convert("RGB").resize((size, size), Image.Resampling.BICUBIC)
+
+
+def _noun(sample: Sample) -> str:
+    return head_noun(plain(sample.label or ""))
+
+
+def _label(sample: Sample) -> str:
+    return plain(sample.label or "")
+
+
+def _share_named(told: Sequence[str], wanted: Sequence[str]) -> float:
+    """Share of captions that hold the name as whole words, singular or with an s."""
+    pairs = zip(told, wanted, strict=True)
+    return _share([re.search(rf"\b{re.escape(name.removesuffix('s'))}(?:s|es)?\b", text) is not None for text, name in pairs])
+
+
+def _share(hits: Sequence[bool] | NDArray[np.bool_]) -> float:
+    return round(float(np.mean(hits)), 3) if len(hits) else 0.0
+
+
+def _likeness(
+    pictures: Sequence[Image.Image], truth: Sequence[Image.Image], judge: Judge, vectors: NDArray[np.float32]
+) -> dict[str, float]:
+    pairs = list(zip(pictures, truth, strict=True))
+    distance = 1 - (judge.vectors(pictures) * vectors).sum(1)
+    return {
+        "psnr": round(float(np.mean([psnr(a, b) for a, b in pairs])), 2),
+        "ssim": round(float(np.mean([ssim(a, b) for a, b in pairs])), 3),
+        "lite2_distance": round(float(distance.mean()), 3),
+    }
