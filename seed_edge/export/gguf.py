@@ -6,7 +6,6 @@ become control tokens: no text a user types can be tokenized into one.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ from numpy.typing import NDArray
 from seed_edge.errors import CheckpointError
 from seed_edge.export.lora import Lora
 from seed_edge.export.shards import Shards
+from seed_edge.models.llama import ADDED_TOKENS_FILE, CONFIG_FILE, PIECES_FILE, read_json, read_pieces, vocab_of
 from seed_edge.vocab import Vocab
 
 WEIGHT_TYPES = {
@@ -37,8 +37,6 @@ FILE_TYPES = {
     "BF16": gguf.LlamaFileType.MOSTLY_BF16,
     "Q8_0": gguf.LlamaFileType.MOSTLY_Q8_0,
 }
-CODE_TOKEN = re.compile(r"<img_(\d+)>")
-BOI_TOKEN, EOI_TOKEN = "<img>", "</img>"
 NOT_WEIGHTS = ("rotary_emb.inv_freq",)
 """Tensors of old checkpoints that follow from the configuration."""
 EMBEDDINGS, FINAL_NORM, HEAD = "model.embed_tokens.weight", "model.norm.weight", "lm_head.weight"
@@ -83,20 +81,14 @@ class LlamaFolder:
         Raises:
             CheckpointError: a file is missing or unreadable.
         """
-        holder = path if tokenizer is None or (path / "tokenizer.model").is_file() else tokenizer
-        model = holder / "tokenizer.model"
-        if not model.is_file():
-            raise CheckpointError(f"{model} is missing; it holds the language model's text pieces")
-        try:
-            pieces = sentencepiece.SentencePieceProcessor(model_file=str(model))
-        except RuntimeError as error:
-            raise CheckpointError(f"{model} is no SentencePiece model ({error})") from error
-        config, adapter = _read_json(path / "config.json"), None
+        holder = path if tokenizer is None or (path / PIECES_FILE).is_file() else tokenizer
+        pieces = read_pieces(holder)
+        config, adapter = read_json(path / CONFIG_FILE), None
         if lora is not None:
             adapter = Lora.open(lora)
             rows = adapter.shape(EMBEDDINGS, (int(config["vocab_size"]),))[0]  # fine-tuning may have added the codes
             config = config | {"vocab_size": rows}
-        return cls(path, holder, config, pieces, _read_json(holder / "added_tokens.json"), adapter)
+        return cls(path, holder, config, pieces, read_json(holder / ADDED_TOKENS_FILE), adapter)
 
     @cached_property
     def _shards(self) -> Shards:
@@ -155,46 +147,7 @@ class LlamaFolder:
         Raises:
             CheckpointError: codes are not contiguous, BOI or EOI is missing, ids overlap or leave gaps.
         """
-        where = self.tokenizer / "added_tokens.json"
-        codes: dict[int, int] = {}
-        for token, token_id in self.added.items():
-            match = CODE_TOKEN.fullmatch(token)
-            if match:
-                codes[int(match[1])] = token_id
-        if not codes:
-            raise CheckpointError(f"{where} names no codes (<img_00000> ...)")
-        first = codes.get(0, -1)
-        for code in range(len(codes)):
-            if codes.get(code) != first + code:
-                raise CheckpointError(f"{where}: code {code} should have id {first + code}, has {codes.get(code)}")
-        for token in (BOI_TOKEN, EOI_TOKEN):
-            if token not in self.added:
-                raise CheckpointError(f"{where} does not name {token}")
-        text, size = self.pieces.get_piece_size(), int(self.config["vocab_size"])
-        if sorted(self.added.values()) != list(range(text, size)):
-            raise CheckpointError(
-                f"{where}: added ids must be {text} to {size - 1}, all of them once: {text} text pieces come before, "
-                f"config.json says {size} ids in all"
-            )
-        return Vocab(
-            size=size,
-            first_code_id=first,
-            codebook_size=len(codes),
-            codes_per_image=codes_per_image,
-            bos_id=self.pieces.bos_id(),
-            eos_id=self.pieces.eos_id(),
-            boi_id=self.added[BOI_TOKEN],
-            eoi_id=self.added[EOI_TOKEN],
-        )
-
-
-def _read_json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text("utf-8"))
-    except FileNotFoundError:
-        raise CheckpointError(f"{path} is missing") from None
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path} cannot be read as JSON ({error})") from error
+        return vocab_of(self.added, self.pieces, int(self.config["vocab_size"]), codes_per_image, self.tokenizer)
 
 
 def gguf_names(layers: int) -> dict[str, str]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 from torch.nn import functional as F
 
 
@@ -44,15 +44,16 @@ class VectorQuantizer(nn.Module):
         return distance.argmin(-1)
 
     def forward(self, z: Tensor) -> Quantized:
-        codes = self.codes(z)
+        with torch.autocast(z.device.type, enabled=False):
+            codes = self.codes(z)
         rows = self.embedding(codes)
         commitment, codebook = F.mse_loss(z, rows.detach()), F.mse_loss(rows, z.detach())
         loss = self.commitment_weight * commitment + self.codebook_weight * codebook
         return Quantized(z + (rows - z).detach(), codes, loss)
 
     @torch.no_grad()
-    def revive(self, usage: Tensor, z: Tensor, threshold: float, generator: torch.Generator) -> int:
-        """Move rows used less than `threshold` onto vectors drawn from `z` (m, code_dim).
+    def revive(self, usage: Tensor, z: Tensor, threshold: float) -> int:
+        """Move rows used less than `threshold` onto vectors drawn from `z` (m, code_dim); random numbers are torch's.
 
         Args:
             usage: running count per row, (codebook_size,); raised to the mean for moved rows, in place.
@@ -62,7 +63,9 @@ class VectorQuantizer(nn.Module):
         """
         dead = torch.nonzero(usage < threshold).flatten()
         if len(dead):
-            chosen = torch.randint(len(z), (len(dead),), generator=generator)
+            chosen = torch.randint(len(z), (len(dead),), device=z.device)
             self.embedding.weight[dead] = z[chosen].to(self.embedding.weight.dtype)
+            if distributed.is_initialized():  # every process saw other pictures
+                distributed.broadcast(self.embedding.weight, 0)
             usage[dead] = usage.mean()
         return len(dead)

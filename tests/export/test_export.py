@@ -23,10 +23,10 @@ from seed_edge.export.parity import LOGITS_KL, language_parity
 from seed_edge.manifest import DECODER, ENCODER
 from seed_edge.models.checkpoints import load_image_tokenizer
 from seed_edge.models.config import PixelGeometry
-from seed_edge.models.train.samples import build_cache
-from seed_edge.models.train.shards import ShardWriter
-from seed_edge.models.train.tokenizer import codes_of_cache
 from seed_edge.runtime.language_model import LlamaCpp
+from seed_edge.train.samples import build_cache
+from seed_edge.train.shards import ShardWriter
+from seed_edge.train.tokenizer import codes_of_cache
 
 SMALL = PixelGeometry(
     image_size=64, num_queries=4, qformer_width=32, qformer_depth=2, qformer_heads=4, qformer_mlp=64, codebook_size=16,

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import io
-import os
 import tarfile
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 
 from seed_edge.errors import DataError
+from seed_edge.files import replacing
 
 IMAGE_TYPES = ("webp", "png", "jpg", "jpeg")
 
@@ -18,8 +19,9 @@ class ShardWriter:
     """Write samples to a tar that appears under its name only when complete."""
 
     def __init__(self, path: Path) -> None:
-        self.path, self._partial = path, path.with_name(path.name + ".partial")
-        self._tar = tarfile.open(self._partial, "w")  # noqa: SIM115 (closed by __exit__)
+        self._stack = ExitStack()
+        partial = self._stack.enter_context(replacing(path))
+        self._tar = self._stack.enter_context(tarfile.open(partial, "w"))  # noqa: SIM115 (closed by the stack)
 
     def __enter__(self) -> ShardWriter:
         return self
@@ -32,11 +34,7 @@ class ShardWriter:
             self._tar.addfile(info, io.BytesIO(content))
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self._tar.close()
-        if kind is None:
-            os.replace(self._partial, self.path)
-        else:
-            self._partial.unlink()
+        self._stack.__exit__(kind, error, trace)
 
 
 def read_shard(path: Path) -> Iterator[tuple[str, dict[str, bytes]]]:

@@ -6,7 +6,7 @@ import re
 
 import numpy as np
 
-from seed_edge.models.train.samples import Sample
+from seed_edge.train.samples import Sample
 
 OPENERS = (
     "{}",

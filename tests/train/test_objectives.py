@@ -6,7 +6,7 @@ from transformers import BertConfig, BertModel
 
 from seed_edge.models.checkpoints import load_seed_tokenizer
 from seed_edge.models.config import SeedGeometry
-from seed_edge.models.train.objectives import ContrastiveQFormer, code_losses
+from seed_edge.train.objectives import ContrastiveQFormer, code_losses
 
 PIECES = 50
 

@@ -23,8 +23,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from seed_edge.errors import DataError
-from seed_edge.models.train.everyday import everyday_names
-from seed_edge.models.train.shards import ShardWriter
+from seed_edge.train.everyday import everyday_names
+from seed_edge.train.shards import ShardWriter
 
 SIZE = 224
 """Side of the written pictures, in pixels."""
@@ -232,7 +232,7 @@ def write_drawings(folder: Path, out: Path, recolours: int = 4, composites: int 
         recolours: in how many other colours a thing of one colour is given too; one in styles that are not `CANONICAL`.
         composites: how many pictures of several things.
     """
-    from seed_edge.models.train.composites import composed
+    from seed_edge.train.composites import composed
 
     count, things = 0, []
     with ShardWriter(out) as shard:

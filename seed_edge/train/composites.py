@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-from seed_edge.models.train.drawings import COLOURS, HUES, SIZE, Drawing, recoloured, slug
-from seed_edge.models.train.everyday import everyday_names
-from seed_edge.models.train.texts import is_countable, plain, plural, with_article
+from seed_edge.train.drawings import COLOURS, HUES, SIZE, Drawing, recoloured, slug
+from seed_edge.train.everyday import everyday_names
+from seed_edge.train.texts import is_countable, plain, plural, with_article
 
 KINDS = {"beside": 0.45, "above": 0.12, "count": 0.33, "ground": 0.1}
 """Share of each kind."""

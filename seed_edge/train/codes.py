@@ -1,0 +1,125 @@
+"""Samples whose pictures have become codes: what language models are trained on.
+
+A folder of tars with one JSON a sample, beside `codes.json`, which says what an image is. Made once by `seed-edge tokenize`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from seed_edge.errors import CodesError, DataError, ImageError
+from seed_edge.files import replacing
+from seed_edge.train.samples import Picture, Sample
+from seed_edge.train.shards import ShardWriter, read_shard
+from seed_edge.vocab import CodeSpace
+
+INFO, SHARD = "codes.json", "codes-{:05d}.tar"
+SAMPLES_PER_SHARD = 10_000
+ENCODED_AT_ONCE = 16
+
+Codes = NDArray[np.int64]
+
+
+@dataclasses.dataclass(frozen=True)
+class CodeSample:
+    """A sample and the codes of its pictures."""
+
+    sample: Sample
+    images: tuple[Codes, ...]
+    """One array (codes_per_image,) for each picture."""
+    views: tuple[Codes, ...] = ()
+    """Other codes of a single picture: as it is seen cropped, shifted or mirrored. For reading it, not for drawing."""
+
+
+def write_code_shards(out: Path, space: CodeSpace, samples: Iterable[CodeSample], per_shard: int = SAMPLES_PER_SHARD) -> int:
+    """Write samples into a folder that holds none yet, or only the first shards of the same samples; return how many."""
+    out.mkdir(parents=True, exist_ok=True)
+    remaining, count, shard = iter(samples), 0, 0
+    while chunk := list(islice(remaining, per_shard)):
+        with ShardWriter(out / SHARD.format(shard)) as writer:
+            for number, sample in enumerate(chunk):
+                writer.write(f"{number:05d}", {"json": json.dumps(_record(sample)).encode()})
+        count, shard = count + len(chunk), shard + 1
+    with replacing(out / INFO) as partial:
+        partial.write_text(json.dumps(dataclasses.asdict(space)) + "\n")
+    return count
+
+
+def _record(sample: CodeSample) -> dict[str, object]:
+    record = {"key": sample.sample.key, **sample.sample.to_record(), "codes": [codes.tolist() for codes in sample.images]}
+    return record | ({"views": [codes.tolist() for codes in sample.views]} if sample.views else {})
+
+
+def read_code_shards(folders: Sequence[Path]) -> tuple[CodeSpace, dict[str, list[CodeSample]]]:
+    """All samples of some folders that `seed-edge tokenize` wrote, by the folder's name.
+
+    Raises:
+        DataError: a folder is none, is not finished, or its codes are of another kind than those before.
+    """
+    space: CodeSpace | None = None
+    found: dict[str, list[CodeSample]] = {}
+    for folder in folders:
+        try:
+            own = CodeSpace(**json.loads((folder / INFO).read_text("utf-8")))
+        except (OSError, ValueError, TypeError) as error:
+            raise DataError(f"{folder} holds no finished codes ({error}); make them with `seed-edge tokenize`") from error
+        if space not in (None, own):
+            raise DataError(f"{folder} has {own}, the folders before have {space}; tokenize all with one bundle")
+        space = own
+        samples = found.setdefault(folder.resolve().name, [])
+        for path in sorted(folder.glob("codes-*.tar")):
+            for key, files in read_shard(path):
+                samples.append(_from_record(f"{path}: {key}", json.loads(files["json"]), own))
+    if space is None or not any(found.values()):
+        raise DataError(f"no samples in {', '.join(map(str, folders))}; make them with `seed-edge tokenize`")
+    return space, found
+
+
+def _from_record(where: str, record: dict, space: CodeSpace) -> CodeSample:
+    try:
+        images, views = (tuple(space.check(codes) for codes in record.pop(n, ())) for n in ("codes", "views"))
+        return CodeSample(Sample.from_saved(record.pop("key"), record), images, views)
+    except (CodesError, KeyError, TypeError) as error:
+        raise DataError(f"{where} is no sample with codes ({error}); tokenize again") from error
+
+
+def tokenized(
+    samples: Iterable[tuple[Sample, tuple[Picture, ...]]],
+    encode: Callable[[Sequence[Picture]], Codes],
+    failed: Callable[[str, str], None],
+) -> Iterator[CodeSample]:
+    """Samples with the codes of their pictures, some pictures at a time.
+
+    Args:
+        encode: pictures -> codes (pictures, codes_per_image).
+        failed: called with key and reason for a sample with a picture that cannot be read; it is left out.
+    """
+    remaining = iter(samples)
+    while chunk := list(islice(remaining, ENCODED_AT_ONCE)):
+        yield from _encoded(chunk, encode, failed)
+
+
+def _encoded(
+    chunk: Sequence[tuple[Sample, tuple[Picture, ...]]],
+    encode: Callable[[Sequence[Picture]], Codes],
+    failed: Callable[[str, str], None],
+) -> Iterator[CodeSample]:
+    pictures = [picture for _, some in chunk for picture in some]
+    try:
+        codes = iter(encode(pictures) if pictures else ())
+    except ImageError as error:
+        if len(chunk) > 1:  # find the one
+            for each in chunk:
+                yield from _encoded([each], encode, failed)
+        else:
+            failed(chunk[0][0].key, str(error))
+        return
+    for sample, some in chunk:
+        yield CodeSample(sample, tuple(islice(codes, len(some))))

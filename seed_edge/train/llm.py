@@ -1,0 +1,416 @@
+"""Trains language models that read and write codes: a small LLaMA from nothing, or a checkpoint with LoRA or whole.
+
+Next-token loss on the answers. Input are samples whose pictures are codes already (`codes`), output folders in Hugging Face's
+layout, which is what export reads.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from peft import LoraConfig, PeftModel, get_peft_model
+from PIL import Image
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
+
+from seed_edge.errors import CheckpointError, DataError
+from seed_edge.models.llama import (
+    ADDED_TOKENS_FILE,
+    CONFIG_FILE,
+    PIECES_FILE,
+    extended_vocab,
+    read_json,
+    read_pieces,
+    vocab_of,
+    write_added_tokens,
+)
+from seed_edge.prompts import FAMILIES
+from seed_edge.train.codes import CodeSample, read_code_shards
+from seed_edge.train.drawings import CANONICAL
+from seed_edge.train.examples import NOT_LEARNT, TASKS, Mixture, Writer, collated
+from seed_edge.train.loop import Batch, Loop, Objective
+from seed_edge.train.pieces import train_pieces
+from seed_edge.train.recipe import Schedule
+from seed_edge.train.texts import STYLE_WORDS
+from seed_edge.vocab import CodeSpace, Vocab
+
+STATE_FOLDER = "state"
+"""In the output folder: what an interrupted run needs."""
+PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+TRAINED_WHOLE = ("embed_tokens", "lm_head", "input_layernorm", "post_attention_layernorm", "norm")
+
+Report = Callable[[str], None]
+UNSEEN_BATCHES = 4
+SHEET_TEMPERATURE = 0.4
+
+
+@dataclass(frozen=True)
+class LlamaShape:
+    """A LLaMA to be made from nothing."""
+
+    text_pieces: int = 4096
+    width: int = 256
+    depth: int = 8
+    heads: int = 8
+    mlp: int = 704
+    context: int = 128
+    dropout: float = 0.1
+    """Of attention weights."""
+
+
+@dataclass(frozen=True)
+class NewLlamaRecipe:
+    """A small model from nothing, captioning and drawing half and half."""
+
+    schedule: Schedule
+    model: LlamaShape = field(default_factory=LlamaShape)
+    caption_shares: dict[str, float] = field(
+        default_factory=lambda: {"drawings": 0.24, "composites": 0.08, "sentences": 0.46, "labelled": 0.22}
+    )
+    """Of the pools of pictures (`pools_of`) among pictures to caption."""
+    draw_shares: dict[str, float] = field(
+        default_factory=lambda: {"canonical": 0.5, "styled": 0.1, "composites": 0.3, "sentences": 0.07, "labelled": 0.03}
+    )
+    """The same among pictures to draw."""
+    wordless: float = 0.1
+    """Share of pictures to draw without being told what, which is what guidance at run time starts from."""
+
+
+@dataclass(frozen=True)
+class LoraShape:
+    """Low-rank changes (Hu et al. 2021, arXiv:2106.09685), and what is trained whole beside them."""
+
+    rank: int = 16
+    alpha: int = 32
+    dropout: float = 0.05
+    projections: tuple[str, ...] = PROJECTIONS
+    whole: tuple[str, ...] = TRAINED_WHOLE
+
+
+@dataclass(frozen=True)
+class TuneRecipe:
+    """A checkpoint trained on, with LoRA or whole."""
+
+    schedule: Schedule
+    tasks: dict[str, float]
+    """Weight of each of `TASKS`."""
+    template: str
+    """Family of prompts, one of `FAMILIES`."""
+    lora: LoraShape | None = None
+    """Without it all parameters are trained."""
+    frozen: tuple[str, ...] = ()
+    """Modules that are not trained where all others are, by the end of their name."""
+    longest: int = 512
+    """Ids of an example; the rest is cut off."""
+    sentences: bool = False
+    """Answers that end without a full stop get one."""
+    wordless: float = 0.0
+    weights: dict[str, float] = field(default_factory=dict)
+    """Weight of each folder of codes, by its name; others weigh as many as they have samples."""
+    half: bool = False
+    """Frozen weights are kept in bf16."""
+    checkpointing: bool = False
+    """Activations are computed twice and not kept, which saves memory."""
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """Draws a few prompts every so often, to see how it goes."""
+
+    prompts: Sequence[str]
+    decode: Callable[[NDArray[np.int64]], Image.Image]
+    """Codes (codes_per_image,) -> picture."""
+
+
+class LanguageObjective(Objective):
+    """Next-token loss, of text and of codes apart."""
+
+    def __init__(self, model: PreTrainedModel | PeftModel, vocab: Vocab) -> None:
+        super().__init__()
+        self.model, self.vocab = model, vocab
+
+    def heads(self) -> list[nn.Module]:
+        return [module for name, module in self.model.named_modules() if "lm_head" in name and isinstance(module, nn.Linear)]
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        wanted = batch["labels"][:, 1:]
+        asked = wanted != NOT_LEARNT
+        llama = self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
+        hidden = llama.model(batch["ids"]).last_hidden_state[:, :-1]
+        wanted = wanted[asked]
+        each = F.cross_entropy(llama.lm_head(hidden[asked]).float(), wanted, reduction="none")
+        first = self.vocab.first_code_id
+        drawn = (wanted >= first) & (wanted < first + self.vocab.codebook_size)
+        return {"text": each[~drawn].sum() / max(1, len(each)), "codes": each[drawn].sum() / max(1, len(each))}
+
+
+POOLS = ("canonical", "styled", "drawings", "composites", "sentences", "labelled")
+"""Kinds of pictures: single things as they are drawn unasked; in styles that have a name; in any style; several things; photos
+with whole sentences; photos with a name."""
+
+
+def pools_of(samples: Sequence[CodeSample]) -> dict[str, list[CodeSample]]:
+    """Samples by kind; one may be of several."""
+    canonical = {each.sample.label for each in samples if each.sample.style == CANONICAL}
+    pools: dict[str, list[CodeSample]] = {name: [] for name in POOLS}
+    for each in samples:
+        known = each.sample
+        if known.captions:
+            pools["sentences"].append(each)
+        elif known.phrases:
+            pools["composites"].append(each)
+        elif known.label and known.style is None:
+            pools["labelled"].append(each)
+        elif known.label:
+            pools["drawings"].append(each)
+            if known.style == CANONICAL or known.label not in canonical:
+                pools["canonical"].append(each)
+            if known.style in STYLE_WORDS:
+                pools["styled"].append(each)
+    return pools
+
+
+def new_llama(vocab: Vocab, shape: LlamaShape, seed: int) -> LlamaForCausalLM:
+    """A LLaMA with random weights."""
+    torch.manual_seed(seed)
+    return LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=vocab.size,
+            hidden_size=shape.width,
+            intermediate_size=shape.mlp,
+            num_hidden_layers=shape.depth,
+            num_attention_heads=shape.heads,
+            max_position_embeddings=shape.context,
+            rms_norm_eps=1e-6,
+            attention_dropout=shape.dropout,
+            bos_token_id=vocab.bos_id,
+            eos_token_id=vocab.eos_id,
+            tie_word_embeddings=False,
+        )
+    )
+
+
+def train_new_llama(
+    codes: Sequence[Path], out: Path, recipe: NewLlamaRecipe, report: Report, sheet: Sheet | None = None
+) -> None:
+    """Train a language model from nothing on folders of codes; writes it into `out`.
+
+    Interrupted, the same call goes on at the last saved step.
+    """
+    space, folders = read_code_shards(codes)
+    samples = [sample for some in folders.values() for sample in some]
+    out.mkdir(parents=True, exist_ok=True)
+    seed = recipe.schedule.seed
+    pieces = train_pieces([each.sample for each in samples], recipe.model.text_pieces, out, seed)
+    vocab = extended_vocab(pieces, space.codebook_size, space.codes_per_image)
+    write_added_tokens(vocab, out)
+    model = new_llama(vocab, recipe.model, seed)
+    writer = Writer(vocab, pieces.encode, FAMILIES["own"], wordless=recipe.wordless)
+    unknown = sorted((set(recipe.caption_shares) | set(recipe.draw_shares)) - set(POOLS))
+    if unknown:
+        raise DataError(f"shares: {unknown[0]} is none of {', '.join(POOLS)}")
+    shares = {"caption": recipe.caption_shares, "draw": recipe.draw_shares}
+
+    def mixture(held_out: bool) -> Mixture:
+        pools = pools_of([each for each in samples if each.sample.held_out == held_out])
+        every = [pool for pool in (pools[name] for name in POOLS) if pool]
+        mixed = {task: [(pools[name], share) for name, share in named.items()] for task, named in shares.items()}
+        for task, kept in mixed.items():  # data without any of the named kinds
+            if not any(pool and share for pool, share in kept):
+                mixed[task] = [(pool, 1.0) for pool in every]
+        return Mixture(writer, {"caption": 0.5, "draw": 0.5}, mixed)
+
+    run_language(model, writer, mixture, recipe.schedule, recipe.model.context, out, report, sheet)
+
+
+def tune_llama(
+    llm: Path, codes: Sequence[Path], out: Path, recipe: TuneRecipe, report: Report, sheet: Sheet | None = None
+) -> None:
+    """Train a checkpoint on, on folders of codes; writes an adapter, or the whole model, into `out`.
+
+    A checkpoint that knows no codes yet is given them: rows are added to its table and its head.
+
+    Raises:
+        CheckpointError: the checkpoint is incomplete, or its codes are others.
+    """
+    space, folders = read_code_shards(codes)
+    if recipe.template not in FAMILIES:
+        raise DataError(f"template is {recipe.template!r}; it must be one of {', '.join(FAMILIES)}")
+    torch.manual_seed(recipe.schedule.seed)
+    model, vocab = open_llama(llm, space, recipe.half and recipe.lora is not None)
+    pieces = read_pieces(llm)
+    if recipe.checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+        model.enable_input_require_grads()
+    trained: nn.Module = model
+    if recipe.lora is not None:
+        trained = get_peft_model(model, _peft_config(recipe.lora))
+        for parameter in trained.parameters():
+            if parameter.requires_grad:
+                parameter.data = parameter.data.float()
+    else:
+        for name, module in model.named_modules():
+            if name.rpartition(".")[2] in recipe.frozen:
+                module.requires_grad_(False)
+    writer = Writer(vocab, pieces.encode, FAMILIES[recipe.template], recipe.sentences, recipe.wordless)
+
+    def mixture(held_out: bool) -> Mixture:
+        kept = {name: [s for s in some if s.sample.held_out == held_out] for name, some in folders.items()}
+        weighted = [(some, recipe.weights.get(name, float(len(some)))) for name, some in kept.items()]
+        return Mixture(writer, recipe.tasks, dict.fromkeys(TASKS, weighted))
+
+    out.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(llm / PIECES_FILE, out / PIECES_FILE)
+    write_added_tokens(vocab, out)
+    run_language(trained, writer, mixture, recipe.schedule, recipe.longest, out, report, sheet)
+
+
+def _peft_config(shape: LoraShape) -> LoraConfig:
+    return LoraConfig(
+        r=shape.rank,
+        lora_alpha=shape.alpha,
+        lora_dropout=shape.dropout,
+        target_modules=list(shape.projections),
+        modules_to_save=list(shape.whole),
+        task_type="CAUSAL_LM",
+    )
+
+
+def open_llama(path: Path, space: CodeSpace, half: bool = False) -> tuple[LlamaForCausalLM, Vocab]:
+    """A LLaMA in Hugging Face's layout, with rows for codes; these are added where it has none.
+
+    Raises:
+        CheckpointError: a file is missing or damaged, or its codes are others.
+    """
+    pieces, size = read_pieces(path), int(read_json(path / CONFIG_FILE)["vocab_size"])
+    if (path / ADDED_TOKENS_FILE).exists():
+        vocab = vocab_of(read_json(path / ADDED_TOKENS_FILE), pieces, size, space.codes_per_image, path)
+    else:
+        vocab = extended_vocab(pieces, space.codebook_size, space.codes_per_image)
+    if vocab.codes != space:
+        raise CheckpointError(f"{path} knows {vocab.codes}, the samples have {space}; they belong to different tokenizers")
+    try:
+        model = LlamaForCausalLM.from_pretrained(path, torch_dtype=torch.bfloat16 if half else torch.float32)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise CheckpointError(f"{path} cannot be read ({str(error).strip().splitlines()[0]})") from error
+    if size != vocab.size:
+        model.resize_token_embeddings(vocab.size, mean_resizing=False)
+    model.config.use_cache = False
+    return model, vocab
+
+
+def merge_lora(llm: Path, adapter: Path, codes_per_image: int, out: Path) -> None:
+    """Merge an adapter into its checkpoint, and write the whole model into `out`.
+
+    Raises:
+        CheckpointError: a file is missing or damaged.
+    """
+    added = read_json(adapter / ADDED_TOKENS_FILE)
+    codebook_size = len(added) - 2
+    model, vocab = open_llama(llm, CodeSpace(codebook_size, codes_per_image))
+    try:
+        merged = PeftModel.from_pretrained(model, str(adapter)).merge_and_unload()
+    except (OSError, ValueError, RuntimeError) as error:
+        raise CheckpointError(f"{adapter} cannot be merged ({str(error).strip().splitlines()[0]})") from error
+    out.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(adapter / PIECES_FILE, out / PIECES_FILE)
+    write_added_tokens(vocab, out)
+    save_whole_or_not_at_all(merged, out)
+
+
+def save_whole_or_not_at_all(model: Any, out: Path) -> None:
+    """What `save_pretrained` writes, each file appearing only when complete, weights last."""
+    with tempfile.TemporaryDirectory(dir=out) as folder:
+        model.save_pretrained(folder)
+        for path in sorted(Path(folder).iterdir(), key=lambda path: path.suffix == ".safetensors"):
+            os.replace(path, out / path.name)
+
+
+def run_language(
+    model: PreTrainedModel | PeftModel,
+    writer: Writer,
+    mixture: Callable[[bool], Mixture],
+    schedule: Schedule,
+    longest: int,
+    out: Path,
+    report: Report,
+    sheet: Sheet | None,
+) -> None:
+    """Train `model` on the samples that are not held out, and tell its loss on some of those that are.
+
+    Args:
+        mixture: of the samples that are held out, or of those that are not.
+        longest: ids of an example; the rest is cut off.
+    """
+    objective, source = LanguageObjective(model, writer.vocab), mixture(False)
+
+    def batch_from(source: Mixture, rng: np.random.Generator) -> Batch:
+        keys, examples = zip(*(source.example(rng) for _ in range(schedule.batch)), strict=True)
+        ids, labels = collated(examples, longest)
+        return {"keys": keys, "ids": ids, "labels": labels}
+
+    try:
+        kept = mixture(True)
+    except DataError:  # nothing is held out
+        unseen = []
+    else:
+        unseen = [batch_from(kept, np.random.default_rng(number)) for number in range(UNSEEN_BATCHES)]
+
+    def after(step: int) -> dict[str, float]:
+        save_whole_or_not_at_all(model, out)
+        with evaluating(model):
+            if sheet is not None:
+                write_drawings(model, writer, sheet, out / "sheets" / f"{step:06d}.png")
+            losses = [objective({name: _on(model, value) for name, value in batch.items()}) for batch in unseen]
+        return (
+            {f"unseen_{name}": float(np.mean([each[name].item() for each in losses])) for name in losses[0]} if losses else {}
+        )
+
+    Loop(out / STATE_FOLDER, schedule, report).run(objective, lambda step, rng: batch_from(source, rng), after)
+
+
+def _on(model: PreTrainedModel | PeftModel, value: Any) -> Any:
+    return value.to(model.device) if isinstance(value, Tensor) else value
+
+
+def write_drawings(model: PreTrainedModel | PeftModel, writer: Writer, sheet: Sheet, path: Path) -> None:
+    """What the model draws now for the prompts of `sheet`, side by side as a PNG."""
+    vocab = writer.vocab
+    pictures = []
+    for number, text in enumerate(sheet.prompts):
+        torch.manual_seed(number)
+        ids = torch.tensor([writer.prompts.for_drawing(vocab, writer.tokenize, text)], device=model.device)
+        for _ in range(vocab.codes_per_image):
+            logits = model(input_ids=ids).logits[0, -1, vocab.first_code_id :][: vocab.codebook_size].float()
+            chosen = torch.multinomial((logits / SHEET_TEMPERATURE).softmax(-1), 1) + vocab.first_code_id
+            ids = torch.cat([ids, chosen[None]], 1)
+        pictures.append(sheet.decode(vocab.ids_to_codes(ids[0, -vocab.codes_per_image :].tolist())))
+    width, height = pictures[0].size
+    row = Image.new("RGB", (width * len(pictures), height))
+    for number, picture in enumerate(pictures):
+        row.paste(picture, (number * width, 0))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    row.save(path)
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Without dropout and gradients."""
+    was = model.training
+    model.eval()
+    try:
+        with torch.inference_mode():
+            yield
+    finally:
+        model.train(was)

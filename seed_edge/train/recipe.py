@@ -1,0 +1,136 @@
+"""Recipes: small TOML files that say how something is trained, read into dataclasses without leniency."""
+
+from __future__ import annotations
+
+import dataclasses
+import tomllib
+import types
+from collections.abc import Mapping, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
+
+from seed_edge.errors import DataError
+
+T = TypeVar("T")
+OPTIMIZERS = ("muon", "adamw")
+PRECISIONS = ("bf16", "fp32")
+
+
+@dataclasses.dataclass(frozen=True)
+class Schedule:
+    """How long, how fast and how safely a loop runs; part of every recipe."""
+
+    steps: int
+    batch: int
+    """Samples per step and process."""
+    rate: float
+    """Peak learning rate."""
+    floor: float = 0.05
+    """Last learning rate, as a share of the peak."""
+    warmup: int = 60
+    """Steps of linear warm-up."""
+    accumulate: int = 1
+    """Batches whose gradients make one step."""
+    optimizer: str = "muon"
+    """`muon` for matrices between layers with AdamW for the rest, or `adamw` for all."""
+    betas: tuple[float, float] = (0.9, 0.98)
+    eps: float = 1e-8
+    weight_decay: float = 0.0
+    clip: float = 1.0
+    """Longest gradient."""
+    precision: str = "bf16"
+    """What is computed in: `bf16` where PyTorch's autocast thinks it safe, or `fp32`."""
+    save_every: int = 200
+    log_every: int = 20
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name, value, known in (("optimizer", self.optimizer, OPTIMIZERS), ("precision", self.precision, PRECISIONS)):
+            if value not in known:
+                raise DataError(f"schedule.{name} is {value!r}; it must be one of {', '.join(known)}")
+        for name in ("steps", "batch", "accumulate", "save_every", "log_every"):
+            if getattr(self, name) < 1:
+                raise DataError(f"schedule.{name} is {getattr(self, name)}; it must be at least 1")
+
+
+def load_recipe(kinds: Mapping[str, type[T]], name: str, changes: Sequence[str] = ()) -> T:
+    """Read a recipe; its `kind` says which of the dataclasses in `kinds` it becomes.
+
+    Args:
+        name: of a recipe that comes with the package, or the path of a file.
+        changes: `key=value` with dots between tables, such as `schedule.steps=100`; values as TOML writes them.
+
+    Raises:
+        DataError: there is no such recipe, a key is unknown or missing, or a value is of the wrong type.
+    """
+    path = Path(name)
+    if path.suffix != ".toml":
+        path = Path(str(resources.files("seed_edge"))) / "recipes" / f"{name}.toml"
+    try:
+        table = tomllib.loads(path.read_text("utf-8"))
+    except FileNotFoundError:
+        known = ", ".join(sorted(p.stem for p in path.parent.glob("*.toml"))) or "none there"
+        raise DataError(f"recipe {name} is missing; --recipe takes a .toml file or one of: {known}") from None
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise DataError(f"recipe {path} cannot be read as TOML ({error})") from error
+    for change in changes:
+        _change(table, change)
+    kind = table.pop("kind", None)
+    if kind not in kinds:
+        raise DataError(f"recipe {path}: kind is {kind!r}; this command trains {' and '.join(map(repr, kinds))}")
+    return from_table(kinds[kind], table, f"recipe {path.name}")
+
+
+def _change(table: dict[str, Any], change: str) -> None:
+    key, equals, text = change.partition("=")
+    if not equals:
+        raise DataError(f"--set {change}: write KEY=VALUE, for example --set schedule.steps=100")
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text
+    *tables, last = key.strip().split(".")
+    for part in tables:
+        table = table.setdefault(part, {})
+        if not isinstance(table, dict):
+            raise DataError(f"--set {change}: {part} is a value, not a table")
+    table[last] = value
+
+
+def from_table(kind: type[T], table: Mapping[str, Any], where: str) -> T:
+    """A dataclass from a TOML table; tables within become dataclasses within.
+
+    Raises:
+        DataError: a key is unknown or missing, or a value is of the wrong type.
+    """
+    hints = get_type_hints(kind)
+    fields = {field.name: field for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
+    unknown = sorted(set(table) - set(fields))
+    if unknown:
+        raise DataError(f"{where}: unknown key {unknown[0]}; known here: {', '.join(fields)}")
+    nothing = (dataclasses.MISSING, dataclasses.MISSING)
+    missing = [n for n, f in fields.items() if n not in table and (f.default, f.default_factory) == nothing]
+    if missing:
+        raise DataError(f"{where}: {missing[0]} is missing")
+    return kind(**{name: _value(hints[name], value, f"{where}: {name}") for name, value in table.items()})
+
+
+def _value(hint: Any, value: Any, where: str) -> Any:
+    if dataclasses.is_dataclass(hint) and isinstance(value, dict):
+        return from_table(hint, value, where)
+    origin, arguments = get_origin(hint), get_args(hint)
+    if origin is types.UnionType:  # of something and None, which TOML cannot say
+        return _value(next(a for a in arguments if a is not type(None)), value, where)
+    if origin is tuple and isinstance(value, list):
+        kinds = [arguments[0]] * len(value) if arguments[-1] is Ellipsis else arguments
+        if len(kinds) != len(value):
+            raise DataError(f"{where} has {len(value)} values; it takes {len(kinds)}")
+        return tuple(_value(kind, each, where) for kind, each in zip(kinds, value, strict=True))
+    if origin is dict and isinstance(value, dict):
+        return {key: _value(arguments[1], each, f"{where}.{key}") for key, each in value.items()}
+    if hint is float and type(value) is int:
+        return float(value)
+    if isinstance(hint, type) and type(value) is hint:
+        return value
+    raise DataError(f"{where} is {value!r}; it must be {getattr(hint, '__name__', hint)}")

@@ -1,0 +1,360 @@
+"""Trains the image tokenizer that draws pixels, on cached trunk features, in two stages.
+
+First encoder, codebook and decoder together. Losses: pixels (L1 and squared), trunk features of the picture (perceptual),
+vector quantization, and words: from the semantic codes one must tell which words the texts of the picture use (Joulin et al.
+2016, arXiv:1511.02251), and a small language model must tell a whole text (`reader`). Then, when the codes of every picture
+stand, the decoder alone, which is cheap: nothing in front of the codebook is run any more. Losses: pixels (L1 alone, which
+blurs less) and trunk features.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from seed_edge.files import replacing
+from seed_edge.models.checkpoints import load_image_tokenizer, save_image_tokenizer
+from seed_edge.models.config import PixelGeometry
+from seed_edge.models.image_tokenizer import PixelTokenizer
+from seed_edge.models.trunk import pretrained_trunk
+from seed_edge.preprocess import to_images
+from seed_edge.train.codes import CodeSample
+from seed_edge.train.features import VIEWS, Cache, build_cache, open_cache
+from seed_edge.train.loop import Batch, Loop, Objective
+from seed_edge.train.reader import Reader, WordList
+from seed_edge.train.recipe import Schedule
+from seed_edge.train.texts import caption
+from seed_edge.train.words import WordTargets
+from seed_edge.vocab import CodeSpace
+
+CACHE_FOLDER = "cache"
+"""In the folder of a run: features and pixels of its pictures."""
+CODES_FILE = "codes.npz"
+"""In the folder of a run: the codes of every cached picture."""
+DECODER_FOLDER = "decoder-{:08x}"
+"""In the folder of a run: state and log of the second stage for a codebook, named by its sum."""
+REVIVED_BELOW = 0.03
+"""Codebook rows used less than this share of the mean are moved."""
+
+
+@dataclass(frozen=True)
+class DecoderRecipe:
+    """Knobs of the second stage."""
+
+    schedule: Schedule
+    shares: tuple[float, float, float] = (0.5, 0.35, 0.15)
+    """Of drawings, composites and photos."""
+    perceptual_weight: float = 1.0
+    perceptual_taps: tuple[int, ...] = (2, 4, 10)
+    """Blocks of the trunk whose outputs are compared."""
+
+
+@dataclass(frozen=True)
+class PixelTokenizerRecipe:
+    """Knobs of both stages."""
+
+    schedule: Schedule
+    decoder: DecoderRecipe
+    geometry: PixelGeometry = field(default_factory=PixelGeometry)
+    painted: int = 32
+    """Pictures of a batch that are drawn and compared; of the others only the words are learnt, at a fraction of the cost."""
+    looked_at: int = 16
+    """Pictures of a batch compared in the trunk's features too."""
+    painted_shares: tuple[float, float, float] = (0.45, 0.25, 0.3)
+    """Of drawings, composites and photos, among the pictures that are drawn."""
+    read_shares: tuple[float, float, float] = (0.4, 0.1, 0.5)
+    """The same among the others."""
+    feature_dropout: float = 0.15
+    """Of the trunk's channels; the words of pictures in unseen styles are told better."""
+    perceptual_weight: float = 0.5
+    perceptual_taps: tuple[int, ...] = (2, 4, 10)
+    words_weight: float = 0.25
+    reader_weight: float = 0.25
+    vq_weight: float = 1.0
+    quantized_from: float = 0.1
+    """Share of the run over which quantized vectors take the place of continuous ones, picture by picture. Codes
+    mean nothing at first; a decoder that saw only them would learn to paint the mean picture."""
+    revive_every: int = 40
+    """Steps between moving codebook rows that nothing uses."""
+    num_words: int = 4000
+    """Most frequent words that the codes have to tell."""
+
+
+class Perceptual(nn.Module):
+    """Distance of two pictures in the frozen trunk's features, each tap scaled by its own spread."""
+
+    def __init__(self, trunk: nn.Module, taps: tuple[int, ...]) -> None:
+        super().__init__()
+        self.taps = taps
+        self.trunk = trunk.to(memory_format=torch.channels_last)
+
+    def forward(self, drawn: Tensor, truth: Tensor) -> Tensor:
+        with torch.no_grad():
+            wanted = self._taps(truth)
+        total = drawn.new_zeros(())
+        for a, b in zip(self._taps(drawn), wanted, strict=True):
+            total = total + F.mse_loss(a, b) / b.var().clamp(min=1e-6)
+        return total / len(self.taps)
+
+    def _taps(self, pixels: Tensor) -> list[Tensor]:
+        normalised = pixels.mul(2).sub(1).contiguous(memory_format=torch.channels_last)
+        return [tap.float() for tap in self.trunk.taps(normalised, self.taps)]
+
+
+class BatchSource:
+    """Draws rows of the cache: fixed shares of drawings, composites and photos, in this order; training samples only."""
+
+    def __init__(self, cache: Cache, batch: int, shares: Sequence[float]) -> None:
+        rows = cache.rows(held_out=False)
+        samples = [cache.samples[row // VIEWS] for row in rows]
+        kinds = np.array([2 if sample.style is None else 1 if sample.phrases else 0 for sample in samples])
+        self.pools = [rows[kinds == kind] for kind in range(3)]
+        there = np.array(shares) * [len(pool) > 0 for pool in self.pools]
+        edges = np.rint(np.cumsum(there / there.sum()) * batch).astype(int)
+        self.counts = np.diff(edges, prepend=0)
+
+    def __call__(self, rng: np.random.Generator) -> NDArray[np.int64]:
+        rows = np.concatenate([rng.choice(pool, n) for pool, n in zip(self.pools, self.counts, strict=True) if n])
+        return rows + (rng.random(len(rows)) < 0.4)  # view 1 in two of five
+
+
+class WholeObjective(Objective):
+    """The first stage: encoder, codebook and decoder together."""
+
+    def __init__(self, model: PixelTokenizer, recipe: PixelTokenizerRecipe, bag_words: int, list_words: int) -> None:
+        super().__init__()
+        geometry, width = model.geometry, model.geometry.qformer_width
+        self.model, self.recipe = model, recipe
+        self.words_head = nn.Sequential(
+            nn.Flatten(),
+            nn.Linear(geometry.semantic_queries * width, 2 * width),
+            nn.GELU(),
+            nn.Linear(2 * width, bag_words),
+        )
+        self.reader = Reader(list_words, geometry.semantic_queries, width, heads=geometry.qformer_heads)
+        self.perceptual = Perceptual(model.trunk, recipe.perceptual_taps)
+        self.usage: Tensor
+        self.register_buffer("usage", torch.zeros(geometry.codebook_size))
+
+    def heads(self) -> list[nn.Module]:
+        return [self.words_head, self.reader.head]
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        model, recipe, truth = self.model, self.recipe, batch["pixels"]
+        vision = batch["vision"].float()
+        kept = F.dropout(vision.new_ones(len(vision), 1, vision.shape[2]), recipe.feature_dropout, self.training)
+        z = model.query_features((vision - model.vision_mean) * kept + model.vision_mean)
+        done = batch["step"] / recipe.schedule.steps
+        if batch["step"] % recipe.revive_every == 0 and done < 0.8:
+            model.quantize.revive(self.usage, z.detach().flatten(0, 1), REVIVED_BELOW * self.usage.mean().item() + 1e-9)
+        quantized = model.quantize(z)
+        chosen = torch.rand(len(z), 1, 1, device=z.device) < done / recipe.quantized_from
+        vectors = torch.where(chosen, quantized.vectors, z)
+        drawn = model.pixel_head(model.code_features(vectors[: len(truth)])).float()
+        told = model.told(vectors)
+        words = F.log_softmax(self.words_head(told).float(), -1)
+        looked = self.perceptual(drawn[: recipe.looked_at], truth[: recipe.looked_at])
+        counted = torch.bincount(quantized.codes.flatten(), minlength=len(self.usage))
+        self.usage.mul_(0.995).add_(counted, alpha=0.005)
+        return {
+            "l1": F.l1_loss(drawn, truth),
+            "mse": 2 * F.mse_loss(drawn, truth),
+            "look": recipe.perceptual_weight * looked,
+            "words": -recipe.words_weight * (batch["words"] * words).sum(1).mean(),
+            "reader": recipe.reader_weight * self.reader(told, batch["read"], batch["wanted"]),
+            "vq": recipe.vq_weight * quantized.loss,
+        }
+
+    def codes_in_use(self) -> int:
+        """Codebook rows that are used more than hardly ever."""
+        return int((self.usage > REVIVED_BELOW * self.usage.mean()).sum())
+
+
+class DecoderObjective(Objective):
+    """The second stage: what stands behind the codebook."""
+
+    def __init__(self, model: PixelTokenizer, recipe: DecoderRecipe) -> None:
+        super().__init__()
+        self.model, self.recipe = model, recipe
+        self.perceptual = Perceptual(model.trunk, recipe.perceptual_taps)
+        model.requires_grad_(False)
+        for part in (model.decode_task_layer, model.blocks_image, model.pixel_head):
+            part.requires_grad_(True)
+        model.pos_embed_image.requires_grad_(True)
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        model, truth = self.model, batch["pixels"]
+        drawn = model.pixel_head(model.code_features(model.quantize.embedding(batch["codes"]))).float()
+        return {"l1": F.l1_loss(drawn, truth), "look": self.recipe.perceptual_weight * self.perceptual(drawn, truth)}
+
+
+def train_pixel_tokenizer(
+    paths: Sequence[Path],
+    out: Path,
+    recipe: PixelTokenizerRecipe,
+    report: Callable[[str], None],
+    images: Path | None = None,
+    trunk_weights: Path | None = None,
+) -> None:
+    """Train an image tokenizer on what `read_samples` reads, and write its checkpoint into `out`.
+
+    Interrupted, the same call goes on at the last saved step.
+    """
+    torch.manual_seed(recipe.schedule.seed)
+    trunk = pretrained_trunk(trunk_weights)
+    cache = build_cache(paths, out / CACHE_FOLDER, trunk, recipe.geometry, report, images)
+    model = PixelTokenizer(recipe.geometry)
+    model.trunk.load_state_dict(trunk.state_dict())
+    model.trunk.requires_grad_(False)
+    model.pixel_head.to(memory_format=torch.channels_last)
+    measure_channels(model, cache)
+    targets = WordTargets(cache.samples, recipe.num_words)
+    rng = np.random.default_rng(recipe.schedule.seed)
+    texts = [caption(sample, rng) or "" for sample in cache.samples for _ in range(3) if not sample.held_out]
+    word_list = WordList(texts, recipe.num_words)
+    objective = WholeObjective(model, recipe, len(targets.words), len(word_list))
+    to_paint = BatchSource(cache, recipe.painted, recipe.painted_shares)
+    to_read = BatchSource(cache, max(0, recipe.schedule.batch - recipe.painted), recipe.read_shares)
+
+    def batch_of(step: int, rng: np.random.Generator) -> Batch:
+        painted = to_paint(rng)
+        rows = np.concatenate([painted, to_read(rng)])
+        read, wanted = word_list.batch([caption(cache.samples[row // VIEWS], rng) for row in rows])
+        return {
+            "step": step,
+            "keys": keys_of(cache, rows),
+            "vision": torch.from_numpy(cache.features[rows]),
+            "pixels": pixels_of(cache, painted),
+            "words": targets(rows // VIEWS),
+            "read": read,
+            "wanted": wanted,
+        }
+
+    def after(step: int) -> None:
+        model.eval()
+        save_image_tokenizer(model, out)
+        write_sheet(model, cache, out / "sheets" / f"{step:06d}.png")
+        report(f"step {step:,}: checkpoint written; {objective.codes_in_use():,} of {len(objective.usage):,} codes in use")
+        model.train()
+
+    Loop(out, recipe.schedule, report).run(objective, batch_of, after)
+    train_decoder(model, cache, out, recipe.decoder, report)
+
+
+def train_decoder(
+    model: PixelTokenizer, cache: Cache, out: Path, recipe: DecoderRecipe, report: Callable[[str], None]
+) -> None:
+    """The second stage: what stands behind the codebook, on the codes that every picture has now."""
+    model.eval()
+    codes = torch.from_numpy(codes_of_cache(model, cache, out / CODES_FILE))
+    source = BatchSource(cache, recipe.schedule.batch, recipe.shares)
+
+    def batch_of(step: int, rng: np.random.Generator) -> Batch:
+        rows = source(rng)
+        return {"keys": keys_of(cache, rows), "codes": codes[rows], "pixels": pixels_of(cache, rows)}
+
+    def after(step: int) -> None:
+        save_image_tokenizer(model, out)
+        write_sheet(model, cache, out / "sheets" / f"decoder-{step:06d}.png")
+
+    folder = out / DECODER_FOLDER.format(codebook_sum(model))
+    Loop(folder, recipe.schedule, report).run(DecoderObjective(model, recipe), batch_of, after)
+
+
+def keys_of(cache: Cache, rows: NDArray[np.int64]) -> list[str]:
+    """Keys of the samples that rows of the cache belong to."""
+    return [cache.samples[row // VIEWS].key for row in rows]
+
+
+def pixels_of(cache: Cache, rows: NDArray[np.int64]) -> Tensor:
+    """Pictures of the cache, (rows, 3, H, W) in [0, 1]."""
+    return torch.from_numpy(cache.pixels[rows].astype(np.float32) / 255).permute(0, 3, 1, 2)
+
+
+def codebook_sum(model: PixelTokenizer) -> int:
+    """What tells one state of the codebook from another."""
+    return zlib.crc32(model.quantize.embedding.weight.detach().cpu().numpy().tobytes())
+
+
+@torch.inference_mode()
+def codes_of_cache(model: PixelTokenizer, cache: Cache, path: Path, batch: int = 256) -> NDArray[np.int64]:
+    """Codes of every cached row, (rows, n); kept at `path` with a sum over the codebook, and found again for this one only."""
+    codebook = codebook_sum(model)
+    if path.exists():
+        with np.load(path) as kept:
+            if int(kept["codebook"]) == codebook:
+                return kept["codes"]
+    found, device = [], model.vision_mean.device
+    for start in range(0, len(cache.features), batch):
+        vision = torch.from_numpy(cache.features[start : start + batch].astype(np.float32)).to(device)
+        found.append(model.quantize.codes(model.query_features(vision)).cpu().numpy())
+    codes = np.concatenate(found)
+    with replacing(path) as partial, open(partial, "wb") as file:
+        np.savez(file, codes=codes, codebook=codebook)
+    return codes
+
+
+def codes_of_run(run: Path, report: Callable[[str], None]) -> tuple[CodeSpace, Iterator[CodeSample]]:
+    """What an image is in a run, and its samples with the codes of their views.
+
+    Raises:
+        CheckpointError: the run has no image tokenizer.
+        DataError: its cache of features is gone.
+    """
+    model = load_image_tokenizer(run)
+    cache = open_cache(run / CACHE_FOLDER, model.geometry)
+    report("codes: encoding what is in the cache")
+    codes = codes_of_cache(model, cache, run / CODES_FILE)
+
+    def samples() -> Iterator[CodeSample]:
+        for number, sample in enumerate(cache.samples):
+            first, *others = codes[number * VIEWS : (number + 1) * VIEWS]
+            yield CodeSample(sample, (first,), tuple(others))
+
+    return CodeSpace(model.geometry.codebook_size, model.geometry.num_queries), samples()
+
+
+def measure_channels(model: PixelTokenizer, cache: Cache, sample: int = 1000) -> None:
+    """Set mean and spread of the trunk's channels from some rows of the cache."""
+    step = max(1, len(cache.features) // sample)
+    some = torch.from_numpy(cache.features[::step].astype(np.float32))
+    model.vision_mean.copy_(some.mean((0, 1)))
+    model.vision_std.copy_(some.std((0, 1)).clamp(min=1e-4))
+
+
+@torch.inference_mode()
+def reconstruct(model: PixelTokenizer, features: NDArray[np.float16]) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """Codes (m, n) and pixels (m, 3, H, W) of cached features (m, tokens, vit_width)."""
+    vision = torch.from_numpy(features.astype(np.float32)).to(model.vision_mean.device)
+    codes = model.quantize.codes(model.query_features(vision))
+    return codes.cpu().numpy(), model.decode(codes).cpu().numpy()
+
+
+def write_sheet(model: PixelTokenizer, cache: Cache, path: Path, columns: int = 16) -> None:
+    """Random held-out pictures above their reconstructions, two rows of drawings, two of photos, as a PNG."""
+    rng, rows = np.random.default_rng(1), cache.rows(held_out=True)
+    if not len(rows):
+        rows = cache.rows(held_out=False)
+    drawn = np.array([cache.samples[row // VIEWS].style is not None for row in rows])
+    lines = []
+    for pool in (rows[drawn], rows[~drawn]):
+        if len(pool):
+            chosen = rng.choice(pool, columns)
+            truth = [Image.fromarray(cache.pixels[row]) for row in chosen]
+            lines += [truth, to_images(reconstruct(model, cache.features[chosen])[1])]
+    side = model.geometry.output_size
+    sheet = Image.new("RGB", (columns * side, len(lines) * side), "white")
+    for y, line in enumerate(lines):
+        for x, picture in enumerate(line):
+            sheet.paste(picture, (x * side, y * side))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    sheet.save(path)
