@@ -120,18 +120,15 @@ def sheet_of(pictures: Path | None, prompts: Sequence[str]) -> Iterator[Sheet | 
     if pictures is None:
         yield None
         return
-    from seed_edge.models.checkpoints import IMAGE_TOKENIZER_FILE, load_image_tokenizer
-    from seed_edge.preprocess import to_images
+    from seed_edge.models.checkpoints import is_run
     from seed_edge.train.llm import Sheet
+    from seed_edge.train.tokenizer import decoder_of_run
 
-    if (pictures / IMAGE_TOKENIZER_FILE).exists():
-        import torch
-
-        model = load_image_tokenizer(pictures)
-        yield Sheet(prompts, lambda codes: to_images(model.decode(torch.from_numpy(codes)[None]).detach().numpy())[0])
+    if is_run(pictures):
+        yield Sheet(prompts, decoder_of_run(pictures))
         return
     with opened(pictures, "cpu", quiet=True) as edge:
-        yield Sheet(prompts, lambda codes: edge.decode(codes))
+        yield Sheet(prompts, edge.decode)
 
 
 @train.command()

@@ -27,6 +27,7 @@ from seed_edge.manifest import DECODER, ENCODER, FORMAT, MANIFEST, Diffusion, La
 from seed_edge.models.checkpoints import (
     IMAGE_TOKENIZER_FILE,
     find_seed_tokenizer,
+    is_run,
     load_image_tokenizer,
     load_seed_tokenizer,
 )
@@ -133,7 +134,7 @@ def export_bundle(parts: Parts, out: Path, options: ExportOptions, report: Repor
 def plan(parts: Parts, options: ExportOptions) -> list[Need]:
     """What each part will take; opens them as far as that needs, so that a wrong path ends here."""
     folder = parts.tokenizer
-    if is_own(folder):
+    if is_run(folder):
         needs = [of_tokenizer(load_geometry(folder), [folder / IMAGE_TOKENIZER_FILE], options.image_weights)]
     else:
         geometry, main, vit = find_seed_tokenizer(folder, parts.vit)
@@ -145,11 +146,6 @@ def plan(parts: Parts, options: ExportOptions) -> list[Need]:
     elif parts.lora is not None:
         raise CheckpointError(f"{parts.lora}: an adapter changes a language model; give that with --llm")
     return needs
-
-
-def is_own(folder: Path) -> bool:
-    """Whether a folder is a run of `seed-edge train`."""
-    return (folder / IMAGE_TOKENIZER_FILE).exists()
 
 
 def open_language(parts: Parts) -> LlamaFolder:
@@ -183,7 +179,7 @@ def open_tokenizer(
     parts: Parts, options: ExportOptions, report: Report
 ) -> tuple[PixelTokenizer | SeedTokenizer, Preprocessing]:
     """The image tokenizer and how it wants its pixels; which kind it is, the folder's files tell."""
-    if is_own(parts.tokenizer):
+    if is_run(parts.tokenizer):
         own = load_image_tokenizer(parts.tokenizer)
         return own, Preprocessing(own.geometry.image_size, "bilinear", IMAGE_MEAN, IMAGE_STD)
     seed = load_seed_tokenizer(parts.tokenizer, parts.vit, report)

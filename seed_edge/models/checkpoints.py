@@ -6,7 +6,6 @@ or one merged file). Pickled files are only ever read with `weights_only=True`.
 
 from __future__ import annotations
 
-import os
 import pickle
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from seed_edge.errors import CheckpointError
+from seed_edge.files import replacing
 from seed_edge.models.config import FILE as GEOMETRY_FILE
 from seed_edge.models.config import PixelGeometry, SeedGeometry, load_geometry
 from seed_edge.models.image_tokenizer import ImageTokenizer, PixelTokenizer, SeedTokenizer
@@ -40,9 +40,13 @@ def save_image_tokenizer(model: PixelTokenizer, folder: Path) -> None:
     """Write weights and `geometry.json` into `folder`; the weights appear only when complete."""
     folder.mkdir(parents=True, exist_ok=True)
     model.geometry.save(folder)
-    partial = folder / (IMAGE_TOKENIZER_FILE + ".partial")
-    save_file({name: tensor.contiguous() for name, tensor in model.state_dict().items()}, partial)
-    os.replace(partial, folder / IMAGE_TOKENIZER_FILE)
+    with replacing(folder / IMAGE_TOKENIZER_FILE) as partial:
+        save_file({name: tensor.contiguous() for name, tensor in model.state_dict().items()}, partial)
+
+
+def is_run(folder: Path) -> bool:
+    """Whether a folder holds an image tokenizer that `save_image_tokenizer` wrote."""
+    return (folder / IMAGE_TOKENIZER_FILE).is_file()
 
 
 def read_state(path: Path) -> Mapping[str, Tensor]:

@@ -323,6 +323,17 @@ def codes_of_run(run: Path, report: Callable[[str], None]) -> tuple[CodeSpace, I
     return CodeSpace(model.geometry.codebook_size, model.geometry.num_queries), samples()
 
 
+def decoder_of_run(run: Path) -> Callable[[NDArray[np.int64]], Image.Image]:
+    """Codes (codes_per_image,) -> picture, by the tokenizer of a run."""
+    model = load_image_tokenizer(run)
+
+    def decode(codes: NDArray[np.int64]) -> Image.Image:
+        with torch.inference_mode():
+            return to_images(model.decode(torch.from_numpy(codes)[None]).numpy())[0]
+
+    return decode
+
+
 def measure_channels(model: PixelTokenizer, cache: Cache, sample: int = 1000) -> None:
     """Set mean and spread of the trunk's channels from some rows of the cache."""
     step = max(1, len(cache.features) // sample)

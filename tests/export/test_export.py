@@ -3,6 +3,7 @@
 import io
 import json
 import shutil
+from dataclasses import asdict
 
 import numpy as np
 import onnx
@@ -24,12 +25,12 @@ from seed_edge.manifest import DECODER, ENCODER
 from seed_edge.models.checkpoints import load_image_tokenizer
 from seed_edge.models.config import PixelGeometry
 from seed_edge.runtime.language_model import LlamaCpp
-from seed_edge.train.samples import build_cache
+from seed_edge.train.features import open_cache
 from seed_edge.train.shards import ShardWriter
 from seed_edge.train.tokenizer import codes_of_cache
 
 SMALL = PixelGeometry(
-    image_size=64, num_queries=4, qformer_width=32, qformer_depth=2, qformer_heads=4, qformer_mlp=64, codebook_size=16,
+    image_size=64, num_queries=4, semantic_queries=1, qformer_width=32, qformer_depth=2, qformer_heads=4, qformer_mlp=64, codebook_size=16,
     code_dim=8, decoder_depth=1, decoder_heads=4, output_size=16, pixel_grid=4, pixel_channels=(16,),
 )  # fmt: skip
 LANGUAGE_MODEL = "llm.gguf"
@@ -72,28 +73,29 @@ def run(tmp_path_factory):
     """A run trained for a few steps by the commands anyone would use."""
     folder = tmp_path_factory.mktemp("train")
     pictures(folder / "shapes.tar")
-    (folder / "geometry").mkdir()
-    SMALL.save(folder / "geometry")
     out, data = folder / "run", folder / "shapes.tar"
-    steps = ("--steps", 4, "--decoder-steps", 6, "--batch", 4)
-    call("train", "tokenizer", "--data", data, "--out", out, "--geometry", folder / "geometry", *steps)
+    geometry = [
+        f"--set=geometry.{name}={list(value) if isinstance(value, tuple) else value}" for name, value in asdict(SMALL).items()
+    ]
+    steps = ("--set", "schedule.steps=4", "--set", "schedule.batch=6", "--set", "painted=4", "--set", "looked_at=2")
+    decoder = ("--set", "decoder.schedule.steps=6", "--set", "decoder.schedule.batch=4")
+    call("train", "tokenizer", "--data", data, "--out", out, *geometry, *steps, *decoder)
+    call("tokenize", "--run", out, "--out", folder / "codes")
+    shape = ("--set", "model.text_pieces=310", "--set", "model.width=64", "--set", "model.depth=2")
+    steps = ("--set", "schedule.steps=4", "--set", "schedule.batch=4")
     call(
         "train",
         "llm",
-        "--data",
-        data,
-        "--run",
+        "--codes",
+        folder / "codes",
+        "--out",
+        out / "llm",
+        "--pictures",
         out,
-        "--steps",
-        4,
-        "--batch",
-        4,
-        "--text-pieces",
-        310,
-        "--width",
-        64,
-        "--depth",
-        2,
+        "--prompt",
+        "a disc",
+        *shape,
+        *steps,
     )
     (folder / "sources.json").write_text(json.dumps([{"name": "shapes", "licence": "Apache-2.0", "role": "training"}]))
     return out
@@ -126,20 +128,24 @@ def test_training_leaves_a_log_a_sheet_and_a_checkpoint(run):
     assert Image.open(run / "sheets" / "000004.png").size == (16 * 16, 4 * 16)
     assert (run / "sheets" / "decoder-000006.png").is_file()
     assert (run / "image_tokenizer.safetensors").is_file() and (run / "llm" / "model.safetensors").is_file()
+    assert Image.open(run / "llm" / "sheets" / "000004.png").size == (16, 16)
+    lines = [json.loads(line) for line in (run / "llm" / "state" / "log.jsonl").read_text().splitlines()]
+    assert lines[0]["step"] == 4 and {"text", "codes"} <= set(lines[0])
 
 
 def test_the_second_stage_changes_the_decoder_alone(run):
     """Language models are trained on the codes, which must stay what they were."""
-    first = torch.load(run / "state.pt", weights_only=True)["modules"]["model"]
+    first = torch.load(run / "state.pt", weights_only=True)["tensors"]
     last = load_file(run / "image_tokenizer.safetensors")
-    changed = {name for name, tensor in last.items() if not np.array_equal(tensor, first[name].numpy())}
+    changed = {n for n, t in last.items() if f"model.{n}" in first and not np.array_equal(t, first[f"model.{n}"].numpy())}
     behind = ("decode_task_layer.", "pos_embed_image", "blocks_image.", "pixel_head.")
     assert changed == {name for name in last if name.startswith(behind)}
+    assert {name for name in last if f"model.{name}" not in first} == {name for name in last if name.startswith("trunk.")}
 
 
 def test_codes_are_found_anew_for_another_codebook(run, tmp_path):
     model = load_image_tokenizer(run)
-    cache = build_cache([], run / "cache", model.trunk, model.geometry, print)
+    cache = open_cache(run / "cache", model.geometry)
     codes = codes_of_cache(model, cache, tmp_path / "codes.npz")
     model.encode_task_layer[2].bias.data += 1  # the same codebook: what was kept is believed
     assert np.array_equal(codes_of_cache(model, cache, tmp_path / "codes.npz"), codes)
@@ -225,7 +231,7 @@ def test_unknown_weight_types_list_the_known_ones(run, tmp_path, option, value):
 
 def test_parts_of_different_runs_are_refused(run, tmp_path):
     mixed = tmp_path / "mixed"
-    shutil.copytree(run, mixed, ignore=shutil.ignore_patterns("cache", "state.pt"))
+    shutil.copytree(run, mixed, ignore=shutil.ignore_patterns("cache", "state.pt", "state"))
     added = json.loads((mixed / "llm" / "added_tokens.json").read_text())
     (mixed / "llm" / "added_tokens.json").write_text(
         json.dumps({t: i for t, i in added.items() if t != "<img_00015>"} | {"<other>": added["<img_00015>"]})
@@ -235,12 +241,10 @@ def test_parts_of_different_runs_are_refused(run, tmp_path):
 
 
 def test_too_few_texts_for_the_pieces_asked_is_one_line(run, tmp_path):
-    copy = tmp_path / "run"
-    shutil.copytree(run, copy, ignore=shutil.ignore_patterns("llm"))
-    result = CliRunner().invoke(
-        cli, ["train", "llm", "--data", str(run.parent / "shapes.tar"), "--run", str(copy), "--text-pieces", "4000"]
-    )
-    assert result.exit_code == 1 and "lower --text-pieces" in result.stderr
+    options = ["--codes", str(run.parent / "codes"), "--out", str(tmp_path / "llm"), "--set", "model.text_pieces=4000"]
+    result = CliRunner().invoke(cli, ["train", "llm", *options])
+    assert result.exit_code == 1 and "lower model.text_pieces" in result.stderr
+    assert not (tmp_path / "llm" / "tokenizer.model").exists()
 
 
 # ---- GGUF --------------------------------------------------------------------------------------------------------
