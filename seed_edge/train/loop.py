@@ -9,8 +9,10 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -116,14 +118,14 @@ class Loop:
         first = self._resume(objective, optimizers)
         wrapped = accelerator.prepare_model(objective)
         parameters = [p for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]]
-        started, sums, count = time.monotonic(), {}, 0
+        started, sums, count, batches = time.monotonic(), {}, 0, self._batches(batch_of, first)
         with open(self.folder / LOG, "a") if accelerator.is_main_process else nullcontext() as log:
             for step in range(first, schedule.steps):
                 rate = learning_rate(step, schedule)
                 for optimizer in optimizers:
                     for group in optimizer.param_groups:
                         group["lr"] = rate * (MUON_RATE if isinstance(optimizer, torch.optim.Muon) else 1)
-                for name, value in self._gradients(wrapped, batch_of, step).items():
+                for name, value in self._gradients(wrapped, batches, step).items():
                     sums[name] = sums.get(name, 0.0) + value
                 count += 1
                 torch.nn.utils.clip_grad_norm_(parameters, schedule.clip)
@@ -142,16 +144,14 @@ class Loop:
                         self._log_found(log, step + 1, after(step + 1) if after is not None else None)
                     accelerator.wait_for_everyone()
 
-    def _gradients(
-        self, objective: nn.Module, batch_of: Callable[[int, np.random.Generator], Batch], step: int
-    ) -> dict[str, float]:
+    def _gradients(self, objective: nn.Module, batches: Iterator[tuple[Batch, int]], step: int) -> dict[str, float]:
         """Mean gradient of the batches of a step, left in the parameters; their losses."""
         accelerator, schedule = self.accelerator, self.schedule
         found: dict[str, float] = {}
         for part in range(schedule.accumulate):
-            rng = np.random.default_rng((schedule.seed, step, part, accelerator.process_index))
-            torch.manual_seed(int(rng.integers(2**31)))  # dropout
-            batch = {name: self._placed(value) for name, value in batch_of(step, rng).items()}
+            made, chance = next(batches)
+            torch.manual_seed(chance)  # dropout
+            batch = {name: self._placed(value) for name, value in made.items()}
             synced = part + 1 == schedule.accumulate
             with nullcontext() if synced else accelerator.no_sync(objective):
                 with torch.autocast(accelerator.device.type, torch.bfloat16, enabled=schedule.precision == "bf16"):
@@ -163,6 +163,24 @@ class Loop:
             for name, value in values.items():
                 found[name] = found.get(name, 0.0) + value / schedule.accumulate
         return found
+
+    def _batches(self, batch_of: Callable[[int, np.random.Generator], Batch], first: int) -> Iterator[tuple[Batch, int]]:
+        """Batches of all steps from `first` on with a number for torch's generator; one is made ahead."""
+        schedule, process = self.schedule, self.accelerator.process_index
+
+        def make(step: int, part: int) -> tuple[Batch, int]:
+            rng = np.random.default_rng((schedule.seed, step, part, process))
+            chance = int(rng.integers(2**31))
+            return batch_of(step, rng), chance
+
+        with ThreadPoolExecutor(1) as ahead:
+            coming: Future[tuple[Batch, int]] | None = None
+            for number in product(range(first, schedule.steps), range(schedule.accumulate)):
+                made, coming = coming, ahead.submit(make, *number)
+                if made is not None:
+                    yield made.result()
+            if coming is not None:
+                yield coming.result()
 
     def _placed(self, value: Any) -> Any:
         return value.to(self.accelerator.device) if isinstance(value, Tensor) else value

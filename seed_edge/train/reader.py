@@ -51,12 +51,13 @@ class WordList:
 class Reader(nn.Module):
     """Features of semantic codes, then words: a causal transformer."""
 
-    def __init__(self, words: int, prefix: int, width: int, depth: int = 3, heads: int = 8, dropout: float = 0.15) -> None:
+    def __init__(self, words: int, prefix: int, width: int, depth: int = 2, heads: int = 8, dropout: float = 0.15) -> None:
         super().__init__()
         self.embedding = nn.Embedding(words, width)
         nn.init.normal_(self.embedding.weight, std=0.02)
         self.positions = nn.Parameter(torch.randn(1, prefix + LONGEST + 1, width) * 0.02)
-        layer = nn.TransformerEncoderLayer(width, heads, 4 * width, dropout, F.gelu, batch_first=True, norm_first=True)
+        layer = nn.TransformerEncoderLayer(width, heads, 2 * width, 0.0, F.gelu, batch_first=True, norm_first=True)
+        self.dropout = nn.Dropout(dropout)
         self.layers = nn.TransformerEncoder(layer, depth, enable_nested_tensor=False)
         self.norm = nn.LayerNorm(width)
         self.head = nn.Linear(width, words)
@@ -64,7 +65,7 @@ class Reader(nn.Module):
     def forward(self, told: Tensor, read: Tensor, wanted: Tensor) -> Tensor:
         """Mean cross-entropy of `wanted`, given `told` (batch, prefix, width) and the ids `read` (batch, length)."""
         x = torch.cat([told, self.embedding(read).to(told.dtype)], 1)
-        x = x + self.positions[:, : x.shape[1]]
+        x = self.dropout(x + self.positions[:, : x.shape[1]])
         mask = nn.Transformer.generate_square_subsequent_mask(x.shape[1], dtype=x.dtype)
         x = self.norm(self.layers(x, mask=mask, is_causal=True)[:, told.shape[1] :])
         asked = wanted != -100

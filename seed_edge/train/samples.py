@@ -18,7 +18,7 @@ from typing import Any
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from seed_edge.errors import DataError, ImageError
-from seed_edge.train.shards import IMAGE_TYPES, read_shard
+from seed_edge.train.shards import IMAGE_TYPES, Member, list_shard
 
 VALIDATION_SHARE = 10
 """Every n-th labelled photo, by a hash of its key, is kept for validation."""
@@ -28,8 +28,8 @@ METADATA = "metadata.jsonl"
 IMAGE_MARK = "<image>"
 """Stands in LLaVA's questions where the picture belongs."""
 
-Picture = bytes | Path
-"""An encoded picture, or where one lies."""
+Picture = Member | Path
+"""Where an encoded picture lies."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -146,14 +146,21 @@ def _records(path: Path, images: Path | None) -> Iterator[tuple[str, Mapping[str
 
 
 def _of_tar(path: Path) -> Iterator[tuple[str, Mapping[str, Any], tuple[Picture, ...]]]:
-    for key, files in read_shard(path):
+    for key, files in list_shard(path):
         picture = next((files[kind] for kind in IMAGE_TYPES if kind in files), None)
         if picture is None:
             continue
-        record = _json(f"{path}: {key}.json", files["json"].decode()) if "json" in files else {}
+        record = _json(f"{path}: {key}.json", _decoded(path, files["json"])) if "json" in files else {}
         if "txt" in files and not record:
-            record = {"caption": files["txt"].decode()}
+            record = {"caption": _decoded(path, files["txt"])}
         yield key, _object(f"{path}: {key}.json", record), (picture,)
+
+
+def _decoded(path: Path, member: Member) -> str:
+    try:
+        return member.read().decode()
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: {member.name} is no text ({error})") from error
 
 
 def _of_lines(path: Path, images: Path) -> Iterator[tuple[str, Mapping[str, Any], tuple[Picture, ...]]]:
@@ -222,9 +229,9 @@ def load_picture(picture: Picture) -> Image.Image:
     Raises:
         ImageError: it is missing, damaged or no picture.
     """
-    name = str(picture) if isinstance(picture, Path) else "a picture in a tar"
+    name = str(picture) if isinstance(picture, Path) else f"{picture.tar}: {picture.name}"
     try:
-        image = Image.open(io.BytesIO(picture) if isinstance(picture, bytes) else picture)
+        image = Image.open(picture if isinstance(picture, Path) else io.BytesIO(picture.read()))
         image.load()
     except FileNotFoundError:
         raise ImageError(f"{name}: no such file") from None

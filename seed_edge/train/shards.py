@@ -6,6 +6,7 @@ import io
 import tarfile
 from collections.abc import Iterator
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
@@ -37,26 +38,51 @@ class ShardWriter:
         self._stack.__exit__(kind, error, trace)
 
 
-def read_shard(path: Path) -> Iterator[tuple[str, dict[str, bytes]]]:
-    """Samples of a tar in order: key and its files by extension.
+@dataclass(frozen=True)
+class Member:
+    """A file in a tar that was not read yet."""
+
+    tar: Path
+    name: str
+    offset: int
+    size: int
+
+    def read(self) -> bytes:
+        """Its content."""
+        with open(self.tar, "rb") as file:
+            file.seek(self.offset)
+            return file.read(self.size)
+
+
+def list_shard(path: Path) -> Iterator[tuple[str, dict[str, Member]]]:
+    """Samples of a tar in order: key and its files by extension, none of them read.
 
     Raises:
         DataError: the file is missing or is no tar.
     """
     try:
-        with tarfile.open(path) as tar:
+        with tarfile.open(path, "r:") as tar:
             key, files = "", {}
             for member in tar:
                 name, _, extension = member.name.rpartition(".")
-                file = tar.extractfile(member)
-                if file is None:
+                if not member.isfile():
                     continue
                 if name != key and files:
                     yield key, files
                     files = {}
                 key = name
-                files[extension.lower()] = file.read()
+                files[extension.lower()] = Member(path, member.name, member.offset_data, member.size)
             if files:
                 yield key, files
     except (OSError, tarfile.TarError) as error:
-        raise DataError(f"{path}: cannot be read as a tar ({error}); give WebDataset tars with --data") from error
+        raise DataError(f"{path} cannot be read as a tar ({error}); give WebDataset tars, not compressed") from error
+
+
+def read_shard(path: Path) -> Iterator[tuple[str, dict[str, bytes]]]:
+    """Samples of a tar in order: key and the content of its files by extension.
+
+    Raises:
+        DataError: the file is missing or is no tar.
+    """
+    for key, files in list_shard(path):
+        yield key, {extension: member.read() for extension, member in files.items()}

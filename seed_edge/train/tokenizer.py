@@ -1,10 +1,12 @@
-"""Trains the image tokenizer that draws pixels, on cached trunk features, in two stages.
+"""Trains the image tokenizer that draws pixels, on cached trunk features, in three stages.
 
-First encoder, codebook and decoder together. Losses: pixels (L1 and squared), trunk features of the picture (perceptual),
-vector quantization, and words: from the semantic codes one must tell which words the texts of the picture use (Joulin et al.
-2016, arXiv:1511.02251), and a small language model must tell a whole text (`reader`). Then, when the codes of every picture
-stand, the decoder alone, which is cheap: nothing in front of the codebook is run any more. Losses: pixels (L1 alone, which
-blurs less) and trunk features.
+1. The semantic queries alone, which is cheap. Losses: vector quantization, and words: from the semantic codes one must tell
+   which words the texts of the picture use (Joulin et al. 2016, arXiv:1511.02251), and a small language model must tell a
+   whole text (`reader`).
+2. Encoder, codebook and decoder together. The same losses, and of some pictures: pixels (L1 and squared) and trunk features
+   of what is drawn (perceptual).
+3. The decoder alone, on codes that stand: nothing in front of the codebook is run any more. Losses: pixels (L1 alone, which
+   blurs less) and trunk features.
 """
 
 from __future__ import annotations
@@ -25,6 +27,7 @@ from seed_edge.files import replacing
 from seed_edge.models.checkpoints import load_image_tokenizer, save_image_tokenizer
 from seed_edge.models.config import PixelGeometry
 from seed_edge.models.image_tokenizer import PixelTokenizer
+from seed_edge.models.quantizer import Quantized
 from seed_edge.models.trunk import pretrained_trunk
 from seed_edge.preprocess import to_images
 from seed_edge.train.codes import CodeSample
@@ -41,14 +44,18 @@ CACHE_FOLDER = "cache"
 CODES_FILE = "codes.npz"
 """In the folder of a run: the codes of every cached picture."""
 DECODER_FOLDER = "decoder-{:08x}"
-"""In the folder of a run: state and log of the second stage for a codebook, named by its sum."""
+"""In the folder of a run: state and log of the third stage for a codebook, named by its sum."""
+READING_FOLDER = "reading"
+"""In the folder of a run: state and log of the first stage."""
+UNSEEN = 400
+"""Held-out pictures whose words are asked for at each checkpoint."""
 REVIVED_BELOW = 0.03
 """Codebook rows used less than this share of the mean are moved."""
 
 
 @dataclass(frozen=True)
 class DecoderRecipe:
-    """Knobs of the second stage."""
+    """Knobs of the third stage."""
 
     schedule: Schedule
     shares: tuple[float, float, float] = (0.5, 0.35, 0.15)
@@ -60,13 +67,16 @@ class DecoderRecipe:
 
 @dataclass(frozen=True)
 class PixelTokenizerRecipe:
-    """Knobs of both stages."""
+    """Knobs of all stages."""
 
+    reading: Schedule
+    """Of the first stage."""
     schedule: Schedule
+    """Of the second; its batch counts the pictures of which only the words are learnt."""
     decoder: DecoderRecipe
     geometry: PixelGeometry = field(default_factory=PixelGeometry)
     painted: int = 32
-    """Pictures of a batch that are drawn and compared; of the others only the words are learnt, at a fraction of the cost."""
+    """Pictures beside those of a batch that are drawn and compared."""
     looked_at: int = 16
     """Pictures of a batch compared in the trunk's features too."""
     painted_shares: tuple[float, float, float] = (0.45, 0.25, 0.3)
@@ -81,7 +91,7 @@ class PixelTokenizerRecipe:
     reader_weight: float = 0.25
     vq_weight: float = 1.0
     quantized_from: float = 0.1
-    """Share of the run over which quantized vectors take the place of continuous ones, picture by picture. Codes
+    """Share of a stage over which quantized vectors take the place of continuous ones, picture by picture. Codes
     mean nothing at first; a decoder that saw only them would learn to paint the mean picture."""
     revive_every: int = 40
     """Steps between moving codebook rows that nothing uses."""
@@ -127,60 +137,92 @@ class BatchSource:
         return rows + (rng.random(len(rows)) < 0.4)  # view 1 in two of five
 
 
-class WholeObjective(Objective):
-    """The first stage: encoder, codebook and decoder together."""
+class Telling(nn.Module):
+    """What reads words from semantic codes in training, and counts how often each row of the codebook is used."""
 
-    def __init__(self, model: PixelTokenizer, recipe: PixelTokenizerRecipe, bag_words: int, list_words: int) -> None:
+    def __init__(self, geometry: PixelGeometry, bag_words: int, list_words: int) -> None:
         super().__init__()
-        geometry, width = model.geometry, model.geometry.qformer_width
-        self.model, self.recipe = model, recipe
-        self.words_head = nn.Sequential(
-            nn.Flatten(),
-            nn.Linear(geometry.semantic_queries * width, 2 * width),
-            nn.GELU(),
-            nn.Linear(2 * width, bag_words),
-        )
-        self.reader = Reader(list_words, geometry.semantic_queries, width, heads=geometry.qformer_heads)
-        self.perceptual = Perceptual(model.trunk, recipe.perceptual_taps)
+        count, width = geometry.semantic_queries, geometry.qformer_width
+        self.bag = nn.Sequential(nn.Flatten(), nn.Linear(count * width, 2 * width), nn.GELU(), nn.Linear(2 * width, bag_words))
+        self.reader = Reader(list_words, count, width, heads=geometry.qformer_heads)
         self.usage: Tensor
         self.register_buffer("usage", torch.zeros(geometry.codebook_size))
 
-    def heads(self) -> list[nn.Module]:
-        return [self.words_head, self.reader.head]
-
-    def forward(self, batch: Batch) -> dict[str, Tensor]:
-        model, recipe, truth = self.model, self.recipe, batch["pixels"]
-        vision = batch["vision"].float()
-        kept = F.dropout(vision.new_ones(len(vision), 1, vision.shape[2]), recipe.feature_dropout, self.training)
-        z = model.query_features((vision - model.vision_mean) * kept + model.vision_mean)
-        done = batch["step"] / recipe.schedule.steps
-        if batch["step"] % recipe.revive_every == 0 and done < 0.8:
-            model.quantize.revive(self.usage, z.detach().flatten(0, 1), REVIVED_BELOW * self.usage.mean().item() + 1e-9)
-        quantized = model.quantize(z)
-        chosen = torch.rand(len(z), 1, 1, device=z.device) < done / recipe.quantized_from
-        vectors = torch.where(chosen, quantized.vectors, z)
-        drawn = model.pixel_head(model.code_features(vectors[: len(truth)])).float()
-        told = model.told(vectors)
-        words = F.log_softmax(self.words_head(told).float(), -1)
-        looked = self.perceptual(drawn[: recipe.looked_at], truth[: recipe.looked_at])
-        counted = torch.bincount(quantized.codes.flatten(), minlength=len(self.usage))
-        self.usage.mul_(0.995).add_(counted, alpha=0.005)
-        return {
-            "l1": F.l1_loss(drawn, truth),
-            "mse": 2 * F.mse_loss(drawn, truth),
-            "look": recipe.perceptual_weight * looked,
-            "words": -recipe.words_weight * (batch["words"] * words).sum(1).mean(),
-            "reader": recipe.reader_weight * self.reader(told, batch["read"], batch["wanted"]),
-            "vq": recipe.vq_weight * quantized.loss,
-        }
-
     def codes_in_use(self) -> int:
-        """Codebook rows that are used more than hardly ever."""
+        """Rows that are used more than hardly ever."""
         return int((self.usage > REVIVED_BELOW * self.usage.mean()).sum())
 
 
+class ReadingObjective(Objective):
+    """The first stage: semantic codes that tell words."""
+
+    def __init__(self, model: PixelTokenizer, telling: Telling, recipe: PixelTokenizerRecipe) -> None:
+        super().__init__()
+        self.model, self.telling, self.recipe = model, telling, recipe
+        self.semantic = model.geometry.semantic_queries
+
+    def heads(self) -> list[nn.Module]:
+        return [self.telling.bag, self.telling.reader.head]
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        z = self.model.query_features(batch["vision"], self.semantic)
+        quantized = self.quantized(z, batch["revive"])
+        chosen = torch.rand(len(z), 1, 1, device=z.device) < batch["done"] / self.recipe.quantized_from
+        told = self.told(torch.where(chosen, quantized.vectors, z), batch)
+        return told | {"vq": self.recipe.vq_weight * quantized.loss}
+
+    def quantized(self, z: Tensor, revive: bool) -> Quantized:
+        """Vectors (batch, n, code_dim) quantized, and counted.
+
+        Args:
+            revive: move rows of the codebook that nothing uses to where vectors are, before.
+        """
+        usage, quantizer = self.telling.usage, self.model.quantize
+        if revive:
+            quantizer.revive(usage, z.detach().flatten(0, 1), REVIVED_BELOW * usage.mean().item() + 1e-9)
+        result = quantizer(z)
+        if self.training:
+            counted = torch.bincount(result.codes.flatten(), minlength=len(usage))
+            usage.mul_(0.995).add_(counted, alpha=0.005)
+        return result
+
+    def told(self, vectors: Tensor, batch: Batch) -> dict[str, Tensor]:
+        """Losses of words, from vectors whose first are semantic."""
+        told = self.model.told(vectors)
+        bag = F.log_softmax(self.telling.bag(told).float(), -1)
+        return {
+            "words": -self.recipe.words_weight * (batch["words"] * bag).sum(1).mean(),
+            "reader": self.recipe.reader_weight * self.telling.reader(told[batch["asked"]], batch["read"], batch["wanted"]),
+        }
+
+
+class WholeObjective(ReadingObjective):
+    """The second stage: encoder, codebook and decoder together. Painted pictures come first in a batch."""
+
+    def __init__(self, model: PixelTokenizer, telling: Telling, recipe: PixelTokenizerRecipe) -> None:
+        super().__init__(model, telling, recipe)
+        self.perceptual = Perceptual(model.trunk, recipe.perceptual_taps)
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        model, recipe, truth = self.model, self.recipe, batch["pixels"]
+        vision = batch["vision"]
+        z = model.query_features(vision[: len(truth)])
+        painted = self.quantized(z, batch["revive"])
+        read = self.quantized(model.query_features(vision[len(truth) :], self.semantic), False)
+        chosen = torch.rand(len(z), 1, 1, device=z.device) < batch["done"] / recipe.quantized_from
+        semantic = torch.arange(z.shape[1], device=z.device)[None, :, None] < self.semantic
+        drawn = model.pixel_head(model.code_features(torch.where(chosen | semantic, painted.vectors, z))).float()
+        looked = self.perceptual(drawn[: recipe.looked_at], truth[: recipe.looked_at])
+        return self.told(torch.cat([painted.vectors[:, : self.semantic], read.vectors]), batch) | {
+            "l1": F.l1_loss(drawn, truth),
+            "mse": 2 * F.mse_loss(drawn, truth),
+            "look": recipe.perceptual_weight * looked,
+            "vq": recipe.vq_weight * (painted.loss + read.loss) / 2,
+        }
+
+
 class DecoderObjective(Objective):
-    """The second stage: what stands behind the codebook."""
+    """The third stage: what stands behind the codebook."""
 
     def __init__(self, model: PixelTokenizer, recipe: DecoderRecipe) -> None:
         super().__init__()
@@ -216,44 +258,113 @@ def train_pixel_tokenizer(
     model.trunk.load_state_dict(trunk.state_dict())
     model.trunk.requires_grad_(False)
     model.pixel_head.to(memory_format=torch.channels_last)
+    model.key_dropout = recipe.feature_dropout
     measure_channels(model, cache)
-    targets = WordTargets(cache.samples, recipe.num_words)
-    rng = np.random.default_rng(recipe.schedule.seed)
-    texts = [caption(sample, rng) or "" for sample in cache.samples for _ in range(3) if not sample.held_out]
-    word_list = WordList(texts, recipe.num_words)
-    objective = WholeObjective(model, recipe, len(targets.words), len(word_list))
-    to_paint = BatchSource(cache, recipe.painted, recipe.painted_shares)
-    to_read = BatchSource(cache, max(0, recipe.schedule.batch - recipe.painted), recipe.read_shares)
+    texts = Texts(cache, recipe)
+    telling = Telling(recipe.geometry, len(texts.bag.words), len(texts.list))
+    train_reading(model, telling, texts, out, recipe, report)
+    train_whole(model, telling, texts, out, recipe, report)
+    train_decoder(model, cache, out, recipe.decoder, report)
 
-    def batch_of(step: int, rng: np.random.Generator) -> Batch:
-        painted = to_paint(rng)
-        rows = np.concatenate([painted, to_read(rng)])
-        read, wanted = word_list.batch([caption(cache.samples[row // VIEWS], rng) for row in rows])
+
+class Texts:
+    """Batches of what is seen and what is to be told of it."""
+
+    def __init__(self, cache: Cache, recipe: PixelTokenizerRecipe) -> None:
+        self.cache, self.bag = cache, WordTargets(cache.samples, recipe.num_words)
+        rng = np.random.default_rng(recipe.schedule.seed)
+        told = [caption(sample, rng) or "" for sample in cache.samples for _ in range(3) if not sample.held_out]
+        self.list = WordList(told, recipe.num_words)
+
+    def batch(self, rows: NDArray[np.int64], rng: np.random.Generator) -> Batch:
+        """Of rows of the cache; texts of every second one are asked for."""
+        asked = np.arange(int(rng.integers(2)), len(rows), 2)
+        read, wanted = self.list.batch([caption(self.cache.samples[row // VIEWS], rng) for row in rows[asked]])
         return {
-            "step": step,
-            "keys": keys_of(cache, rows),
-            "vision": torch.from_numpy(cache.features[rows]),
-            "pixels": pixels_of(cache, painted),
-            "words": targets(rows // VIEWS),
+            "keys": keys_of(self.cache, rows),
+            "vision": torch.from_numpy(self.cache.features[rows]),
+            "words": self.bag(rows // VIEWS),
+            "asked": torch.from_numpy(asked),
             "read": read,
             "wanted": wanted,
         }
 
-    def after(step: int) -> None:
+    def losses_unseen(self, objective: ReadingObjective) -> dict[str, float]:
+        """Losses of words on held-out pictures, in eval mode."""
+        rows = self.cache.rows(held_out=True)
+        if not len(rows):
+            return {}
+        rng = np.random.default_rng(0)
+        batch = self.batch(rng.choice(rows, UNSEEN), rng) | {"done": 1.0, "revive": False}
+        device = objective.model.vision_mean.device
+        placed = {name: value.to(device) if isinstance(value, Tensor) else value for name, value in batch.items()}
+        objective.eval()
+        with torch.inference_mode():
+            losses = ReadingObjective.forward(objective, placed)
+        objective.train()
+        return {f"unseen_{name}": losses[name].item() for name in ("words", "reader")}
+
+
+def train_reading(
+    model: PixelTokenizer,
+    telling: Telling,
+    texts: Texts,
+    out: Path,
+    recipe: PixelTokenizerRecipe,
+    report: Callable[[str], None],
+) -> None:
+    """The first stage: the semantic queries alone."""
+    objective, steps = ReadingObjective(model, telling, recipe), recipe.reading.steps
+    source = BatchSource(texts.cache, recipe.reading.batch, recipe.read_shares)
+
+    def batch_of(step: int, rng: np.random.Generator) -> Batch:
+        return texts.batch(source(rng), rng) | {"done": step / steps, "revive": revived(step, recipe, steps)}
+
+    def after(step: int) -> dict[str, float]:
+        save_image_tokenizer(model, out)
+        return texts.losses_unseen(objective) | {"codes_in_use": telling.codes_in_use()}
+
+    Loop(out / READING_FOLDER, recipe.reading, report).run(objective, batch_of, after)
+
+
+def train_whole(
+    model: PixelTokenizer,
+    telling: Telling,
+    texts: Texts,
+    out: Path,
+    recipe: PixelTokenizerRecipe,
+    report: Callable[[str], None],
+) -> None:
+    """The second stage: encoder, codebook and decoder together."""
+    objective, steps = WholeObjective(model, telling, recipe), recipe.schedule.steps
+    to_paint = BatchSource(texts.cache, recipe.painted, recipe.painted_shares)
+    to_read = BatchSource(texts.cache, recipe.schedule.batch, recipe.read_shares)
+
+    def batch_of(step: int, rng: np.random.Generator) -> Batch:
+        painted = to_paint(rng)
+        batch = texts.batch(np.concatenate([painted, to_read(rng)]), rng)
+        progress = {"done": step / steps, "revive": revived(step, recipe, steps)}
+        return batch | progress | {"pixels": pixels_of(texts.cache, painted)}
+
+    def after(step: int) -> dict[str, float]:
         model.eval()
         save_image_tokenizer(model, out)
-        write_sheet(model, cache, out / "sheets" / f"{step:06d}.png")
-        report(f"step {step:,}: checkpoint written; {objective.codes_in_use():,} of {len(objective.usage):,} codes in use")
+        write_sheet(model, texts.cache, out / "sheets" / f"{step:06d}.png")
         model.train()
+        return texts.losses_unseen(objective) | {"codes_in_use": telling.codes_in_use()}
 
     Loop(out, recipe.schedule, report).run(objective, batch_of, after)
-    train_decoder(model, cache, out, recipe.decoder, report)
+
+
+def revived(step: int, recipe: PixelTokenizerRecipe, steps: int) -> bool:
+    """Whether unused rows of the codebook are moved at this step: now and then, and not near the end."""
+    return step % recipe.revive_every == 0 and step < 0.8 * steps
 
 
 def train_decoder(
     model: PixelTokenizer, cache: Cache, out: Path, recipe: DecoderRecipe, report: Callable[[str], None]
 ) -> None:
-    """The second stage: what stands behind the codebook, on the codes that every picture has now."""
+    """The third stage: what stands behind the codebook, on the codes that every picture has now."""
     model.eval()
     codes = torch.from_numpy(codes_of_cache(model, cache, out / CODES_FILE))
     source = BatchSource(cache, recipe.schedule.batch, recipe.shares)
