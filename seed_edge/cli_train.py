@@ -187,6 +187,19 @@ def merge(start: Path, lora: Path, out: Path, quiet: bool) -> None:
     click.echo(str(out))
 
 
+@train.command()
+@bundle_option
+@click.option("--out", type=PATH, required=True, help="Folder for it.")
+def start(bundle: Path | None, out: Path) -> None:
+    """Unpack the language model of a bundle, for `train llm --llm` to start from."""
+    need("export", "torch", "gguf", "safetensors", "sentencepiece", "google.protobuf")
+    from seed_edge.bundle import Bundle
+    from seed_edge.export.unpack import unpack_language
+
+    unpack_language(Bundle.open(bundle), out)
+    click.echo(str(out))
+
+
 @click.command()
 @click.option("--data", multiple=True, type=PATH, help="As for `train tokenizer`.")
 @images_option

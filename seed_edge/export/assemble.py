@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,13 +14,13 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from seed_edge.bundle import entry_for
+from seed_edge.bundle import Bundle, entry_for
 from seed_edge.errors import CheckpointError
 from seed_edge.export.diffusion import UnclipFolder
 from seed_edge.export.gguf import LlamaFolder
 from seed_edge.export.onnx import export_image_tokenizer
 from seed_edge.export.parity import diffusion_parity, image_parity, language_parity, with_self_test
-from seed_edge.export.plan import Need, announce, of_diffusion, of_language, of_tokenizer
+from seed_edge.export.plan import Need, announce, of_copies, of_diffusion, of_language, of_tokenizer
 from seed_edge.export.quantize import write_as
 from seed_edge.export.stages import fingerprint, resumable
 from seed_edge.graphs import GraphSpec, embedding_decoder_graph, encoder_graph, pixel_decoder_graph
@@ -96,10 +97,14 @@ def export_bundle(parts: Parts, out: Path, options: ExportOptions, report: Repor
     with resumable(out, options.replace, key, report) as stages:
         folder = stages.folder
         announce(plan(parts, options), out, stages.size, report)
-        images = stages.run("image tokenizer", lambda: export_images(parts, folder, options, report))
+        base = Bundle.open(parts.tokenizer) if is_bundle(parts.tokenizer) else None
+        if base is None:
+            images = stages.run("image tokenizer", lambda: export_images(parts, folder, options, report))
+        else:
+            images = stages.run("image tokenizer", lambda: copy_images(base, folder, report))
         codes, embed_dim = CodeSpace(**images["codes"]), int(images["image_embed_dim"])
         parity = {"image_weights": options.image_weights, "weight_type": options.weight_type, "images": images["parity"]}
-        diffusion, output_size = None, int(images["output_size"])
+        diffusion, output_size = base.manifest.diffusion if base else None, int(images["output_size"])
         if parts.diffusion is not None:
             source = parts.diffusion
             drawn = stages.run("diffusion", lambda: export_diffusion(source, embed_dim, folder, options, report))
@@ -107,7 +112,7 @@ def export_bundle(parts: Parts, out: Path, options: ExportOptions, report: Repor
             parity["diffusion"] = drawn["parity"]
         language = None
         if parts.llm is not None or (parts.tokenizer / LLM_FOLDER).is_dir():
-            spoken = stages.run("language model", lambda: export_language(parts, codes, folder, options, report))
+            spoken = stages.run("language model", lambda: export_language(parts, codes, folder, options, report, base))
             language, parity["language"] = parse(Language, spoken["language"], "language model"), spoken["parity"]
         manifest = Manifest(
             format=FORMAT,
@@ -133,7 +138,13 @@ def export_bundle(parts: Parts, out: Path, options: ExportOptions, report: Repor
 def plan(parts: Parts, options: ExportOptions) -> list[Need]:
     """What each part will take; opens them as far as that needs, so that a wrong path ends here."""
     folder = parts.tokenizer
-    if is_run(folder):
+    if is_bundle(folder):
+        if parts.llm is None:
+            raise CheckpointError(f"{folder} is a bundle; with its encoder and decoder goes another --llm")
+        if parts.diffusion is not None:
+            raise CheckpointError(f"{folder} is a bundle; its decoder stays, so leave out --diffusion")
+        needs = [of_copies([folder / name for name in image_files(Bundle.open(folder))])]
+    elif is_run(folder):
         needs = [of_tokenizer(load_geometry(folder), [folder / IMAGE_TOKENIZER_FILE], options.image_weights)]
     else:
         geometry, main, vit = find_seed_tokenizer(folder, parts.vit)
@@ -145,6 +156,34 @@ def plan(parts: Parts, options: ExportOptions) -> list[Need]:
     elif parts.lora is not None:
         raise CheckpointError(f"{parts.lora}: an adapter changes a language model; give that with --llm")
     return needs
+
+
+def is_bundle(folder: Path) -> bool:
+    """Whether a folder is a bundle."""
+    return (folder / MANIFEST).is_file()
+
+
+def image_files(base: Bundle) -> list[str]:
+    """Files of a bundle that are not its language model."""
+    spoken = base.manifest.language
+    return [name for name in base.manifest.files if spoken is None or name != spoken.file]
+
+
+def copy_images(base: Bundle, folder: Path, report: Report) -> dict[str, Any]:
+    """Take encoder, decoder and diffusion from a bundle; return what the manifest says of them, as JSON."""
+    base.check_hashes()
+    for name in image_files(base):
+        shutil.copyfile(base.path / name, folder / name)
+    manifest = base.manifest
+    report(f"image tokenizer: that of {manifest.name}")
+    preprocessing = dataclasses.asdict(manifest.preprocessing)
+    return {
+        "codes": dataclasses.asdict(manifest.codes),
+        "preprocessing": preprocessing | {name: [*preprocessing[name]] for name in ("mean", "std")},
+        "output_size": manifest.output_size,
+        "image_embed_dim": manifest.image_embed_dim,
+        "parity": manifest.parity.get("images", {}),
+    }
 
 
 def open_language(parts: Parts) -> LlamaFolder:
@@ -208,8 +247,14 @@ def export_diffusion(path: Path, embed_dim: int, folder: Path, options: ExportOp
     return {"diffusion": dataclasses.asdict(unclip.settings()), "output_size": unclip.output_size, "parity": parity}
 
 
-def export_language(parts: Parts, codes: CodeSpace, folder: Path, options: ExportOptions, report: Report) -> dict[str, Any]:
-    """Write the language model; return what the manifest says of it, as JSON."""
+def export_language(
+    parts: Parts, codes: CodeSpace, folder: Path, options: ExportOptions, report: Report, base: Bundle | None = None
+) -> dict[str, Any]:
+    """Write the language model; return what the manifest says of it, as JSON.
+
+    Args:
+        base: the bundle that the encoder is taken from; without a template given, its prompts stay too.
+    """
     llama = open_language(parts)
     vocab = llama.vocab(codes.codes_per_image)
     if vocab.codes != codes:
@@ -219,7 +264,11 @@ def export_language(parts: Parts, codes: CodeSpace, folder: Path, options: Expor
         )
     for remark in llama.remarks():
         report(f"language model: {remark}")
-    family, prompts = choose_prompts(llama, options.template, own=parts.llm is None)
+    before = base.manifest.language if base else None
+    if before is not None and options.template is None:
+        family, prompts = "own" if before.prompts == FAMILIES["own"] else before.prompts.draw, before.prompts
+    else:
+        family, prompts = choose_prompts(llama, options.template, own=parts.llm is None)
     told = "" if options.template or family == "own" else ", told from its name and layers; --template says otherwise"
     report(f"language model: exporting as {options.weight_type}, prompts of family {family}{told}")
     file = folder / ("llm.gguf" if parts.llm is None else llama.file_name(options.weight_type))
@@ -231,7 +280,7 @@ def export_language(parts: Parts, codes: CodeSpace, folder: Path, options: Expor
         file=file.name,
         vocab=vocab,
         prompts=prompts,
-        sampling=OWN_SAMPLING if family == "own" else REFERENCE_SAMPLING,
+        sampling=before.sampling if before else OWN_SAMPLING if family == "own" else REFERENCE_SAMPLING,
         context_length=llama.context_length,
         max_caption_ids=options.max_caption_ids,
     )

@@ -69,6 +69,11 @@ def of_tokenizer(geometry: PixelGeometry | SeedGeometry, sources: list[Path], st
     return of_graphs("image tokenizer", sources, count, count, storage, TOKENIZER_MEMORY)
 
 
+def of_copies(files: list[Path]) -> Need:
+    """What it takes to copy the graphs of a bundle."""
+    return Need("image tokenizer", [files[0].parent], 0, float(sum(file.stat().st_size for file in files)), 0.0, BASE_MEMORY)
+
+
 def of_diffusion(folder: Path, storage: str) -> Need:
     """A diffusion: UNet and VAE."""
     files = [weight_file(folder / part) for part in TRACED]

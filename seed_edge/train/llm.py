@@ -300,32 +300,43 @@ def open_llama(path: Path, space: CodeSpace, half: bool = False) -> tuple[LlamaF
         vocab = extended_vocab(pieces, space.codebook_size, space.codes_per_image)
     if vocab.codes != space:
         raise CheckpointError(f"{path} knows {vocab.codes}, the samples have {space}; they belong to different tokenizers")
-    try:
-        model = LlamaForCausalLM.from_pretrained(path, torch_dtype=torch.bfloat16 if half else torch.float32)
-    except (OSError, ValueError, RuntimeError) as error:
-        raise CheckpointError(f"{path} cannot be read ({str(error).strip().splitlines()[0]})") from error
+    model = load_llama(path, half)
     if size != vocab.size:
         model.resize_token_embeddings(vocab.size, mean_resizing=False)
     model.config.use_cache = False
     return model, vocab
 
 
-def merge_lora(llm: Path, adapter: Path, codes_per_image: int, out: Path) -> None:
+def load_llama(path: Path, half: bool) -> LlamaForCausalLM:
+    """Weights and configuration, in bf16 or fp32.
+
+    Raises:
+        CheckpointError: a file is missing or damaged.
+    """
+    try:
+        return LlamaForCausalLM.from_pretrained(path, dtype=torch.bfloat16 if half else torch.float32)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise CheckpointError(f"{path} cannot be read ({str(error).strip().splitlines()[0]})") from error
+
+
+def merge_lora(llm: Path, adapter: Path, out: Path) -> None:
     """Merge an adapter into its checkpoint, and write the whole model into `out`.
 
     Raises:
         CheckpointError: a file is missing or damaged.
     """
+    model = load_llama(llm, half=False)
     added = read_json(adapter / ADDED_TOKENS_FILE)
-    codebook_size = len(added) - 2
-    model, vocab = open_llama(llm, CodeSpace(codebook_size, codes_per_image))
+    size = read_pieces(adapter).get_piece_size() + len(added)
+    if size != model.config.vocab_size:  # the adapter's training gave it rows for codes
+        model.resize_token_embeddings(size, mean_resizing=False)
     try:
         merged = PeftModel.from_pretrained(model, str(adapter)).merge_and_unload()
     except (OSError, ValueError, RuntimeError) as error:
         raise CheckpointError(f"{adapter} cannot be merged ({str(error).strip().splitlines()[0]})") from error
     out.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(adapter / PIECES_FILE, out / PIECES_FILE)
-    write_added_tokens(vocab, out)
+    for name in (PIECES_FILE, ADDED_TOKENS_FILE):
+        shutil.copyfile(adapter / name, out / name)
     save_whole_or_not_at_all(merged, out)
 
 

@@ -1,0 +1,264 @@
+"""SEED-LLaMA's recipes on a tiny LLaMA: pre-training with LoRA, merge, full fine-tuning, instruction tuning, export."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import sentencepiece
+import torch
+from click.testing import CliRunner
+from PIL import Image
+from safetensors.torch import load_file
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from seed_edge.cli import cli
+from seed_edge.errors import CheckpointError, DataError
+from seed_edge.models.llama import extended_vocab
+from seed_edge.prompts import FAMILIES
+from seed_edge.train.codes import CodeSample, read_code_shards, tokenized, write_code_shards
+from seed_edge.train.examples import NOT_LEARNT, Example, Mixture, Writer, collated
+from seed_edge.train.llm import merge_lora, open_llama, pools_of
+from seed_edge.train.samples import Sample
+from seed_edge.vocab import CodeSpace
+
+PIECES, SPACE = 310, CodeSpace(8, 4)
+COLOURS = ("red", "green", "blue", "white")
+
+
+def call(*arguments):
+    result = CliRunner().invoke(cli, list(map(str, arguments)), catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    return result
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    """A small LLaMA that knows no codes yet, in Hugging Face's layout."""
+    out = tmp_path_factory.mktemp("base")
+    words = "a red green blue white square which colour is it please provide an accurate description of the given image " * 4
+    with open(out / "tokenizer.model", "wb") as file:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=iter([words]), model_writer=file, model_type="bpe", vocab_size=PIECES, byte_fallback=True,
+            normalization_rule_name="identity", remove_extra_whitespaces=False, minloglevel=2,
+        )  # fmt: skip
+    torch.manual_seed(1)
+    config = LlamaConfig(
+        vocab_size=PIECES, hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4,
+        max_position_embeddings=128, rms_norm_eps=1e-5,
+    )  # fmt: skip
+    LlamaForCausalLM(config).save_pretrained(out)
+    return out
+
+
+def sample(number):
+    colour = number % 4
+    codes = np.array([colour, colour, colour + 4, colour])
+    turns = (("Which colour is it?", COLOURS[colour]), ("Sure?", "Yes."))
+    return CodeSample(Sample(f"s{number}", captions=(f"a {COLOURS[colour]} square",), turns=turns), (codes,))
+
+
+@pytest.fixture(scope="module")
+def codes(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data") / "codes"
+    write_code_shards(folder, SPACE, map(sample, range(25)), per_shard=10)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def chain(base, codes, tmp_path_factory):
+    """The paper's three steps by the commands anyone would use: folders of adapter, merged model, full model, second adapter."""
+    out = tmp_path_factory.mktemp("chain")
+    small = ["--set=schedule.steps=30", "--set=schedule.batch=8", "--set=schedule.warmup=2", "--set=schedule.log_every=5"]
+    small += ["--set=schedule.rate=3e-3", "--set=schedule.accumulate=1", "--set=schedule.save_every=15", "--codes", codes]
+    call("train", "llm", "--recipe", "seed-llama-pretrain", "--llm", base, "--out", out / "lora", *small)
+    call("train", "merge", "--llm", base, "--lora", out / "lora", "--out", out / "merged")
+    call("train", "llm", "--recipe", "seed-llama-full", "--llm", out / "merged", "--out", out / "full", *small)
+    call("train", "llm", "--recipe", "seed-llama-sft", "--llm", out / "full", "--out", out / "sft", *small)
+    return out
+
+
+def losses_of(folder):
+    lines = [json.loads(line) for line in (folder / "state" / "log.jsonl").read_text().splitlines()]
+    return [line["text"] + line["codes"] for line in lines if "text" in line]
+
+
+@pytest.mark.parametrize("name", ["lora", "full", "sft"])
+def test_each_step_learns(chain, name):
+    losses = losses_of(chain / name)
+    assert losses[-1] < 0.9 * losses[0]
+
+
+def test_an_adapter_holds_what_the_recipe_says(chain):
+    config = json.loads((chain / "lora" / "adapter_config.json").read_text())
+    assert (config["r"], config["lora_alpha"], config["lora_dropout"]) == (16, 32, 0.05)
+    names = set(load_file(chain / "lora" / "adapter_model.safetensors"))
+    for part in ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"):
+        assert any(part in name and "lora_A" in name for name in names), part
+    for part in ("embed_tokens", "lm_head", "input_layernorm", "post_attention_layernorm", "model.norm"):
+        assert any(part in name and "lora" not in name for name in names), part
+
+
+def test_merging_gives_the_adapters_logits(base, chain):
+    from peft import PeftModel
+
+    ids = torch.tensor([[1, 5, 9, PIECES + 8, PIECES + 3, PIECES + 9, 40]])
+    model, _ = open_llama(base, SPACE)
+    adapted = PeftModel.from_pretrained(model, str(chain / "lora")).eval()
+    merged = LlamaForCausalLM.from_pretrained(chain / "merged").eval()
+    with torch.inference_mode():
+        wanted, found = adapted(ids).logits, merged(ids).logits
+        assert torch.allclose(found, wanted, atol=1e-4) and found.shape[-1] == PIECES + 10
+        assert not torch.allclose(found, open_llama(base, SPACE)[0](ids).logits, atol=1e-2)
+
+
+def test_the_full_fine_tune_leaves_the_table_alone(chain):
+    before, after = load_file(chain / "merged" / "model.safetensors"), load_file(chain / "full" / "model.safetensors")
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert changed == set(before) - {"model.embed_tokens.weight"}
+
+
+def test_what_was_tuned_becomes_a_bundle(chain, tiny, tmp_path):
+    """With the encoder and decoder of another bundle, whose codes these are."""
+    out = tmp_path / "bundle"
+    options = ("--llm", chain / "full", "--lora", chain / "sft", "--template", "vicuna", "--out", out)
+    call("export", "--ckpt", tiny, *options)
+    assert (out / "encoder.onnx").read_bytes() == (tiny / "encoder.onnx").read_bytes()
+    Image.new("RGB", (16, 16), "red").save(tmp_path / "red.png")
+    assert call("caption", tmp_path / "red.png", "--bundle", out).stdout.strip()
+    call("draw", "a red square", "--bundle", out, "-o", tmp_path / "drawn.png")
+    assert call("verify", out).exit_code == 0
+
+
+def test_an_interrupted_adapter_goes_on_exactly(base, codes, tmp_path, monkeypatch):
+    from seed_edge.train import loop as loop_module
+
+    settings = [
+        "--set=schedule.steps=6",
+        "--set=schedule.batch=4",
+        "--set=schedule.save_every=2",
+        "--set=schedule.accumulate=1",
+    ]
+    options = ["--recipe", "seed-llama-pretrain", "--llm", base, "--codes", codes, *settings]
+    call("train", "llm", "--out", tmp_path / "whole", *options)
+    save = loop_module.Loop._save
+
+    def stop(self, step, *rest):
+        save(self, step, *rest)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as context:
+        context.setattr(loop_module.Loop, "_save", stop)
+        assert CliRunner().invoke(cli, list(map(str, ["train", "llm", "--out", tmp_path / "broken", *options]))).exit_code != 0
+    assert "resuming at step 2" in call("train", "llm", "--out", tmp_path / "broken", *options).stderr
+    whole, broken = (load_file(tmp_path / name / "adapter_model.safetensors") for name in ("whole", "broken"))
+    assert all(torch.equal(whole[name], broken[name]) for name in whole)
+
+
+# ---- codes and examples ------------------------------------------------------------------------------------------
+
+
+def test_codes_come_back_from_their_shards(codes):
+    space, folders = read_code_shards([codes])
+    assert space == SPACE and [len(found) for found in folders.values()] == [25]
+    found, wanted = folders["codes"][13], sample(13)
+    assert found.sample == wanted.sample and np.array_equal(found.images[0], wanted.images[0])
+    assert len(list(codes.glob("*.tar"))) == 3
+
+
+def test_codes_of_another_kind_or_none_are_refused(codes, tmp_path):
+    write_code_shards(tmp_path / "other", CodeSpace(16, 4), map(sample, range(2)))
+    with pytest.raises(DataError, match="tokenize all with one bundle"):
+        read_code_shards([codes, tmp_path / "other"])
+    with pytest.raises(DataError, match="seed-edge tokenize"):
+        read_code_shards([tmp_path])
+    write_code_shards(tmp_path / "wrong", SPACE, [CodeSample(Sample("k"), (np.array([0, 1, 2, 3]),))])
+    (tmp_path / "wrong" / "codes.json").write_text('{"codebook_size": 2, "codes_per_image": 4}')
+    with pytest.raises(DataError, match="no sample with codes"):
+        read_code_shards([tmp_path / "wrong"])
+
+
+def test_a_picture_that_cannot_be_read_is_left_out_and_told(tiny, tmp_path):
+    for name, colour in (("a", "red"), ("c", "blue")):
+        Image.new("RGB", (20, 20), colour).save(tmp_path / f"{name}.png")
+    (tmp_path / "b.png").write_bytes(b"no picture")
+    lines = [json.dumps({"file_name": f"{name}.png", "text": f"a {name}"}) for name in "abcd"]
+    (tmp_path / "metadata.jsonl").write_text("\n".join(lines))
+    result = call("tokenize", "--data", tmp_path, "--bundle", tiny, "--out", tmp_path / "codes")
+    assert "b: left out" in result.stderr and "d: left out" in result.stderr and "2 samples were left out" in result.stderr
+    space, folders = read_code_shards([tmp_path / "codes"])
+    assert space == SPACE
+    assert {s.sample.key: s.images[0].tolist() for s in folders["codes"]} == {"a": [4] * 4, "c": [1] * 4}
+
+
+def test_samples_of_several_pictures_keep_theirs():
+    made = tokenized([(Sample("two"), ("x", "y")), (Sample("none"), ()), (Sample("one"), ("z",))],
+                     lambda pictures: np.array([[ord(p)] * 4 for p in pictures]), print)  # fmt: skip
+    assert [[int(image[0]) for image in each.images] for each in made] == [[120, 121], [], [122]]
+
+
+@pytest.fixture
+def writer(base):
+    pieces = sentencepiece.SentencePieceProcessor(model_file=str(base / "tokenizer.model"))
+    return Writer(extended_vocab(pieces, SPACE.codebook_size, SPACE.codes_per_image), pieces.encode, FAMILIES["vicuna"], True)
+
+
+def test_examples_end_with_their_answer(writer):
+    rng, vocab = np.random.default_rng(0), writer.vocab
+    picture = vocab.codes_to_ids(sample(1).images[0])
+    told, drawn, asked = (make(sample(1), rng) for make in (writer.captioned, writer.drawn, writer.conversed))
+    assert told.ids[-told.answer :] == [*writer.tokenize("a green square."), vocab.eos_id] and told.ids[0] == vocab.bos_id
+    assert told.ids == [*writer.prompts.for_caption(vocab, writer.tokenize, sample(1).images[0]), *told.ids[-told.answer :]]
+    assert drawn.ids[-drawn.answer :] == [*picture[1:], vocab.eos_id] and drawn.ids[-drawn.answer - 1] == vocab.boi_id
+    assert asked.ids[-asked.answer :] in [[*writer.tokenize(text), vocab.eos_id] for text in ("green.", "Yes.")]
+
+
+def test_pairs_are_learnt_whole_in_either_order(writer):
+    rng, picture = np.random.default_rng(0), writer.vocab.codes_to_ids(sample(2).images[0])
+    pairs = [writer.paired(sample(2), rng) for _ in range(20)]
+    text = writer.tokenize("a blue square")
+    assert {tuple(pair.ids) for pair in pairs} == {(1, *picture, *text, 2), (1, *text, *picture, 2)}
+    assert all(pair.answer == len(pair.ids) - 1 for pair in pairs)
+
+
+def test_only_answers_are_learnt_and_long_examples_are_cut():
+    ids, labels = collated([Example([1, 2, 3, 4, 5], 2), Example([1, 6, 7], 1)], 4)
+    assert ids.tolist() == [[1, 2, 3, 4], [1, 6, 7, 0]]
+    assert labels.tolist() == [[NOT_LEARNT] * 3 + [4], [NOT_LEARNT, NOT_LEARNT, 7, NOT_LEARNT]]
+
+
+def test_a_mixture_draws_by_weight_and_refuses_what_is_not_there(writer):
+    some, rng = [sample(0)], np.random.default_rng(0)
+    mixture = Mixture(writer, {"caption": 3, "draw": 1}, {"caption": [(some, 1)], "draw": [(some, 1)]})
+    drawn = np.mean([mixture.example(rng)[1].ids[-2] == writer.vocab.eoi_id for _ in range(400)])
+    assert 0.18 < drawn < 0.32
+    with pytest.raises(DataError, match="none of caption, draw"):
+        Mixture(writer, {"sing": 1}, {})
+    with pytest.raises(DataError, match="no sample has what converse needs"):
+        Mixture(writer, {"converse": 1}, {"converse": [([CodeSample(Sample("k", captions=("x",)), ())], 1)]})
+
+
+def test_pictures_fall_into_their_pools():
+    samples = [
+        Sample("n", label="fox", style="noto"), Sample("f", label="fox", style="fluent-3d"), Sample("e", label="owl", style="emojione"),
+        Sample("c", phrases=("two foxes",), style="noto"), Sample("p", label="cup"), Sample("s", captions=("a dog runs",)), Sample("x"),
+    ]  # fmt: skip
+    pools = pools_of([CodeSample(each, (np.zeros(4, int),)) for each in samples])
+    assert {name: "".join(each.sample.key for each in pool) for name, pool in pools.items()} == {
+        "canonical": "ne", "styled": "f", "drawings": "nfe", "composites": "c", "sentences": "s", "labelled": "p"
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("broken", ["tokenizer.model", "config.json", "model.safetensors"])
+def test_a_checkpoint_that_lacks_a_file_is_refused(base, tmp_path, broken):
+    shutil.copytree(base, tmp_path / "llm")
+    (tmp_path / "llm" / broken).unlink()
+    with pytest.raises(CheckpointError, match=str(tmp_path)):
+        open_llama(tmp_path / "llm", SPACE)
+
+
+def test_codes_of_another_tokenizer_are_refused(chain):
+    with pytest.raises(CheckpointError, match="different tokenizers"):
+        open_llama(chain / "merged", CodeSpace(16, 4))
+    with pytest.raises(CheckpointError, match=r"adapter_model|adapter_config|added_tokens"):
+        merge_lora(chain / "merged", chain / "nothing", chain / "x")
