@@ -57,10 +57,10 @@ class PixelGeometry(Geometry):
     qformer_mlp: int = 1024
     cross_attention_every: int = 2
     codebook_size: int = 2048
-    code_dim: int = 32
+    code_dim: int = 8
     decoder_depth: int = 6
     decoder_heads: int = 8
-    semantic_queries: int = 8
+    semantic_queries: int = 16
     output_size: int = 128
     """Side of the square picture the pixel head draws, in pixels."""
     pixel_grid: int = 8

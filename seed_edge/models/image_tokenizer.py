@@ -40,28 +40,9 @@ class ImageTokenizer(nn.Module):
         """Normalised pixels (batch, 3, S, S) -> output of the trunk (batch, tokens, vit_width)."""
         raise NotImplementedError
 
-    def keys(self, vision_tokens: Tensor) -> Tensor:
-        """Output of the trunk as the Q-Former looks at it."""
-        return self.ln_vision(vision_tokens)
-
-    def look_bias(self) -> Tensor | None:
-        """What is added to the scores of the Q-Former's cross-attention, (n, tokens)."""
-        return None
-
-    def scaled(self, z: Tensor) -> Tensor:
-        """Vectors (batch, n, code_dim) as the quantizer sees them."""
-        return z
-
-    def query_features(self, vision_tokens: Tensor, count: int | None = None) -> Tensor:
-        """Trunk output (batch, tokens, vit_width) -> vectors to quantize (batch, n, code_dim).
-
-        Args:
-            count: of the first queries, which do not depend on the others; by default all.
-        """
-        bias = self.look_bias()
-        bias = bias if bias is None else bias[:count]
-        queries = self.Qformer(self.query_tokens[:, :count], self.keys(vision_tokens), bias)
-        return self.scaled(self.encode_task_layer(queries))
+    def query_features(self, vision_tokens: Tensor) -> Tensor:
+        """Trunk output (batch, tokens, vit_width) -> vectors to quantize (batch, n, code_dim)."""
+        return self.encode_task_layer(self.Qformer(self.query_tokens, self.ln_vision(vision_tokens)))
 
     def quantize_vision(self, vision_tokens: Tensor) -> Quantized:
         """Trunk output -> quantized vectors, for training on cached features."""
@@ -105,6 +86,10 @@ class PixelTokenizer(ImageTokenizer):
         self.vision_pos_embed = nn.Parameter(torch.randn(1, side**2, geometry.vit_width) * 0.2, requires_grad=False)
         self.ln_vision.requires_grad_(False)
         self.key_dropout = 0.0
+        if geometry.semantic_queries:
+            # semantic vectors start as what tells most of the pooled features; training finds that once (`train/glance.py`)
+            self.glance = nn.Linear(geometry.vit_width, geometry.semantic_queries * geometry.code_dim).requires_grad_(False)
+            self.second_look = nn.Parameter(torch.tensor(0.1))
         sight = torch.zeros(geometry.num_queries, side**2)
         sight[geometry.semantic_queries :] = log_nearness(places_of_queries(geometry), centres(side, side), SIGHT)
         self.sight = nn.Parameter(sight)
@@ -115,17 +100,25 @@ class PixelTokenizer(ImageTokenizer):
     def vision_tokens(self, pixel_values: Tensor) -> Tensor:
         return self.trunk(pixel_values)
 
-    def keys(self, vision_tokens: Tensor) -> Tensor:
+    def standard(self, vision_tokens: Tensor) -> Tensor:
+        """Trunk output with every channel's mean and spread taken out; in training, some channels of each picture hidden."""
         if not self.training:
-            return self.ln_vision((vision_tokens - self.vision_mean) / self.vision_std) + self.vision_pos_embed
-        kind = torch.get_autocast_dtype(vision_tokens.device.type)
+            return (vision_tokens - self.vision_mean) / self.vision_std
+        device = vision_tokens.device.type
+        kind = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else self.vision_std.dtype
         kept = F.dropout(self.vision_std.new_ones(len(vision_tokens), 1, len(self.vision_std)), self.key_dropout)
         scale, shift = kept / self.vision_std, -kept * self.vision_mean / self.vision_std
-        vision = torch.addcmul(shift.to(kind), vision_tokens.to(kind), scale.to(kind))
-        return self.ln_vision(vision) + self.vision_pos_embed.to(kind)
+        return torch.addcmul(shift.to(kind), vision_tokens.to(kind), scale.to(kind))
 
-    def look_bias(self) -> Tensor:
-        return self.sight
+    def query_features(self, vision_tokens: Tensor, count: int | None = None) -> Tensor:
+        """As of any tokenizer; `count` asks for the first queries only, which do not depend on the others."""
+        vision, semantic = self.standard(vision_tokens), self.geometry.semantic_queries
+        keys = self.ln_vision(vision) + self.vision_pos_embed.to(vision.dtype)
+        z = self.encode_task_layer(self.Qformer(self.query_tokens[:, :count], keys, self.sight[:count]))
+        if semantic:
+            glance = self.glance(vision.mean(1)).unflatten(1, (semantic, -1))
+            z = torch.cat([glance + self.second_look * z[:, :semantic], z[:, semantic:]], 1)
+        return self.scaled(z)
 
     def told(self, vectors: Tensor) -> Tensor:
         """Code vectors (batch, n, code_dim) -> features (batch, semantic_queries, width) that training reads words from."""

@@ -59,8 +59,8 @@ def code_losses(model: SeedTokenizer, vision_tokens: Tensor, image_embeds: Tenso
         image_embeds: (batch, image_embed_dim) of CLIP ViT-H, what the diffusion takes.
     """
     with torch.no_grad():
-        queries = model.Qformer(model.query_tokens, model.keys(vision_tokens), model.look_bias())
-    z = model.scaled(model.encode_task_layer(queries))
+        queries = model.Qformer(model.query_tokens, model.ln_vision(vision_tokens))
+    z = model.encode_task_layer(queries)
     quantized = model.quantize(z)
     rows = model.quantize.embedding(quantized.codes)
     # weights of commitment and codebook are the other way round than our quantizer's

@@ -32,6 +32,7 @@ from seed_edge.models.trunk import pretrained_trunk
 from seed_edge.preprocess import to_images
 from seed_edge.train.codes import CodeSample
 from seed_edge.train.features import VIEWS, Cache, build_cache, open_cache
+from seed_edge.train.glance import fit_glance
 from seed_edge.train.loop import Batch, Loop, Objective
 from seed_edge.train.reader import Reader, WordList
 from seed_edge.train.recipe import Schedule
@@ -260,6 +261,9 @@ def train_pixel_tokenizer(
     model.pixel_head.to(memory_format=torch.channels_last)
     model.key_dropout = recipe.feature_dropout
     measure_channels(model, cache)
+    if recipe.geometry.semantic_queries:
+        report("glance: what of the features tells most of the words")
+        fit_glance(model, cache)
     texts = Texts(cache, recipe)
     telling = Telling(recipe.geometry, len(texts.bag.words), len(texts.list))
     train_reading(model, telling, texts, out, recipe, report)

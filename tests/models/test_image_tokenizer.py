@@ -56,9 +56,9 @@ def test_before_training_a_query_looks_at_its_own_place_and_paints_there():
     side = 7
     fresh = PixelTokenizer(dataclasses.replace(SMALL, image_size=32 * side, num_queries=32))
     rows = centres(8, 4)[:, 0]
-    looked_at = fresh.look_bias().argmax(1)
+    looked_at = fresh.sight.argmax(1)
     assert torch.allclose(centres(side, side)[looked_at][:, 0], rows, atol=0.5 / side + 1e-6)
-    assert fresh.look_bias().softmax(1).max() > 0.3  # a place, not the whole picture
+    assert fresh.sight.softmax(1).max() > 0.3  # a place, not the whole picture
     painted = fresh.pixel_head.spread.weight  # (grid^2, queries)
     assert torch.allclose(rows[painted.argmax(1)], centres(4, 4)[:, 0], atol=0.125 + 1e-6)
 
