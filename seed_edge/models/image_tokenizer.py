@@ -114,7 +114,10 @@ class PixelTokenizer(ImageTokenizer):
         """As of any tokenizer; `count` asks for the first queries only, which do not depend on the others."""
         vision, semantic = self.standard(vision_tokens), self.geometry.semantic_queries
         keys = self.ln_vision(vision) + self.vision_pos_embed.to(vision.dtype)
-        z = self.encode_task_layer(self.Qformer(self.query_tokens[:, :count], keys, self.sight[:count]))
+        queries, sight = self.query_tokens, self.sight
+        if count is not None:
+            queries, sight = queries[:, :count], sight[:count]
+        z = self.encode_task_layer(self.Qformer(queries, keys, sight))
         if semantic:
             glance = self.glance(vision.mean(1)).unflatten(1, (semantic, -1))
             z = torch.cat([glance + self.second_look * z[:, :semantic], z[:, semantic:]], 1)

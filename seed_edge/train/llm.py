@@ -143,6 +143,9 @@ class LanguageObjective(Objective):
     def heads(self) -> list[nn.Module]:
         return [module for name, module in self.model.named_modules() if "lm_head" in name and isinstance(module, nn.Linear)]
 
+    def given(self) -> list[nn.Module]:
+        return [self.model]
+
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         wanted = batch["labels"][:, 1:]
         asked = wanted != NOT_LEARNT

@@ -46,6 +46,10 @@ class Objective(nn.Module):
         """Modules that end in a distribution over words or ids: not for Muon."""
         return []
 
+    def given(self) -> list[nn.Module]:
+        """Modules whose frozen parameters came from a file: no state needs to hold them."""
+        return []
+
 
 def learning_rate(step: int, schedule: Schedule) -> float:
     """Linear warm-up, then cosine from the peak down to its floor."""
@@ -209,7 +213,7 @@ class Loop:
         state = {
             "step": step,
             "seed": self.schedule.seed,
-            "tensors": _changing(objective),
+            "tensors": _own(objective),
             "shapes": shapes_of(optimizers),
             "optimizers": [optimizer.state_dict() for optimizer in optimizers],
         }
@@ -223,7 +227,7 @@ class Loop:
         state = torch.load(path, map_location="cpu", weights_only=True)
         if state["seed"] != self.schedule.seed:
             raise DataError(f"{path} was trained with seed {state['seed']}; keep that seed, or use another folder")
-        own = _changing(objective)
+        own = _own(objective)
         # optimizers know parameters by their order alone
         if state["shapes"] != shapes_of(optimizers) or set(state["tensors"]) != set(own):
             raise DataError(f"{path} is the state of another model or another recipe; start anew in another folder")
@@ -235,11 +239,10 @@ class Loop:
         return int(state["step"])
 
 
-def _changing(objective: Objective) -> dict[str, Tensor]:
-    """Parameters that are trained, and buffers; what is frozen stands in a checkpoint elsewhere."""
-    trained = {name for name, parameter in objective.named_parameters() if parameter.requires_grad}
-    fixed = {name for name, _ in objective.named_parameters()} - trained
-    return {name: tensor.detach() for name, tensor in objective.state_dict().items() if name not in fixed}
+def _own(objective: Objective) -> dict[str, Tensor]:
+    """Parameters and buffers, but for frozen parameters that were given."""
+    given = {id(p) for module in objective.given() for p in module.parameters() if not p.requires_grad}
+    return {name: p.detach() for name, p in objective.state_dict(keep_vars=True).items() if id(p) not in given}
 
 
 def _not_finite(step: int, losses: Mapping[str, float], keys: Any) -> str:

@@ -112,6 +112,9 @@ class ContrastiveObjective(Objective):
         super().__init__()
         self.trunk, self.former = trunk.requires_grad_(False), former
 
+    def given(self) -> list[nn.Module]:
+        return [self.trunk]
+
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         with torch.no_grad():
             vision = self.trunk(batch["pixel_values"])
@@ -130,6 +133,9 @@ class CodesObjective(Objective):
         self.model, self.clip = model, clip.requires_grad_(False)
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(not name.startswith(FROZEN))
+
+    def given(self) -> list[nn.Module]:
+        return [self.model, self.clip]
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         pixels = batch["pixel_values"]

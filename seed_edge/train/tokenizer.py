@@ -165,6 +165,9 @@ class ReadingObjective(Objective):
     def heads(self) -> list[nn.Module]:
         return [self.telling.bag, self.telling.reader.head]
 
+    def given(self) -> list[nn.Module]:
+        return [self.model.trunk]
+
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         z = self.model.query_features(batch["vision"], self.semantic)
         quantized = self.quantized(z, batch["revive"])
@@ -233,6 +236,9 @@ class DecoderObjective(Objective):
         for part in (model.decode_task_layer, model.blocks_image, model.pixel_head):
             part.requires_grad_(True)
         model.pos_embed_image.requires_grad_(True)
+
+    def given(self) -> list[nn.Module]:
+        return [self.model.trunk]
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         model, truth = self.model, batch["pixels"]

@@ -78,8 +78,9 @@ def run(tmp_path_factory):
         f"--set=geometry.{name}={list(value) if isinstance(value, tuple) else value}" for name, value in asdict(SMALL).items()
     ]
     steps = ("--set", "schedule.steps=4", "--set", "schedule.batch=6", "--set", "painted=4", "--set", "looked_at=2")
+    reading = ("--set", "reading.steps=3", "--set", "reading.batch=6")
     decoder = ("--set", "decoder.schedule.steps=6", "--set", "decoder.schedule.batch=4")
-    call("train", "tokenizer", "--data", data, "--out", out, *geometry, *steps, *decoder)
+    call("train", "tokenizer", "--data", data, "--out", out, *geometry, *reading, *steps, *decoder)
     call("tokenize", "--run", out, "--out", folder / "codes")
     shape = ("--set", "model.text_pieces=310", "--set", "model.width=64", "--set", "model.depth=2")
     steps = ("--set", "schedule.steps=4", "--set", "schedule.batch=4")
@@ -124,7 +125,9 @@ def exported(run, tmp_path_factory):
 
 def test_training_leaves_a_log_a_sheet_and_a_checkpoint(run):
     lines = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
-    assert lines[-1]["step"] == 4 and {"l1", "look", "words", "vq"} <= set(lines[-1])
+    assert lines[-2]["step"] == 4 and {"l1", "look", "words", "reader", "vq"} <= set(lines[-2])
+    assert {"step", "codes_in_use"} <= set(lines[-1])
+    assert json.loads((run / "reading" / "log.jsonl").read_text().splitlines()[0])["step"] == 3
     assert Image.open(run / "sheets" / "000004.png").size == (16 * 16, 4 * 16)
     assert (run / "sheets" / "decoder-000006.png").is_file()
     assert (run / "image_tokenizer.safetensors").is_file() and (run / "llm" / "model.safetensors").is_file()
@@ -133,7 +136,7 @@ def test_training_leaves_a_log_a_sheet_and_a_checkpoint(run):
     assert lines[0]["step"] == 4 and {"text", "codes"} <= set(lines[0])
 
 
-def test_the_second_stage_changes_the_decoder_alone(run):
+def test_the_last_stage_changes_the_decoder_alone(run):
     """Language models are trained on the codes, which must stay what they were."""
     first = torch.load(run / "state.pt", weights_only=True)["tensors"]
     last = load_file(run / "image_tokenizer.safetensors")

@@ -31,6 +31,9 @@ class Regression(Objective):
         x = batch["x"]
         return {"squared": (self.model(self.norm(x)) - x.sum(1, keepdim=True)).square().mean() * batch.get("factor", 1)}
 
+    def given(self):
+        return [self.frozen]
+
     def weights(self):
         return torch.cat([p.flatten() for p in [*self.model.parameters(), *self.norm.buffers()]])
 
@@ -66,6 +69,8 @@ def test_a_resumed_run_equals_one_that_never_stopped(tmp_path, optimizer):
     Loop(tmp_path / "broken", schedule, said.append).run(resumed, batch_of)
     assert said[0] == "resuming at step 10"
     assert torch.equal(resumed.weights(), whole.weights()) and torch.equal(whole.frozen.weight, frozen)
+    kept = torch.load(tmp_path / "whole" / "state.pt", weights_only=True)["tensors"]
+    assert not any(name.startswith("frozen") for name in kept) and "norm.running_mean" in kept
     lines = [json.loads(line) for line in (tmp_path / "whole" / "log.jsonl").read_text().splitlines()]
     assert lines[-1]["step"] == 30 and lines[-1]["squared"] < lines[0]["squared"]
 
