@@ -3,7 +3,6 @@
 import io
 import json
 import shutil
-from dataclasses import asdict
 
 import numpy as np
 import onnx
@@ -23,16 +22,11 @@ from seed_edge.export.gguf import LlamaFolder, permute, write_gguf
 from seed_edge.export.parity import LOGITS_KL, language_parity
 from seed_edge.manifest import DECODER, ENCODER
 from seed_edge.models.checkpoints import load_image_tokenizer
-from seed_edge.models.config import PixelGeometry
 from seed_edge.runtime.language_model import LlamaCpp
 from seed_edge.train.features import open_cache
 from seed_edge.train.shards import ShardWriter
 from seed_edge.train.tokenizer import codes_of_cache
 
-SMALL = PixelGeometry(
-    image_size=64, num_queries=4, semantic_queries=1, qformer_width=32, qformer_depth=2, qformer_heads=4, qformer_mlp=64, codebook_size=16,
-    code_dim=8, decoder_depth=1, decoder_heads=4, output_size=16, pixel_grid=4, pixel_channels=(16,),
-)  # fmt: skip
 LANGUAGE_MODEL = "llm.gguf"
 COLOURS = ("red", "green", "blue", "yellow", "purple", "orange")
 
@@ -70,34 +64,14 @@ def call(*arguments):
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """A run trained for a few steps by the commands anyone would use."""
+    """A run trained for some seconds by the commands anyone would use."""
     folder = tmp_path_factory.mktemp("train")
     pictures(folder / "shapes.tar")
-    out, data = folder / "run", folder / "shapes.tar"
-    geometry = [
-        f"--set=geometry.{name}={list(value) if isinstance(value, tuple) else value}" for name, value in asdict(SMALL).items()
-    ]
-    steps = ("--set", "schedule.steps=4", "--set", "schedule.batch=6", "--set", "painted=4", "--set", "looked_at=2")
-    reading = ("--set", "reading.steps=3", "--set", "reading.batch=6")
-    decoder = ("--set", "decoder.schedule.steps=6", "--set", "decoder.schedule.batch=4")
-    call("train", "tokenizer", "--data", data, "--out", out, *geometry, *reading, *steps, *decoder)
-    call("tokenize", "--run", out, "--out", folder / "codes")
-    shape = ("--set", "model.text_pieces=310", "--set", "model.width=64", "--set", "model.depth=2")
-    steps = ("--set", "schedule.steps=4", "--set", "schedule.batch=4")
-    call(
-        "train",
-        "llm",
-        "--codes",
-        folder / "codes",
-        "--out",
-        out / "llm",
-        "--pictures",
-        out,
-        "--prompt",
-        "a disc",
-        *shape,
-        *steps,
-    )
+    out, codes = folder / "run", folder / "codes"
+    call("train", "tokenizer", "--recipe", "smoke-tokenizer", "--data", folder / "shapes.tar", "--out", out)
+    call("tokenize", "--run", out, "--out", codes)
+    options = ("--recipe", "smoke-llm", "--pictures", out, "--prompt", "a disc")
+    call("train", "llm", "--codes", codes, "--out", out / "llm", *options)
     (folder / "sources.json").write_text(json.dumps([{"name": "shapes", "licence": "Apache-2.0", "role": "training"}]))
     return out
 
@@ -125,15 +99,15 @@ def exported(run, tmp_path_factory):
 
 def test_training_leaves_a_log_a_sheet_and_a_checkpoint(run):
     lines = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
-    assert lines[-2]["step"] == 4 and {"l1", "look", "words", "reader", "vq"} <= set(lines[-2])
+    assert lines[-2]["step"] == 20 and {"l1", "look", "words", "reader", "vq"} <= set(lines[-2])
     assert {"step", "codes_in_use"} <= set(lines[-1])
-    assert json.loads((run / "reading" / "log.jsonl").read_text().splitlines()[0])["step"] == 3
-    assert Image.open(run / "sheets" / "000004.png").size == (16 * 16, 4 * 16)
-    assert (run / "sheets" / "decoder-000006.png").is_file()
+    assert json.loads((run / "reading" / "log.jsonl").read_text().splitlines()[0])["step"] == 10
+    assert Image.open(run / "sheets" / "000020.png").size == (16 * 16, 4 * 16)
+    assert (run / "sheets" / "decoder-000020.png").is_file()
     assert (run / "image_tokenizer.safetensors").is_file() and (run / "llm" / "model.safetensors").is_file()
-    assert Image.open(run / "llm" / "sheets" / "000004.png").size == (16, 16)
+    assert Image.open(run / "llm" / "sheets" / "000060.png").size == (16, 16)
     lines = [json.loads(line) for line in (run / "llm" / "state" / "log.jsonl").read_text().splitlines()]
-    assert lines[0]["step"] == 4 and {"text", "codes"} <= set(lines[0])
+    assert lines[0]["text"] + lines[0]["codes"] > 1.2 * (lines[-1]["text"] + lines[-1]["codes"])
 
 
 def test_the_last_stage_changes_the_decoder_alone(run):
