@@ -7,7 +7,27 @@ import pytest
 from seed_edge.evaluate.captions import bleu4, cider, rouge_l
 
 CIDER, BLEU, ROUGE = 1.2640202513845458, 0.4258875268973261, 0.6944262415252698
-WORDS = ["a", "the", "dog", "cat", "man", "woman", "runs", "sits", "on", "in", "grass", "beach", "red", "blue", "two", "three", "with", "ball", "and"]
+WORDS = [
+    "a",
+    "the",
+    "dog",
+    "cat",
+    "man",
+    "woman",
+    "runs",
+    "sits",
+    "on",
+    "in",
+    "grass",
+    "beach",
+    "red",
+    "blue",
+    "two",
+    "three",
+    "with",
+    "ball",
+    "and",
+]
 
 
 @pytest.fixture(scope="module")
