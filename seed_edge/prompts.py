@@ -192,12 +192,12 @@ FAMILIES = {
         turn="[INST] {images}{text} [/INST]\n",
         between_turns="\n",
     ),
-    "own": Prompts(caption="{bos}{images}", draw="{bos}{text}{boi}", lowercase=True),
     "plain": Prompts(
         caption="{bos}{images}",
         draw="{bos}{text}{boi}",
         ask="{bos}{images}Question: {text}\nAnswer:",
     ),
+    "own": Prompts(caption="{bos}{images}", draw="{bos}{text}{boi}", lowercase=True),
 }
 """What SEED-LLaMA was trained on: 8B instruction-tuned, 14B instruction-tuned, both before that (`plain`); and what the
 models are trained on that `seed-edge train llm` makes from nothing (`own`)."""
