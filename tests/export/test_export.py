@@ -374,3 +374,37 @@ def test_the_committed_tiny_bundle_is_what_its_script_makes(tiny, tmp_path):
     assert fresh == committed
     for name in (ENCODER, DECODER, LANGUAGE_MODEL):
         assert (tmp_path / "tiny" / name).read_bytes() == (tiny / name).read_bytes(), name
+
+
+# ---- a bundle's language model, taken out and put back -----------------------------------------------------------
+
+
+def test_an_unpacked_language_model_is_the_one_that_was_packed(exported, run, tmp_path):
+    call("train", "start", "--bundle", exported, "--out", tmp_path / "base")
+    ours, theirs = LlamaFolder.open(tmp_path / "base"), LlamaFolder.open(run / "llm")
+    assert ours.vocab(4) == theirs.vocab(4)
+    texts = ["a red disc", "", "two  spaces", "naïve café 여우", " leading", "a\nb", "<img_00001> 12"]
+    assert [ours.pieces.encode(text) for text in texts] == [theirs.pieces.encode(text) for text in texts]
+    before, after = load_file(run / "llm" / "model.safetensors"), load_file(tmp_path / "base" / "model.safetensors")
+    assert set(before) == set(after)
+    assert all(np.abs(before[name] - after[name]).max() <= 0.01 * np.abs(before[name]).max() for name in before)  # Q8_0
+
+
+def test_it_goes_back_beside_the_same_encoder(exported, tmp_path):
+    call("train", "start", "--bundle", exported, "--out", tmp_path / "base")
+    call("export", "--ckpt", exported, "--llm", tmp_path / "base", "--out", tmp_path / "again")
+    before, after = Bundle.open(exported).manifest, Bundle.open(tmp_path / "again").manifest
+    assert (after.language.prompts, after.language.sampling) == (before.language.prompts, before.language.sampling)
+    for name in (ENCODER, DECODER):
+        assert after.files[name] == before.files[name]
+    call("draw", "a red disc", "--bundle", exported, "-o", tmp_path / "a.png", "--seed", 3)
+    call("draw", "a red disc", "--bundle", tmp_path / "again", "-o", tmp_path / "b.png", "--seed", 3)
+    assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("options", "says"), [((), "goes another --llm"), (("--llm", "x", "--diffusion", "y"), "leave out --diffusion")]
+)
+def test_what_does_not_go_with_a_bundle_is_refused(exported, tmp_path, options, says):
+    result = CliRunner().invoke(cli, ["export", "--ckpt", str(exported), "--out", str(tmp_path / "o"), *options])
+    assert result.exit_code == 1 and says in result.stderr
