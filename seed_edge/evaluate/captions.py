@@ -7,22 +7,18 @@ compare with published ones, but for the splitting into words: lower case letter
 from __future__ import annotations
 
 import math
-import re
 from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
+
+from seed_edge.train.texts import split_words
 
 LONGEST_GRAM = 4
 ROUGE_BETA = 1.2
 CIDER_SIGMA = 6.0
 
 Grams = Counter[tuple[str, ...]]
-
-
-def words_of(text: str) -> list[str]:
-    """Lower case words, without punctuation."""
-    return re.findall(r"[a-z0-9']+", text.lower())
 
 
 def grams_of(words: Sequence[str], length: int) -> Grams:
@@ -35,7 +31,7 @@ def bleu4(captions: Sequence[str], references: Sequence[Sequence[str]]) -> float
     matched, possible = np.zeros(LONGEST_GRAM), np.zeros(LONGEST_GRAM)
     length = wanted = 0
     for caption, sentences in zip(captions, references, strict=True):
-        words, others = words_of(caption), [words_of(sentence) for sentence in sentences]
+        words, others = split_words(caption), [split_words(sentence) for sentence in sentences]
         length += len(words)
         wanted += min((abs(len(other) - len(words)), len(other)) for other in others)[1]
         for n in range(1, LONGEST_GRAM + 1):
@@ -54,7 +50,7 @@ def rouge_l(captions: Sequence[str], references: Sequence[Sequence[str]]) -> flo
     """Mean ROUGE-L (Lin 2004), in [0, 1]: F-measure of the longest common subsequence, best precision and best recall."""
     scores = []
     for caption, sentences in zip(captions, references, strict=True):
-        words, others = words_of(caption), [words_of(sentence) for sentence in sentences]
+        words, others = split_words(caption), [split_words(sentence) for sentence in sentences]
         common = [_longest_common(words, other) for other in others]
         precision = max(c / max(1, len(words)) for c in common)
         recall = max(c / max(1, len(other)) for c, other in zip(common, others, strict=True))
@@ -104,7 +100,7 @@ def cider(captions: Sequence[str], references: Sequence[Sequence[str]]) -> float
 
 
 def _all_grams(text: str) -> Grams:
-    words = words_of(text)
+    words = split_words(text)
     return sum((grams_of(words, n) for n in range(1, LONGEST_GRAM + 1)), Counter())
 
 

@@ -6,6 +6,7 @@ import re
 import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,11 @@ class Evaluation:
         self.seen = [kept for kept in everything if not kept.sample.held_out and not kept.sample.recoloured]
         self.cells: list[tuple[Image.Image, str]] = []
 
+    @cached_property
+    def judge(self) -> Judge:
+        """Loaded once, when pictures are judged first."""
+        return Judge()
+
     def captions(self) -> dict[str, Any]:
         """Captions of photos that have sentences: COCO's scores, and CIDEr when captions are shuffled between photos."""
         told = self._told(self.sentences)
@@ -85,7 +91,7 @@ class Evaluation:
 
         Beside it what real drawings of the canonical style, and their round trips through the codes, reach.
         """
-        judge, gallery = Judge(), {kept.sample.label: kept for kept in self.drawings}
+        judge, gallery = self.judge, {kept.sample.label: kept for kept in self.drawings}
         labels = sorted(gallery)
         real = {
             kept.sample.label: kept for kept in self.seen if kept.sample.style == CANONICAL and kept.sample.label in gallery
@@ -112,7 +118,7 @@ class Evaluation:
 
     def round_trip(self, count: int) -> dict[str, Any]:
         """Held-out pictures through codes and back, against the mean picture and the nearest of some training pictures."""
-        judge, size = Judge(), self.edge.bundle.manifest.output_size
+        judge, size = self.judge, self.edge.bundle.manifest.output_size
         result: dict[str, Any] = {}
         for kind, drawn in (("photos", False), ("drawings", True)):
             shown = [k for k in [*self.sentences, *self.labelled, *self.drawings] if (k.sample.style is not None) == drawn]

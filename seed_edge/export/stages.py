@@ -15,6 +15,7 @@ from typing import Any
 import seed_edge
 from seed_edge.bundle import publish, refuse_existing
 from seed_edge.errors import BundleError
+from seed_edge.files import replacing
 
 RECORD = ".stages.json"
 LOCK = ".lock"
@@ -57,9 +58,8 @@ class Stages:
             self._report(f"{name}: done before")
         else:
             self._record["done"][name] = work()
-            partial = self.folder / (RECORD + ".partial")
-            partial.write_text(json.dumps(self._record), "utf-8")
-            os.replace(partial, self.folder / RECORD)
+            with replacing(self.folder / RECORD) as partial:
+                partial.write_text(json.dumps(self._record), "utf-8")
         return self._record["done"][name]
 
 

@@ -20,7 +20,7 @@ from seed_edge.train.samples import Picture, Sample
 from seed_edge.train.shards import ShardWriter, read_shard
 from seed_edge.vocab import CodeSpace
 
-INFO, SHARD = "codes.json", "codes-{:05d}.tar"
+INFO, SHARD, SHARDS = "codes.json", "codes-{:05d}.tar", "codes-*.tar"
 SAMPLES_PER_SHARD = 10_000
 ENCODED_AT_ONCE = 16
 
@@ -39,8 +39,10 @@ class CodeSample:
 
 
 def write_code_shards(out: Path, space: CodeSpace, samples: Iterable[CodeSample], per_shard: int = SAMPLES_PER_SHARD) -> int:
-    """Write samples into a folder that holds none yet, or only the first shards of the same samples; return how many."""
+    """Write samples into a folder; return how many. Shards that an interrupted call left there go first."""
     out.mkdir(parents=True, exist_ok=True)
+    for left in out.glob(SHARDS):
+        left.unlink()
     remaining, count, shard = iter(samples), 0, 0
     while chunk := list(islice(remaining, per_shard)):
         with ShardWriter(out / SHARD.format(shard)) as writer:
@@ -74,7 +76,7 @@ def read_code_shards(folders: Sequence[Path]) -> tuple[CodeSpace, dict[str, list
             raise DataError(f"{folder} has {own}, the folders before have {space}; tokenize all with one bundle")
         space = own
         samples = found.setdefault(folder.resolve().name, [])
-        for path in sorted(folder.glob("codes-*.tar")):
+        for path in sorted(folder.glob(SHARDS)):
             for key, files in read_shard(path):
                 samples.append(_from_record(f"{path}: {key}", json.loads(files["json"]), own))
     if space is None or not any(found.values()):

@@ -47,14 +47,14 @@ class Writer:
     def captioned(self, sample: CodeSample, rng: np.random.Generator) -> Example:
         """A picture, and what is said of it."""
         seen = (sample.images[0], *sample.views)
-        text = caption(sample.sample, rng) or ""
+        text = caption(sample.sample, rng, not self.prompts.lowercase) or ""
         prompt = self.prompts.for_caption(self.vocab, self.tokenize, seen[int(rng.integers(len(seen)))])
         answer = [*self._said(text), self.vocab.eos_id]
         return Example(prompt + answer, len(answer))
 
     def drawn(self, sample: CodeSample, rng: np.random.Generator) -> Example:
         """Words that ask for a picture, and the picture."""
-        text = request(sample.sample, rng)
+        text = request(sample.sample, rng, not self.prompts.lowercase)
         if text and rng.random() >= self.wordless:
             prompt = self.prompts.for_drawing(self.vocab, self.tokenize, text)
         else:
@@ -65,7 +65,7 @@ class Writer:
     def paired(self, sample: CodeSample, rng: np.random.Generator) -> Example:
         """A picture and its text in either order; everything is predicted. How SEED-LLaMA is pre-trained."""
         picture = self.vocab.codes_to_ids(sample.images[0])
-        text = self.tokenize(plain_or_as_is(caption(sample.sample, rng) or "", self.prompts))
+        text = self.tokenize(caption(sample.sample, rng, not self.prompts.lowercase) or "")
         parts = (picture, text) if rng.random() < 0.5 else (text, picture)
         ids = [self.vocab.bos_id, *parts[0], *parts[1], self.vocab.eos_id]
         return Example(ids, len(ids) - 1)

@@ -39,7 +39,7 @@ from seed_edge.prompts import FAMILIES
 from seed_edge.train.codes import CodeSample, read_code_shards
 from seed_edge.train.drawings import CANONICAL
 from seed_edge.train.examples import NOT_LEARNT, TASKS, Mixture, Writer, collated
-from seed_edge.train.loop import Batch, Loop, Objective
+from seed_edge.train.loop import Batch, Loop, Objective, Report
 from seed_edge.train.pieces import train_pieces
 from seed_edge.train.recipe import Schedule
 from seed_edge.train.texts import STYLE_WORDS
@@ -50,7 +50,6 @@ STATE_FOLDER = "state"
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 TRAINED_WHOLE = ("embed_tokens", "lm_head", "input_layernorm", "post_attention_layernorm", "norm")
 
-Report = Callable[[str], None]
 UNSEEN_BATCHES = 4
 SHEET_TEMPERATURE = 0.4
 

@@ -31,6 +31,9 @@ MUON_RATE = 3.0
 NAMED_KEYS = 8
 """Samples of a batch that an error names."""
 
+Report = Callable[[str], None]
+"""Takes a line for people."""
+
 Batch = dict[str, Any]
 """Tensors and other values by name; `keys` names the samples."""
 
@@ -95,7 +98,7 @@ class Loop:
     The random numbers of step n depend on the seed and on n alone, so a resumed run equals one that never stopped.
     """
 
-    def __init__(self, folder: Path, schedule: Schedule, report: Callable[[str], None]) -> None:
+    def __init__(self, folder: Path, schedule: Schedule, report: Report) -> None:
         self.folder, self.schedule, self.report = folder, schedule, report
         self.accelerator = Accelerator()
         folder.mkdir(parents=True, exist_ok=True)

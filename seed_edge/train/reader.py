@@ -6,7 +6,6 @@ not spell. Captioning through the codes is what SEED's later tokenizers and CoCa
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Sequence
 
@@ -14,14 +13,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from seed_edge.train.texts import split_words
+
 START, END, UNKNOWN = 0, 1, 2
 LONGEST = 24
 """Words of a text that are read."""
-
-
-def split_words(text: str) -> list[str]:
-    """Words and numbers of a text in lower case."""
-    return re.findall(r"[a-z0-9']+", text.lower())
 
 
 class WordList:

@@ -8,7 +8,7 @@ after BLIP-2.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,7 +28,7 @@ from seed_edge.models.config import SeedGeometry
 from seed_edge.models.eva import EvaViT
 from seed_edge.models.image_tokenizer import SeedTokenizer
 from seed_edge.preprocess import CLIP_MEAN, CLIP_STD, Preprocessing, to_rgb
-from seed_edge.train.loop import Batch, Loop, Objective
+from seed_edge.train.loop import Batch, Loop, Objective, Report
 from seed_edge.train.objectives import ContrastiveQFormer, code_losses
 from seed_edge.train.recipe import Schedule
 from seed_edge.train.samples import Picture, Sample, load_picture, read_samples
@@ -41,8 +41,6 @@ DEC_TOKEN = "[DEC]"
 """Added to BERT's word pieces by BLIP-2; the last row of its table."""
 READERS = 8
 """Threads that decode pictures."""
-
-Report = Callable[[str], None]
 
 
 @dataclass(frozen=True)

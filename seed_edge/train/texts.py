@@ -121,6 +121,11 @@ def plural(name: str) -> str:
     return name[: end - len(head)] + many + name[end:]
 
 
+def split_words(text: str) -> list[str]:
+    """Words and numbers of a text in lower case, without punctuation but apostrophes."""
+    return re.findall(r"[a-z0-9']+", text.lower())
+
+
 def plain(text: str) -> str:
     """Lower case, single spaces, no full stop."""
     return " ".join(text.lower().replace(" .", "").replace(" ,", ",").split()).rstrip(". ")
@@ -143,10 +148,14 @@ def name_of(sample: Sample, colour: bool, rng: np.random.Generator, synonyms: fl
     return with_article(name)
 
 
-def caption(sample: Sample, rng: np.random.Generator) -> str | None:
-    """A caption in lower case; None if nothing is known of the picture."""
+def caption(sample: Sample, rng: np.random.Generator, as_written: bool = False) -> str | None:
+    """A caption; None if nothing is known of the picture.
+
+    Args:
+        as_written: sentences keep their case and their full stop; by default they are made plain.
+    """
     if sample.captions:
-        return plain(str(rng.choice(sample.captions)))
+        return _sentence(sample, rng, as_written)
     if sample.phrases:
         return f"a drawing of {rng.choice(sample.phrases)}"
     if sample.label is None:
@@ -155,10 +164,15 @@ def caption(sample: Sample, rng: np.random.Generator) -> str | None:
     return f"a {kind} of {name_of(sample, colour=rng.random() < 0.5, rng=rng)}"
 
 
-def request(sample: Sample, rng: np.random.Generator) -> str | None:
-    """Words that ask for the picture, in lower case; None if nothing is known of it."""
+def _sentence(sample: Sample, rng: np.random.Generator, as_written: bool) -> str:
+    text = str(rng.choice(sample.captions))
+    return text.strip() if as_written else plain(text)
+
+
+def request(sample: Sample, rng: np.random.Generator, as_written: bool = False) -> str | None:
+    """Words that ask for the picture; None if nothing is known of it. `as_written` as for `caption`."""
     if sample.captions:
-        return plain(str(rng.choice(sample.captions)))
+        return _sentence(sample, rng, as_written)
     if sample.phrases:
         return str(rng.choice(OPENERS)).format(rng.choice(sample.phrases))
     if sample.label is None:

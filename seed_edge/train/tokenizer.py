@@ -33,7 +33,7 @@ from seed_edge.preprocess import to_images
 from seed_edge.train.codes import CodeSample
 from seed_edge.train.features import VIEWS, Cache, build_cache, open_cache
 from seed_edge.train.glance import fit_glance
-from seed_edge.train.loop import Batch, Loop, Objective
+from seed_edge.train.loop import Batch, Loop, Objective, Report
 from seed_edge.train.reader import Reader, WordList
 from seed_edge.train.recipe import Schedule
 from seed_edge.train.texts import caption
@@ -250,7 +250,7 @@ def train_pixel_tokenizer(
     paths: Sequence[Path],
     out: Path,
     recipe: PixelTokenizerRecipe,
-    report: Callable[[str], None],
+    report: Report,
     images: Path | None = None,
     trunk_weights: Path | None = None,
 ) -> None:
@@ -272,8 +272,8 @@ def train_pixel_tokenizer(
         fit_glance(model, cache)
     texts = Texts(cache, recipe)
     telling = Telling(recipe.geometry, len(texts.bag.words), len(texts.list))
-    train_reading(model, telling, texts, out, recipe, report)
-    train_whole(model, telling, texts, out, recipe, report)
+    train_reading(ReadingObjective(model, telling, recipe), texts, out, report)
+    train_whole(WholeObjective(model, telling, recipe), texts, out, report)
     train_decoder(model, cache, out, recipe.decoder, report)
 
 
@@ -315,16 +315,10 @@ class Texts:
         return {f"unseen_{name}": losses[name].item() for name in ("words", "reader")}
 
 
-def train_reading(
-    model: PixelTokenizer,
-    telling: Telling,
-    texts: Texts,
-    out: Path,
-    recipe: PixelTokenizerRecipe,
-    report: Callable[[str], None],
-) -> None:
+def train_reading(objective: ReadingObjective, texts: Texts, out: Path, report: Report) -> None:
     """The first stage: the semantic queries alone."""
-    objective, steps = ReadingObjective(model, telling, recipe), recipe.reading.steps
+    model, telling, recipe = objective.model, objective.telling, objective.recipe
+    steps = recipe.reading.steps
     source = BatchSource(texts.cache, recipe.reading.batch, recipe.read_shares)
 
     def batch_of(step: int, rng: np.random.Generator) -> Batch:
@@ -337,16 +331,10 @@ def train_reading(
     Loop(out / READING_FOLDER, recipe.reading, report).run(objective, batch_of, after)
 
 
-def train_whole(
-    model: PixelTokenizer,
-    telling: Telling,
-    texts: Texts,
-    out: Path,
-    recipe: PixelTokenizerRecipe,
-    report: Callable[[str], None],
-) -> None:
+def train_whole(objective: WholeObjective, texts: Texts, out: Path, report: Report) -> None:
     """The second stage: encoder, codebook and decoder together."""
-    objective, steps = WholeObjective(model, telling, recipe), recipe.schedule.steps
+    model, telling, recipe = objective.model, objective.telling, objective.recipe
+    steps = recipe.schedule.steps
     to_paint = BatchSource(texts.cache, recipe.painted, recipe.painted_shares)
     to_read = BatchSource(texts.cache, recipe.schedule.batch, recipe.read_shares)
 
@@ -371,9 +359,7 @@ def revived(step: int, recipe: PixelTokenizerRecipe, steps: int) -> bool:
     return step % recipe.revive_every == 0 and step < 0.8 * steps
 
 
-def train_decoder(
-    model: PixelTokenizer, cache: Cache, out: Path, recipe: DecoderRecipe, report: Callable[[str], None]
-) -> None:
+def train_decoder(model: PixelTokenizer, cache: Cache, out: Path, recipe: DecoderRecipe, report: Report) -> None:
     """The third stage: what stands behind the codebook, on the codes that every picture has now."""
     model.eval()
     codes = torch.from_numpy(codes_of_cache(model, cache, out / CODES_FILE))
@@ -424,7 +410,7 @@ def codes_of_cache(model: PixelTokenizer, cache: Cache, path: Path, batch: int =
     return codes
 
 
-def codes_of_run(run: Path, report: Callable[[str], None]) -> tuple[CodeSpace, Iterator[CodeSample]]:
+def codes_of_run(run: Path, report: Report) -> tuple[CodeSpace, Iterator[CodeSample]]:
     """What an image is in a run, and its samples with the codes of their views.
 
     Raises:

@@ -166,6 +166,22 @@ def test_codes_come_back_from_their_shards(codes):
     assert len(list(codes.glob("*.tar"))) == 3
 
 
+def test_shards_of_an_interrupted_call_do_not_stay(tmp_path):
+    write_code_shards(tmp_path, SPACE, map(sample, range(25)), per_shard=10)
+    (tmp_path / "codes.json").unlink()
+    assert write_code_shards(tmp_path, SPACE, map(sample, range(3)), per_shard=10) == 3
+    assert len(read_code_shards([tmp_path])[1][tmp_path.name]) == 3
+
+
+def test_sentences_are_written_as_the_model_knows_them(base):
+    pieces = sentencepiece.SentencePieceProcessor(model_file=str(base / "tokenizer.model"))
+    vocab, rng = extended_vocab(pieces, SPACE.codebook_size, SPACE.codes_per_image), np.random.default_rng(0)
+    said = CodeSample(Sample("s", captions=("A Red square .",)), (np.zeros(4, int),))
+    for family, text in (("vicuna", "A Red square ."), ("own", "a red square")):
+        told = Writer(vocab, pieces.encode, FAMILIES[family]).captioned(said, rng)
+        assert told.ids[-told.answer :] == [*pieces.encode(text), vocab.eos_id]
+
+
 def test_codes_of_another_kind_or_none_are_refused(codes, tmp_path):
     write_code_shards(tmp_path / "other", CodeSpace(16, 4), map(sample, range(2)))
     with pytest.raises(DataError, match="tokenize all with one bundle"):
