@@ -36,13 +36,12 @@ from seed_edge.models.llama import (
     write_added_tokens,
 )
 from seed_edge.prompts import FAMILIES
-from seed_edge.train.codes import CodeSample, read_code_shards
-from seed_edge.train.drawings import CANONICAL
+from seed_edge.train.codes import read_code_shards
 from seed_edge.train.examples import NOT_LEARNT, TASKS, Mixture, Writer, collated
 from seed_edge.train.loop import Batch, Loop, Objective, Report
 from seed_edge.train.pieces import train_pieces
+from seed_edge.train.pools import shared_pools
 from seed_edge.train.recipe import Schedule
-from seed_edge.train.texts import STYLE_WORDS
 from seed_edge.vocab import CodeSpace, Vocab
 
 STATE_FOLDER = "state"
@@ -77,7 +76,7 @@ class NewLlamaRecipe:
     caption_shares: dict[str, float] = field(
         default_factory=lambda: {"drawings": 0.24, "composites": 0.08, "sentences": 0.46, "labelled": 0.22}
     )
-    """Of the pools of pictures (`pools_of`) among pictures to caption."""
+    """Of the pools of pictures (`pools`) among pictures to caption."""
     draw_shares: dict[str, float] = field(
         default_factory=lambda: {"canonical": 0.5, "styled": 0.1, "composites": 0.3, "sentences": 0.07, "labelled": 0.03}
     )
@@ -157,32 +156,6 @@ class LanguageObjective(Objective):
         return {"text": each[~drawn].sum() / max(1, len(each)), "codes": each[drawn].sum() / max(1, len(each))}
 
 
-POOLS = ("canonical", "styled", "drawings", "composites", "sentences", "labelled")
-"""Kinds of pictures: single things as they are drawn unasked; in styles that have a name; in any style; several things; photos
-with whole sentences; photos with a name."""
-
-
-def pools_of(samples: Sequence[CodeSample]) -> dict[str, list[CodeSample]]:
-    """Samples by kind; one may be of several."""
-    canonical = {each.sample.label for each in samples if each.sample.style == CANONICAL}
-    pools: dict[str, list[CodeSample]] = {name: [] for name in POOLS}
-    for each in samples:
-        known = each.sample
-        if known.captions:
-            pools["sentences"].append(each)
-        elif known.phrases:
-            pools["composites"].append(each)
-        elif known.label and known.style is None:
-            pools["labelled"].append(each)
-        elif known.label:
-            pools["drawings"].append(each)
-            if known.style == CANONICAL or known.label not in canonical:
-                pools["canonical"].append(each)
-            if known.style in STYLE_WORDS:
-                pools["styled"].append(each)
-    return pools
-
-
 def new_llama(vocab: Vocab, shape: LlamaShape, seed: int) -> LlamaForCausalLM:
     """A LLaMA with random weights."""
     torch.manual_seed(seed)
@@ -219,18 +192,14 @@ def train_new_llama(
     write_added_tokens(vocab, out)
     model = new_llama(vocab, recipe.model, seed)
     writer = Writer(vocab, pieces.encode, FAMILIES["own"], wordless=recipe.wordless)
-    unknown = sorted((set(recipe.caption_shares) | set(recipe.draw_shares)) - set(POOLS))
-    if unknown:
-        raise DataError(f"shares: {unknown[0]} is none of {', '.join(POOLS)}")
     shares = {"caption": recipe.caption_shares, "draw": recipe.draw_shares}
 
     def mixture(held_out: bool) -> Mixture:
-        pools = pools_of([each for each in samples if each.sample.held_out == held_out])
-        every = [pool for pool in (pools[name] for name in POOLS) if pool]
-        mixed = {task: [(pools[name], share) for name, share in named.items()] for task, named in shares.items()}
-        for task, kept in mixed.items():  # data without any of the named kinds
-            if not any(pool and share for pool, share in kept):
-                mixed[task] = [(pool, 1.0) for pool in every]
+        kept = [each for each in samples if each.sample.held_out == held_out]
+        mixed = {
+            task: [([kept[i] for i in pool], share) for pool, share in shared_pools([each.sample for each in kept], named)]
+            for task, named in shares.items()
+        }
         return Mixture(writer, {"caption": 0.5, "draw": 0.5}, mixed)
 
     run_language(model, writer, mixture, recipe.schedule, recipe.model.context, out, report, sheet)

@@ -12,7 +12,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -34,6 +34,7 @@ from seed_edge.train.codes import CodeSample
 from seed_edge.train.features import VIEWS, Cache, build_cache, open_cache
 from seed_edge.train.glance import fit_glance
 from seed_edge.train.loop import Batch, Loop, Objective, Report
+from seed_edge.train.pools import shared_pools
 from seed_edge.train.reader import Reader, WordList
 from seed_edge.train.recipe import Schedule
 from seed_edge.train.texts import caption
@@ -59,10 +60,14 @@ class DecoderRecipe:
     """Knobs of the third stage."""
 
     schedule: Schedule
-    shares: tuple[float, float, float] = (0.5, 0.35, 0.15)
-    """Of drawings, composites and photos."""
+    shares: dict[str, float] = field(
+        default_factory=lambda: {"canonical": 0.45, "other": 0.1, "composites": 0.3, "photos": 0.15}
+    )
+    """Of the pools of pictures (`pools`): what the language model draws most is painted most."""
+    varied: float = 0.2
+    """Share of pictures in their second view, which nothing draws."""
     perceptual_weight: float = 1.0
-    perceptual_taps: tuple[int, ...] = (2, 4, 10)
+    perceptual_taps: tuple[int, ...] = (2, 4, 10, 15)
     """Blocks of the trunk whose outputs are compared."""
 
 
@@ -80,9 +85,9 @@ class PixelTokenizerRecipe:
     """Pictures beside those of a batch that are drawn and compared."""
     looked_at: int = 16
     """Pictures of a batch compared in the trunk's features too."""
-    painted_shares: tuple[float, float, float] = (0.45, 0.25, 0.3)
-    """Of drawings, composites and photos, among the pictures that are drawn."""
-    read_shares: tuple[float, float, float] = (0.4, 0.1, 0.5)
+    painted_shares: dict[str, float] = field(default_factory=lambda: {"drawings": 0.45, "composites": 0.25, "photos": 0.3})
+    """Of the pools of pictures (`pools`) among those that are drawn."""
+    read_shares: dict[str, float] = field(default_factory=lambda: {"drawings": 0.4, "composites": 0.1, "photos": 0.5})
     """The same among the others."""
     feature_dropout: float = 0.15
     """Of the trunk's channels; the words of pictures in unseen styles are told better."""
@@ -122,20 +127,24 @@ class Perceptual(nn.Module):
 
 
 class BatchSource:
-    """Draws rows of the cache: fixed shares of drawings, composites and photos, in this order; training samples only."""
+    """Draws rows of the cache: so many of each pool in every batch, in this order; training samples only."""
 
-    def __init__(self, cache: Cache, batch: int, shares: Sequence[float]) -> None:
+    def __init__(self, cache: Cache, batch: int, shares: Mapping[str, float], varied: float = 0.4) -> None:
+        """
+        Args:
+            shares: of the pools (`pools`).
+            varied: share of pictures in their second view.
+        """
         rows = cache.rows(held_out=False)
-        samples = [cache.samples[row // VIEWS] for row in rows]
-        kinds = np.array([2 if sample.style is None else 1 if sample.phrases else 0 for sample in samples])
-        self.pools = [rows[kinds == kind] for kind in range(3)]
-        there = np.array(shares) * [len(pool) > 0 for pool in self.pools]
-        edges = np.rint(np.cumsum(there / there.sum()) * batch).astype(int)
-        self.counts = np.diff(edges, prepend=0)
+        pools = shared_pools([cache.samples[row // VIEWS] for row in rows], shares)
+        parts = np.array([share for _, share in pools])
+        edges = np.rint(np.cumsum(parts / parts.sum()) * batch).astype(int)
+        self.pools = [rows[pool] for pool, _ in pools]
+        self.counts, self.varied = np.diff(edges, prepend=0), varied
 
     def __call__(self, rng: np.random.Generator) -> NDArray[np.int64]:
         rows = np.concatenate([rng.choice(pool, n) for pool, n in zip(self.pools, self.counts, strict=True) if n])
-        return rows + (rng.random(len(rows)) < 0.4)  # view 1 in two of five
+        return rows + (rng.random(len(rows)) < self.varied)
 
 
 class Telling(nn.Module):
@@ -363,7 +372,7 @@ def train_decoder(model: PixelTokenizer, cache: Cache, out: Path, recipe: Decode
     """The third stage: what stands behind the codebook, on the codes that every picture has now."""
     model.eval()
     codes = torch.from_numpy(codes_of_cache(model, cache, out / CODES_FILE))
-    source = BatchSource(cache, recipe.schedule.batch, recipe.shares)
+    source = BatchSource(cache, recipe.schedule.batch, recipe.shares, recipe.varied)
 
     def batch_of(step: int, rng: np.random.Generator) -> Batch:
         rows = source(rng)

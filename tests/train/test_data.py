@@ -9,6 +9,7 @@ from PIL import Image, ImageDraw
 from seed_edge.errors import DataError
 from seed_edge.train.drawings import colour_word, dominant_hue, find_package, recoloured, slug
 from seed_edge.train.features import view
+from seed_edge.train.pools import pools_of, shared_pools
 from seed_edge.train.samples import Sample, load_picture, read_samples
 from seed_edge.train.shards import ShardWriter, read_shard
 from seed_edge.train.texts import caption, head_noun, is_countable, plain, plural, request, with_article
@@ -294,3 +295,18 @@ def test_records_that_lack_something_are_named(tmp_path, name, text, says):
     (tmp_path / name).write_text(text)
     with pytest.raises(DataError, match=says):
         list(read_samples([tmp_path / name]))
+
+
+def test_pictures_fall_into_their_pools():
+    samples = [
+        Sample("n", label="fox", style="noto"), Sample("f", label="fox", style="fluent-3d"), Sample("e", label="owl", style="emojione"),
+        Sample("c", phrases=("two foxes",), style="noto"), Sample("p", label="cup"), Sample("s", captions=("a dog runs",)), Sample("x"),
+    ]  # fmt: skip
+    assert {name: "".join(samples[i].key for i in pool) for name, pool in pools_of(samples).items()} == {
+        "canonical": "ne", "other": "f", "styled": "f", "drawings": "nfe", "composites": "c", "photos": "psx", "sentences": "s",
+        "labelled": "p",
+    }  # fmt: skip
+    assert shared_pools(samples, {"styled": 3, "labelled": 1, "sentences": 0}) == [([1], 3), ([4], 1)]
+    assert shared_pools(samples[5:], {"labelled": 1}) == [([0, 1], 1)]
+    with pytest.raises(DataError, match="paintings is none of"):
+        shared_pools(samples, {"paintings": 1})

@@ -18,7 +18,7 @@ from seed_edge.models.llama import extended_vocab
 from seed_edge.prompts import FAMILIES
 from seed_edge.train.codes import CodeSample, read_code_shards, tokenized, write_code_shards
 from seed_edge.train.examples import NOT_LEARNT, Example, Mixture, Writer, collated
-from seed_edge.train.llm import merge_lora, open_llama, pools_of
+from seed_edge.train.llm import merge_lora, open_llama
 from seed_edge.train.samples import Sample
 from seed_edge.vocab import CodeSpace
 
@@ -252,17 +252,6 @@ def test_a_mixture_draws_by_weight_and_refuses_what_is_not_there(writer):
         Mixture(writer, {"sing": 1}, {})
     with pytest.raises(DataError, match="no sample has what converse needs"):
         Mixture(writer, {"converse": 1}, {"converse": [([CodeSample(Sample("k", captions=("x",)), ())], 1)]})
-
-
-def test_pictures_fall_into_their_pools():
-    samples = [
-        Sample("n", label="fox", style="noto"), Sample("f", label="fox", style="fluent-3d"), Sample("e", label="owl", style="emojione"),
-        Sample("c", phrases=("two foxes",), style="noto"), Sample("p", label="cup"), Sample("s", captions=("a dog runs",)), Sample("x"),
-    ]  # fmt: skip
-    pools = pools_of([CodeSample(each, (np.zeros(4, int),)) for each in samples])
-    assert {name: "".join(each.sample.key for each in pool) for name, pool in pools.items()} == {
-        "canonical": "ne", "styled": "f", "drawings": "nfe", "composites": "c", "sentences": "s", "labelled": "p"
-    }  # fmt: skip
 
 
 @pytest.mark.parametrize("broken", ["tokenizer.model", "config.json", "model.safetensors"])
