@@ -50,9 +50,9 @@ def need(extra: str, *modules: str) -> None:
 
     missing = [module for module in modules if find_spec(module) is None]
     if missing:
-        raise click.ClickException(
-            f'`seed-edge {extra}` needs {", ".join(missing)}; install with: pip install "seed-edge[{extra}]"'
-        )
+        command = click.get_current_context().command_path
+        install = f'pip install "seed-edge[{extra}]"'
+        raise click.ClickException(f"`{command}` needs {', '.join(missing)}; install with: {install}")
 
 
 def given(**options: int | None) -> dict[str, Any]:

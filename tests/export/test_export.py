@@ -8,14 +8,13 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from click.testing import CliRunner
+from helpers import call
 from PIL import Image, ImageDraw
 from safetensors.numpy import load_file, save_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import seed_edge
 from seed_edge.bundle import Bundle
-from seed_edge.cli import cli
 from seed_edge.errors import CheckpointError, ParityError
 from seed_edge.export import gguf as gguf_module
 from seed_edge.export.gguf import LlamaFolder, permute, write_gguf
@@ -54,12 +53,6 @@ def write(shard, key, image, record):
     buffer = io.BytesIO()
     image.save(buffer, "WEBP")
     shard.write(key, {"webp": buffer.getvalue(), "json": json.dumps(record).encode()})
-
-
-def call(*arguments):
-    result = CliRunner().invoke(cli, list(map(str, arguments)), catch_exceptions=False)
-    assert result.exit_code == 0, result.output
-    return result
 
 
 @pytest.fixture(scope="module")
@@ -140,7 +133,7 @@ def test_a_trained_run_becomes_a_bundle_that_captions_and_draws(exported, tmp_pa
     picture = tmp_path / "fox.png"
     call("draw", "a red disc", "--bundle", exported, "-o", picture, "--seed", 1)
     assert Image.open(picture).size == (16, 16)
-    assert call("caption", picture, "--bundle", exported).exit_code == 0
+    call("caption", picture, "--bundle", exported)
 
 
 def test_nothing_of_the_machine_stands_in_the_files(exported, run):
@@ -169,8 +162,8 @@ def test_the_bundle_gives_the_checkpoints_codes_for_any_batch(exported, run, bat
 
 
 def test_export_refuses_an_existing_folder_and_replaces_a_bundle_when_told(exported, run, tmp_path):
-    result = CliRunner().invoke(cli, ["export", "--ckpt", str(run), "--out", str(exported)])
-    assert result.exit_code == 1 and "--replace" in result.stderr
+    result = call("export", "--ckpt", str(run), "--out", str(exported), fails=True)
+    assert "--replace" in result.stderr
     shutil.copytree(exported, tmp_path / "copy")
     call(
         "export",
@@ -192,18 +185,18 @@ def test_an_export_that_fails_leaves_no_bundle_and_goes_on_when_mended(run, tmp_
     command = ["export", "--ckpt", str(run), "--out", str(tmp_path / "out")]
     with monkeypatch.context() as context:
         context.setitem(LOGITS_KL, "Q8_0", 0.0)
-        result = CliRunner().invoke(cli, command)
-    assert result.exit_code == 1 and "diverge" in result.stderr
+        result = call(*command, fails=True)
+    assert "diverge" in result.stderr
     assert [path.name for path in tmp_path.iterdir()] == [".out.export"]
     assert "image tokenizer: done before" in call(*command).stderr
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
-    assert call("verify", tmp_path / "out").exit_code == 0
+    call("verify", tmp_path / "out")
 
 
 @pytest.mark.parametrize(("option", "value"), [("--weight-type", "Q9"), ("--image-weights", "int3")])
 def test_unknown_weight_types_list_the_known_ones(run, tmp_path, option, value):
-    result = CliRunner().invoke(cli, ["export", "--ckpt", str(run), "--out", str(tmp_path / "o"), option, value])
-    assert result.exit_code == 1 and "choose one of" in result.stderr
+    result = call("export", "--ckpt", str(run), "--out", str(tmp_path / "o"), option, value, fails=True)
+    assert "choose one of" in result.stderr
 
 
 def test_parts_of_different_runs_are_refused(run, tmp_path):
@@ -213,14 +206,14 @@ def test_parts_of_different_runs_are_refused(run, tmp_path):
     (mixed / "llm" / "added_tokens.json").write_text(
         json.dumps({t: i for t, i in added.items() if t != "<img_00015>"} | {"<other>": added["<img_00015>"]})
     )
-    result = CliRunner().invoke(cli, ["export", "--ckpt", str(mixed), "--out", str(tmp_path / "out")])
-    assert result.exit_code == 1 and "names 15 codes, the image tokenizer has 16" in result.stderr
+    result = call("export", "--ckpt", str(mixed), "--out", str(tmp_path / "out"), fails=True)
+    assert "names 15 codes, the image tokenizer has 16" in result.stderr
 
 
 def test_too_few_texts_for_the_pieces_asked_is_one_line(run, tmp_path):
     options = ["--codes", str(run.parent / "codes"), "--out", str(tmp_path / "llm"), "--set", "model.text_pieces=4000"]
-    result = CliRunner().invoke(cli, ["train", "llm", *options])
-    assert result.exit_code == 1 and "lower model.text_pieces" in result.stderr
+    result = call("train", "llm", *options, fails=True)
+    assert "lower model.text_pieces" in result.stderr
     assert not (tmp_path / "llm" / "tokenizer.model").exists()
 
 
@@ -406,5 +399,5 @@ def test_it_goes_back_beside_the_same_encoder(exported, tmp_path):
     ("options", "says"), [((), "goes another --llm"), (("--llm", "x", "--diffusion", "y"), "leave out --diffusion")]
 )
 def test_what_does_not_go_with_a_bundle_is_refused(exported, tmp_path, options, says):
-    result = CliRunner().invoke(cli, ["export", "--ckpt", str(exported), "--out", str(tmp_path / "o"), *options])
-    assert result.exit_code == 1 and says in result.stderr
+    result = call("export", "--ckpt", str(exported), "--out", str(tmp_path / "o"), *options, fails=True)
+    assert says in result.stderr

@@ -5,8 +5,8 @@ import shutil
 
 import numpy as np
 import pytest
-import sentencepiece
 import torch
+from helpers import write_pieces
 from safetensors.torch import load_file, save_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -26,11 +26,7 @@ def folder(request, tmp_path_factory):
     """A random LLaMA with 256-wide rows, as K-quants need; large weights, so that errors show."""
     out = tmp_path_factory.mktemp("llama")
     words = "a red fox a drawing of a house the photo of a cat and a dog on green grass please draw me " * 4
-    with open(out / "tokenizer.model", "wb") as file:
-        sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=iter([words]), model_writer=file, model_type="bpe", vocab_size=PIECES, byte_fallback=True,
-            normalization_rule_name="identity", remove_extra_whitespaces=False, minloglevel=2,
-        )  # fmt: skip
+    write_pieces(out / "tokenizer.model", words, PIECES)
     added = {f"<img_{code:05d}>": PIECES + code for code in range(CODES)}
     (out / "added_tokens.json").write_text(json.dumps(added | {"<img>": PIECES + CODES, "</img>": PIECES + CODES + 1}))
     torch.manual_seed(1)

@@ -6,9 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import sentencepiece
 import torch
-from click.testing import CliRunner
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from diffusers.pipelines.stable_diffusion.pipeline_stable_unclip_img2img import StableUnCLIPImg2ImgPipeline
@@ -16,6 +14,7 @@ from diffusers.pipelines.stable_diffusion.stable_unclip_image_normalizer import 
 from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from diffusers.schedulers.scheduling_pndm import PNDMScheduler
+from helpers import call, write_pieces
 from PIL import Image
 from transformers import (
     CLIPImageProcessor,
@@ -30,7 +29,6 @@ from transformers import (
 
 import seed_edge
 from seed_edge.bundle import Bundle
-from seed_edge.cli import cli
 from seed_edge.errors import BundleError, CheckpointError
 from seed_edge.export.diffusion import UnclipFolder
 from seed_edge.runtime import unclip as unclip_module
@@ -98,18 +96,11 @@ def parts(pipeline, seed2, tmp_path_factory):
     return folder
 
 
-def call(*arguments):
-    return CliRunner().invoke(cli, list(map(str, arguments)), catch_exceptions=False)
-
-
 @pytest.fixture(scope="module")
 def bundle(parts, tmp_path_factory):
     """Made by the command anyone would use: encodes and draws, has no language model."""
     out = tmp_path_factory.mktemp("bundle") / "tiny-seed2"
-    result = call(
-        "export", "--ckpt", parts / "tokenizer", "--diffusion", parts / "diffusion", "--out", out, "--image-weights", "fp32"
-    )
-    assert result.exit_code == 0, result.output
+    call("export", "--ckpt", parts / "tokenizer", "--diffusion", parts / "diffusion", "--out", out, "--image-weights", "fp32")
     return Bundle.open(out)
 
 
@@ -228,7 +219,7 @@ def test_what_was_drawn_is_kept_when_the_last_stage_fails(bundle, tmp_path, monk
     codes, picture, again = tmp_path / "codes.txt", tmp_path / "fox.png", tmp_path / "again.png"
     codes.write_text(" ".join(["5"] * 32))
     arguments = ["decode", codes, "--bundle", bundle.path, "--steps", 3, "-o"]
-    assert call(*arguments, picture).exit_code == 0
+    call(*arguments, picture)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["codes.txt", "fox.png"]
 
     def fail(self, latents):
@@ -236,16 +227,16 @@ def test_what_was_drawn_is_kept_when_the_last_stage_fails(bundle, tmp_path, monk
 
     with monkeypatch.context() as patch:
         patch.setattr(Unclip, "_decode_tile", fail)
-        result = call(*arguments, again)
-    assert result.exit_code == 1 and f"try `seed-edge decode {tmp_path / 'again.npy'} -o {again} --tiled`" in result.stderr
-    assert call("decode", tmp_path / "again.npy", "--bundle", bundle.path, "-o", again).exit_code == 0
+        result = call(*arguments, again, fails=True)
+    assert f"try `seed-edge decode {tmp_path / 'again.npy'} -o {again} --tiled`" in result.stderr
+    call("decode", tmp_path / "again.npy", "--bundle", bundle.path, "-o", again)
     assert again.read_bytes() == picture.read_bytes()
 
     def interrupt(self, latents):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(Unclip, "_decode_tile", interrupt)
-    assert call(*arguments, tmp_path / "third.png").exit_code != 0
+    call(*arguments, tmp_path / "third.png", fails=True)
     assert not list(tmp_path.glob("third*"))
 
 
@@ -253,8 +244,8 @@ def test_latents_that_do_not_fit_are_refused(bundle, tmp_path):
     np.save(tmp_path / "odd.npy", np.zeros((1, 4, 8, 8), np.float32))
     (tmp_path / "no.npy").write_text("no array")
     for name, words in (("odd", "of shape (1, 4, 8, 8) do not fit"), ("no", "cannot be read as latents")):
-        result = call("decode", tmp_path / f"{name}.npy", "--bundle", bundle.path, "-o", tmp_path / "x.png")
-        assert result.exit_code == 1 and words in result.stderr
+        result = call("decode", tmp_path / f"{name}.npy", "--bundle", bundle.path, "-o", tmp_path / "x.png", fails=True)
+        assert words in result.stderr
 
 
 def test_progress_is_told_per_evaluation(bundle):
@@ -267,9 +258,9 @@ def test_progress_is_told_per_evaluation(bundle):
 def test_what_is_missing_says_which_option_adds_it(bundle, parts, tmp_path):
     photo = tmp_path / "photo.png"
     Image.new("RGB", (30, 20), "red").save(photo)
-    result = call("caption", photo, "--bundle", bundle.path)
-    assert result.exit_code == 1 and "export with --llm" in result.stderr
-    assert call("export", "--ckpt", parts / "tokenizer", "--out", tmp_path / "bare").exit_code == 0
+    result = call("caption", photo, "--bundle", bundle.path, fails=True)
+    assert "export with --llm" in result.stderr
+    call("export", "--ckpt", parts / "tokenizer", "--out", tmp_path / "bare")
     assert len(call("encode", photo, "--bundle", tmp_path / "bare").stdout.split()) == 32
     with seed_edge.load(tmp_path / "bare", device="cpu") as edge:
         for attempt in (lambda: edge.decode([5] * 32), lambda: edge.draw("a fox")):  # before it looks for the missing LLM
@@ -282,12 +273,8 @@ def llm(tmp_path_factory):
     """A random LLaMA with SEED's 8,194 added tokens, and the wrong bos and eos that the published 8B has."""
     folder = tmp_path_factory.mktemp("llama") / "seed-llama-tiny-sft"
     folder.mkdir()
-    with open(folder / "tokenizer.model", "wb") as file:
-        sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=iter(["USER: please draw a red fox in the snow\nASSISTANT: a picture of it " * 4]), model_writer=file,
-            model_type="bpe", vocab_size=310, byte_fallback=True, normalization_rule_name="identity",
-            remove_extra_whitespaces=False, minloglevel=2,
-        )  # fmt: skip
+    words = "USER: please draw a red fox in the snow\nASSISTANT: a picture of it " * 4
+    write_pieces(folder / "tokenizer.model", words, 310)
     added = {f"<img_{code:05d}>": 310 + code for code in range(8192)}
     (folder / "added_tokens.json").write_text(json.dumps(added | {"<img>": 310 + 8192, "</img>": 310 + 8193}))
     torch.manual_seed(2)
@@ -303,26 +290,25 @@ def test_a_whole_bundle_of_official_parts_captions_and_draws(parts, llm, tmp_pat
     out, photo, picture = tmp_path / "seed-llama-tiny", tmp_path / "photo.png", tmp_path / "fox.png"
     Image.new("RGB", (30, 20), "red").save(photo)
     common = ["--ckpt", parts / "tokenizer", "--diffusion", parts / "diffusion", "--llm", llm, "--out", out]
-    result = call("export", *common)
-    assert result.exit_code == 1 and "give --template, one of vicuna, llama2, plain" in result.stderr
+    result = call("export", *common, fails=True)
+    assert "give --template, one of vicuna, llama2, plain" in result.stderr
     result = call(
         "export", *common, "--template", "vicuna", "--weight-type", "Q4_K_M", "--photo", REFERENCE / "square_rgb.png"
     )
-    assert result.exit_code == 0, result.output
     assert "prompts of family vicuna" in result.stderr and "told from" not in result.stderr
     assert "config.json says eos_token_id 1, the tokenizer 2" in result.stderr
     bundle = Bundle.open(out)
     assert bundle.language.file == "seed-llama-tiny-sft-5.7M-Q4_K_M.gguf" and bundle.language.vocab.eos_id == 2
-    assert call("caption", photo, "--bundle", out).exit_code == 0
+    call("caption", photo, "--bundle", out)
     walk = ["--steps", 3, "--guidance", 2, "--scheduler", "dpm++", "--seed", 3]
-    assert call("draw", "a red fox in the snow", "--bundle", out, *walk, "-o", picture).exit_code == 0
+    call("draw", "a red fox in the snow", "--bundle", out, *walk, "-o", picture)
     assert Image.open(picture).size == (64, 64)
     assert "hashes equal; self-test: 100%" in call("verify", out).stdout
-    result = call("draw", "a fox", "--bundle", out, "--scheduler", "euler", "-o", picture)
-    assert result.exit_code == 1 and "pndm, ddim, dpm++" in result.stderr
+    result = call("draw", "a fox", "--bundle", out, "--scheduler", "euler", "-o", picture, fails=True)
+    assert "pndm, ddim, dpm++" in result.stderr
     (out / "unet.onnx").write_bytes((out / "vae_decoder.onnx").read_bytes())
-    result = call("draw", "a fox", "--bundle", out, "-o", picture)
-    assert result.exit_code == 1 and "unet.onnx has" in result.stderr
+    result = call("draw", "a fox", "--bundle", out, "-o", picture, fails=True)
+    assert "unet.onnx has" in result.stderr
 
 
 @pytest.mark.parametrize("part", ["unet", "text_encoder", "image_normalizer", "scheduler"])
@@ -344,10 +330,7 @@ def test_a_model_that_does_not_predict_v_is_refused(parts, tmp_path):
 @pytest.mark.parametrize("storage", ["fp16", "int8"])
 def test_smaller_weights_draw_nearly_the_same(parts, bundle, given, tmp_path, storage):
     out = tmp_path / storage
-    result = call(
-        "export", "--ckpt", parts / "tokenizer", "--diffusion", parts / "diffusion", "--out", out, "--image-weights", storage
-    )
-    assert result.exit_code == 0, result.output
+    call("export", "--ckpt", parts / "tokenizer", "--diffusion", parts / "diffusion", "--out", out, "--image-weights", storage)
     exact, smaller = (drawn_by_us(b, *given, steps=4, guidance=2.0) for b in (bundle, Bundle.open(out)))
     assert psnr(exact, smaller) > {"fp16": 45, "int8": 20}[storage]
     assert (out / "unet.onnx").stat().st_size < 0.7 * bundle.unet.stat().st_size

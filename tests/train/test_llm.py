@@ -7,12 +7,11 @@ import numpy as np
 import pytest
 import sentencepiece
 import torch
-from click.testing import CliRunner
+from helpers import call, write_pieces
 from PIL import Image
 from safetensors.torch import load_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from seed_edge.cli import cli
 from seed_edge.errors import CheckpointError, DataError
 from seed_edge.models.llama import extended_vocab
 from seed_edge.prompts import FAMILIES
@@ -26,22 +25,12 @@ PIECES, SPACE = 310, CodeSpace(8, 4)
 COLOURS = ("red", "green", "blue", "white")
 
 
-def call(*arguments):
-    result = CliRunner().invoke(cli, list(map(str, arguments)), catch_exceptions=False)
-    assert result.exit_code == 0, result.output
-    return result
-
-
 @pytest.fixture(scope="module")
 def base(tmp_path_factory):
     """A small LLaMA that knows no codes yet, in Hugging Face's layout."""
     out = tmp_path_factory.mktemp("base")
     words = "a red green blue white square which colour is it please provide an accurate description of the given image " * 4
-    with open(out / "tokenizer.model", "wb") as file:
-        sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=iter([words]), model_writer=file, model_type="bpe", vocab_size=PIECES, byte_fallback=True,
-            normalization_rule_name="identity", remove_extra_whitespaces=False, minloglevel=2,
-        )  # fmt: skip
+    write_pieces(out / "tokenizer.model", words, PIECES)
     torch.manual_seed(1)
     config = LlamaConfig(
         vocab_size=PIECES, hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4,
@@ -127,7 +116,7 @@ def test_what_was_tuned_becomes_a_bundle(chain, tiny, tmp_path):
     Image.new("RGB", (16, 16), "red").save(tmp_path / "red.png")
     assert call("caption", tmp_path / "red.png", "--bundle", out).stdout.strip()
     call("draw", "a red square", "--bundle", out, "-o", tmp_path / "drawn.png")
-    assert call("verify", out).exit_code == 0
+    call("verify", out)
 
 
 def test_an_interrupted_adapter_goes_on_exactly(base, codes, tmp_path, monkeypatch):
@@ -149,7 +138,7 @@ def test_an_interrupted_adapter_goes_on_exactly(base, codes, tmp_path, monkeypat
 
     with monkeypatch.context() as context:
         context.setattr(loop_module.Loop, "_save", stop)
-        assert CliRunner().invoke(cli, list(map(str, ["train", "llm", "--out", tmp_path / "broken", *options]))).exit_code != 0
+        call("train", "llm", "--out", tmp_path / "broken", *options, fails=True)
     assert "resuming at step 2" in call("train", "llm", "--out", tmp_path / "broken", *options).stderr
     whole, broken = (load_file(tmp_path / name / "adapter_model.safetensors") for name in ("whole", "broken"))
     assert all(torch.equal(whole[name], broken[name]) for name in whole)
