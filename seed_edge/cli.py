@@ -156,6 +156,7 @@ def unused(path: Path) -> Path:
 @click.argument("image", type=click.Path())
 @click.option("--temperature", type=click.FloatRange(0), default=0.0, show_default=True, help="0: the likeliest words.")
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Used with --temperature.")
+@click.option("--beams", type=click.IntRange(1, 16), help="Captions followed side by side.  [default: the bundle's]")
 @max_pixels_option
 @bundle_option
 @device_option
@@ -165,6 +166,7 @@ def caption(
     image: str,
     temperature: float,
     seed: int,
+    beams: int | None,
     max_pixels: int | None,
     bundle: Path | None,
     device: str,
@@ -176,7 +178,7 @@ def caption(
 
     picture = open_image(image, **given(max_pixels=max_pixels))
     with opened(bundle, device, quiet) as edge:
-        text = edge.caption(picture, temperature=temperature, seed=seed)
+        text = edge.caption(picture, temperature=temperature, seed=seed, beams=beams)
     click.echo(json.dumps({"image": image, "caption": text}, ensure_ascii=False) if as_json else text)
 
 

@@ -32,6 +32,7 @@ IMAGE_NOISE = "image_noise.npz"
 """Schedule and normalisation of a diffusion, as arrays."""
 DATA = ".data"
 """Behind the name of a graph: the file with its weights, where they do not fit into the graph."""
+MOST_BEAMS = 16
 GGUF_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,120}\.gguf")
 
 
@@ -96,8 +97,12 @@ class Language:
     context_length: int
     """Most ids of prompt and answer together."""
     max_caption_ids: int
+    caption_beams: int = 1
+    """Captions followed side by side, of which the best is given; 1 takes the likeliest word each time."""
 
     def __post_init__(self) -> None:
+        if not 1 <= self.caption_beams <= MOST_BEAMS:
+            raise BundleError(f"caption_beams is {self.caption_beams}; it must be 1 to {MOST_BEAMS}; export again")
         if not GGUF_NAME.fullmatch(self.file):
             raise BundleError(f"language model file {self.file!r} is no plain name of a .gguf file; export again")
 

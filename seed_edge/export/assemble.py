@@ -41,6 +41,7 @@ from seed_edge.prompts import FAMILIES, Prompts
 from seed_edge.vocab import CodeSpace
 
 OWN_SAMPLING = Sampling(temperature=0.4, top_k=50, top_p=0.9, guidance=1.4)
+OWN_BEAMS = 3
 REFERENCE_SAMPLING = Sampling(temperature=1.0, top_k=0, top_p=0.5)
 PARITY_IMAGES = 8
 PARITY_CONTEXT = 128
@@ -283,6 +284,7 @@ def export_language(
         sampling=before.sampling if before else OWN_SAMPLING if family == "own" else REFERENCE_SAMPLING,
         context_length=llama.context_length,
         max_caption_ids=options.max_caption_ids,
+        caption_beams=before.caption_beams if before else OWN_BEAMS if family == "own" else 1,
     )
     return {"language": dataclasses.asdict(language), "parity": parity}
 

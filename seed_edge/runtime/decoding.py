@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from seed_edge.manifest import Sampling
-from seed_edge.runtime.language_model import LanguageModel
+from seed_edge.runtime.language_model import BranchingModel, LanguageModel
 from seed_edge.vocab import Vocab
 
 GREEDY = Sampling(temperature=0.0, top_k=0, top_p=1.0)
@@ -95,3 +95,41 @@ def write_text(
         ids.append(chosen)
         logits = model.step(chosen)
     return ids
+
+
+def best_text(model: BranchingModel, vocab: Vocab, prompt: list[int], beams: int, max_ids: int) -> list[int]:
+    """Text ids that continue a prompt, up to EOS or `max_ids`: likely ones as a whole, not one by one.
+
+    Beam search: the `beams` likeliest beginnings are followed side by side; of those that end, the one whose ids have the
+    highest mean log-probability is taken. EOS is not returned.
+    """
+    allowed = np.flatnonzero(vocab.text_mask())
+    found = _log_probabilities(model.start(prompt, room=max_ids)[None, allowed])
+    written: list[tuple[int, ...]] = [()]
+    scores = np.zeros(1)
+    ended: list[tuple[float, tuple[int, ...]]] = []
+    for length in range(1, max_ids + 1):
+        totals = (scores[:, None] + found).ravel()
+        kept: list[tuple[int, int, float]] = []
+        for position in np.argsort(-totals, kind="stable")[: 2 * beams]:  # at most half of these end here
+            parent, column = divmod(int(position), len(allowed))
+            if allowed[column] == vocab.eos_id:
+                ended.append((totals[position] / length, written[parent]))
+            else:
+                kept.append((parent, int(allowed[column]), totals[position]))
+            if len(kept) == beams:
+                break
+        best = max(ended, default=(-np.inf, ()))
+        if length == max_ids or (len(ended) >= beams and best[0] >= kept[0][2] / length):
+            break
+        written = [(*written[parent], token_id) for parent, token_id, _ in kept]
+        scores = np.array([score for *_, score in kept])
+        parents, ids = [parent for parent, *_ in kept], [token_id for _, token_id, _ in kept]
+        found = _log_probabilities(model.branch(ids, parents)[:, allowed])
+    return list(best[1] if ended else (*written[kept[0][0]], kept[0][1]))
+
+
+def _log_probabilities(logits: NDArray[np.float32]) -> NDArray[np.float64]:
+    shifted: NDArray[np.float64] = logits.astype(np.float64) - logits.max(-1, keepdims=True)
+    shifted -= np.log(np.exp(shifted).sum(-1, keepdims=True))
+    return shifted

@@ -34,6 +34,24 @@ class LanguageModel(Protocol):
         """Read one more id and return logits (vocabulary,) for the next."""
 
 
+class BranchingModel(Protocol):
+    """What following several answers side by side needs of a language model."""
+
+    def start(self, ids: Sequence[int], room: int) -> NDArray[np.float32]:
+        """See `LanguageModel.start`; branch 0 is all there is then."""
+
+    def branch(self, ids: Sequence[int], parents: Sequence[int]) -> NDArray[np.float32]:
+        """Read one more id on each of several branches, which take the place of those before.
+
+        Args:
+            ids: one for each branch.
+            parents: the branch that each of them continues.
+
+        Returns:
+            Logits (branches, vocabulary) for the next id of each.
+        """
+
+
 @llama_cpp.llama_log_callback  # type: ignore[untyped-decorator]
 def _on_log(level: int, text: bytes, _: Any) -> None:
     if level == LOG_ERROR:
@@ -62,7 +80,15 @@ class LlamaCpp:
     """A GGUF file opened by llama.cpp, holding one conversation at a time."""
 
     def __init__(
-        self, path: Path, context_length: int, *, gpu: bool = False, precise: bool = False, weights: Any = None
+        self,
+        path: Path,
+        context_length: int,
+        *,
+        gpu: bool = False,
+        precise: bool = False,
+        weights: Any = None,
+        branches: int = 1,
+        branch_length: int = 0,
     ) -> None:
         """Load a model.
 
@@ -71,12 +97,16 @@ class LlamaCpp:
             gpu: put all layers on the GPU.
             precise: keep keys and values in fp32, to compare with other implementations; slower.
             weights: those of the same file, already loaded by another object, which must outlive this one.
+            branches: most answers followed side by side.
+            branch_length: most ids of each of these.
 
         Raises:
             BundleError: llama.cpp refuses the file.
         """
         self._path, self._precise, self._borrowed = path, precise, weights is not None
-        self._model, self._context = weights, None
+        self._model: Any = weights
+        self._context: Any = None
+        self._batch: Any = None
         llama_cpp.llama_log_set(_on_log, ctypes.c_void_p(0))
         llama_cpp.llama_backend_init()
         _log_lines.clear()
@@ -86,6 +116,10 @@ class LlamaCpp:
             raise BundleError(f"{path} cannot be loaded by llama.cpp ({_last_log()}); export again")
         params = llama_cpp.llama_context_default_params()
         params.n_ctx = params.n_batch = params.n_ubatch = context_length
+        if branches > 1:  # sequence 0 holds the prompt; branches live in one half of the others and move to the other half
+            params.n_ctx += (branches - 1) * branch_length + branches
+            params.n_seq_max, params.kv_unified = 2 * branches + 1, True
+            self._batch = llama_cpp.llama_batch_init(branches, 0, 1)
         if precise:
             params.type_k = params.type_v = llama_cpp.GGML_TYPE_F32
             params.flash_attn_type = llama_cpp.LLAMA_FLASH_ATTN_TYPE_DISABLED
@@ -99,19 +133,33 @@ class LlamaCpp:
         self.vocab_size: int = llama_cpp.llama_vocab_n_tokens(self._vocab)
         self._context_length = context_length
         self._read: list[int] = []
+        self._branches, self._most_branches, self._depth = [0], branches, 0
 
     def close(self) -> None:
         """Free the model; a second call does nothing."""
+        if self._batch:
+            llama_cpp.llama_batch_free(self._batch)
         if self._context:
             llama_cpp.llama_free(self._context)
         if self._model and not self._borrowed:
             llama_cpp.llama_model_free(self._model)
-        self._model = self._context = None
+        self._model = self._context = self._batch = None
+
+    def conversation(self, branches: int = 1, branch_length: int = 0) -> LlamaCpp:
+        """Another conversation on the same weights, to be closed before this one; arguments as in `LlamaCpp`."""
+        return LlamaCpp(
+            self._path,
+            self._context_length,
+            precise=self._precise,
+            weights=self._model,
+            branches=branches,
+            branch_length=branch_length,
+        )
 
     @contextmanager
     def fork(self) -> Iterator[LlamaCpp]:
-        """Another conversation on the same weights."""
-        other = LlamaCpp(self._path, self._context_length, precise=self._precise, weights=self._model)
+        """Another conversation on the same weights, for a while."""
+        other = self.conversation()
         try:
             yield other
         finally:
@@ -149,6 +197,10 @@ class LlamaCpp:
             raise PromptError(
                 f"the prompt has {len(ids)} ids, {self._context_length - room} fit beside the answer; shorten it"
             )
+        for branch in self._branches:
+            if branch != 0:
+                llama_cpp.llama_memory_seq_rm(self._memory, branch, -1, -1)
+        self._branches, self._depth = [0], 0
         shared = 0
         while shared < min(len(ids) - 1, len(self._read)) and ids[shared] == self._read[shared]:
             shared += 1
@@ -159,13 +211,37 @@ class LlamaCpp:
     def step(self, token_id: int) -> NDArray[np.float32]:
         return self._decode([token_id])
 
+    def branch(self, ids: Sequence[int], parents: Sequence[int]) -> NDArray[np.float32]:
+        """See `BranchingModel.branch`; for objects made with `branches`."""
+        first = 1 + self._most_branches if self._branches[0] in range(1, 1 + self._most_branches) else 1
+        branches = list(range(first, first + len(ids)))
+        for branch, parent in zip(branches, parents, strict=True):
+            llama_cpp.llama_memory_seq_cp(self._memory, self._branches[parent], branch, -1, -1)
+        for branch in self._branches:
+            if branch != 0:
+                llama_cpp.llama_memory_seq_rm(self._memory, branch, -1, -1)
+        batch = self._batch
+        batch.n_tokens = len(ids)
+        for row, (token_id, branch) in enumerate(zip(ids, branches, strict=True)):
+            batch.token[row], batch.pos[row], batch.logits[row] = token_id, len(self._read) + self._depth, True
+            batch.n_seq_id[row], batch.seq_id[row][0] = 1, branch
+        self._run(batch)
+        self._branches, self._depth = branches, self._depth + 1
+        return np.stack([self._logits(row) for row in range(len(ids))])
+
     def _decode(self, ids: Sequence[int]) -> NDArray[np.float32]:
         array = (llama_cpp.llama_token * len(ids))(*ids)
-        status = llama_cpp.llama_decode(self._context, llama_cpp.llama_batch_get_one(array, len(ids)))
-        if status != 0:
-            raise BundleError(f"llama.cpp could not read {len(ids)} ids (status {status}; {_last_log()})")
+        self._run(llama_cpp.llama_batch_get_one(array, len(ids)))
         self._read += ids
-        logits = llama_cpp.llama_get_logits_ith(self._context, -1)
+        return self._logits(-1)
+
+    def _run(self, batch: Any) -> None:
+        status = llama_cpp.llama_decode(self._context, batch)
+        if status != 0:
+            raise BundleError(f"llama.cpp could not read {batch.n_tokens} ids (status {status}; {_last_log()})")
+
+    def _logits(self, row: int) -> NDArray[np.float32]:
+        logits = llama_cpp.llama_get_logits_ith(self._context, row)
         return np.ctypeslib.as_array(logits, shape=(self.vocab_size,)).copy()  # llama.cpp reuses the buffer
 
 

@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from seed_edge.bundle import Bundle
-from seed_edge.errors import BundleError, ImageError
-from seed_edge.manifest import Sampling
+from seed_edge.errors import BundleError, ImageError, PromptError
+from seed_edge.manifest import MOST_BEAMS, Sampling
 from seed_edge.preprocess import open_image
-from seed_edge.runtime.decoding import GREEDY, Guided, write_codes, write_text
+from seed_edge.runtime.decoding import Guided, best_text, write_codes, write_text
 from seed_edge.runtime.image_tokenizer import ImageTokenizer
 from seed_edge.runtime.sessions import Device, choose_device
 from seed_edge.runtime.unclip import DiffusionOptions
@@ -34,6 +34,7 @@ class SeedEdge:
     def __init__(self, bundle: Bundle, device: Device) -> None:
         self.bundle, self._device = bundle, device
         self._images = ImageTokenizer(bundle, device)
+        self._captioners: dict[int, LlamaCpp] = {}
 
     @classmethod
     def load(cls, bundle: str | Path | None = None, *, device: str = "auto") -> SeedEdge:
@@ -58,8 +59,16 @@ class SeedEdge:
             )
         return model
 
+    def _captioner(self, beams: int) -> LlamaCpp:
+        """Follows so many captions side by side; kept for the next picture."""
+        if beams not in self._captioners:
+            self._captioners[beams] = self._language_model.conversation(beams, self.bundle.language.max_caption_ids)
+        return self._captioners[beams]
+
     def close(self) -> None:
         """Free the language model; the object cannot be used afterwards."""
+        while self._captioners:
+            self._captioners.popitem()[1].close()
         if "_language_model" in self.__dict__:
             self._language_model.close()
 
@@ -76,25 +85,31 @@ class SeedEdge:
             return f"{self._images.device} (ONNX Runtime did not load its CUDA libraries)"
         return f"{self._device.name} ({self._device.reason})"
 
-    def caption(self, image: ImageSource, *, temperature: float = 0.0, seed: int = 0) -> str:
+    def caption(self, image: ImageSource, *, temperature: float = 0.0, seed: int = 0, beams: int | None = None) -> str:
         """Describe an image in words.
 
         Args:
             image: a PIL image of any size and mode, or the path of an image file.
             temperature: 0 takes the likeliest words; higher values vary, with `seed`.
+            beams: captions followed side by side, at temperature 0; by default as the manifest says.
 
         Raises:
             ImageError: the file cannot be read as an image.
+            PromptError: `beams` is not between 1 and 16.
         """
-        return self.caption_codes(self.encode([image])[0], temperature=temperature, seed=seed)
+        return self.caption_codes(self.encode([image])[0], temperature=temperature, seed=seed, beams=beams)
 
-    def caption_codes(self, codes: Codes, *, temperature: float = 0.0, seed: int = 0) -> str:
+    def caption_codes(self, codes: Codes, *, temperature: float = 0.0, seed: int = 0, beams: int | None = None) -> str:
         """Describe an image given as codes (codes_per_image,); see `caption`."""
         language, model = self.bundle.language, self._language_model
-        checked = language.vocab.check_codes(codes)
-        prompt = language.prompts.for_caption(language.vocab, model.tokenize, checked)
-        sampling = Sampling(temperature, 0, 1.0) if temperature else GREEDY
-        return model.text_of(write_text(model, language.vocab, prompt, sampling, seed, language.max_caption_ids))
+        vocab, most = language.vocab, language.max_caption_ids
+        prompt = language.prompts.for_caption(vocab, model.tokenize, vocab.check_codes(codes))
+        beams = language.caption_beams if beams is None else beams
+        if not 1 <= beams <= MOST_BEAMS:
+            raise PromptError(f"beams is {beams}; it must be 1 to {MOST_BEAMS}")
+        if temperature == 0 and beams > 1:
+            return model.text_of(best_text(self._captioner(beams), vocab, prompt, beams, most))
+        return model.text_of(write_text(model, vocab, prompt, Sampling(temperature, 0, 1.0), seed, most))
 
     def draw(
         self,

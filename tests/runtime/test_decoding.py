@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from seed_edge.manifest import Sampling
-from seed_edge.runtime.decoding import GREEDY, Guided, pick, write_codes, write_text
+from seed_edge.runtime.decoding import GREEDY, Guided, best_text, pick, write_codes, write_text
 from seed_edge.vocab import Vocab
 
 VOCAB = Vocab(size=20, first_code_id=10, codebook_size=8, codes_per_image=4, bos_id=1, eos_id=2, boi_id=18, eoi_id=19)
@@ -81,3 +81,46 @@ def test_what_is_masked_is_never_drawn_even_when_hot():
     rng = np.random.default_rng(0)
     logits = np.array([-np.inf, 0.0, -np.inf, -5.0], np.float32)
     assert {pick(logits, Sampling(50.0, 0, 1.0), rng) for _ in range(500)} == {1, 3}
+
+
+class Tree:
+    """A language model whose probabilities depend on all that was written; others than those named share the rest."""
+
+    def __init__(self, **following: dict[int, float]) -> None:
+        self.following, self.branches, self.widths = following, [()], []
+
+    def start(self, ids, room):
+        self.branches = [()]
+        return self._logits(())
+
+    def branch(self, ids, parents):
+        self.branches = [(*self.branches[parent], token_id) for token_id, parent in zip(ids, parents, strict=True)]
+        self.widths.append(len(ids))
+        return np.stack([self._logits(written) for written in self.branches])
+
+    def _logits(self, written):
+        probabilities = np.full(VOCAB.size, 1e-6, np.float32)
+        for token_id, probability in self.following.get("_".join(["", *map(str, written)]), {}).items():
+            probabilities[token_id] = probability
+        return np.log(probabilities)
+
+
+def test_a_likely_whole_beats_a_likely_beginning():
+    # 5 begins likelier, but is followed by nothing likely; 6 7 is what is meant. Codes (12) are never text.
+    tree = Tree(**{"": {5: 0.5, 6: 0.4, 12: 0.9}, "_5": {3: 0.2, 4: 0.2, 2: 0.2}, "_6": {7: 0.95}, "_6_7": {2: 0.95}})
+    assert best_text(tree, VOCAB, [1], 1, 8)[0] == 5
+    assert best_text(tree, VOCAB, [1], 2, 8) == [6, 7]
+    assert max(tree.widths) == 2
+
+
+def test_one_beam_is_the_likeliest_id_each_time():
+    tree = Tree(**{"": {5: 0.6}, "_5": {6: 0.6}, "_5_6": {2: 0.6}})
+    assert best_text(tree, VOCAB, [1], 1, 8) == [5, 6]
+
+
+def test_a_text_that_never_ends_is_cut():
+    assert best_text(Tree(**{"": {5: 0.6}, "_5": {6: 0.6}, "_5_6": {7: 0.6}}), VOCAB, [1], 2, 3) == [5, 6, 7]
+
+
+def test_a_text_may_be_empty():
+    assert best_text(Tree(**{"": {2: 0.9}}), VOCAB, [1], 2, 8) == []

@@ -75,6 +75,39 @@ def test_a_fork_reads_the_same_weights_and_leaves_the_other_conversation_alone(m
     assert model.start(ids, room=4) == pytest.approx(alone, abs=2e-3)  # and outlives it
 
 
+def test_branches_are_what_each_would_be_alone(model):
+    prompt, other = [1, *model.tokenize("a red fox")], [1, *model.tokenize("a house")]
+
+    def alone(*ids):
+        model.start(prompt, room=8)
+        return [model.step(i) for i in ids][-1]
+
+    branching = model.conversation(branches=3, branch_length=8)
+    try:
+        for _ in range(2):  # what a search leaves behind does not disturb the next
+            branching.start(other, room=8)
+            branching.branch([30, 31], [0, 0])
+            assert branching.start(prompt, room=8) == pytest.approx(model.start(prompt, room=8), abs=5e-3)
+            branching.branch([40, 50, 60], [0, 0, 0])
+            branching.branch([41, 42, 51], [0, 0, 1])
+            found = branching.branch([70, 71], [1, 2])
+            assert found[0] == pytest.approx(alone(40, 42, 70), abs=5e-3)
+            assert found[1] == pytest.approx(alone(50, 51, 71), abs=5e-3)
+            assert not np.allclose(found[0], found[1], atol=5e-3)
+    finally:
+        branching.close()
+
+
+def test_there_is_room_for_all_branches_to_the_end(model):
+    branching = model.conversation(branches=3, branch_length=40)
+    try:
+        branching.start([5] * 56, room=40)
+        for length in range(39):
+            branching.branch([40 + length, 41, 42], [0, 0, 0] if length == 0 else [0, 1, 2])
+    finally:
+        branching.close()
+
+
 def test_a_prompt_that_leaves_no_room_is_refused_with_both_numbers(model):
     with pytest.raises(PromptError, match="the prompt has 90 ids, 86 fit"):
         model.start([5] * 90, room=10)

@@ -53,6 +53,26 @@ def test_the_prompt_decides(edge):
     assert len(drawn) > 1
 
 
+def test_more_beams_find_a_likelier_caption(edge):
+    model, language = edge._language_model, edge.bundle.language
+    codes = edge.encode([quarters("red", "lime", "blue", "white")])[0]
+    prompt = language.prompts.for_caption(language.vocab, model.tokenize, codes)
+
+    def mean_log_probability(ids):
+        logits = [model.start(prompt, room=len(ids) + 1), *(model.step(i) for i in ids)][: len(ids)]
+        each = [row[i] - np.logaddexp.reduce(row[language.vocab.text_mask()]) for row, i in zip(logits, ids, strict=True)]
+        return np.mean(each)
+
+    texts = [edge.caption_codes(codes, beams=beams) for beams in (1, 4)]
+    one, four = ([*model.tokenize(text)] for text in texts)
+    assert texts[0] != texts[1]
+    assert mean_log_probability(four) > mean_log_probability(one)
+    assert edge.caption_codes(codes, beams=4) == texts[1]
+    for beams in (0, 17):
+        with pytest.raises(PromptError, match="it must be 1 to 16"):
+            edge.caption_codes(codes, beams=beams)
+
+
 def test_a_caption_is_text_and_repeats(edge):
     image = quarters("red", "lime", "blue", "white")
     texts = [edge.caption(image) for _ in range(2)]
