@@ -33,6 +33,7 @@ from seed_edge.preprocess import to_images
 from seed_edge.train.codes import CodeSample
 from seed_edge.train.features import VIEWS, Cache, build_cache, open_cache
 from seed_edge.train.glance import fit_glance
+from seed_edge.train.looking import Critic, Looking, distance
 from seed_edge.train.loop import Batch, Loop, Objective, Report
 from seed_edge.train.pools import shared_pools
 from seed_edge.train.reader import Reader, WordList
@@ -69,6 +70,8 @@ class DecoderRecipe:
     perceptual_weight: float = 1.0
     perceptual_taps: tuple[int, ...] = (2, 4, 10, 15)
     """Blocks of the trunk whose outputs are compared."""
+    critic_weight: float = 0.05
+    """Of looking true to a critic, which makes edges sharp; 0 for none."""
 
 
 @dataclass(frozen=True)
@@ -103,27 +106,6 @@ class PixelTokenizerRecipe:
     """Steps between moving codebook rows that nothing uses."""
     num_words: int = 4000
     """Most frequent words that the codes have to tell."""
-
-
-class Perceptual(nn.Module):
-    """Distance of two pictures in the frozen trunk's features, each tap scaled by its own spread."""
-
-    def __init__(self, trunk: nn.Module, taps: tuple[int, ...]) -> None:
-        super().__init__()
-        self.taps = taps
-        self.trunk = trunk.to(memory_format=torch.channels_last)
-
-    def forward(self, drawn: Tensor, truth: Tensor) -> Tensor:
-        with torch.no_grad():
-            wanted = self._taps(truth)
-        total = drawn.new_zeros(())
-        for a, b in zip(self._taps(drawn), wanted, strict=True):
-            total = total + F.mse_loss(a, b) / b.var().clamp(min=1e-6)
-        return total / len(self.taps)
-
-    def _taps(self, pixels: Tensor) -> list[Tensor]:
-        normalised = pixels.mul(2).sub(1).contiguous(memory_format=torch.channels_last)
-        return [tap.float() for tap in self.trunk.taps(normalised, self.taps)]
 
 
 class BatchSource:
@@ -214,7 +196,7 @@ class WholeObjective(ReadingObjective):
 
     def __init__(self, model: PixelTokenizer, telling: Telling, recipe: PixelTokenizerRecipe) -> None:
         super().__init__(model, telling, recipe)
-        self.perceptual = Perceptual(model.trunk, recipe.perceptual_taps)
+        self.looking = Looking(model.trunk, recipe.perceptual_taps)
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         model, recipe, truth = self.model, self.recipe, batch["pixels"]
@@ -225,7 +207,7 @@ class WholeObjective(ReadingObjective):
         chosen = torch.rand(len(z), 1, 1, device=z.device) < batch["done"] / recipe.quantized_from
         semantic = torch.arange(z.shape[1], device=z.device)[None, :, None] < self.semantic
         drawn = model.pixel_head(model.code_features(torch.where(chosen | semantic, painted.vectors, z))).float()
-        looked = self.perceptual(drawn[: recipe.looked_at], truth[: recipe.looked_at])
+        looked = distance(*self.looking(drawn[: recipe.looked_at], truth[: recipe.looked_at]))
         return self.told(torch.cat([painted.vectors[:, : self.semantic], read.vectors]), batch) | {
             "l1": F.l1_loss(drawn, truth),
             "mse": 2 * F.mse_loss(drawn, truth),
@@ -240,7 +222,9 @@ class DecoderObjective(Objective):
     def __init__(self, model: PixelTokenizer, recipe: DecoderRecipe) -> None:
         super().__init__()
         self.model, self.recipe = model, recipe
-        self.perceptual = Perceptual(model.trunk, recipe.perceptual_taps)
+        self.looking = Looking(model.trunk, recipe.perceptual_taps)
+        channels = [model.trunk.blocks[tap].project.out_channels for tap in recipe.perceptual_taps]
+        self.critic = Critic(channels) if recipe.critic_weight else None
         model.requires_grad_(False)
         for part in (model.decode_task_layer, model.blocks_image, model.pixel_head):
             part.requires_grad_(True)
@@ -252,7 +236,12 @@ class DecoderObjective(Objective):
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         model, truth = self.model, batch["pixels"]
         drawn = model.pixel_head(model.code_features(model.quantize.embedding(batch["codes"]))).float()
-        return {"l1": F.l1_loss(drawn, truth), "look": self.recipe.perceptual_weight * self.perceptual(drawn, truth)}
+        found, wanted = self.looking(drawn, truth)
+        losses = {"l1": F.l1_loss(drawn, truth), "look": self.recipe.perceptual_weight * distance(found, wanted)}
+        if self.critic is not None:
+            losses["critic"], fooled = self.critic.losses(found, wanted)
+            losses["fooled"] = self.recipe.critic_weight * fooled
+        return losses
 
 
 def train_pixel_tokenizer(
