@@ -442,5 +442,20 @@ def verify(bundle: Path | None) -> None:
     click.echo(verify(Bundle.open(bundle), choose_device("cpu")))
 
 
+@cli.command()
+@bundle_option
+@device_option
+@click.option("--tries", type=click.IntRange(1), default=5, show_default=True, help="Of each stage; the median counts.")
+@json_option
+@quiet_option
+def bench(bundle: Path | None, device: str, tries: int, as_json: bool, quiet: bool) -> None:
+    """Time every stage here, beside the least time it could take on this machine."""
+    from seed_edge import bench
+    from seed_edge.runtime.sessions import choose_device
+
+    found = bench.bench(bundle, choose_device(device), tries, lambda text: note(f"timing: {text}", quiet))
+    click.echo(json.dumps(found) if as_json else bench.table(found))
+
+
 for command in (train, tokenize, evaluate):
     cli.add_command(command)

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import ctypes.util
+import json
 import sys
+import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime as ort
@@ -112,6 +116,27 @@ class Session:
             ]
             if wanted != actual:
                 raise BundleError(f"{path} takes or gives {actual}, the manifest asks for {wanted}; export again")
+
+    @staticmethod
+    def operators(path: Path, inputs: Sequence[NDArray[np.generic]]) -> list[dict[str, Any]]:
+        """Operators of one run of a graph on the CPU, each with `op_name` and the shapes of its `inputs` and `outputs`."""
+        options = ort.SessionOptions()
+        options.enable_profiling, options.log_severity_level = True, FATAL
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED  # beyond, channels are padded
+        with tempfile.TemporaryDirectory() as folder:
+            options.profile_file_prefix = str(Path(folder) / "run")
+            session = ort.InferenceSession(path, options, providers=[CPU])
+            session.run(None, dict(zip((tensor.name for tensor in session.get_inputs()), inputs, strict=True)))
+            events = json.loads(Path(session.end_profiling()).read_text("utf-8"))
+        found = [event["args"] for event in events if event["name"].endswith("_kernel_time")]
+        return [
+            {
+                "op_name": one["op_name"],
+                "inputs": [shape for tensor in one["input_type_shape"] for shape in tensor.values()],
+                "outputs": [shape for tensor in one["output_type_shape"] for shape in tensor.values()],
+            }
+            for one in found
+        ]
 
     def __call__(self, *inputs: NDArray[np.generic]) -> list[NDArray[np.generic]]:
         """Run with inputs in declared order; outputs in declared order.

@@ -1,0 +1,188 @@
+"""Reads the header of a GGUF file: what is said of the model, and where its tensors lie. Nothing of the data is read.
+
+Layout: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md (versions 2 and 3, little-endian). Every count and length is
+checked against limits and against the size of the file before it is believed.
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from seed_edge.errors import BundleError
+
+MAGIC, VERSIONS = b"GGUF", (2, 3)
+MOST_VALUES, MOST_TENSORS, MOST_DIMENSIONS = 4096, 65536, 4
+LONGEST_STRING, LONGEST_KEY, LONGEST_NAME = 16 << 20, 65535, 63
+LONGEST_ARRAY = 4 << 20
+KEPT_ITEMS = 16
+"""Of an array, so many items are kept; the rest is passed over."""
+
+SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
+"""struct formats of the types of values, by number."""
+STRING, ARRAY = 8, 9
+
+TENSOR_TYPES = {
+    **{0: ("F32", 1, 4), 1: ("F16", 1, 2), 30: ("BF16", 1, 2), 28: ("F64", 1, 8)},
+    **{24: ("I8", 1, 1), 25: ("I16", 1, 2), 26: ("I32", 1, 4), 27: ("I64", 1, 8)},
+    **{2: ("Q4_0", 32, 18), 3: ("Q4_1", 32, 20), 6: ("Q5_0", 32, 22), 7: ("Q5_1", 32, 24), 8: ("Q8_0", 32, 34)},
+    **{10: ("Q2_K", 256, 84), 11: ("Q3_K", 256, 110), 12: ("Q4_K", 256, 144), 13: ("Q5_K", 256, 176), 14: ("Q6_K", 256, 210)},
+    **{16: ("IQ2_XXS", 256, 66), 17: ("IQ2_XS", 256, 74), 18: ("IQ3_XXS", 256, 98), 19: ("IQ1_S", 256, 50)},
+    **{20: ("IQ4_NL", 32, 18), 21: ("IQ3_S", 256, 110), 22: ("IQ2_S", 256, 82), 23: ("IQ4_XS", 256, 136)},
+    **{29: ("IQ1_M", 256, 56), 34: ("TQ1_0", 256, 54), 35: ("TQ2_0", 256, 66), 39: ("MXFP4", 32, 17)},
+}
+"""Name, weights in a block, bytes of a block, by number."""
+
+
+@dataclass(frozen=True)
+class Items:
+    """The beginning of an array."""
+
+    count: int
+    first: tuple[Any, ...]
+    """At most `KEPT_ITEMS`."""
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """Where a tensor lies."""
+
+    name: str
+    shape: tuple[int, ...]
+    """Fastest axis first."""
+    kind: str
+    """Such as `Q8_0`."""
+    offset: int
+    """From the beginning of the file, in bytes."""
+    size: int
+    """Bytes."""
+
+
+@dataclass(frozen=True)
+class GgufHeader:
+    """What a GGUF file says of itself."""
+
+    version: int
+    values: dict[str, Any]
+    """Numbers, strings, and `Items`."""
+    tensors: dict[str, TensorInfo]
+
+    @classmethod
+    def read(cls, path: Path) -> GgufHeader:
+        """Read and check a header.
+
+        Raises:
+            BundleError: this is no GGUF file, it is cut off, or it contradicts itself.
+        """
+        try:
+            with open(path, "rb") as file:
+                return _Reader(file, path).header()
+        except OSError as error:
+            raise BundleError(f"{path} cannot be read ({error.strerror})") from error
+
+
+class _Reader:
+    def __init__(self, file: BinaryIO, path: Path) -> None:
+        self.file, self.path = file, path
+        self.size = file.seek(0, 2)
+        file.seek(0)
+
+    def header(self) -> GgufHeader:
+        if self.file.read(4) != MAGIC:
+            raise BundleError(f"{self.path} is no GGUF file (it does not begin with {MAGIC.decode()})")
+        version = self.scalar("I")
+        if version not in VERSIONS:
+            raise self.broken(f"version {version}; known are {' and '.join(map(str, VERSIONS))}")
+        tensors, values = self.scalar("Q"), self.scalar("Q")
+        if tensors > MOST_TENSORS or values > MOST_VALUES:
+            raise self.broken(f"{tensors:,} tensors and {values:,} values are announced")
+        said: dict[str, Any] = {}
+        for _ in range(values):
+            key = self.string(LONGEST_KEY)
+            if key in said:
+                raise self.broken(f"{key} stands there twice")
+            said[key] = self.value(self.scalar("I"))
+        announced = [self.tensor() for _ in range(tensors)]
+        return GgufHeader(version, said, self.placed(announced, said.get("general.alignment", 32)))
+
+    def tensor(self) -> TensorInfo:
+        name = self.string(LONGEST_NAME)
+        dimensions = self.scalar("I")
+        if not 1 <= dimensions <= MOST_DIMENSIONS:
+            raise self.broken(f"tensor {name!r} has {dimensions} dimensions")
+        shape = tuple(self.scalar("Q") for _ in range(dimensions))
+        number, offset = self.scalar("I"), self.scalar("Q")
+        if number not in TENSOR_TYPES:
+            raise self.broken(f"tensor {name!r} is of type {number}, which is unknown")
+        kind, block, size = TENSOR_TYPES[number]
+        if min(shape) < 1 or prod(shape) > 1 << 48 or shape[0] % block:
+            raise self.broken(f"tensor {name!r} of type {kind} has shape {shape}")
+        return TensorInfo(name, shape, kind, offset, prod(shape) // block * size)
+
+    def placed(self, announced: list[TensorInfo], alignment: Any) -> dict[str, TensorInfo]:
+        if type(alignment) is not int or not 1 <= alignment <= 1 << 16 or alignment & (alignment - 1):
+            raise self.broken(f"general.alignment is {alignment!r}")
+        start = -(-self.file.tell() // alignment) * alignment
+        tensors, end = {}, start
+        for info in sorted(announced, key=lambda info: info.offset):
+            place = start + info.offset
+            if info.offset % alignment or place < end or place + info.size > self.size:
+                raise self.broken(f"tensor {info.name!r} lies outside the file, or over another")
+            if info.name in tensors:
+                raise self.broken(f"tensor {info.name!r} stands there twice")
+            tensors[info.name] = TensorInfo(info.name, info.shape, info.kind, place, info.size)
+            end = place + info.size
+        return tensors
+
+    def value(self, kind: int) -> Any:
+        if kind == STRING:
+            return self.string(LONGEST_STRING)
+        if kind == ARRAY:
+            return self.array()
+        if kind not in SCALARS:
+            raise self.broken(f"a value is of type {kind}, which is unknown")
+        return self.scalar(SCALARS[kind])
+
+    def array(self) -> Items:
+        kind, count = self.scalar("I"), self.scalar("Q")
+        if count > LONGEST_ARRAY or not (kind == STRING or kind in SCALARS):
+            raise self.broken(f"an array of {count:,} values of type {kind}")
+        if kind != STRING:
+            first = tuple(self.scalar(SCALARS[kind]) for _ in range(min(count, KEPT_ITEMS)))
+            self.skip((count - len(first)) * struct.calcsize("<" + SCALARS[kind]))
+            return Items(count, first)
+        strings = tuple(self.string(LONGEST_STRING) for _ in range(min(count, KEPT_ITEMS)))
+        for _ in range(count - len(strings)):
+            self.skip(self.length(LONGEST_STRING))
+        return Items(count, strings)
+
+    def string(self, longest: int) -> str:
+        try:
+            return self.bytes(self.length(longest)).decode()
+        except UnicodeDecodeError:
+            raise self.broken("a string is not UTF-8") from None
+
+    def length(self, longest: int) -> int:
+        length: int = self.scalar("Q")
+        if length > longest:
+            raise self.broken(f"a string of {length:,} bytes")
+        return length
+
+    def scalar(self, kind: str) -> Any:
+        return struct.unpack("<" + kind, self.bytes(struct.calcsize("<" + kind)))[0]
+
+    def bytes(self, count: int) -> bytes:
+        data = self.file.read(count)
+        if len(data) < count:
+            raise self.broken("it ends within its header")
+        return data
+
+    def skip(self, count: int) -> None:
+        if self.file.seek(count, 1) > self.size:
+            raise self.broken("it ends within its header")
+
+    def broken(self, why: str) -> BundleError:
+        return BundleError(f"{self.path} is a broken GGUF file: {why}; copy or export it again")
