@@ -6,6 +6,7 @@ layout, which is what export reads.
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import shutil
 import tempfile
@@ -42,6 +43,7 @@ from seed_edge.train.loop import Batch, Loop, Objective, Report
 from seed_edge.train.pieces import train_pieces
 from seed_edge.train.pools import shared_pools
 from seed_edge.train.recipe import Schedule
+from seed_edge.train.texts import without
 from seed_edge.vocab import CodeSpace, Vocab
 
 STATE_FOLDER = "state"
@@ -83,6 +85,8 @@ class NewLlamaRecipe:
     """The same among pictures to draw."""
     wordless: float = 0.1
     """Share of pictures to draw without being told what, which is what guidance at run time starts from."""
+    unsaid: tuple[str, ...] = ()
+    """Words and phrases; texts that use one are left out."""
 
 
 @dataclass(frozen=True)
@@ -184,7 +188,8 @@ def train_new_llama(
     Interrupted, the same call goes on at the last saved step.
     """
     space, folders = read_code_shards(codes)
-    samples = [sample for some in folders.values() for sample in some]
+    told = ((each, without(each.sample, recipe.unsaid)) for some in folders.values() for each in some)
+    samples = [dataclasses.replace(each, sample=sample) for each, sample in told if sample is not None]
     out.mkdir(parents=True, exist_ok=True)
     seed = recipe.schedule.seed
     pieces = train_pieces([each.sample for each in samples], recipe.model.text_pieces, out, seed)

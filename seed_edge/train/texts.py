@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
+from collections.abc import Collection
 
 import numpy as np
 
@@ -124,6 +126,33 @@ def plural(name: str) -> str:
 def split_words(text: str) -> list[str]:
     """Words and numbers of a text in lower case, without punctuation but apostrophes."""
     return re.findall(r"[a-z0-9']+", text.lower())
+
+
+def without(sample: Sample, unsaid: Collection[str]) -> Sample | None:
+    """A sample without the texts that use one of these words or phrases; None where nothing is left to say of it."""
+    if not unsaid:
+        return sample
+    pattern = re.compile(rf"\b(?:{'|'.join(map(re.escape, unsaid))})\b", re.IGNORECASE)
+
+    def left(texts: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(text for text in texts if not pattern.search(text))
+
+    label = sample.label if sample.label and not pattern.search(sample.label) else None
+    captions, phrases, turns = left(sample.captions), left(sample.phrases), sample.turns
+    if any(pattern.search(text) for turn in turns for text in turn):
+        turns = ()
+    had = bool(sample.captions or sample.phrases or sample.turns or sample.label)
+    if had and not (captions or phrases or turns or label):
+        return None
+    return dataclasses.replace(
+        sample,
+        label=label,
+        captions=captions,
+        phrases=phrases,
+        turns=turns,
+        synonyms=left(sample.synonyms),
+        tags=left(sample.tags),
+    )
 
 
 def plain(text: str) -> str:

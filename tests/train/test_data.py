@@ -12,7 +12,7 @@ from seed_edge.train.features import view
 from seed_edge.train.pools import pools_of, shared_pools
 from seed_edge.train.samples import Sample, load_picture, read_samples
 from seed_edge.train.shards import ShardWriter, read_shard
-from seed_edge.train.texts import caption, head_noun, is_countable, plain, plural, request, with_article
+from seed_edge.train.texts import caption, head_noun, is_countable, plain, plural, request, with_article, without
 from seed_edge.train.words import WordTargets, words_of
 
 
@@ -310,3 +310,13 @@ def test_pictures_fall_into_their_pools():
     assert shared_pools(samples[5:], {"labelled": 1}) == [([0, 1], 1)]
     with pytest.raises(DataError, match="paintings is none of"):
         shared_pools(samples, {"paintings": 1})
+
+
+def test_what_is_not_to_be_said_is_left_out():
+    seen = Sample("s", captions=("A Fat cat sits.", "A cat sits.", "a fatal leap"), label="cat", tags=("fat cat",))
+    assert without(seen, ()) is seen
+    assert without(seen, ("fat", "middle finger")) == Sample("s", captions=("A cat sits.", "a fatal leap"), label="cat")
+    assert without(Sample("s", label="middle finger"), ("middle finger",)) is None
+    assert without(Sample("s", captions=("a fat cat",)), ("fat",)) is None
+    assert without(Sample("s", turns=(("Who?", "A fat cat."),), label="cat"), ("fat",)) == Sample("s", label="cat")
+    assert without(Sample("wordless"), ("fat",)) == Sample("wordless")
