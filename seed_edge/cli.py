@@ -370,7 +370,11 @@ def parse_codes(text: str, name: str) -> list[int]:
 
 
 @cli.command()
-@click.option("--ckpt", type=click.Path(path_type=Path), required=True, help="A run of `train`, or SEED-2's tokenizer.")
+@click.option(
+    "--ckpt",
+    type=click.Path(path_type=Path),
+    help="A run of `train`, SEED-2's tokenizer, or a bundle that gets another --llm.  [default: the embedded bundle]",
+)
 @click.option("--vit", type=click.Path(path_type=Path), help="eva_vit_g.pth, where --ckpt does not hold it.")
 @click.option("--llm", type=click.Path(path_type=Path), help="LLaMA folder.  [default: that of the run]")
 @click.option("--lora", type=click.Path(path_type=Path), help="PEFT folder, merged into the LLaMA.")
@@ -387,7 +391,7 @@ def parse_codes(text: str, name: str) -> list[int]:
 @click.option("--replace", is_flag=True, help="Replace the bundle at --out.")
 @quiet_option
 def export(
-    ckpt: Path,
+    ckpt: Path | None,
     vit: Path | None,
     llm: Path | None,
     lora: Path | None,
@@ -406,6 +410,7 @@ def export(
 ) -> None:
     """Turn checkpoints into a bundle, and prove that it gives the same numbers."""
     need("export", "torch", "diffusers", "onnx", "onnxscript", "gguf", "sentencepiece", "safetensors", "transformers")
+    from seed_edge.bundle import EMBEDDED
     from seed_edge.export.assemble import ExportOptions, Parts, export_bundle
     from seed_edge.export.quantize import weight_types
     from seed_edge.export.weights import STORAGE
@@ -427,7 +432,7 @@ def export(
         sources=sources,
         replace=replace,
     )
-    export_bundle(Parts(ckpt, vit, llm, lora, diffusion), out, options, lambda text: note(text, quiet))
+    export_bundle(Parts(ckpt or EMBEDDED, vit, llm, lora, diffusion), out, options, lambda text: note(text, quiet))
     click.echo(str(out))
 
 

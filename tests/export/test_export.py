@@ -395,6 +395,13 @@ def test_it_goes_back_beside_the_same_encoder(exported, tmp_path):
     assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
 
 
+def test_the_embedded_bundle_is_what_a_language_model_goes_beside_unless_told(tmp_path):
+    call("train", "start", "--out", tmp_path / "base")
+    call("export", "--llm", tmp_path / "base", "--out", tmp_path / "mine")
+    before, after = Bundle.open().manifest, Bundle.open(tmp_path / "mine").manifest
+    assert after.files[ENCODER] == before.files[ENCODER] and after.name == "mine"
+
+
 @pytest.mark.parametrize(
     ("options", "says"), [((), "goes another --llm"), (("--llm", "x", "--diffusion", "y"), "leave out --diffusion")]
 )
