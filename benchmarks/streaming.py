@@ -19,15 +19,9 @@ from pathlib import Path
 
 import torch
 from process import cost
+from random_llama import LLAMA_7B, make, tensors
 from safetensors.torch import save_file
 
-TOKENIZER = Path(__file__).parent.parent / "tests" / "fixtures" / "seed2" / "tokenizer.model"
-TEXT_PIECES, CODES = 32000, 8192
-CONFIG = {
-    "vocab_size": TEXT_PIECES + CODES + 2, "hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32,
-    "num_attention_heads": 32, "max_position_embeddings": 2048, "rms_norm_eps": 1e-6, "bos_token_id": 1, "eos_token_id": 2,
-}  # fmt: skip
-SHARD = 5_000_000_000
 RANK = 16
 CONVERT = """
 import sys
@@ -39,43 +33,10 @@ write_as(folder, folder.vocab(32), Path(sys.argv[2]), sys.argv[3], "random", 2)
 """
 
 
-def tensors(config: dict) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of a LLaMA."""
-    width, mlp, rows = config["hidden_size"], config["intermediate_size"], config["vocab_size"]
-    found: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (rows, width)}
-    for i in range(config["num_hidden_layers"]):
-        layer = f"model.layers.{i}"
-        found |= {f"{layer}.self_attn.{name}_proj.weight": (width, width) for name in "qkvo"}
-        found |= {f"{layer}.mlp.{name}_proj.weight": (mlp, width) for name in ("gate", "up")}
-        found |= {f"{layer}.mlp.down_proj.weight": (width, mlp)}
-        found |= {f"{layer}.{name}_layernorm.weight": (width,) for name in ("input", "post_attention")}
-    return found | {"model.norm.weight": (width,), "lm_head.weight": (rows, width)}
-
-
-def make(folder: Path, dtype: torch.dtype) -> None:
-    """Random weights in shards, with the tokenizer of the fixtures."""
-    folder.mkdir(parents=True)
-    (folder / "config.json").write_text(json.dumps(CONFIG))
-    shutil.copy(TOKENIZER, folder)
-    added = {f"<img_{code:05d}>": TEXT_PIECES + code for code in range(CODES)}
-    added |= {"<img>": TEXT_PIECES + CODES, "</img>": TEXT_PIECES + CODES + 1}
-    (folder / "added_tokens.json").write_text(json.dumps(added))
-    where, part, size, number = {}, {}, 0, 1
-    generator = torch.Generator().manual_seed(0)
-    shapes = tensors(CONFIG)
-    for name, shape in shapes.items():
-        part[name] = (torch.randn(shape, generator=generator) * 0.02).to(dtype)
-        where[name], size = f"model-{number:05d}.safetensors", size + part[name].nbytes
-        if size > SHARD or name == list(shapes)[-1]:
-            save_file(part, folder / where[name])
-            part, size, number = {}, 0, number + 1
-    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": where}))
-
-
 def make_adapter(folder: Path, dtype: torch.dtype) -> None:
     """Random changes in the layout of PEFT."""
     generator, state = torch.Generator().manual_seed(1), {}
-    for name, shape in tensors(CONFIG).items():
+    for name, shape in tensors(LLAMA_7B).items():
         module = f"base_model.model.{name.removesuffix('.weight')}"
         if "_proj" in name:
             state[f"{module}.lora_A.weight"] = (torch.randn(RANK, shape[1], generator=generator) * 0.02).to(dtype)
@@ -95,9 +56,7 @@ def main() -> None:
     parser.add_argument("--lora", action="store_true")
     args = parser.parse_args()
     folder = args.work / f"llama-7b-{args.dtype}"
-    if not (folder / "model.safetensors.index.json").exists():
-        shutil.rmtree(folder, ignore_errors=True)
-        make(folder, getattr(torch, args.dtype))
+    make(folder, LLAMA_7B, getattr(torch, args.dtype))
     adapter = args.work / f"lora-{args.dtype}" if args.lora else None
     if adapter is not None and not (adapter / "adapter_config.json").exists():
         shutil.rmtree(adapter, ignore_errors=True)

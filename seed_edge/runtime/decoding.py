@@ -14,6 +14,8 @@ from seed_edge.manifest import Sampling
 from seed_edge.runtime.language_model import BranchingModel, LanguageModel
 from seed_edge.vocab import Vocab
 
+SORTED_FIRST = 256
+"""Weights that are sorted at first where a share of all is asked for."""
 GREEDY = Sampling(temperature=0.0, top_k=0, top_p=1.0)
 
 
@@ -21,14 +23,37 @@ def pick(logits: NDArray[np.float32], sampling: Sampling, rng: np.random.Generat
     """Position of the chosen logit; -inf is never chosen."""
     if sampling.temperature == 0:
         return int(np.argmax(logits))
-    order = np.argsort(-logits, kind="stable")
-    order = order[: sampling.top_k] if sampling.top_k else order
-    scaled = logits[order].astype(np.float64) / sampling.temperature
-    weights = np.exp(scaled - scaled[0])
-    cumulative = np.cumsum(weights) / weights.sum()
-    kept = int(np.searchsorted(cumulative, sampling.top_p)) + 1
-    cumulative = cumulative[:kept] / cumulative[min(kept, len(cumulative)) - 1]
-    return int(order[min(int(np.searchsorted(cumulative, rng.random(), side="right")), len(cumulative) - 1)])
+    scaled = logits.astype(np.float64) / sampling.temperature
+    weights = np.exp(scaled - scaled.max())
+    kept = likeliest(weights, sampling.top_k, sampling.top_p)
+    cumulative = np.cumsum(weights[kept])
+    return int(kept[min(int(np.searchsorted(cumulative, rng.random() * cumulative[-1], side="right")), len(kept) - 1)])
+
+
+def likeliest(weights: NDArray[np.float64], top_k: int, top_p: float) -> NDArray[np.int64]:
+    """Positions of the `top_k` largest weights (0: all), of these as few as hold a share of `top_p`.
+
+    Largest first, but where all are kept. Sorts no more than it must: a full sort takes as long as a small model.
+    """
+    if top_p == 1:
+        return _largest(weights, top_k) if top_k else np.arange(len(weights))
+    count = top_k or SORTED_FIRST
+    while True:
+        order = _largest(weights, count)
+        cumulative = np.cumsum(weights[order])
+        enough = top_p * (cumulative[-1] if top_k else weights.sum())
+        if top_k or cumulative[-1] >= enough or len(order) == len(weights):
+            return order[: int(np.searchsorted(cumulative, enough)) + 1]
+        count *= 8
+
+
+def _largest(weights: NDArray[np.float64], count: int) -> NDArray[np.int64]:
+    """Positions of the `count` largest weights, largest first."""
+    if count >= len(weights):
+        return np.argsort(-weights, kind="stable")
+    found = np.argpartition(-weights, count - 1)[:count]
+    found.sort()
+    return found[np.argsort(-weights[found], kind="stable")]
 
 
 class Guided:

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from seed_edge.manifest import Sampling
-from seed_edge.runtime.decoding import GREEDY, Guided, best_text, pick, write_codes, write_text
+from seed_edge.runtime.decoding import GREEDY, Guided, best_text, likeliest, pick, write_codes, write_text
 from seed_edge.vocab import Vocab
 
 VOCAB = Vocab(size=20, first_code_id=10, codebook_size=8, codes_per_image=4, bos_id=1, eos_id=2, boi_id=18, eoi_id=19)
@@ -124,3 +124,18 @@ def test_a_text_that_never_ends_is_cut():
 
 def test_a_text_may_be_empty():
     assert best_text(Tree(**{"": {2: 0.9}}), VOCAB, [1], 2, 8) == []
+
+
+@pytest.mark.parametrize(("top_k", "top_p"), [(0, 0.5), (0, 0.999), (0, 1e-9), (7, 0.8), (7, 1), (5000, 0.9), (300, 1)])
+@pytest.mark.parametrize("spread", [0.01, 3.0])
+def test_the_likeliest_are_those_of_a_full_sort(top_k, top_p, spread):
+    weights = np.exp(np.random.default_rng(1).normal(0, spread, 3000))
+    weights[5] = weights[6] = weights[7] = weights.max()  # the first of equals comes first
+    order = np.argsort(-weights, kind="stable")[: top_k or None]
+    cumulative = np.cumsum(weights[order])
+    wanted = order[: int(np.searchsorted(cumulative, top_p * cumulative[-1])) + 1] if top_p < 1 else order
+    assert likeliest(weights, top_k, top_p).tolist() == wanted.tolist()
+
+
+def test_without_limits_all_are_kept():
+    assert likeliest(np.array([0.1, 0.5, 0.4]), 0, 1).tolist() == [0, 1, 2]

@@ -1,0 +1,95 @@
+#!/usr/bin/env python3
+"""Writing through our loop against a bare loop of `llama_decode`: same file, same threads, same process.
+
+    python benchmarks/decode_loop.py --work FOLDER [--rounds 7]
+
+Makes a LLaMA of 0.5 billion random weights with SEED-LLaMA's 40,194 rows (1 GB of disk, and 0.3 GB as Q4_K_M), then lets the
+loops take turns. Prints one JSON object: milliseconds per id (medians), and how fast ours is, as a share of the bare one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import llama_cpp
+import numpy as np
+import torch
+from random_llama import LLAMA_HALF_B, make
+
+from seed_edge.export.gguf import LlamaFolder
+from seed_edge.export.quantize import write_as
+from seed_edge.manifest import Sampling
+from seed_edge.runtime.decoding import write_codes, write_text
+from seed_edge.runtime.language_model import LlamaCpp
+from seed_edge.runtime.threads import available_cores
+from seed_edge.vocab import Vocab
+
+CODES, CONTEXT = 32, 256
+REFERENCE = Sampling(1.0, 0, 0.5)
+"""How SEED-LLaMA draws codes."""
+
+
+def bare(model: LlamaCpp, prompt: list[int]) -> float:
+    """Seconds per id of `llama_decode` and nothing else, on the context of `model`."""
+    model.start(prompt, room=CODES)
+    token = (llama_cpp.llama_token * 1)(5)
+    started = time.perf_counter()
+    for _ in range(CODES):
+        llama_cpp.llama_decode(model._context, llama_cpp.llama_batch_get_one(token, 1))
+        llama_cpp.llama_get_logits_ith(model._context, -1)  # waits for the result
+    seconds = (time.perf_counter() - started) / CODES
+    model.start(prompt[:1], room=0)
+    return seconds
+
+
+def text(model: LlamaCpp, vocab: Vocab, prompt: list[int], sampling: Sampling) -> float:
+    model.start(prompt, room=CODES)  # read before the clock starts; writing finds it there
+    started = time.perf_counter()
+    ids = write_text(model, vocab, prompt, sampling, 0, CODES)
+    return (time.perf_counter() - started) / max(1, len(ids))
+
+
+def codes(model: LlamaCpp, vocab: Vocab, prompt: list[int], sampling: Sampling) -> float:
+    model.start(prompt, room=CODES)
+    started = time.perf_counter()
+    write_codes(model, vocab, prompt, sampling, 0)
+    return (time.perf_counter() - started) / CODES
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--work", type=Path, required=True)
+    parser.add_argument("--rounds", type=int, default=7)
+    args = parser.parse_args()
+    folder, path = args.work / "llama-0.5b", args.work / "llama-0.5b-Q4_K_M.gguf"
+    make(folder, LLAMA_HALF_B, torch.bfloat16)
+    llama = LlamaFolder.open(folder)
+    vocab = llama.vocab(CODES)
+    if not path.exists():
+        write_as(llama, vocab, path, "Q4_K_M", "random", available_cores())
+    model = LlamaCpp(path, CONTEXT)
+    prompt = [vocab.bos_id, *np.random.default_rng(0).integers(3, 32000, 30).tolist()]
+    greedy, warm = Sampling(0.0, 0, 1.0), Sampling(0.7, 0, 0.9)
+    loops: dict[str, Callable[[], float]] = {
+        "bare": lambda: bare(model, prompt),
+        "text, likeliest": lambda: text(model, vocab, prompt, greedy),
+        "text, drawn": lambda: text(model, vocab, prompt, warm),
+        "codes, likeliest": lambda: codes(model, vocab, prompt, greedy),
+        "codes, drawn": lambda: codes(model, vocab, prompt, REFERENCE),
+    }
+    taken: dict[str, list[float]] = {name: [] for name in loops}
+    for _ in range(args.rounds + 1):  # taking turns, the first round only warms up
+        for name, loop in loops.items():
+            taken[name].append(loop())
+    medians = {name: statistics.median(of[1:]) for name, of in taken.items()}
+    shares = {name: round(medians["bare"] / seconds, 3) for name, seconds in medians.items() if name != "bare"}
+    print(json.dumps({"ms_per_id": {n: round(1e3 * s, 2) for n, s in medians.items()}, "share_of_bare": shares}, indent=2))
+
+
+if __name__ == "__main__":
+    main()
