@@ -99,6 +99,8 @@ class Language:
     max_caption_ids: int
     caption_beams: int = 1
     """Captions followed side by side, of which the best is given; 1 takes the likeliest word each time."""
+    caption_mirrored: bool = False
+    """A caption has to fit the picture and its mirror image, whose codes are others; for models that learnt from both."""
 
     def __post_init__(self) -> None:
         if not 1 <= self.caption_beams <= MOST_BEAMS:

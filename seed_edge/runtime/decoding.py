@@ -80,6 +80,28 @@ class Guided:
         return unasked + np.float32(self._guidance) * (asked - unasked)
 
 
+class Agreed:
+    """Several prompts read side by side that ask for the same text: what all of them find likely is written."""
+
+    def __init__(self, models: Sequence[BranchingModel], prompts: Sequence[list[int]]) -> None:
+        """
+        Args:
+            models: one for each prompt.
+        """
+        self._models, self._prompts = models, prompts
+
+    def start(self, ids: Sequence[int], room: int) -> NDArray[np.float32]:
+        """Read all prompts; `ids` is the first of them."""
+        return self._mean([model.start(own, room) for model, own in zip(self._models, self._prompts, strict=True)])
+
+    def branch(self, ids: Sequence[int], parents: Sequence[int]) -> NDArray[np.float32]:
+        return self._mean([model.branch(ids, parents) for model in self._models])
+
+    def _mean(self, logits: list[NDArray[np.float32]]) -> NDArray[np.float32]:
+        mean: NDArray[np.float32] = np.mean(logits, axis=0)
+        return mean
+
+
 def write_codes(
     model: LanguageModel,
     vocab: Vocab,

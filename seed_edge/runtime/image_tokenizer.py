@@ -55,6 +55,11 @@ class ImageTokenizer:
         """
         return self.encode_values(self._bundle.manifest.preprocessing(images))
 
+    def encode_mirrored(self, image: Image.Image) -> NDArray[np.int64]:
+        """Codes of an image and of its mirror image: (2, codes_per_image)."""
+        values = self._bundle.manifest.preprocessing([image])
+        return self.encode_values(np.concatenate([values, values[..., ::-1]]))
+
     def encode_values(self, pixel_values: NDArray[np.float32]) -> NDArray[np.int64]:
         """Codes of normalised pixels (batch, 3, S, S); see `encode`."""
         codes = self._encoder(pixel_values)[0]

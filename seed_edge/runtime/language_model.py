@@ -116,7 +116,7 @@ class LlamaCpp:
             raise BundleError(f"{path} cannot be loaded by llama.cpp ({_last_log()}); export again")
         params = llama_cpp.llama_context_default_params()
         params.n_ctx = params.n_batch = params.n_ubatch = context_length
-        if branches > 1:  # sequence 0 holds the prompt; branches live in one half of the others and move to the other half
+        if branch_length:  # sequence 0 holds the prompt; branches live in one half of the others and move to the other half
             params.n_ctx += (branches - 1) * branch_length + branches
             params.n_seq_max, params.kv_unified = 2 * branches + 1, True
             self._batch = llama_cpp.llama_batch_init(branches, 0, 1)

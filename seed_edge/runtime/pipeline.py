@@ -16,7 +16,7 @@ from seed_edge.bundle import Bundle
 from seed_edge.errors import BundleError, ImageError, PromptError
 from seed_edge.manifest import MOST_BEAMS, Sampling
 from seed_edge.preprocess import open_image
-from seed_edge.runtime.decoding import Guided, best_text, write_codes, write_text
+from seed_edge.runtime.decoding import Agreed, Guided, best_text, write_codes, write_text
 from seed_edge.runtime.image_tokenizer import ImageTokenizer
 from seed_edge.runtime.sessions import Device, choose_device
 from seed_edge.runtime.unclip import DiffusionOptions
@@ -34,7 +34,7 @@ class SeedEdge:
     def __init__(self, bundle: Bundle, device: Device) -> None:
         self.bundle, self._device = bundle, device
         self._images = ImageTokenizer(bundle, device)
-        self._captioners: dict[int, LlamaCpp] = {}
+        self._captioners: dict[tuple[int, int], LlamaCpp] = {}
 
     @classmethod
     def load(cls, bundle: str | Path | None = None, *, device: str = "auto") -> SeedEdge:
@@ -59,11 +59,12 @@ class SeedEdge:
             )
         return model
 
-    def _captioner(self, beams: int) -> LlamaCpp:
-        """Follows so many captions side by side; kept for the next picture."""
-        if beams not in self._captioners:
-            self._captioners[beams] = self._language_model.conversation(beams, self.bundle.language.max_caption_ids)
-        return self._captioners[beams]
+    def _captioner(self, view: int, beams: int) -> LlamaCpp:
+        """Follows so many captions of a view side by side; kept for the next picture."""
+        if (view, beams) not in self._captioners:
+            kept = self._language_model.conversation(beams, self.bundle.language.max_caption_ids)
+            self._captioners[view, beams] = kept
+        return self._captioners[view, beams]
 
     def close(self) -> None:
         """Free the language model; the object cannot be used afterwards."""
@@ -97,19 +98,27 @@ class SeedEdge:
             ImageError: the file cannot be read as an image.
             PromptError: `beams` is not between 1 and 16.
         """
-        return self.caption_codes(self.encode([image])[0], temperature=temperature, seed=seed, beams=beams)
+        picture = image if isinstance(image, Image.Image) else open_image(image)
+        if temperature == 0 and self.bundle.language.caption_mirrored:
+            return self._caption([*self._images.encode_mirrored(picture)], temperature, seed, beams)
+        return self._caption([*self.encode([picture])], temperature, seed, beams)
 
     def caption_codes(self, codes: Codes, *, temperature: float = 0.0, seed: int = 0, beams: int | None = None) -> str:
         """Describe an image given as codes (codes_per_image,); see `caption`."""
+        return self._caption([codes], temperature, seed, beams)
+
+    def _caption(self, views: Sequence[Codes], temperature: float, seed: int, beams: int | None) -> str:
+        """A caption that fits all views of an image; with a temperature, the only one."""
         language, model = self.bundle.language, self._language_model
         vocab, most = language.vocab, language.max_caption_ids
-        prompt = language.prompts.for_caption(vocab, model.tokenize, vocab.check_codes(codes))
+        prompts = [language.prompts.for_caption(vocab, model.tokenize, vocab.check_codes(codes)) for codes in views]
         beams = language.caption_beams if beams is None else beams
         if not 1 <= beams <= MOST_BEAMS:
             raise PromptError(f"beams is {beams}; it must be 1 to {MOST_BEAMS}")
-        if temperature == 0 and beams > 1:
-            return model.text_of(best_text(self._captioner(beams), vocab, prompt, beams, most))
-        return model.text_of(write_text(model, vocab, prompt, Sampling(temperature, 0, 1.0), seed, most))
+        if temperature == 0 and (beams > 1 or len(prompts) > 1):
+            agreed = Agreed([self._captioner(view, beams) for view in range(len(prompts))], prompts)
+            return model.text_of(best_text(agreed, vocab, prompts[0], beams, most))
+        return model.text_of(write_text(model, vocab, prompts[0], Sampling(temperature, 0, 1.0), seed, most))
 
     def draw(
         self,

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from seed_edge.manifest import Sampling
-from seed_edge.runtime.decoding import GREEDY, Guided, best_text, likeliest, pick, write_codes, write_text
+from seed_edge.runtime.decoding import GREEDY, Agreed, Guided, best_text, likeliest, pick, write_codes, write_text
 from seed_edge.vocab import Vocab
 
 VOCAB = Vocab(size=20, first_code_id=10, codebook_size=8, codes_per_image=4, bos_id=1, eos_id=2, boi_id=18, eoi_id=19)
@@ -139,3 +139,10 @@ def test_the_likeliest_are_those_of_a_full_sort(top_k, top_p, spread):
 
 def test_without_limits_all_are_kept():
     assert likeliest(np.array([0.1, 0.5, 0.4]), 0, 1).tolist() == [0, 1, 2]
+
+
+def test_what_two_prompts_agree_on_is_written():
+    one = Tree(**{"": {5: 0.6, 6: 0.3}, "_6": {2: 0.9}, "_5": {2: 0.9}})
+    two = Tree(**{"": {7: 0.6, 6: 0.3}, "_6": {2: 0.9}, "_7": {2: 0.9}})
+    assert best_text(one, VOCAB, [1], 2, 4) == [5] and best_text(two, VOCAB, [1], 2, 4) == [7]
+    assert best_text(Agreed([one, two], [[1], [2]]), VOCAB, [1], 2, 4) == [6]

@@ -10,6 +10,8 @@ import seed_edge
 from seed_edge.bundle import entry_for
 from seed_edge.errors import BundleError, CodesError, ImageError, PromptError
 from seed_edge.manifest import MANIFEST, Sampling
+from seed_edge.runtime.pipeline import SeedEdge
+from seed_edge.runtime.sessions import choose_device
 
 
 def quarters(*colours):
@@ -71,6 +73,18 @@ def test_more_beams_find_a_likelier_caption(edge):
     for beams in (0, 17):
         with pytest.raises(PromptError, match="it must be 1 to 16"):
             edge.caption_codes(codes, beams=beams)
+
+
+def test_a_caption_of_both_views_is_that_of_the_mirrored_picture_too(edge):
+    manifest = edge.bundle.manifest
+    both = dataclasses.replace(manifest, language=dataclasses.replace(manifest.language, caption_mirrored=True))
+    images = [quarters("red", "lime", "blue", "white"), quarters("lime", "red", "white", "blue")]
+    assert edge.caption(images[0]) != edge.caption(images[1])
+    with SeedEdge(dataclasses.replace(edge.bundle, manifest=both), choose_device("cpu")) as mirrored:
+        texts = [mirrored.caption(image, beams=beams) for beams in (1, 3) for image in images]
+        assert texts[0] == texts[1] and texts[2] == texts[3]
+        codes = edge.encode(images[:1])[0]
+        assert mirrored.caption_codes(codes) == edge.caption_codes(codes)  # codes have no mirror image
 
 
 def test_a_caption_is_text_and_repeats(edge):
