@@ -1,6 +1,7 @@
 """Samples whose pictures have become codes: what language models are trained on.
 
-A folder of tars with one JSON a sample, beside `codes.json`, which says what an image is. Made once by `seed-edge tokenize`.
+A folder of tars with one JSON a sample, beside `codes.json`, which says what an image is, and, where it is known, the
+codebook. Made once by `seed-edge tokenize`.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from seed_edge.train.samples import Picture, Sample
 from seed_edge.train.shards import ShardWriter, read_shard
 from seed_edge.vocab import CodeSpace
 
-INFO, SHARD, SHARDS = "codes.json", "codes-{:05d}.tar", "codes-*.tar"
+INFO, CODEBOOK, SHARD, SHARDS = "codes.json", "codebook.npy", "codes-{:05d}.tar", "codes-*.tar"
 SAMPLES_PER_SHARD = 10_000
 ENCODED_AT_ONCE = 16
 
@@ -38,9 +39,22 @@ class CodeSample:
     """Other codes of a single picture: as it is seen cropped, shifted or mirrored. For reading it, not for drawing."""
 
 
-def write_code_shards(out: Path, space: CodeSpace, samples: Iterable[CodeSample], per_shard: int = SAMPLES_PER_SHARD) -> int:
-    """Write samples into a folder; return how many. Shards that an interrupted call left there go first."""
+def write_code_shards(
+    out: Path,
+    space: CodeSpace,
+    samples: Iterable[CodeSample],
+    codebook: NDArray[np.float32] | None = None,
+    per_shard: int = SAMPLES_PER_SHARD,
+) -> int:
+    """Write samples into a folder; return how many. Shards that an interrupted call left there go first.
+
+    Args:
+        codebook: (codebook_size, code_dim), where it is known.
+    """
     out.mkdir(parents=True, exist_ok=True)
+    (out / CODEBOOK).unlink(missing_ok=True)
+    if codebook is not None:
+        np.save(out / CODEBOOK, codebook)
     for left in out.glob(SHARDS):
         left.unlink()
     remaining, count, shard = iter(samples), 0, 0
@@ -82,6 +96,14 @@ def read_code_shards(folders: Sequence[Path]) -> tuple[CodeSpace, dict[str, list
     if space is None or not any(found.values()):
         raise DataError(f"no samples in {', '.join(map(str, folders))}; make them with `seed-edge tokenize`")
     return space, found
+
+
+def read_codebook(folders: Sequence[Path]) -> NDArray[np.float32] | None:
+    """Vectors (codebook_size, code_dim) of the codes; None where no folder has them."""
+    for folder in folders:
+        if (folder / CODEBOOK).exists():
+            return np.load(folder / CODEBOOK, allow_pickle=False)
+    return None
 
 
 def _from_record(where: str, record: dict, space: CodeSpace) -> CodeSample:

@@ -37,7 +37,7 @@ from seed_edge.models.llama import (
     write_added_tokens,
 )
 from seed_edge.prompts import FAMILIES
-from seed_edge.train.codes import read_code_shards
+from seed_edge.train.codes import read_code_shards, read_codebook
 from seed_edge.train.examples import NOT_LEARNT, TASKS, Mixture, Writer, collated
 from seed_edge.train.loop import Batch, Loop, Objective, Report
 from seed_edge.train.pieces import train_pieces
@@ -160,10 +160,10 @@ class LanguageObjective(Objective):
         return {"text": each[~drawn].sum() / max(1, len(each)), "codes": each[drawn].sum() / max(1, len(each))}
 
 
-def new_llama(vocab: Vocab, shape: LlamaShape, seed: int) -> LlamaForCausalLM:
-    """A LLaMA with random weights."""
+def new_llama(vocab: Vocab, shape: LlamaShape, seed: int, codebook: NDArray[np.float32] | None = None) -> LlamaForCausalLM:
+    """A LLaMA with random weights; codes that are near in the `codebook` begin near in its table and head."""
     torch.manual_seed(seed)
-    return LlamaForCausalLM(
+    model = LlamaForCausalLM(
         LlamaConfig(
             vocab_size=vocab.size,
             hidden_size=shape.width,
@@ -178,6 +178,13 @@ def new_llama(vocab: Vocab, shape: LlamaShape, seed: int) -> LlamaForCausalLM:
             tie_word_embeddings=False,
         )
     )
+    if codebook is not None:
+        vectors = torch.from_numpy((codebook - codebook.mean(0)) / codebook.std())
+        for layer in (model.get_input_embeddings(), model.get_output_embeddings()):
+            spread = layer.weight.std() / vectors.shape[1] ** 0.5
+            rows = slice(vocab.first_code_id, vocab.first_code_id + vocab.codebook_size)
+            layer.weight.data[rows] = vectors @ torch.randn(vectors.shape[1], shape.width) * spread
+    return model
 
 
 def train_new_llama(
@@ -195,7 +202,7 @@ def train_new_llama(
     pieces = train_pieces([each.sample for each in samples], recipe.model.text_pieces, out, seed)
     vocab = extended_vocab(pieces, space.codebook_size, space.codes_per_image)
     write_added_tokens(vocab, out)
-    model = new_llama(vocab, recipe.model, seed)
+    model = new_llama(vocab, recipe.model, seed, read_codebook(codes))
     writer = Writer(vocab, pieces.encode, FAMILIES["own"], wordless=recipe.wordless)
     shares = {"caption": recipe.caption_shares, "draw": recipe.draw_shares}
 

@@ -408,8 +408,8 @@ def codes_of_cache(model: PixelTokenizer, cache: Cache, path: Path, batch: int =
     return codes
 
 
-def codes_of_run(run: Path, report: Report) -> tuple[CodeSpace, Iterator[CodeSample]]:
-    """What an image is in a run, and its samples with the codes of their views.
+def codes_of_run(run: Path, report: Report) -> tuple[CodeSpace, Iterator[CodeSample], NDArray[np.float32]]:
+    """What an image is in a run, its samples with the codes of their views, and the codebook.
 
     Raises:
         CheckpointError: the run has no image tokenizer.
@@ -425,7 +425,8 @@ def codes_of_run(run: Path, report: Report) -> tuple[CodeSpace, Iterator[CodeSam
             first, *others = codes[number * VIEWS : (number + 1) * VIEWS]
             yield CodeSample(sample, (first,), tuple(others))
 
-    return CodeSpace(model.geometry.codebook_size, model.geometry.num_queries), samples()
+    space = CodeSpace(model.geometry.codebook_size, model.geometry.num_queries)
+    return space, samples(), model.quantize.embedding.weight.detach().float().numpy()
 
 
 def decoder_of_run(run: Path) -> Callable[[NDArray[np.int64]], Image.Image]:
