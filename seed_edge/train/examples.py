@@ -43,12 +43,18 @@ class Writer:
     """Answers that end without a full stop get one, as SEED's instruction tuning has it."""
     wordless: float = 0.0
     """Share of pictures to draw without being told what, which is what guidance at run time starts from."""
+    noise: float = 0.0
+    """Share of the codes of a picture to caption that random ones take the place of, so that no single code decides."""
 
     def captioned(self, sample: CodeSample, rng: np.random.Generator) -> Example:
         """A picture, and what is said of it."""
         seen = (sample.images[0], *sample.views)
         text = caption(sample.sample, rng, not self.prompts.lowercase) or ""
-        prompt = self.prompts.for_caption(self.vocab, self.tokenize, seen[int(rng.integers(len(seen)))])
+        codes = seen[int(rng.integers(len(seen)))]
+        if self.noise:
+            others = rng.integers(0, self.vocab.codebook_size, len(codes))
+            codes = np.where(rng.random(len(codes)) < self.noise, others, codes)
+        prompt = self.prompts.for_caption(self.vocab, self.tokenize, codes)
         answer = [*self._said(text), self.vocab.eos_id]
         return Example(prompt + answer, len(answer))
 

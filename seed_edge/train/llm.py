@@ -85,6 +85,8 @@ class NewLlamaRecipe:
     """The same among pictures to draw."""
     wordless: float = 0.1
     """Share of pictures to draw without being told what, which is what guidance at run time starts from."""
+    noise: float = 0.1
+    """Share of the codes of a picture to caption that random ones take the place of."""
     unsaid: tuple[str, ...] = ()
     """Words and phrases; texts that use one are left out."""
 
@@ -203,7 +205,7 @@ def train_new_llama(
     vocab = extended_vocab(pieces, space.codebook_size, space.codes_per_image)
     write_added_tokens(vocab, out)
     model = new_llama(vocab, recipe.model, seed, read_codebook(codes))
-    writer = Writer(vocab, pieces.encode, FAMILIES["own"], wordless=recipe.wordless)
+    writer = Writer(vocab, pieces.encode, FAMILIES["own"], wordless=recipe.wordless, noise=recipe.noise)
     shares = {"caption": recipe.caption_shares, "draw": recipe.draw_shares}
 
     def mixture(held_out: bool) -> Mixture:

@@ -1,5 +1,6 @@
 """SEED-LLaMA's recipes on a tiny LLaMA: pre-training with LoRA, merge, full fine-tuning, instruction tuning, export."""
 
+import dataclasses
 import json
 import shutil
 
@@ -231,6 +232,17 @@ def test_examples_end_with_their_answer(writer):
     assert told.ids == [*writer.prompts.for_caption(vocab, writer.tokenize, sample(1).images[0]), *told.ids[-told.answer :]]
     assert drawn.ids[-drawn.answer :] == [*picture[1:], vocab.eos_id] and drawn.ids[-drawn.answer - 1] == vocab.boi_id
     assert asked.ids[-asked.answer :] in [[*writer.tokenize(text), vocab.eos_id] for text in ("green.", "Yes.")]
+
+
+def test_noise_replaces_codes_that_are_read_and_none_that_are_written(writer):
+    rng, noisy, known = np.random.default_rng(0), dataclasses.replace(writer, noise=0.5), sample(1)
+    codes, clean = writer.vocab.codes_to_ids(known.images[0]), writer.captioned(known, rng).ids
+    place = clean.index(writer.vocab.boi_id) + 1
+    read = np.array([noisy.captioned(known, rng).ids for _ in range(200)])
+    kept = (read == clean).mean(0)
+    assert all(0.4 < share < 0.75 for share in kept[place : place + 4])  # one in eight by chance stays what it was
+    assert (np.delete(kept, range(place, place + 4)) == 1).all()
+    assert noisy.drawn(known, rng).ids[-6:-2] == codes[1:5]
 
 
 def test_pairs_are_learnt_whole_in_either_order(writer):
