@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -28,9 +28,7 @@ from seed_edge.memory import available_memory, peak_memory, reset_peak
 from seed_edge.runtime.pipeline import SeedEdge
 from seed_edge.runtime.sessions import Device, Session
 from seed_edge.runtime.threads import available_cores
-
-if TYPE_CHECKING:
-    from seed_edge.runtime.unclip import Unclip
+from seed_edge.runtime.unclip import FAST, DiffusionOptions, Unclip
 
 MATRIX_SIDE, READ_BYTES, TRIES = 1536, 256 << 20, 5
 BATCH = 16
@@ -271,10 +269,10 @@ class _Run:
         if self.bundle.manifest.kind == "pixels":
             self.time("draw", lambda: self.edge.draw(PROMPT))
         elif self.bundle.manifest.diffusion is not None:
-            settings = self.bundle.diffusion
-            evaluations = (settings.steps + 1) * (1 if settings.guidance == 1 else 2)
-            seconds = self.coding + self.decoding + evaluations * self.evaluation + self.developing
-            self.stages.append(Stage(f"draw, reckoned with {evaluations} evaluations", seconds, None, None))
+            for name, options in (("draw", DiffusionOptions()), ("draw --fast", FAST)):
+                evaluations = self.edge._images._unclip.evaluations(options)
+                seconds = self.coding + self.decoding + evaluations * self.evaluation + self.developing
+                self.stages.append(Stage(f"{name}, reckoned", seconds, None, None, f"{evaluations} evaluations"))
         self.edge.close()
 
     def work(self, path: Path, inputs: Sequence[np.ndarray[Any, Any]]) -> Work:

@@ -62,6 +62,7 @@ class Commands(click.Group):
 
 
 diffusion_options = (
+    click.option("--fast", is_flag=True, default=None, help="Of a diffusion: a third of the steps, by a better solver."),
     click.option("--steps", type=click.IntRange(2, 500), help="Of a diffusion.  [default: the bundle's]"),
     click.option("--guidance", type=click.FloatRange(1), help="Of a diffusion; 1 for none.  [default: the bundle's]"),
     click.option("--scheduler", help="Of a diffusion: pndm, ddim or dpm++.  [default: the bundle's]"),
@@ -76,7 +77,7 @@ def with_diffusion_options(command: Callable[..., None]) -> Callable[..., None]:
 
     @functools.wraps(command)
     def collected(**options: Any) -> None:
-        walk = {name: options.pop(name) for name in ("steps", "guidance", "scheduler", "tiled")}
+        walk = {name: options.pop(name) for name in ("fast", "steps", "guidance", "scheduler", "tiled")}
         command(walk=walk, **options)
 
     for option in reversed(diffusion_options):
@@ -86,11 +87,16 @@ def with_diffusion_options(command: Callable[..., None]) -> Callable[..., None]:
 
 def walk_of(edge: SeedEdge, walk: dict[str, Any]) -> DiffusionOptions:
     """Options of a diffusion; refused for a bundle that has none."""
-    from seed_edge.runtime.unclip import DiffusionOptions
+    import dataclasses
+
+    from seed_edge.runtime.unclip import FAST, DiffusionOptions
 
     if edge.bundle.manifest.kind == "pixels" and any(given is not None for given in walk.values()):
-        raise click.ClickException("this bundle draws in one pass; leave out --steps, --guidance, --scheduler and --tiled")
-    return DiffusionOptions(**walk)
+        raise click.ClickException(
+            "this bundle draws in one pass; leave out --fast, --steps, --guidance, --scheduler, --tiled"
+        )
+    chosen = {name: value for name, value in walk.items() if name != "fast" and value is not None}
+    return dataclasses.replace(FAST if walk["fast"] else DiffusionOptions(), **chosen)
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})

@@ -43,6 +43,11 @@ class Schedule:
         ratio = len(self.alphas_cumprod) // steps
         return (np.arange(steps) * ratio)[::-1] + self.steps_offset
 
+    def noise_ratio(self, timestep: int) -> float:
+        """Amplitude of noise over that of signal, which others call sigma."""
+        alpha = self.alpha(timestep)
+        return math.sqrt((1 - alpha) / alpha)
+
     def alpha(self, timestep: int) -> float:
         """Remaining signal (cumulative alpha); below the first training step, that of the end."""
         if timestep >= 0:
@@ -127,7 +132,11 @@ class Pndm:
 
 @dataclass
 class DpmSolver:
-    """DPM-Solver++(2M) (Lu et al. 2022, arXiv:2211.01095); ends at no noise."""
+    """DPM-Solver++(2M) (Lu et al. 2022, arXiv:2211.01095); ends at no noise.
+
+    Its steps are even in the logarithm of signal over noise, in which it is of second order, and begin where there is most
+    noise. Where two would fall on one training step, one is left out.
+    """
 
     schedule: Schedule
     steps: int
@@ -135,7 +144,11 @@ class DpmSolver:
     _previous: Array | None = None
 
     def __post_init__(self) -> None:
-        self.timesteps = self.schedule.spaced(self.steps)
+        alphas, last = self.schedule.alphas_cumprod, self.schedule.steps_offset
+        ratios = 0.5 * np.log(alphas / (1 - alphas))  # decreasing
+        wanted = np.linspace(ratios[-1], ratios[last], self.steps)
+        nearest = np.abs(ratios[None] - wanted[:, None]).argmin(1)
+        self.timesteps = np.unique(nearest)[::-1].astype(np.int64)
 
     def step(self, v: Array, index: int, latents: Array) -> Array:
         here = self.schedule.alpha(int(self.timesteps[index]))
@@ -180,19 +193,26 @@ def denoise(
     return latents
 
 
-def guided(network: Callable[[Array, int, Array], Array], positive: Array, negative: Array, guidance: float) -> Network:
+def guided(
+    network: Callable[[Array, int, Array], Array],
+    positive: Array,
+    negative: Array,
+    guidance: float,
+    matters: Callable[[int], bool] = lambda timestep: True,
+) -> Network:
     """A network whose prediction is pushed away from `negative`; at guidance 1 only `positive` is asked.
 
     Args:
         network: (latents, timestep, class labels) -> v.
         positive: class labels (batch, 2 * image_embed_dim).
         negative: class labels of the same shape; zeros for none.
+        matters: whether guidance is applied at a timestep; elsewhere only `positive` is asked, which is half the work.
     """
-    if guidance == 1:
-        return lambda latents, timestep: network(latents, timestep, positive)
     labels = np.concatenate([negative, positive])
 
     def predict(latents: Array, timestep: int) -> Array:
+        if guidance == 1 or not matters(timestep):
+            return network(latents, timestep, positive)
         away, towards = np.split(network(np.concatenate([latents, latents]), timestep, labels), 2)
         return mix((1 - guidance, away), (guidance, towards))
 

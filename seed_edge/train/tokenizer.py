@@ -11,6 +11,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -23,6 +24,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from seed_edge.errors import DataError
 from seed_edge.files import replacing
 from seed_edge.models.checkpoints import load_image_tokenizer, save_image_tokenizer
 from seed_edge.models.config import PixelGeometry
@@ -61,8 +63,10 @@ class DecoderRecipe:
     """Knobs of the third stage."""
 
     schedule: Schedule
+    depth: int | None = None
+    """Blocks of the decoder from here on, so that it can keep more; those that come new do nothing at first."""
     shares: dict[str, float] = field(
-        default_factory=lambda: {"canonical": 0.45, "other": 0.1, "composites": 0.3, "photos": 0.15}
+        default_factory=lambda: {"canonical": 0.5, "other": 0.1, "composites": 0.3, "photos": 0.1}
     )
     """Of the pools of pictures (`pools`): what the language model draws most is painted most."""
     varied: float = 0.2
@@ -359,6 +363,8 @@ def revived(step: int, recipe: PixelTokenizerRecipe, steps: int) -> bool:
 
 def train_decoder(model: PixelTokenizer, cache: Cache, out: Path, recipe: DecoderRecipe, report: Report) -> None:
     """The third stage: what stands behind the codebook, on the codes that every picture has now."""
+    if recipe.depth is not None:
+        model = deepened(model, recipe.depth)
     model.eval()
     codes = torch.from_numpy(codes_of_cache(model, cache, out / CODES_FILE))
     source = BatchSource(cache, recipe.schedule.batch, recipe.shares, recipe.varied)
@@ -373,6 +379,29 @@ def train_decoder(model: PixelTokenizer, cache: Cache, out: Path, recipe: Decode
 
     folder = out / DECODER_FOLDER.format(codebook_sum(model))
     Loop(folder, recipe.schedule, report).run(DecoderObjective(model, recipe), batch_of, after)
+
+
+def deepened(model: PixelTokenizer, depth: int) -> PixelTokenizer:
+    """The same tokenizer with `depth` blocks in its decoder; those that come new pass on what they get.
+
+    Raises:
+        DataError: it has more already.
+    """
+    has = model.geometry.decoder_depth
+    if depth < has:
+        raise DataError(f"decoder.depth is {depth}; this tokenizer has {has} blocks, and none can be taken away")
+    if depth == has:
+        return model
+    with torch.random.fork_rng():
+        torch.manual_seed(depth)  # an interrupted run gets the same ones
+        grown = PixelTokenizer(dataclasses.replace(model.geometry, decoder_depth=depth))
+    grown.load_state_dict(grown.state_dict() | model.state_dict())
+    for block in grown.blocks_image[has:]:
+        for layer in (block.attn.proj, block.mlp.fc2):
+            nn.init.zeros_(layer.weight)
+            nn.init.zeros_(layer.bias)
+    grown.pixel_head.to(memory_format=torch.channels_last)
+    return grown
 
 
 def keys_of(cache: Cache, rows: NDArray[np.int64]) -> list[str]:

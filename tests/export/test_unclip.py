@@ -33,7 +33,7 @@ from seed_edge.errors import BundleError, CheckpointError
 from seed_edge.export.diffusion import UnclipFolder
 from seed_edge.runtime import unclip as unclip_module
 from seed_edge.runtime.sessions import choose_device
-from seed_edge.runtime.unclip import DiffusionOptions, Unclip
+from seed_edge.runtime.unclip import FAST, DiffusionOptions, Unclip
 
 REFERENCE = Path(__file__).parent.parent / "fixtures" / "seed2"
 DIM = 1024
@@ -246,6 +246,26 @@ def test_latents_that_do_not_fit_are_refused(bundle, tmp_path):
     for name, words in (("odd", "of shape (1, 4, 8, 8) do not fit"), ("no", "cannot be read as latents")):
         result = call("decode", tmp_path / f"{name}.npy", "--bundle", bundle.path, "-o", tmp_path / "x.png", fails=True)
         assert words in result.stderr
+
+
+def test_fast_asks_a_third_as_often_and_may_be_changed(bundle, given, tmp_path, monkeypatch):
+    unclip, asked, predict = Unclip(bundle, choose_device("cpu")), [], Unclip._predict
+    assert unclip.evaluations(DiffusionOptions()) == 42
+    assert unclip.evaluations(FAST) <= 14
+    assert unclip.evaluations(DiffusionOptions(steps=5, guidance=1)) == 6
+
+    def counted(self, latents, timestep, labels):
+        asked.append(len(latents))
+        return predict(self, latents, timestep, labels)
+
+    monkeypatch.setattr(Unclip, "_predict", counted)
+    unclip.walk(*given, FAST)
+    assert sum(asked) == unclip.evaluations(FAST)
+    codes = tmp_path / "codes.txt"
+    codes.write_text(" ".join(["5"] * 32))
+    asked.clear()
+    call("decode", codes, "--bundle", bundle.path, "--fast", "--guidance", 1, "-o", tmp_path / "a.png")
+    assert asked == [1] * FAST.steps
 
 
 def test_progress_is_told_per_evaluation(bundle):
