@@ -21,6 +21,8 @@ sleep_while_waiting()
 import llama_cpp  # noqa: E402  (loads libgomp, which reads its environment then)
 
 LOG_ERROR = 3
+FIRST_CONTEXT = 512
+"""Ids there is room for at first; keys and values of 2,048 take a gigabyte in a LLaMA of 7 billion weights."""
 _log_lines: list[str] = []
 
 
@@ -114,36 +116,49 @@ class LlamaCpp:
             self._model = llama_cpp.llama_model_load_from_file(str(path).encode(), model_params(gpu))
         if not self._model:
             raise BundleError(f"{path} cannot be loaded by llama.cpp ({_last_log()}); export again")
+        self._vocab = llama_cpp.llama_model_get_vocab(self._model)
+        self.vocab_size: int = llama_cpp.llama_vocab_n_tokens(self._vocab)
+        self._context_length, self._most_branches, self._branch_length = context_length, branches, branch_length
+        self._open_context(min(context_length, FIRST_CONTEXT))
+
+    def _open_context(self, length: int) -> None:
+        """Make room for so many ids; what was read before is forgotten."""
+        self._close_context()
+        branches = self._most_branches
         params = llama_cpp.llama_context_default_params()
-        params.n_ctx = params.n_batch = params.n_ubatch = context_length
-        if branch_length:  # sequence 0 holds the prompt; branches live in one half of the others and move to the other half
-            params.n_ctx += (branches - 1) * branch_length + branches
+        params.n_ctx = params.n_batch = params.n_ubatch = length
+        if self._branch_length:  # sequence 0 holds the prompt; branches live in one half of the others, and move to the other
+            params.n_ctx += (branches - 1) * self._branch_length + branches
             params.n_seq_max, params.kv_unified = 2 * branches + 1, True
             self._batch = llama_cpp.llama_batch_init(branches, 0, 1)
-        if precise:
+        if self._precise:
             params.type_k = params.type_v = llama_cpp.GGML_TYPE_F32
             params.flash_attn_type = llama_cpp.LLAMA_FLASH_ATTN_TYPE_DISABLED
-        params.n_threads = params.n_threads_batch = threads_for_language_model(path.stat().st_size)
+        params.n_threads = params.n_threads_batch = threads_for_language_model(self._path.stat().st_size)
         self._context = llama_cpp.llama_init_from_model(self._model, params)
         if not self._context:
             self.close()
-            raise BundleError(f"{path}: llama.cpp cannot make a context of {context_length} ids ({_last_log()})")
-        self._vocab = llama_cpp.llama_model_get_vocab(self._model)
-        self._memory = llama_cpp.llama_get_memory(self._context)
-        self.vocab_size: int = llama_cpp.llama_vocab_n_tokens(self._vocab)
-        self._context_length = context_length
+            raise BundleError(
+                f"{self._path}: llama.cpp cannot make a context of {length} ids ({_last_log()}); "
+                "close other programs if memory is short"
+            )
+        self._memory, self._room = llama_cpp.llama_get_memory(self._context), length
         self._read: list[int] = []
-        self._branches, self._most_branches, self._depth = [0], branches, 0
+        self._branches, self._depth = [0], 0
 
-    def close(self) -> None:
-        """Free the model; a second call does nothing."""
+    def _close_context(self) -> None:
         if self._batch:
             llama_cpp.llama_batch_free(self._batch)
         if self._context:
             llama_cpp.llama_free(self._context)
+        self._context = self._batch = None
+
+    def close(self) -> None:
+        """Free the model; a second call does nothing."""
+        self._close_context()
         if self._model and not self._borrowed:
             llama_cpp.llama_model_free(self._model)
-        self._model = self._context = self._batch = None
+        self._model = None
 
     def conversation(self, branches: int = 1, branch_length: int = 0) -> LlamaCpp:
         """Another conversation on the same weights, to be closed before this one; arguments as in `LlamaCpp`."""
@@ -197,6 +212,8 @@ class LlamaCpp:
             raise PromptError(
                 f"the prompt has {len(ids)} ids, {self._context_length - room} fit beside the answer; shorten it"
             )
+        if len(ids) + room > self._room:
+            self._open_context(min(self._context_length, 2 * (len(ids) + room)))
         for branch in self._branches:
             if branch != 0:
                 llama_cpp.llama_memory_seq_rm(self._memory, branch, -1, -1)

@@ -114,6 +114,22 @@ def test_a_prompt_that_leaves_no_room_is_refused_with_both_numbers(model):
     model.start([5] * 86, room=10)
 
 
+def test_a_context_grows_with_what_is_asked_and_changes_nothing(tiny, monkeypatch, model):
+    prompt = [1, *range(30, 50)]
+    expected = [model.start(prompt[:5], room=3), model.start(prompt, room=20), model.start(prompt, room=60)]
+    monkeypatch.setattr(language_model, "FIRST_CONTEXT", 16)
+    small = LlamaCpp(Bundle.open(tiny).language_model, 96)
+    try:
+        for length, room, wanted in ((5, 3, expected[0]), (21, 20, expected[1]), (21, 60, expected[2])):
+            assert small.start(prompt[:length], room=room) == pytest.approx(wanted, abs=2e-3)
+            for _ in range(room):
+                small.step(40)
+        with pytest.raises(PromptError, match="fit beside the answer"):
+            small.start(prompt, room=76)
+    finally:
+        small.close()
+
+
 def test_a_file_llama_cpp_refuses_is_one_clear_error(tmp_path):
     path = tmp_path / "llm.gguf"
     path.write_bytes(b"GGUF" + bytes(100))
