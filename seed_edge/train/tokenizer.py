@@ -74,8 +74,10 @@ class DecoderRecipe:
     perceptual_weight: float = 1.0
     perceptual_taps: tuple[int, ...] = (2, 4, 10, 15)
     """Blocks of the trunk whose outputs are compared."""
-    critic_weight: float = 0.05
+    critic_weight: float = 0.03
     """Of looking true to a critic, which makes edges sharp; 0 for none."""
+    critic_from: float = 0.6
+    """Share of the stage after which it is asked. Before, it would only teach textures that nothing calls for."""
 
 
 @dataclass(frozen=True)
@@ -242,7 +244,7 @@ class DecoderObjective(Objective):
         drawn = model.pixel_head(model.code_features(model.quantize.embedding(batch["codes"]))).float()
         found, wanted = self.looking(drawn, truth)
         losses = {"l1": F.l1_loss(drawn, truth), "look": self.recipe.perceptual_weight * distance(found, wanted)}
-        if self.critic is not None:
+        if self.critic is not None and batch["done"] >= self.recipe.critic_from:
             losses["critic"], fooled = self.critic.losses(found, wanted)
             losses["fooled"] = self.recipe.critic_weight * fooled
         return losses
@@ -371,7 +373,8 @@ def train_decoder(model: PixelTokenizer, cache: Cache, out: Path, recipe: Decode
 
     def batch_of(step: int, rng: np.random.Generator) -> Batch:
         rows = source(rng)
-        return {"keys": keys_of(cache, rows), "codes": codes[rows], "pixels": pixels_of(cache, rows)}
+        shown = {"keys": keys_of(cache, rows), "codes": codes[rows], "pixels": pixels_of(cache, rows)}
+        return shown | {"done": step / recipe.schedule.steps}
 
     def after(step: int) -> None:
         save_image_tokenizer(model, out)
