@@ -9,7 +9,8 @@ import pytest
 from click.testing import CliRunner
 from PIL import Image
 
-from seed_edge.cli import cli, parse_codes
+from seed_edge.cli import cli
+from seed_edge.commands.drawing import parse_codes
 from seed_edge.errors import CodesError
 
 

@@ -41,6 +41,7 @@ def imports_of(path: Path) -> set[str]:
     ("where", "never"),
     [
         ("*.py", ("torch", "transformers", "onnx.", "gguf")),
+        ("commands/*.py", ("torch", "transformers", "onnx.", "gguf")),
         ("runtime/*.py", ("torch", "transformers", *SIDES)),
         ("models/*.py", ("seed_edge.runtime", "seed_edge.export", "seed_edge.train", "seed_edge.evaluate")),
         ("train/*.py", ("seed_edge.runtime", "seed_edge.export", "seed_edge.evaluate")),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -58,3 +59,21 @@ def need(extra: str, *modules: str) -> None:
 def given(**options: int | None) -> dict[str, Any]:
     """The options that were given."""
     return {name: value for name, value in options.items() if value is not None}
+
+
+class Progress:
+    """A counter on stderr that rewrites its line; silent when quiet or when stderr is no terminal."""
+
+    def __init__(self, what: str, quiet: bool) -> None:
+        self.what, self.shown = what, not quiet and sys.stderr.isatty()
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __call__(self, done: int, total: int) -> None:
+        if self.shown:
+            click.echo(f"\r{self.what}: {done}/{total}", err=True, nl=False)
+
+    def __exit__(self, *_: object) -> None:
+        if self.shown:
+            click.echo("\r\033[K", err=True, nl=False)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from seed_edge.console import bundle_option, device_option, need, note, opened, quiet_option, seed_option
+from seed_edge.commands.common import bundle_option, device_option, need, note, opened, quiet_option, seed_option
 
 if TYPE_CHECKING:
     from seed_edge.train.llm import Sheet

@@ -1,0 +1,1 @@
+"""The commands: parse, call, print. Heavy imports happen inside those that need them."""

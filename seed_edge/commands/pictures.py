@@ -1,0 +1,150 @@
+"""What commands that make pictures share: options of a diffusion, where pictures and what is half done are kept."""
+
+from __future__ import annotations
+
+import functools
+import os
+import re
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from seed_edge.errors import CodesError, SeedEdgeError
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from seed_edge.runtime.pipeline import SeedEdge
+    from seed_edge.runtime.unclip import DiffusionOptions
+
+LATENTS = ".npy"
+PICTURE_TYPES = {".png": "PNG", ".webp": "WEBP", ".jpg": "JPEG", ".jpeg": "JPEG"}
+
+
+diffusion_options = (
+    click.option("--fast", is_flag=True, default=None, help="Of a diffusion: a third of the steps, by a better solver."),
+    click.option("--steps", type=click.IntRange(2, 500), help="Of a diffusion.  [default: the bundle's]"),
+    click.option("--guidance", type=click.FloatRange(1), help="Of a diffusion; 1 for none.  [default: the bundle's]"),
+    click.option("--scheduler", help="Of a diffusion: pndm, ddim or dpm++.  [default: the bundle's]"),
+    click.option(
+        "--tiled/--whole", default=None, help="Last stage in tiles, in less memory.  [default: where memory is short]"
+    ),
+)
+
+
+def with_diffusion_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Add the options of a diffusion to a command, which gets them together, as `walk`."""
+
+    @functools.wraps(command)
+    def collected(**options: Any) -> None:
+        walk = {name: options.pop(name) for name in ("fast", "steps", "guidance", "scheduler", "tiled")}
+        command(walk=walk, **options)
+
+    for option in reversed(diffusion_options):
+        collected = option(collected)
+    return collected
+
+
+def walk_of(edge: SeedEdge, walk: dict[str, Any]) -> DiffusionOptions:
+    """Options of a diffusion; refused for a bundle that has none."""
+    import dataclasses
+
+    from seed_edge.runtime.unclip import FAST, DiffusionOptions
+
+    if edge.bundle.manifest.kind == "pixels" and any(given is not None for given in walk.values()):
+        raise click.ClickException(
+            "this bundle draws in one pass; leave out --fast, --steps, --guidance, --scheduler, --tiled"
+        )
+    chosen = {name: value for name, value in walk.items() if name != "fast" and value is not None}
+    return dataclasses.replace(FAST if walk["fast"] else DiffusionOptions(), **chosen)
+
+
+def save_picture(image: Image, path: Path) -> None:
+    """Write a picture so that it appears under its name only when complete."""
+    kind = PICTURE_TYPES.get(path.suffix.lower())
+    if kind is None:
+        raise click.ClickException(f"{path}: pictures are written as {', '.join(PICTURE_TYPES)}; choose one of these")
+    try:
+        handle, partial = tempfile.mkstemp(prefix=f".{path.stem[:40]}-", suffix=path.suffix, dir=path.parent)
+    except OSError as error:
+        raise click.ClickException(f"{path}: the folder cannot be written ({error.strerror})") from error
+    try:
+        with os.fdopen(handle, "wb") as file:
+            image.save(file, kind, quality=95)
+        umask = os.umask(0)
+        os.umask(umask)
+        os.chmod(partial, 0o666 & ~umask)
+        os.replace(partial, path)
+    except BaseException as error:
+        Path(partial).unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            raise click.ClickException(f"{path} cannot be written ({error.strerror})") from error
+        raise
+
+
+def check_output(path: Path) -> None:
+    """Refuse an output that cannot be written, before any work."""
+    if path.suffix.lower() not in PICTURE_TYPES:
+        raise click.ClickException(f"{path}: pictures are written as {', '.join(PICTURE_TYPES)}; choose one of these")
+    if path.is_dir():
+        raise click.ClickException(f"{path} is a folder; give a file name")
+    if not path.parent.is_dir():
+        raise click.ClickException(f"{path.parent}: no such folder; make it first, or choose another -o")
+    if not os.access(path.parent, os.W_OK):
+        raise click.ClickException(f"{path.parent}: the folder cannot be written; choose another -o")
+
+
+def free_name(prompt: str) -> Path:
+    """A file name made of the prompt that does not exist yet: `a-red-fox.png`, `a-red-fox-2.png`, ..."""
+    stem = re.sub(r"[^\w]+", "-", prompt.lower()).strip("-")[:60] or "picture"
+    return unused(Path(f"{stem}.png"))
+
+
+def unused(path: Path) -> Path:
+    """`path`, or with the first number that makes it a name of no file."""
+    number, free = 1, path
+    while free.exists():
+        number += 1
+        free = path.with_stem(f"{path.stem}-{number}")
+    return free
+
+
+@contextmanager
+def kept_latents(output: Path) -> Iterator[Callable[[Any], None]]:
+    """Keeps the latents of a picture in a file beside it while the last stage works, which may run out of memory."""
+    path, failed = unused(output.with_suffix(LATENTS)), False
+
+    def keep(latents: Any) -> None:
+        import numpy as np
+
+        np.save(path, latents)
+
+    try:
+        yield keep
+    except (SeedEdgeError, MemoryError) as error:
+        failed = True
+        if path.exists():
+            again = f"seed-edge decode {path} -o {output} --tiled"
+            raise click.ClickException(f"{error}; what was drawn is kept: try `{again}` with the same --bundle") from error
+        raise
+    finally:
+        if not failed:
+            path.unlink(missing_ok=True)
+
+
+def read_latents(path: Path) -> Any:
+    """Latents that `kept_latents` kept.
+
+    Raises:
+        CodesError: the file is missing or holds no array.
+    """
+    import numpy as np
+
+    try:
+        return np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise CodesError(f"{path} cannot be read as latents ({error}); give a file that `draw` kept") from error
