@@ -2,78 +2,384 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import secrets
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from seed_edge.commands.common import Progress, bundle_option, device_option, json_option, note, opened, quiet_option
+from seed_edge.commands.common import (
+    Progress,
+    bundle_option,
+    device_option,
+    given,
+    json_option,
+    max_pixels_option,
+    note,
+    opened,
+    quiet_option,
+)
 from seed_edge.commands.pictures import (
     LATENTS,
     check_output,
     free_name,
+    grid_of,
     kept_latents,
+    metadata_option,
+    numbered,
     read_latents,
+    resized,
     save_picture,
+    size_option,
     walk_of,
     with_diffusion_options,
 )
-from seed_edge.errors import CodesError
+from seed_edge.errors import CodesError, PromptError
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from seed_edge.manifest import Sampling
+    from seed_edge.record import Record
+    from seed_edge.runtime.pipeline import SeedEdge
+    from seed_edge.runtime.unclip import DiffusionOptions
 
 CODES_FILE_LIMIT = 1 << 20
+MOST_AT_ONCE = 1000
+
+output_option = click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="Picture to write.")
+seed_option = click.option(
+    "--seed", type=click.IntRange(0), help="Same seed, same picture.  [default: a new one, said on stderr]"
+)
+temperature_option = click.option(
+    "--temperature", type=click.FloatRange(0), help="Higher varies more, 0 not at all.  [default: the bundle's]"
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Brush:
+    """How the pictures of one call are made and kept."""
+
+    edge: SeedEdge
+    options: DiffusionOptions
+    sampling: Sampling
+    negative: str | None
+    side: int | None
+    """Of a saved picture, in pixels; None for what the bundle draws."""
+    metadata: bool
+    quiet: bool
+
+    def codes(self, prompt: str, seed: int) -> list[int]:
+        """Codes of a prompt."""
+        with Progress("codes", self.quiet) as progress:
+            drawn = self.edge.draw_codes(prompt, seed=seed, negative=self.negative, sampling=self.sampling, progress=progress)
+        return [int(code) for code in drawn]
+
+    def picture(self, codes: Sequence[int], seed: int, path: Path) -> Image:
+        """Picture of codes; what is half done is kept beside `path` where the last stage fails."""
+        negative = self.edge.negative_codes(self.negative, seed=seed)
+        with Progress("steps", self.quiet) as progress, kept_latents(path) as keep:
+            picture = self.edge.decode(codes, seed=seed, options=self.options, negative=negative, progress=progress, keep=keep)
+        return resized(picture, self.side)
+
+    def save(self, picture: Image, path: Path, prompt: str, drawn: Sequence[tuple[int, Sequence[int]]]) -> None:
+        """Write a picture, with how it was made unless it is not to be told.
+
+        Args:
+            drawn: seed and codes of each picture in it.
+        """
+        save_picture(picture, path, self.record(prompt, drawn) if self.metadata else None)
+
+    def record(self, prompt: str, drawn: Sequence[tuple[int, Sequence[int]]]) -> Record:
+        """How it was made."""
+        from seed_edge.record import Drawn, Record, bundle_hash
+
+        manifest = self.edge.bundle.manifest
+        walk: dict[str, Any] = {}
+        if manifest.diffusion is not None:
+            own, said = manifest.diffusion, self.options
+            walk = {
+                "steps": said.steps or own.steps,
+                "guidance": own.guidance if said.guidance is None else said.guidance,
+                "scheduler": said.scheduler or own.scheduler,
+                "guided_between": said.guided_between,
+            }
+        return Record(
+            prompt=prompt,
+            drawn=tuple(Drawn(seed, tuple(codes)) for seed, codes in drawn),
+            bundle=manifest.name,
+            bundle_hash=bundle_hash(self.edge.bundle),
+            negative=self.negative or "",
+            temperature=self.sampling.temperature,
+            **walk,
+        )
+
+
+def brush_of(
+    edge: SeedEdge,
+    walk: dict[str, Any],
+    temperature: float | None,
+    quiet: bool,
+    negative: str | None = None,
+    side: int | None = None,
+    metadata: bool = True,
+) -> Brush:
+    """How pictures are made, from what was said on the command line; refuses what the bundle cannot do."""
+    from seed_edge.manifest import Sampling
+
+    options = walk_of(edge, walk)
+    edge.require_decoder()
+    language = edge.bundle.manifest.language
+    sampling = Sampling(0.0, 0, 1.0) if language is None else language.sampling
+    if temperature is not None:
+        sampling = dataclasses.replace(sampling, temperature=temperature)
+    return Brush(edge, options, sampling, negative, side, metadata, quiet)
 
 
 @click.command()
-@click.argument("prompt")
+@click.argument("prompt", required=False)
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Picture to write.  [default: made of the prompt]")
-@click.option("--seed", type=click.IntRange(0), help="Same seed, same picture.  [default: a new one, said on stderr]")
-@click.option("--temperature", type=click.FloatRange(0), help="Higher varies more, 0 not at all.  [default: the bundle's]")
+@click.option("-n", "--count", type=click.IntRange(1, MOST_AT_ONCE), default=1, show_default=True, help="So many pictures.")
+@click.option("--grid", is_flag=True, help="All of them in one picture.")
+@click.option("--prompts", type=click.Path(), help="A file of prompts, one a line, or - for stdin; -o is a folder then.")
+@click.option("--from", "source", type=click.Path(), help="A picture that was drawn: draw the same again.")
+@click.option("--negative", help="What to keep away from, in words.")
+@seed_option
+@temperature_option
 @with_diffusion_options
+@size_option
+@metadata_option
 @bundle_option
 @device_option
 @json_option
 @quiet_option
 def draw(
-    prompt: str,
+    prompt: str | None,
     output: Path | None,
+    count: int,
+    grid: bool,
+    prompts: str | None,
+    source: str | None,
+    negative: str | None,
     seed: int | None,
     temperature: float | None,
     walk: dict[str, Any],
+    side: int | None,
+    metadata: bool,
     bundle: Path | None,
     device: str,
     as_json: bool,
     quiet: bool,
 ) -> None:
-    """Draw a picture of PROMPT."""
-    import dataclasses
+    """Draw a picture of PROMPT.
 
-    path = output or free_name(prompt)
+    Several with -n: seeds count up from the first. What is drawn carries prompt, seed, codes and bundle (`inspect` shows them,
+    --from draws the same again), and the mark that a machine made it.
+    """
+    if sum(given is not None for given in (prompt, prompts, source)) != 1:
+        raise click.ClickException('say what to draw: a PROMPT such as "a red fox", or --prompts FILE, or --from PICTURE')
+    if source is not None:
+        draw_again(source, output, walk, side, metadata, bundle, device, as_json, quiet)
+        return
+    folder = output if prompts is not None else None
+    if folder is not None and not folder.is_dir():
+        raise click.ClickException(f"{folder}: no such folder; with --prompts, -o is a folder that exists")
+    if output is not None and folder is None:
+        check_output(output)
+    asked = [prompt] if prompt is not None else list(lines_of(str(prompts)))
+    if seed is None:
+        seed = secrets.randbelow(2**31)
+        note(f"seed: {seed}", quiet)
+    failed = 0
+    with opened(bundle, device, quiet) as edge:
+        brush = brush_of(edge, walk, temperature, quiet, negative, side, metadata)
+        for text in asked:
+            first = output if folder is None and output is not None else free_name(text, folder)
+            try:
+                draw_one(brush, text, range(seed, seed + count), first, grid, as_json)
+            except PromptError as error:
+                if len(asked) == 1:
+                    raise
+                failed += 1
+                note(f"{text[:60]!r} was not drawn: {error}", False)
+    if failed:
+        raise click.ClickException(f"{failed} of {len(asked)} prompts were not drawn")
+
+
+def draw_one(brush: Brush, prompt: str, seeds: range, path: Path, grid: bool, as_json: bool) -> None:
+    """Draw and write the pictures of a prompt, one for each seed."""
     check_output(path)
+    drawn, pictures = [], []
+    for number, seed in enumerate(seeds):
+        codes = brush.codes(prompt, seed)
+        own = path if grid or len(seeds) == 1 else numbered(path, number + 1)
+        picture = brush.picture(codes, seed, own)
+        if grid:
+            drawn.append((seed, codes))
+            pictures.append(picture)
+            continue
+        brush.save(picture, own, prompt, [(seed, codes)])
+        tell(own, prompt, [(seed, codes)], as_json)
+    if grid:
+        brush.save(grid_of(pictures), path, prompt, drawn)
+        tell(path, prompt, drawn, as_json)
+
+
+def tell(path: Path, prompt: str, drawn: Sequence[tuple[int, Sequence[int]]], as_json: bool) -> None:
+    """What was written, on stdout."""
+    if not as_json:
+        click.echo(str(path))
+        return
+    seed, codes = drawn[0]
+    record: dict[str, Any] = {"image": str(path), "prompt": prompt, "seed": seed, "codes": list(codes)}
+    if len(drawn) > 1:
+        record |= {"seed": [seed for seed, _ in drawn], "codes": [list(codes) for _, codes in drawn]}
+    click.echo(json.dumps(record, ensure_ascii=False))
+
+
+def draw_again(
+    source: str,
+    output: Path | None,
+    walk: dict[str, Any],
+    side: int | None,
+    metadata: bool,
+    bundle: Path | None,
+    device: str,
+    as_json: bool,
+    quiet: bool,
+) -> None:
+    """Draw what a picture says it shows, from its codes."""
+    from seed_edge.record import bundle_hash, record_in
+
+    record = record_in(source)
+    path = output or free_name(record.prompt or Path(source).stem)
+    check_output(path)
+    said: dict[str, Any] = {name: getattr(record, name) for name in ("steps", "guidance", "scheduler")}
+    with opened(bundle, device, quiet) as edge:
+        if bundle_hash(edge.bundle) != record.bundle_hash:
+            raise click.ClickException(
+                f"{source} was drawn by the bundle {record.bundle} ({record.bundle_hash[:10]}), not by {edge.bundle.path}; "
+                "say where that is with --bundle"
+            )
+        walk = walk | {name: value for name, value in said.items() if value is not None and walk[name] is None}
+        brush = brush_of(edge, walk, record.temperature, quiet, record.negative or None, side, metadata)
+        if record.guided_between is not None and not walk["fast"]:
+            options = dataclasses.replace(brush.options, guided_between=record.guided_between)
+            brush = dataclasses.replace(brush, options=options)
+        pictures = [brush.picture(each.codes, each.seed, path) for each in record.drawn]
+        drawn = [(each.seed, each.codes) for each in record.drawn]
+        brush.save(pictures[0] if len(pictures) == 1 else grid_of(pictures), path, record.prompt, drawn)
+    tell(path, record.prompt, drawn, as_json)
+
+
+def lines_of(name: str) -> Iterator[str]:
+    """Lines of a text file, or of stdin for `-`; empty ones are passed over.
+
+    Raises:
+        PromptError: it cannot be read, or holds nothing.
+    """
+    try:
+        with click.open_file(name, encoding="utf-8") as file:
+            lines = [line.strip() for line in file]
+    except (OSError, UnicodeDecodeError) as error:
+        raise PromptError(f"{name} cannot be read as text ({error})") from error
+    if not any(lines):
+        raise PromptError(f"{name} holds no prompts; write one on each line")
+    yield from filter(None, lines)
+
+
+@click.command()
+@click.argument("image", type=click.Path())
+@click.argument("change")
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="Picture to write.  [default: made of the change]")
+@seed_option
+@temperature_option
+@with_diffusion_options
+@size_option
+@metadata_option
+@max_pixels_option
+@bundle_option
+@device_option
+@json_option
+@quiet_option
+def edit(
+    image: str,
+    change: str,
+    output: Path | None,
+    seed: int | None,
+    temperature: float | None,
+    walk: dict[str, Any],
+    side: int | None,
+    metadata: bool,
+    max_pixels: int | None,
+    bundle: Path | None,
+    device: str,
+    as_json: bool,
+    quiet: bool,
+) -> None:
+    """Draw IMAGE changed as CHANGE says: "make the fox blue"."""
+    from seed_edge.preprocess import open_image
+
+    path = output or free_name(change)
+    check_output(path)
+    picture = open_image(image, **given(max_pixels=max_pixels))
     if seed is None:
         seed = secrets.randbelow(2**31)
         note(f"seed: {seed}", quiet)
     with opened(bundle, device, quiet) as edge:
-        sampling = edge.bundle.language.sampling
-        options = walk_of(edge, walk)
-        edge.require_decoder()
-        if temperature is not None:
-            sampling = dataclasses.replace(sampling, temperature=temperature)
+        brush = brush_of(edge, walk, temperature, quiet, None, side, metadata)
         with Progress("codes", quiet) as progress:
-            codes = edge.draw_codes(prompt, seed=seed, sampling=sampling, progress=progress)
-        with Progress("steps", quiet) as progress, kept_latents(path) as keep:
-            picture = edge.decode(codes, seed=seed, options=options, progress=progress, keep=keep)
-        save_picture(picture, path)
-    record = {"image": str(path), "prompt": prompt, "seed": seed, "codes": codes.tolist()}
-    click.echo(json.dumps(record, ensure_ascii=False) if as_json else str(path))
+            before = edge.encode([picture])[0]
+            codes = edge.edit_codes(before, change, seed=seed, sampling=brush.sampling, progress=progress).tolist()
+        brush.save(brush.picture(codes, seed, path), path, change, [(seed, codes)])
+    tell(path, change, [(seed, codes)], as_json)
+
+
+@click.command()
+@click.argument("image", type=click.Path())
+@output_option
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="For decoders that start from noise.")
+@with_diffusion_options
+@size_option
+@metadata_option
+@max_pixels_option
+@bundle_option
+@device_option
+@quiet_option
+def reconstruct(
+    image: str,
+    output: Path,
+    seed: int,
+    walk: dict[str, Any],
+    side: int | None,
+    metadata: bool,
+    max_pixels: int | None,
+    bundle: Path | None,
+    device: str,
+    quiet: bool,
+) -> None:
+    """Draw what is left of IMAGE in its codes: what the language model sees of it."""
+    from seed_edge.preprocess import open_image
+
+    check_output(output)
+    picture = open_image(image, **given(max_pixels=max_pixels))
+    with opened(bundle, device, quiet) as edge:
+        brush = brush_of(edge, walk, None, quiet, None, side, metadata)
+        codes = edge.encode([picture])[0].tolist()
+        brush.save(brush.picture(codes, seed, output), output, "", [(seed, codes)])
+    click.echo(str(output))
 
 
 @click.command()
 @click.argument("codes", type=click.Path(allow_dash=True))
-@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="Picture to write.")
+@output_option
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="For decoders that start from noise.")
 @with_diffusion_options
+@size_option
+@metadata_option
 @bundle_option
 @device_option
 @quiet_option
@@ -82,6 +388,8 @@ def decode(
     output: Path,
     seed: int,
     walk: dict[str, Any],
+    side: int | None,
+    metadata: bool,
     bundle: Path | None,
     device: str,
     quiet: bool,
@@ -94,13 +402,11 @@ def decode(
     latents = read_latents(Path(codes)) if Path(codes).suffix == LATENTS else None
     numbers = parse_codes(read_codes(codes), codes) if latents is None else []
     with opened(bundle, device, quiet) as edge:
-        options = walk_of(edge, walk)
+        brush = brush_of(edge, walk, None, quiet, None, side, metadata)
         if latents is not None:
-            picture = edge.develop(latents, tiled=walk["tiled"])
+            save_picture(resized(edge.develop(latents, tiled=walk["tiled"]), side), output, None)
         else:
-            with Progress("steps", quiet) as progress, kept_latents(output) as keep:
-                picture = edge.decode(numbers, seed=seed, options=options, progress=progress, keep=keep)
-        save_picture(picture, output)
+            brush.save(brush.picture(numbers, seed, output), output, "", [(seed, numbers)])
     click.echo(str(output))
 
 

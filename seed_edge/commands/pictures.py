@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import functools
+import math
 import os
 import re
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +19,7 @@ from seed_edge.errors import CodesError, SeedEdgeError
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+    from seed_edge.record import Record
     from seed_edge.runtime.pipeline import SeedEdge
     from seed_edge.runtime.unclip import DiffusionOptions
 
@@ -25,6 +27,14 @@ LATENTS = ".npy"
 PICTURE_TYPES = {".png": "PNG", ".webp": "WEBP", ".jpg": "JPEG", ".jpeg": "JPEG"}
 
 
+size_option = click.option(
+    "--size", "side", type=click.IntRange(16, 4096), help="Pixels a side of what is saved.  [default: what the bundle draws]"
+)
+metadata_option = click.option(
+    "--metadata/--no-metadata",
+    default=True,
+    help="Whether the file tells prompt, seed and codes; it tells that it is AI-made anyway.",
+)
 diffusion_options = (
     click.option("--fast", is_flag=True, default=None, help="Of a diffusion: a third of the steps, by a better solver."),
     click.option("--steps", type=click.IntRange(2, 500), help="Of a diffusion.  [default: the bundle's]"),
@@ -63,8 +73,33 @@ def walk_of(edge: SeedEdge, walk: dict[str, Any]) -> DiffusionOptions:
     return dataclasses.replace(FAST if walk["fast"] else DiffusionOptions(), **chosen)
 
 
-def save_picture(image: Image, path: Path) -> None:
-    """Write a picture so that it appears under its name only when complete."""
+def resized(image: Image, side: int | None) -> Image:
+    """A square picture of so many pixels a side; as it is for None."""
+    from PIL.Image import Resampling
+
+    return image if side is None or image.size == (side, side) else image.resize((side, side), Resampling.LANCZOS)
+
+
+def grid_of(images: Sequence[Image]) -> Image:
+    """Pictures of one size side by side, in rows as nearly square as can be."""
+    from PIL import Image as pillow
+
+    width, height = images[0].size
+    columns = math.ceil(math.sqrt(len(images)))
+    sheet = pillow.new("RGB", (columns * width, math.ceil(len(images) / columns) * height), "white")
+    for number, image in enumerate(images):
+        sheet.paste(image, (number % columns * width, number // columns * height))
+    return sheet
+
+
+def save_picture(image: Image, path: Path, record: Record | None) -> None:
+    """Write a picture so that it appears under its name only when complete.
+
+    Args:
+        record: how it was made, which the file is to carry; None to tell only that a machine made it.
+    """
+    from seed_edge.record import saving_options
+
     kind = PICTURE_TYPES.get(path.suffix.lower())
     if kind is None:
         raise click.ClickException(f"{path}: pictures are written as {', '.join(PICTURE_TYPES)}; choose one of these")
@@ -74,7 +109,7 @@ def save_picture(image: Image, path: Path) -> None:
         raise click.ClickException(f"{path}: the folder cannot be written ({error.strerror})") from error
     try:
         with os.fdopen(handle, "wb") as file:
-            image.save(file, kind, quality=95)
+            image.save(file, kind, quality=95, **saving_options(kind, record, image))
         umask = os.umask(0)
         os.umask(umask)
         os.chmod(partial, 0o666 & ~umask)
@@ -98,10 +133,15 @@ def check_output(path: Path) -> None:
         raise click.ClickException(f"{path.parent}: the folder cannot be written; choose another -o")
 
 
-def free_name(prompt: str) -> Path:
+def free_name(prompt: str, folder: Path | None = None) -> Path:
     """A file name made of the prompt that does not exist yet: `a-red-fox.png`, `a-red-fox-2.png`, ..."""
     stem = re.sub(r"[^\w]+", "-", prompt.lower()).strip("-")[:60] or "picture"
-    return unused(Path(f"{stem}.png"))
+    return unused((folder or Path()) / f"{stem}.png")
+
+
+def numbered(path: Path, number: int) -> Path:
+    """`fox.png` -> `fox-1.png`, or the next number that makes it a name of no file."""
+    return unused(path.with_stem(f"{path.stem}-{number}"))
 
 
 def unused(path: Path) -> Path:

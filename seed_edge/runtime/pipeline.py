@@ -24,6 +24,9 @@ from seed_edge.runtime.unclip import DiffusionOptions
 if TYPE_CHECKING:
     from seed_edge.runtime.language_model import LlamaCpp
 
+MOST_ANSWER_IDS = 512
+LEAST_AWAY = 1.5
+"""Guidance where something is to be kept away from, and the bundle has less."""
 ImageSource = Image.Image | str | Path
 Codes = Sequence[int] | NDArray[np.int64]
 
@@ -120,17 +123,71 @@ class SeedEdge:
             return model.text_of(best_text(agreed, vocab, prompts[0], beams, most))
         return model.text_of(write_text(model, vocab, prompts[0], Sampling(temperature, 0, 1.0), seed, most))
 
+    def ask(self, images: Sequence[ImageSource], question: str, *, temperature: float = 0.0, seed: int = 0) -> str:
+        """Answer a question about images.
+
+        Args:
+            images: in the order the question speaks of them.
+            temperature: 0 takes the likeliest words; higher values vary, with `seed`.
+
+        Raises:
+            PromptError: the question is empty or too long, or the bundle's model was not taught to answer.
+        """
+        return self.ask_codes([*self.encode(images)], question, temperature=temperature, seed=seed)
+
+    def ask_codes(self, images: Sequence[Codes], question: str, *, temperature: float = 0.0, seed: int = 0) -> str:
+        """Answer a question about images given as codes; see `ask`."""
+        language, model = self.bundle.language, self._language_model
+        vocab = language.vocab
+        ids = language.prompts.for_question(vocab, model.tokenize, question, [vocab.check_codes(each) for each in images])
+        most = min(MOST_ANSWER_IDS, language.context_length // 2)
+        return model.text_of(write_text(model, vocab, ids, Sampling(temperature, 0, 1.0), seed, most))
+
+    def edit(
+        self,
+        image: ImageSource,
+        change: str,
+        *,
+        seed: int = 0,
+        sampling: Sampling | None = None,
+        options: DiffusionOptions | None = None,
+    ) -> Image.Image:
+        """A picture of the image changed as asked; see `draw`.
+
+        Raises:
+            PromptError: `change` is empty or too long, or the bundle's model was not taught to edit.
+        """
+        self.require_decoder()
+        codes = self.edit_codes(self.encode([image])[0], change, seed=seed, sampling=sampling)
+        return self.decode(codes, seed=seed, options=options)
+
+    def edit_codes(
+        self,
+        codes: Codes,
+        change: str,
+        *,
+        seed: int = 0,
+        sampling: Sampling | None = None,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> NDArray[np.int64]:
+        """Codes (codes_per_image,) of an image, given as codes, changed as asked; see `edit` and `draw_codes`."""
+        language, model = self.bundle.language, self._language_model
+        ids = language.prompts.for_edit(language.vocab, model.tokenize, change, [language.vocab.check_codes(codes)])
+        return write_codes(model, language.vocab, ids, sampling or language.sampling, seed, progress)
+
     def draw(
         self,
         prompt: str,
         *,
         seed: int = 0,
+        negative: str | None = None,
         sampling: Sampling | None = None,
         options: DiffusionOptions | None = None,
     ) -> Image.Image:
         """Draw a picture from words; the same seed gives the same picture on the same machine.
 
         Args:
+            negative: what to keep away from, in words.
             sampling: how codes are drawn; by default as the manifest says.
             options: how a diffusion makes pixels of them; by default as the manifest says.
 
@@ -138,7 +195,14 @@ class SeedEdge:
             PromptError: the prompt is empty or too long.
         """
         self.require_decoder()
-        return self.decode(self.draw_codes(prompt, seed=seed, sampling=sampling), seed=seed, options=options)
+        codes = self.draw_codes(prompt, seed=seed, negative=negative, sampling=sampling)
+        return self.decode(codes, seed=seed, options=options, negative=self.negative_codes(negative, seed=seed))
+
+    def negative_codes(self, negative: str | None, *, seed: int = 0) -> NDArray[np.int64] | None:
+        """Codes that a diffusion keeps away from; None where there is none, whose codes keep away already."""
+        if negative is None or self.bundle.manifest.kind == "pixels":
+            return None
+        return self.draw_codes(negative, seed=seed)
 
     def require_decoder(self) -> None:
         """Refuse a bundle that cannot make pictures, before any work is put into codes.
@@ -154,21 +218,26 @@ class SeedEdge:
         prompt: str,
         *,
         seed: int = 0,
+        negative: str | None = None,
         sampling: Sampling | None = None,
         progress: Callable[[int, int], None] | None = None,
     ) -> NDArray[np.int64]:
         """Codes (codes_per_image,) for words; see `draw`.
 
         Args:
+            negative: what to keep away from; where a diffusion follows, that does it (`negative_codes`).
             progress: called with codes done and codes in all.
         """
         language, model = self.bundle.language, self._language_model
         vocab, sampling = language.vocab, sampling or language.sampling
         ids = language.prompts.for_drawing(vocab, model.tokenize, prompt)
-        if sampling.guidance == 1:
+        guidance, away = sampling.guidance, language.prompts.for_any_drawing(vocab, model.tokenize)
+        if negative is not None and self.bundle.manifest.kind == "pixels":
+            guidance, away = max(guidance, LEAST_AWAY), language.prompts.for_drawing(vocab, model.tokenize, negative)
+        if guidance == 1:
             return write_codes(model, vocab, ids, sampling, seed, progress)
         with model.fork() as unasked:
-            guided = Guided(model, unasked, language.prompts.for_any_drawing(vocab, model.tokenize), sampling.guidance)
+            guided = Guided(model, unasked, away, guidance)
             return write_codes(guided, vocab, ids, sampling, seed, progress)
 
     def encode(self, images: Sequence[ImageSource]) -> NDArray[np.int64]:
