@@ -48,9 +48,13 @@ class Preprocessing:
 
     def __call__(self, images: Sequence[Image.Image]) -> NDArray[np.float32]:
         """Normalised pixels of RGB images: (len(images), 3, image_size, image_size)."""
+        return self.normalise(np.stack([np.asarray(self.square(image)) for image in images]))
+
+    def square(self, image: Image.Image) -> Image.Image:
+        """The image as the graph sees it: RGB, `image_size` pixels a side. A square one stays what it is."""
         size = (self.image_size, self.image_size)
-        squares = [np.asarray(to_rgb(image).resize(size, FILTERS[self.resize_filter])) for image in images]
-        return self.normalise(np.stack(squares))
+        rgb = to_rgb(image)
+        return rgb if rgb.size == size else rgb.resize(size, FILTERS[self.resize_filter])
 
     def normalise(self, squares: NDArray[np.uint8]) -> NDArray[np.float32]:
         """(batch, S, S, 3) bytes -> (batch, 3, S, S) normalised floats."""

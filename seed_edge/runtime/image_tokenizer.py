@@ -55,10 +55,11 @@ class ImageTokenizer:
         """
         return self.encode_values(self._bundle.manifest.preprocessing(images))
 
-    def encode_mirrored(self, image: Image.Image) -> NDArray[np.int64]:
-        """Codes of an image and of its mirror image: (2, codes_per_image)."""
-        values = self._bundle.manifest.preprocessing([image])
-        return self.encode_values(np.concatenate([values, values[..., ::-1]]))
+    def encode_mirrored(self, images: Sequence[Image.Image]) -> NDArray[np.int64]:
+        """Codes of images and of their mirror images: (len(images), 2, codes_per_image)."""
+        values = self._bundle.manifest.preprocessing(images)
+        codes = self.encode_values(np.stack([values, values[..., ::-1]], 1).reshape(-1, *values.shape[1:]))
+        return codes.reshape(len(images), 2, -1)
 
     def encode_values(self, pixel_values: NDArray[np.float32]) -> NDArray[np.int64]:
         """Codes of normalised pixels (batch, 3, S, S); see `encode`."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
@@ -101,10 +101,17 @@ class SeedEdge:
             ImageError: the file cannot be read as an image.
             PromptError: `beams` is not between 1 and 16.
         """
-        picture = image if isinstance(image, Image.Image) else open_image(image)
-        if temperature == 0 and self.bundle.language.caption_mirrored:
-            return self._caption([*self._images.encode_mirrored(picture)], temperature, seed, beams)
-        return self._caption([*self.encode([picture])], temperature, seed, beams)
+        return next(self.captions([image], temperature=temperature, seed=seed, beams=beams))
+
+    def captions(
+        self, images: Sequence[ImageSource], *, temperature: float = 0.0, seed: int = 0, beams: int | None = None
+    ) -> Iterator[str]:
+        """Captions of images that are encoded together, each as `caption` gives it."""
+        pictures = [image if isinstance(image, Image.Image) else open_image(image) for image in images]
+        mirrored = temperature == 0 and self.bundle.language.caption_mirrored
+        views = self._images.encode_mirrored(pictures) if mirrored else self._images.encode(pictures)[:, None]
+        for each in views:
+            yield self._caption([*each], temperature, seed, beams)
 
     def caption_codes(self, codes: Codes, *, temperature: float = 0.0, seed: int = 0, beams: int | None = None) -> str:
         """Describe an image given as codes (codes_per_image,); see `caption`."""
