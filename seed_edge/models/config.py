@@ -36,6 +36,11 @@ class Geometry:
     """Transformer blocks over the code vectors (`blocks_image`)."""
     decoder_heads: int
 
+    @property
+    def own_rows(self) -> tuple[int, int]:
+        """How many queries, the first ones, have rows of the codebook of their own, and how many each."""
+        return (0, 0)
+
     def save(self, folder: Path) -> None:
         """Write `geometry.json` into `folder`."""
         (folder / FILE).write_text(json.dumps(dataclasses.asdict(self), indent=2) + "\n")
@@ -61,6 +66,8 @@ class PixelGeometry(Geometry):
     decoder_depth: int = 6
     decoder_heads: int = 8
     semantic_queries: int = 16
+    semantic_rows: int = 0
+    """Rows of the codebook that each semantic query has for its own, the first ones; 0: all queries share all."""
     output_size: int = 128
     """Side of the square picture the pixel head draws, in pixels."""
     pixel_grid: int = 8
@@ -68,7 +75,16 @@ class PixelGeometry(Geometry):
     pixel_channels: tuple[int, ...] = (192, 96, 40)
     """Channels after each doubling of the grid, coarsest first; one more doubling makes the pixels."""
 
+    @property
+    def own_rows(self) -> tuple[int, int]:
+        return (self.semantic_queries, self.semantic_rows) if self.semantic_rows else (0, 0)
+
     def __post_init__(self) -> None:
+        if self.semantic_queries * self.semantic_rows >= self.codebook_size:
+            raise CheckpointError(
+                f"geometry: {self.semantic_queries} queries with {self.semantic_rows} rows of their own leave none of "
+                f"{self.codebook_size} to the others"
+            )
         if self.pixel_grid * 2 ** (len(self.pixel_channels) + 1) != self.output_size:
             raise CheckpointError(
                 f"geometry: {len(self.pixel_channels) + 1} doublings of a grid of {self.pixel_grid} "

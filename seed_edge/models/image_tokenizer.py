@@ -29,7 +29,7 @@ class ImageTokenizer(nn.Module):
         self.query_tokens = nn.Parameter(torch.randn(1, geometry.num_queries, width) * 0.02)
         self.Qformer = CausalQFormer(geometry)
         self.encode_task_layer = nn.Sequential(nn.Linear(width, width), nn.Tanh(), nn.Linear(width, geometry.code_dim))
-        self.quantize = VectorQuantizer(geometry.codebook_size, geometry.code_dim)
+        self.quantize = VectorQuantizer(geometry.codebook_size, geometry.code_dim, geometry.own_rows)
         self.decode_task_layer = nn.Sequential(
             nn.Linear(geometry.code_dim, geometry.code_dim), nn.Tanh(), nn.Linear(geometry.code_dim, width)
         )

@@ -32,16 +32,27 @@ class VectorQuantizer(nn.Module):
     codebook_weight = 1.0
     """Pulls rows to their vectors."""
 
-    def __init__(self, codebook_size: int, code_dim: int) -> None:
+    def __init__(self, codebook_size: int, code_dim: int, own: tuple[int, int] = (0, 0)) -> None:
+        """
+        Args:
+            own: how many queries, the first ones, have rows of their own, and how many each. Theirs are the first rows, in
+                order; what is left over is shared by the other queries.
+        """
         super().__init__()
+        self.own = own
         self.embedding = nn.Embedding(codebook_size, code_dim)
         nn.init.uniform_(self.embedding.weight, -1.0 / codebook_size, 1.0 / codebook_size)
 
     def codes(self, z: Tensor) -> Tensor:
-        """Codes of vectors (..., code_dim). The distance is computed in fp32: half precision makes ties."""
-        weight = self.embedding.weight.float()
-        distance = weight.square().sum(1) - 2 * (z.float() @ weight.T)  # |z|^2 is the same for all rows
-        return distance.argmin(-1)
+        """Codes of vectors (batch, n, code_dim). The distance is computed in fp32: half precision makes ties."""
+        weight, (queries, rows) = self.embedding.weight.float(), self.own
+        taken = queries * rows
+        shared = _nearest(z[:, queries:] if taken else z, weight[taken:]) + taken
+        if not taken:
+            return shared
+        tables = weight[:taken].unflatten(0, (queries, rows))[: z.shape[1]]
+        own = _nearest(z[:, :queries].unsqueeze(2), tables).squeeze(2)
+        return torch.cat([own + torch.arange(own.shape[1], device=z.device) * rows, shared], 1)
 
     def forward(self, z: Tensor) -> Quantized:
         with torch.autocast(z.device.type, enabled=False):
@@ -69,3 +80,9 @@ class VectorQuantizer(nn.Module):
                 distributed.broadcast(self.embedding.weight, 0)
             usage[dead] = usage.mean()
         return len(dead)
+
+
+def _nearest(z: Tensor, rows: Tensor) -> Tensor:
+    """Number of the nearest of `rows` (..., m, code_dim) for vectors (..., n, code_dim)."""
+    distance = rows.square().sum(-1).unsqueeze(-2) - 2 * (z.float() @ rows.transpose(-1, -2))  # |z|^2 is the same for all rows
+    return distance.argmin(-1)

@@ -65,8 +65,6 @@ class LlamaShape:
     heads: int = 8
     mlp: int = 704
     context: int = 128
-    dropout: float = 0.1
-    """Of attention weights."""
 
 
 @dataclass(frozen=True)
@@ -174,12 +172,12 @@ def new_llama(vocab: Vocab, shape: LlamaShape, seed: int, codebook: NDArray[np.f
             num_attention_heads=shape.heads,
             max_position_embeddings=shape.context,
             rms_norm_eps=1e-6,
-            attention_dropout=shape.dropout,
             bos_token_id=vocab.bos_id,
             eos_token_id=vocab.eos_id,
             tie_word_embeddings=False,
         )
     )
+    model.set_attn_implementation("eager")  # on CPU, the backward pass of fused attention takes twice as long
     if codebook is not None:
         vectors = torch.from_numpy((codebook - codebook.mean(0)) / codebook.std())
         for layer in (model.get_input_embeddings(), model.get_output_embeddings()):

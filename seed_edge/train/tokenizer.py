@@ -40,14 +40,15 @@ from seed_edge.train.loop import Batch, Loop, Objective, Report
 from seed_edge.train.pools import shared_pools
 from seed_edge.train.reader import Reader, WordList
 from seed_edge.train.recipe import Schedule
+from seed_edge.train.refit import RowsRecipe, refitted
 from seed_edge.train.texts import caption
 from seed_edge.train.words import WordTargets
 from seed_edge.vocab import CodeSpace
 
 CACHE_FOLDER = "cache"
 """In the folder of a run: features and pixels of its pictures."""
-CODES_FILE = "codes.npz"
-"""In the folder of a run: the codes of every cached picture."""
+VECTORS_FILE = "vectors.npz"
+"""In the folder of a run: what the encoder gives for every cached picture, before quantization."""
 DECODER_FOLDER = "decoder-{:08x}"
 """In the folder of a run: state and log of the third stage for a codebook, named by its sum."""
 READING_FOLDER = "reading"
@@ -84,6 +85,8 @@ class DecoderRecipe:
 class PixelTokenizerRecipe:
     """Knobs of all stages."""
 
+    rows: RowsRecipe
+    """Of the codebook that the third stage and language models get."""
     reading: Schedule
     """Of the first stage."""
     schedule: Schedule
@@ -278,6 +281,10 @@ def train_pixel_tokenizer(
     telling = Telling(recipe.geometry, len(texts.bag.words), len(texts.list))
     train_reading(ReadingObjective(model, telling, recipe), texts, out, report)
     train_whole(WholeObjective(model, telling, recipe), texts, out, report)
+    model.eval()
+    report("codebook: k-means")
+    vectors = vectors_of_cache(model, cache, out / VECTORS_FILE)
+    model = refitted(model, vectors[cache.rows(held_out=False)], recipe.rows, recipe.schedule.seed)
     train_decoder(model, cache, out, recipe.decoder, report)
 
 
@@ -368,7 +375,7 @@ def train_decoder(model: PixelTokenizer, cache: Cache, out: Path, recipe: Decode
     if recipe.depth is not None:
         model = deepened(model, recipe.depth)
     model.eval()
-    codes = torch.from_numpy(codes_of_cache(model, cache, out / CODES_FILE))
+    codes = torch.from_numpy(codes_of_cache(model, cache, out / VECTORS_FILE))
     source = BatchSource(cache, recipe.schedule.batch, recipe.shares, recipe.varied)
 
     def batch_of(step: int, rng: np.random.Generator) -> Batch:
@@ -423,21 +430,35 @@ def codebook_sum(model: PixelTokenizer) -> int:
 
 
 @torch.inference_mode()
-def codes_of_cache(model: PixelTokenizer, cache: Cache, path: Path, batch: int = 256) -> NDArray[np.int64]:
-    """Codes of every cached row, (rows, n); kept at `path` with a sum over the codebook, and found again for this one only."""
-    codebook = codebook_sum(model)
+def vectors_of_cache(model: PixelTokenizer, cache: Cache, path: Path, batch: int = 256) -> NDArray[np.float32]:
+    """What the encoder gives for every cached row, (rows, n, code_dim); kept at `path` for this very encoder."""
+    encoder = encoder_sum(model)
     if path.exists():
         with np.load(path) as kept:
-            if int(kept["codebook"]) == codebook:
-                return kept["codes"]
+            if int(kept["encoder"]) == encoder:
+                return kept["vectors"]
     found, device = [], model.vision_mean.device
     for start in range(0, len(cache.features), batch):
         vision = torch.from_numpy(cache.features[start : start + batch].astype(np.float32)).to(device)
-        found.append(model.quantize.codes(model.query_features(vision)).cpu().numpy())
-    codes = np.concatenate(found)
+        found.append(model.query_features(vision).float().cpu().numpy())
+    vectors = np.concatenate(found)
     with replacing(path) as partial, open(partial, "wb") as file:
-        np.savez(file, codes=codes, codebook=codebook)
-    return codes
+        np.savez(file, vectors=vectors, encoder=encoder)
+    return vectors
+
+
+def encoder_sum(model: PixelTokenizer) -> int:
+    """What tells one state of the encoder from another."""
+    parts = (model.query_tokens, *model.encode_task_layer.parameters(), *model.code_norm.buffers())
+    return zlib.crc32(b"".join(part.detach().cpu().numpy().tobytes() for part in parts))
+
+
+@torch.inference_mode()
+def codes_of_cache(model: PixelTokenizer, cache: Cache, path: Path, batch: int = 1024) -> NDArray[np.int64]:
+    """Codes of every cached row, (rows, n). See `vectors_of_cache`."""
+    vectors, device = vectors_of_cache(model, cache, path), model.vision_mean.device
+    parts = (vectors[start : start + batch] for start in range(0, len(vectors), batch))
+    return np.concatenate([model.quantize.codes(torch.from_numpy(part).to(device)).cpu().numpy() for part in parts])
 
 
 def codes_of_run(run: Path, report: Report) -> tuple[CodeSpace, Iterator[CodeSample], NDArray[np.float32]]:
@@ -450,7 +471,7 @@ def codes_of_run(run: Path, report: Report) -> tuple[CodeSpace, Iterator[CodeSam
     model = load_image_tokenizer(run)
     cache = open_cache(run / CACHE_FOLDER, model.geometry)
     report("codes: encoding what is in the cache")
-    codes = codes_of_cache(model, cache, run / CODES_FILE)
+    codes = codes_of_cache(model, cache, run / VECTORS_FILE)
 
     def samples() -> Iterator[CodeSample]:
         for number, sample in enumerate(cache.samples):

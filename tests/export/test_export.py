@@ -108,20 +108,23 @@ def test_the_last_stage_changes_the_decoder_alone(run):
     first = torch.load(run / "state.pt", weights_only=True)["tensors"]
     last = load_file(run / "image_tokenizer.safetensors")
     changed = {n for n, t in last.items() if f"model.{n}" in first and not np.array_equal(t, first[f"model.{n}"].numpy())}
-    behind = ("decode_task_layer.", "pos_embed_image", "blocks_image.", "pixel_head.")
-    assert changed == {name for name in last if name.startswith(behind)}
-    assert {name for name in last if f"model.{name}" not in first} == {name for name in last if name.startswith("trunk.")}
+    behind = ("quantize.embedding.", "decode_task_layer.", "pos_embed_image", "blocks_image.", "pixel_head.")
+    assert changed == {name for name in last if name.startswith(behind) and not name.startswith("blocks_image.1.")}
+    new = {name for name in last if f"model.{name}" not in first}
+    assert new == {name for name in last if name.startswith(("trunk.", "blocks_image.1."))}  # the decoder grew
 
 
-def test_codes_are_found_anew_for_another_codebook(run, tmp_path):
+def test_codes_follow_the_encoder_and_the_codebook(run, tmp_path):
     model = load_image_tokenizer(run)
     cache = open_cache(run / "cache", model.geometry)
-    codes = codes_of_cache(model, cache, tmp_path / "codes.npz")
-    model.encode_task_layer[2].bias.data += 1  # the same codebook: what was kept is believed
-    assert np.array_equal(codes_of_cache(model, cache, tmp_path / "codes.npz"), codes)
-    model.quantize.embedding.weight.data = model.quantize.embedding.weight.flip(0)
-    model.encode_task_layer[2].bias.data -= 1
-    assert np.array_equal(codes_of_cache(model, cache, tmp_path / "codes.npz"), model.geometry.codebook_size - 1 - codes)
+    codes = codes_of_cache(model, cache, tmp_path / "vectors.npz")
+    assert (codes[:, 0] < 4).all() and (codes[:, 1:] >= 4).all()  # the query that tells what is shown has rows of its own
+    model.encode_task_layer[2].weight.data *= -1
+    other = codes_of_cache(model, cache, tmp_path / "vectors.npz")
+    assert not np.array_equal(other, codes)
+    model.quantize.embedding.weight.data = torch.cat([w.flip(0) for w in model.quantize.embedding.weight.split((4, 12))])
+    flipped = codes_of_cache(model, cache, tmp_path / "vectors.npz")
+    assert np.array_equal(flipped[:, 0], 3 - other[:, 0]) and np.array_equal(flipped[:, 1:], 4 + 15 - other[:, 1:])
 
 
 def test_a_trained_run_becomes_a_bundle_that_captions_and_draws(exported, tmp_path):
@@ -392,7 +395,7 @@ def test_it_goes_back_beside_the_same_encoder(exported, tmp_path):
         assert after.files[name] == before.files[name]
     call("draw", "a red disc", "--bundle", exported, "-o", tmp_path / "a.png", "--seed", 3)
     call("draw", "a red disc", "--bundle", tmp_path / "again", "-o", tmp_path / "b.png", "--seed", 3)
-    assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
+    assert Image.open(tmp_path / "a.png").tobytes() == Image.open(tmp_path / "b.png").tobytes()
 
 
 def test_the_embedded_bundle_is_what_a_language_model_goes_beside_unless_told(tmp_path):

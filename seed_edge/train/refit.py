@@ -1,0 +1,76 @@
+"""Codebooks for an encoder that stands: rows found by k-means, and for each semantic query rows of its own.
+
+Trained codebooks are shared by all queries, so that no row lies idle while the encoder still moves. To a language model a code
+that means the same wherever it stands is easier: with rows of its own, a query's code is a word of its own.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from seed_edge.models.image_tokenizer import PixelTokenizer
+
+ROUNDS = 25
+AT_ONCE = 1 << 14
+"""Vectors compared with all rows at a time."""
+SAMPLE = 200
+"""Vectors looked at for each row, at most."""
+
+
+@dataclass(frozen=True)
+class RowsRecipe:
+    """How many rows there are."""
+
+    semantic: int
+    """For each semantic query."""
+    placed: int
+    """For all others together."""
+
+
+def refitted(model: PixelTokenizer, vectors: NDArray[np.float32], recipe: RowsRecipe, seed: int) -> PixelTokenizer:
+    """The same encoder with other rows; its decoder has yet to learn them.
+
+    Args:
+        vectors: (pictures, n, code_dim) that training pictures give.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    semantic, dim = model.geometry.semantic_queries, model.geometry.code_dim
+    z = torch.from_numpy(np.ascontiguousarray(vectors))
+    rows = [k_means(z[:, query], recipe.semantic, generator) for query in range(semantic)]
+    rows.append(k_means(z[:, semantic:].reshape(-1, dim), recipe.placed, generator))
+    codebook = torch.cat(rows)
+    geometry = dataclasses.replace(model.geometry, codebook_size=len(codebook), semantic_rows=recipe.semantic)
+    with torch.random.fork_rng():
+        other = PixelTokenizer(geometry)
+    other.load_state_dict(model.state_dict() | {"quantize.embedding.weight": codebook})
+    other.pixel_head.to(memory_format=torch.channels_last)
+    return other
+
+
+def k_means(vectors: Tensor, count: int, generator: torch.Generator) -> Tensor:
+    """Rows (count, dim) that vectors (m, dim) lie near: Lloyd's rounds from k-means++, idle rows begun anew."""
+    chosen = torch.randperm(len(vectors), generator=generator)[: SAMPLE * count]
+    seen = vectors[chosen].float()
+    rows, far = seen[:1], torch.full((len(seen),), torch.inf)
+    for _ in range(count - 1):  # the farther from all rows so far, the likelier the next
+        far = torch.minimum(far, (seen - rows[-1]).square().sum(1))
+        place = torch.searchsorted(far.cumsum(0), torch.rand(1, generator=generator) * far.sum()).clamp(max=len(seen) - 1)
+        rows = torch.cat([rows, seen[place]])
+    for _ in range(ROUNDS):
+        nearest = torch.cat([_nearest(part, rows) for part in seen.split(AT_ONCE)])
+        sums = torch.zeros_like(rows).index_add_(0, nearest, seen)
+        counts = torch.bincount(nearest, minlength=count)
+        idle = counts == 0
+        rows = sums / counts.clamp(min=1)[:, None]
+        rows[idle] = seen[torch.randint(len(seen), (int(idle.sum()),), generator=generator)]
+    return rows
+
+
+def _nearest(vectors: Tensor, rows: Tensor) -> Tensor:
+    return (rows.square().sum(1) - 2 * vectors @ rows.T).argmin(1)
