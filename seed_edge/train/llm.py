@@ -74,7 +74,7 @@ class NewLlamaRecipe:
     schedule: Schedule
     model: LlamaShape = field(default_factory=LlamaShape)
     caption_shares: dict[str, float] = field(
-        default_factory=lambda: {"drawings": 0.24, "composites": 0.08, "sentences": 0.46, "labelled": 0.22}
+        default_factory=lambda: {"drawings": 0.38, "composites": 0.08, "sentences": 0.36, "labelled": 0.18}
     )
     """Of the pools of pictures (`pools`) among pictures to caption."""
     draw_shares: dict[str, float] = field(
