@@ -176,10 +176,10 @@ def draw(
 ) -> None:
     """Draw a picture of PROMPT.
 
-    Several with -n: seeds count up from the first. What is drawn carries prompt, seed, codes and bundle (`inspect` shows them,
-    --from draws the same again), and the mark that a machine made it.
+    Several with -n: seeds count up from the first. What is drawn carries prompt, seed, codes and bundle, so that --from draws
+    the same again, and the mark that a machine made it.
     """
-    if sum(given is not None for given in (prompt, prompts, source)) != 1:
+    if sum(said is not None for said in (prompt, prompts, source)) != 1:
         raise click.ClickException('say what to draw: a PROMPT such as "a red fox", or --prompts FILE, or --from PICTURE')
     if source is not None:
         draw_again(source, output, walk, side, metadata, bundle, device, as_json, quiet)
@@ -187,8 +187,7 @@ def draw(
     folder = output if prompts is not None else None
     if folder is not None and not folder.is_dir():
         raise click.ClickException(f"{folder}: no such folder; with --prompts, -o is a folder that exists")
-    if output is not None and folder is None:
-        check_output(output)
+    check_output(output if output is not None and folder is None else free_name("", folder))
     asked = [prompt] if prompt is not None else list(lines_of(str(prompts)))
     if seed is None:
         seed = secrets.randbelow(2**31)
@@ -211,7 +210,6 @@ def draw(
 
 def draw_one(brush: Brush, prompt: str, seeds: range, path: Path, grid: bool, as_json: bool) -> None:
     """Draw and write the pictures of a prompt, one for each seed."""
-    check_output(path)
     drawn, pictures = [], []
     for number, seed in enumerate(seeds):
         codes = brush.codes(prompt, seed)
