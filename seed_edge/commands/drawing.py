@@ -182,7 +182,15 @@ def draw(
     if sum(said is not None for said in (prompt, prompts, source)) != 1:
         raise click.ClickException('say what to draw: a PROMPT such as "a red fox", or --prompts FILE, or --from PICTURE')
     if source is not None:
-        draw_again(source, output, walk, side, metadata, bundle, device, as_json, quiet)
+        from seed_edge.record import record_in
+
+        record = record_in(source)
+        path = output or free_name(record.prompt or Path(source).stem)
+        check_output(path)
+        with opened(bundle, device, quiet) as edge:
+            refuse_other_bundle(edge, record, source)
+            brush = brush_of(edge, walk, record.temperature, quiet, record.negative or None, side, metadata)
+            draw_again(as_recorded(brush, record), record, path, as_json)
         return
     folder = output if prompts is not None else None
     if folder is not None and not folder.is_dir():
@@ -238,38 +246,30 @@ def tell(path: Path, prompt: str, drawn: Sequence[tuple[int, Sequence[int]]], as
     click.echo(json.dumps(record, ensure_ascii=False))
 
 
-def draw_again(
-    source: str,
-    output: Path | None,
-    walk: dict[str, Any],
-    side: int | None,
-    metadata: bool,
-    bundle: Path | None,
-    device: str,
-    as_json: bool,
-    quiet: bool,
-) -> None:
-    """Draw what a picture says it shows, from its codes."""
-    from seed_edge.record import bundle_hash, record_in
+def refuse_other_bundle(edge: SeedEdge, record: Record, source: str) -> None:
+    """Refuse a bundle that is not the one a picture was drawn by."""
+    from seed_edge.record import bundle_hash
 
-    record = record_in(source)
-    path = output or free_name(record.prompt or Path(source).stem)
-    check_output(path)
-    said: dict[str, Any] = {name: getattr(record, name) for name in ("steps", "guidance", "scheduler")}
-    with opened(bundle, device, quiet) as edge:
-        if bundle_hash(edge.bundle) != record.bundle_hash:
-            raise click.ClickException(
-                f"{source} was drawn by the bundle {record.bundle} ({record.bundle_hash[:10]}), not by {edge.bundle.path}; "
-                "say where that is with --bundle"
-            )
-        walk = walk | {name: value for name, value in said.items() if value is not None and walk[name] is None}
-        brush = brush_of(edge, walk, record.temperature, quiet, record.negative or None, side, metadata)
-        if record.guided_between is not None and not walk["fast"]:
-            options = dataclasses.replace(brush.options, guided_between=record.guided_between)
-            brush = dataclasses.replace(brush, options=options)
-        pictures = [brush.picture(each.codes, each.seed, path) for each in record.drawn]
-        drawn = [(each.seed, each.codes) for each in record.drawn]
-        brush.save(pictures[0] if len(pictures) == 1 else grid_of(pictures), path, record.prompt, drawn)
+    if bundle_hash(edge.bundle) != record.bundle_hash:
+        raise click.ClickException(
+            f"{source} was drawn by the bundle {record.bundle} ({record.bundle_hash[:10]}), not by {edge.bundle.path}; "
+            "say where that is with --bundle"
+        )
+
+
+def as_recorded(brush: Brush, record: Record) -> Brush:
+    """The brush with which a picture was drawn, but for what was said otherwise now."""
+    said = brush.options
+    recorded = {name: getattr(record, name) for name in ("steps", "guidance", "scheduler", "guided_between")}
+    missing = {name: value for name, value in recorded.items() if getattr(said, name) is None}
+    return dataclasses.replace(brush, options=dataclasses.replace(said, **missing))
+
+
+def draw_again(brush: Brush, record: Record, path: Path, as_json: bool) -> None:
+    """Draw what a picture says it shows, from its codes."""
+    pictures = [brush.picture(each.codes, each.seed, path) for each in record.drawn]
+    drawn = [(each.seed, each.codes) for each in record.drawn]
+    brush.save(pictures[0] if len(pictures) == 1 else grid_of(pictures), path, record.prompt, drawn)
     tell(path, record.prompt, drawn, as_json)
 
 

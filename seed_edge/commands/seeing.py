@@ -24,11 +24,18 @@ from seed_edge.commands.common import (
 from seed_edge.errors import ImageError
 
 if TYPE_CHECKING:
+    from PIL.Image import Image
+
     from seed_edge.runtime.pipeline import SeedEdge
 
 SOME_FAILED = 3
 """Exit code where some of many files could not be captioned."""
 STDIN_LIMIT = 1 << 28
+
+temperature_option = click.option(
+    "--temperature", type=click.FloatRange(0), default=0.0, show_default=True, help="0: the likeliest words."
+)
+seed_option = click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Used with --temperature.")
 
 
 @click.command()
@@ -40,8 +47,8 @@ STDIN_LIMIT = 1 << 28
 @click.option("--prefix", default="", help="Put before each caption.")
 @click.option("--append", default="", help="Put behind each caption.")
 @click.option("--stdin0", is_flag=True, help="Read names of images from stdin, each ended by a zero byte.")
-@click.option("--temperature", type=click.FloatRange(0), default=0.0, show_default=True, help="0: the likeliest words.")
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Used with --temperature.")
+@temperature_option
+@seed_option
 @click.option("--beams", type=click.IntRange(1, 16), help="Captions followed side by side.  [default: the bundle's]")
 @max_pixels_option
 @bundle_option
@@ -70,15 +77,20 @@ def caption(
 
     A file that cannot be read stops nothing: it is told at the end, and the exit code is 3.
     """
-    if images == ("-",):
-        caption_stdin(prefix, append, temperature, seed, beams, max_pixels, bundle, device, as_json, quiet)
-        return
     if not images and not stdin0:
         raise click.UsageError("give IMAGES, folders, or - for an image from stdin")
     if out is not None and sidecar is not None:
         raise click.UsageError("--out and --sidecar exclude each other")
     if out is None and sidecar is None and (resume or overwrite):
         raise click.UsageError("--resume and --overwrite go with --out or --sidecar")
+    options: dict[str, Any] = {"temperature": temperature, "seed": seed, "beams": beams}
+    if images == ("-",):
+        if out is not None or sidecar is not None:
+            raise click.UsageError("an image from stdin has no name; leave out --out and --sidecar")
+        picture = image_on_stdin(max_pixels)
+        with opened(bundle, device, quiet) as edge:
+            Printed(as_json, alone=True).put(Path("-"), prefix + edge.caption(picture, **options) + append)
+        return
     paths = chosen_images(images, stdin0)
     alone = len(paths) == 1 and not Path(images[0] if images else "").is_dir() and not stdin0
     with ExitStack() as stack:
@@ -91,8 +103,7 @@ def caption(
         if len(waiting) < len(paths):
             note(f"{len(paths) - len(waiting):,} of {len(paths):,} have their caption", quiet)
         edge = stack.enter_context(opened(bundle, device, quiet))
-        options = {"temperature": temperature, "seed": seed, "beams": beams, **given(max_pixels=max_pixels)}
-        failed = caption_all(edge, waiting, sink, prefix, append, alone, quiet, **options)
+        failed = caption_all(edge, waiting, sink, prefix, append, alone, quiet, **options, **given(max_pixels=max_pixels))
     if out is not None:
         click.echo(str(out))
     if failed:
@@ -123,29 +134,19 @@ def caption_all(
     return failed
 
 
-def caption_stdin(
-    prefix: str,
-    append: str,
-    temperature: float,
-    seed: int,
-    beams: int | None,
-    max_pixels: int | None,
-    bundle: Path | None,
-    device: str,
-    as_json: bool,
-    quiet: bool,
-) -> None:
-    """Caption the image that stdin holds."""
+def image_on_stdin(max_pixels: int | None) -> Image:
+    """The image that stdin holds.
+
+    Raises:
+        ImageError: it is too large, or none.
+    """
     from seed_edge.preprocess import open_image
 
     with click.open_file("-", "rb") as file:
         data: bytes = file.read(STDIN_LIMIT + 1)
     if len(data) > STDIN_LIMIT:
         raise ImageError(f"stdin holds over {STDIN_LIMIT:,} bytes; give a file instead")
-    image = open_image(io.BytesIO(data), **given(max_pixels=max_pixels))
-    with opened(bundle, device, quiet) as edge:
-        text = prefix + edge.caption(image, temperature=temperature, seed=seed, beams=beams) + append
-    click.echo(json.dumps({"image": "-", "caption": text}, ensure_ascii=False) if as_json else text)
+    return open_image(io.BytesIO(data), **given(max_pixels=max_pixels))
 
 
 @click.command()
@@ -170,8 +171,8 @@ def encode(
 @click.command()
 @click.argument("images", nargs=-1, required=True, type=click.Path())
 @click.argument("question")
-@click.option("--temperature", type=click.FloatRange(0), default=0.0, show_default=True, help="0: the likeliest words.")
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Used with --temperature.")
+@temperature_option
+@seed_option
 @max_pixels_option
 @bundle_option
 @device_option

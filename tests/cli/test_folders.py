@@ -116,6 +116,7 @@ def test_names_and_images_come_from_stdin(run, folder):
     assert [json.loads(line)["image"] for line in told] == ["photos/b.png", "photos/more/d.gif"]
     assert run("-", input=(folder / "b.png").read_bytes()).stdout == run("photos/b.png").stdout
     assert "not an image" in run("-", input=b"hello", code=1).stderr
+    assert "has no name" in run("-", "--out", "c.jsonl", input=b"hello", code=2).stderr
 
 
 @pytest.mark.parametrize(
