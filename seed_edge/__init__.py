@@ -12,12 +12,20 @@ __all__ = ["__version__", "load"]
 __version__ = "0.1.0"
 
 
-def load(bundle: str | Path | None = None, *, device: str = "auto") -> SeedEdge:
+def load(
+    bundle: str | Path | None = None,
+    *,
+    device: str = "auto",
+    memory_limit: int | None = None,
+    low_memory: bool = False,
+) -> SeedEdge:
     """Open a bundle.
 
     Args:
         bundle: path of a bundle directory; by default the one inside this package.
         device: `auto`, `cpu` or `cuda`.
+        memory_limit: most bytes the process may take; by default, parts make room for one another where memory is short.
+        low_memory: keep one part open at a time: less memory, and slower where parts alternate.
 
     Returns:
         An object with `caption`, `draw`, `encode` and `decode`; close it, or use it in a `with` block.
@@ -28,4 +36,4 @@ def load(bundle: str | Path | None = None, *, device: str = "auto") -> SeedEdge:
     """
     from seed_edge.runtime.pipeline import SeedEdge
 
-    return SeedEdge.load(bundle, device=device)
+    return SeedEdge.load(bundle, device=device, memory_limit=memory_limit, low_memory=low_memory)

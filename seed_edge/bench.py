@@ -258,7 +258,6 @@ class _Run:
 
     def _reload(self) -> None:
         self.edge.close()
-        self.edge.__dict__.pop("_language_model", None)
         _ = self.edge._language_model
 
     def whole(self) -> None:

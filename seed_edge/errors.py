@@ -25,6 +25,10 @@ class ImageError(SeedEdgeError):
     """An image file cannot be read, or is too large."""
 
 
+class MemoryShortError(SeedEdgeError):
+    """The work does not fit the memory that is free, or that was allowed."""
+
+
 class ParityError(SeedEdgeError):
     """An exported graph does not give the numbers of the checkpoint it was made from."""
 

@@ -83,6 +83,24 @@ class GgufHeader:
         except OSError as error:
             raise BundleError(f"{path} cannot be read ({error.strerror})") from error
 
+    def number(self, key: str) -> int:
+        """A whole number that is said of the architecture: `block_count` for `llama.block_count`.
+
+        Raises:
+            BundleError: it is not said.
+        """
+        full = f"{self.values.get('general.architecture')}.{key}"
+        value = self.values.get(full)
+        if type(value) is not int or value < 0:
+            raise BundleError(f"a GGUF file does not say {full}; export again")
+        return value
+
+    def kept_bytes(self) -> int:
+        """Bytes of keys and values, in fp16, of one id."""
+        heads = self.number("attention.head_count")
+        kept = self.number("embedding_length") // max(heads, 1) * self.number("attention.head_count_kv")
+        return 2 * 2 * self.number("block_count") * kept
+
 
 class _Reader:
     def __init__(self, file: BinaryIO, path: Path) -> None:

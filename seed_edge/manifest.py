@@ -85,6 +85,18 @@ class SelfTest:
 
 
 @dataclass(frozen=True)
+class MemoryUse:
+    """What a part of a bundle takes on a CPU, in bytes."""
+
+    held: int
+    """While it is open."""
+    opening: int
+    """At most, while it is opened."""
+    running: int
+    """At most, while it works on one picture."""
+
+
+@dataclass(frozen=True)
 class Language:
     """The language model of a bundle."""
 
@@ -146,6 +158,8 @@ class Manifest:
     files: dict[str, FileEntry]
     self_test: SelfTest | None = None
     """What the bundle gave on the machine that exported it."""
+    memory: dict[str, MemoryUse] = field(default_factory=dict)
+    """What graphs took where the bundle was exported, by file name."""
     parity: dict[str, Any] = field(default_factory=dict)
     """What the exporter measured: exported graphs against the checkpoint."""
     sources: tuple[Source, ...] = ()
@@ -168,6 +182,9 @@ class Manifest:
         odd = sorted((needed - set(self.files)) | (set(self.files) - needed - optional))
         if odd:
             raise BundleError(f"manifest lists the wrong files ({', '.join(odd)}); it must list {', '.join(sorted(needed))}")
+        unknown = sorted(set(self.memory) - set(self.files))
+        if unknown:
+            raise BundleError(f"manifest tells the memory of {', '.join(unknown)}, which it does not list; export again")
 
     def needed_files(self) -> set[str]:
         """Names of the files this bundle cannot be without."""

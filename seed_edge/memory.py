@@ -1,19 +1,31 @@
-"""How much memory can be used without swapping, and how much this process took."""
+"""How much memory can be used without swapping, how much this process took, and how to give some back."""
 
 from __future__ import annotations
 
+import ctypes
 import re
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 MEMINFO = Path("/proc/meminfo")
 STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+CGROUP = Path("/sys/fs/cgroup")
+"""Of a container: `memory.max`, and what counts towards it."""
 RESET_PEAK = "5"
 """Written to `CLEAR`, makes the peak what is taken now (Linux, proc_pid_clear_refs(5))."""
 
 
 def available_memory() -> int | None:
-    """Bytes that the system can give away now; None where it does not say."""
-    return _kilobytes(MEMINFO, "MemAvailable")
+    """Bytes that the system can give away now, at most what a container may still take; None where it does not say."""
+    found = [free for free in (_kilobytes(MEMINFO, "MemAvailable"), _left_in_container()) if free is not None]
+    return min(found, default=None)
+
+
+def held_memory() -> int | None:
+    """Bytes this process holds in memory now; None where the system does not say."""
+    return _kilobytes(STATUS, "VmRSS")
 
 
 def peak_memory() -> int | None:
@@ -27,6 +39,38 @@ def reset_peak() -> None:
         CLEAR.write_text(RESET_PEAK)
     except OSError:  # no Linux, or not allowed
         return
+
+
+def give_back() -> None:
+    """Return freed memory to the system; glibc keeps what lies between blocks in use otherwise."""
+    if sys.platform == "linux":
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+        if trim is not None:
+            trim(0)
+
+
+def free_gpu_memory() -> int | None:
+    """Bytes free on the first NVIDIA card, as its driver's `nvidia-smi` says; None where that is not to be had."""
+    tool = shutil.which("nvidia-smi")
+    if tool is None:
+        return None
+    question = [tool, "--query-gpu=memory.free", "--format=csv,noheader,nounits"]
+    try:
+        told = subprocess.run(question, capture_output=True, text=True, timeout=20, check=True).stdout.split()
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return int(told[0]) << 20 if told and told[0].isdecimal() else None
+
+
+def _left_in_container() -> int | None:
+    try:
+        allowed, taken = ((CGROUP / name).read_text().strip() for name in ("memory.max", "memory.current"))
+        cached = re.search(r"^inactive_file (\d+)$", (CGROUP / "memory.stat").read_text(), re.MULTILINE)
+    except OSError:  # no container, or one of another kind
+        return None
+    if not allowed.isdecimal() or not taken.isdecimal():  # `max`: no limit
+        return None
+    return max(0, int(allowed) - int(taken) + (int(cached[1]) if cached else 0))
 
 
 def _kilobytes(path: Path, name: str) -> int | None:

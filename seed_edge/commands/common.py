@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
+import logging
+import re
 import sys
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,11 +17,34 @@ import click
 if TYPE_CHECKING:
     from seed_edge.runtime.pipeline import SeedEdge
 
+
+class Bytes(click.ParamType[int]):
+    """A number of bytes, with or without unit: `6G`, `500M`, `1.5GB`, `800MiB`."""
+
+    name = "size"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        if isinstance(value, int):
+            return value
+        match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(i?)b?", value.strip().lower())
+        if match is None:
+            self.fail(f"{value!r} is no size; write it as 6G or 500M", param, ctx)
+        number, unit, binary = match.groups()
+        return int(float(number) * (1024 if binary else 1000) ** " kmgt".index(unit or " "))
+
+
 bundle_option = click.option(
     "--bundle", type=click.Path(path_type=Path), help="Bundle directory.  [default: the embedded one]"
 )
 device_option = click.option("--device", default="auto", show_default=True, help="Where graphs run: auto, cpu or cuda.")
 quiet_option = click.option("-q", "--quiet", is_flag=True, help="No notes or progress on stderr.")
+memory_options = (
+    click.option("--low-memory", is_flag=True, help="One part of the bundle open at a time."),
+    click.option(
+        "--memory-limit", type=Bytes(), metavar="SIZE", help="Most memory to take, such as 6G.  [default: what is free]"
+    ),
+    click.option("-v", "--verbose", is_flag=True, help="Tell what memory is needed and what is opened, on stderr."),
+)
 seed_option = click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 max_pixels_option = click.option(
@@ -29,14 +58,60 @@ def note(text: str, quiet: bool) -> None:
         click.echo(text, err=True)
 
 
-def opened(bundle: Path | None, device: str, quiet: bool) -> SeedEdge:
-    """The bundle, ready to use; says on stderr where it runs."""
-    import seed_edge
+@dataclass(frozen=True)
+class Engine:
+    """What every command that runs a bundle may be told."""
 
-    edge = seed_edge.load(bundle, device=device)
-    if device == "auto":
-        note(f"device: {edge.device}", quiet)
-    return edge
+    bundle: Path | None
+    device: str
+    quiet: bool
+    verbose: bool
+    low_memory: bool
+    memory_limit: int | None
+
+    def note(self, text: str) -> None:
+        """A line for people, on stderr."""
+        note(text, self.quiet)
+
+    def opened(self) -> SeedEdge:
+        """The bundle, ready to use; says on stderr where it runs, and what memory it plans with where that is asked."""
+        import seed_edge
+
+        edge = seed_edge.load(self.bundle, device=self.device, memory_limit=self.memory_limit, low_memory=self.low_memory)
+        if self.device == "auto":
+            self.note(f"device: {edge.device}")
+        if self.verbose:
+            log_to_stderr(logging.DEBUG)
+            for line in edge.memory_plan():
+                click.echo(line, err=True)
+        return edge
+
+
+def engine_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Add the options that say how a bundle is run; the command gets them together, as `engine`."""
+
+    @functools.wraps(command)
+    def collected(**options: Any) -> None:
+        engine = Engine(**{field.name: options.pop(field.name) for field in dataclasses.fields(Engine)})
+        command(engine=engine, **options)
+
+    for option in reversed((bundle_option, device_option, *memory_options, quiet_option)):
+        collected = option(collected)
+    return collected
+
+
+def log_to_stderr(level: int) -> None:
+    """Let the package tell on stderr what it does, from that level on, until the command ends."""
+    log, handler = logging.getLogger("seed_edge"), logging.StreamHandler()
+    before = log.level
+    log.setLevel(level)
+    log.addHandler(handler)
+
+    def stop() -> None:
+        log.removeHandler(handler)
+        log.setLevel(before)
+
+    click.get_current_context().call_on_close(stop)
 
 
 def choose(option: str, value: str, choices: tuple[str, ...]) -> None:

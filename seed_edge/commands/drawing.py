@@ -12,15 +12,13 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from seed_edge.commands.common import (
+    Engine,
     Progress,
-    bundle_option,
-    device_option,
+    engine_options,
     given,
     json_option,
     max_pixels_option,
     note,
-    opened,
-    quiet_option,
 )
 from seed_edge.commands.pictures import (
     LATENTS,
@@ -152,10 +150,8 @@ def brush_of(
 @with_diffusion_options
 @size_option
 @metadata_option
-@bundle_option
-@device_option
+@engine_options
 @json_option
-@quiet_option
 def draw(
     prompt: str | None,
     output: Path | None,
@@ -169,10 +165,8 @@ def draw(
     walk: dict[str, Any],
     side: int | None,
     metadata: bool,
-    bundle: Path | None,
-    device: str,
+    engine: Engine,
     as_json: bool,
-    quiet: bool,
 ) -> None:
     """Draw a picture of PROMPT.
 
@@ -187,9 +181,9 @@ def draw(
         record = record_in(source)
         path = output or free_name(record.prompt or Path(source).stem)
         check_output(path)
-        with opened(bundle, device, quiet) as edge:
+        with engine.opened() as edge:
             refuse_other_bundle(edge, record, source)
-            brush = brush_of(edge, walk, record.temperature, quiet, record.negative or None, side, metadata)
+            brush = brush_of(edge, walk, record.temperature, engine.quiet, record.negative or None, side, metadata)
             draw_again(as_recorded(brush, record), record, path, as_json)
         return
     folder = output if prompts is not None else None
@@ -199,10 +193,10 @@ def draw(
     asked = [prompt] if prompt is not None else list(lines_of(str(prompts)))
     if seed is None:
         seed = secrets.randbelow(2**31)
-        note(f"seed: {seed}", quiet)
+        engine.note(f"seed: {seed}")
     failed = 0
-    with opened(bundle, device, quiet) as edge:
-        brush = brush_of(edge, walk, temperature, quiet, negative, side, metadata)
+    with engine.opened() as edge:
+        brush = brush_of(edge, walk, temperature, engine.quiet, negative, side, metadata)
         for text in asked:
             first = output if folder is None and output is not None else free_name(text, folder)
             try:
@@ -299,10 +293,8 @@ def lines_of(name: str) -> Iterator[str]:
 @size_option
 @metadata_option
 @max_pixels_option
-@bundle_option
-@device_option
+@engine_options
 @json_option
-@quiet_option
 def edit(
     image: str,
     change: str,
@@ -313,10 +305,8 @@ def edit(
     side: int | None,
     metadata: bool,
     max_pixels: int | None,
-    bundle: Path | None,
-    device: str,
+    engine: Engine,
     as_json: bool,
-    quiet: bool,
 ) -> None:
     """Draw IMAGE changed as CHANGE says: "make the fox blue"."""
     from seed_edge.preprocess import open_image
@@ -326,10 +316,10 @@ def edit(
     picture = open_image(image, **given(max_pixels=max_pixels))
     if seed is None:
         seed = secrets.randbelow(2**31)
-        note(f"seed: {seed}", quiet)
-    with opened(bundle, device, quiet) as edge:
-        brush = brush_of(edge, walk, temperature, quiet, None, side, metadata)
-        with Progress("codes", quiet) as progress:
+        engine.note(f"seed: {seed}")
+    with engine.opened() as edge:
+        brush = brush_of(edge, walk, temperature, engine.quiet, None, side, metadata)
+        with Progress("codes", engine.quiet) as progress:
             before = edge.encode([picture])[0]
             codes = edge.edit_codes(before, change, seed=seed, sampling=brush.sampling, progress=progress).tolist()
         brush.save(brush.picture(codes, seed, path), path, change, [(seed, codes)])
@@ -344,9 +334,7 @@ def edit(
 @size_option
 @metadata_option
 @max_pixels_option
-@bundle_option
-@device_option
-@quiet_option
+@engine_options
 def reconstruct(
     image: str,
     output: Path,
@@ -355,17 +343,15 @@ def reconstruct(
     side: int | None,
     metadata: bool,
     max_pixels: int | None,
-    bundle: Path | None,
-    device: str,
-    quiet: bool,
+    engine: Engine,
 ) -> None:
     """Draw what is left of IMAGE in its codes: what the language model sees of it."""
     from seed_edge.preprocess import open_image
 
     check_output(output)
     picture = open_image(image, **given(max_pixels=max_pixels))
-    with opened(bundle, device, quiet) as edge:
-        brush = brush_of(edge, walk, None, quiet, None, side, metadata)
+    with engine.opened() as edge:
+        brush = brush_of(edge, walk, None, engine.quiet, None, side, metadata)
         codes = edge.encode([picture])[0].tolist()
         brush.save(brush.picture(codes, seed, output), output, "", [(seed, codes)])
     click.echo(str(output))
@@ -378,9 +364,7 @@ def reconstruct(
 @with_diffusion_options
 @size_option
 @metadata_option
-@bundle_option
-@device_option
-@quiet_option
+@engine_options
 def decode(
     codes: str,
     output: Path,
@@ -388,9 +372,7 @@ def decode(
     walk: dict[str, Any],
     side: int | None,
     metadata: bool,
-    bundle: Path | None,
-    device: str,
-    quiet: bool,
+    engine: Engine,
 ) -> None:
     """Turn CODES back into a picture: a file of `encode` output, or - for stdin.
 
@@ -399,8 +381,8 @@ def decode(
     check_output(output)
     latents = read_latents(Path(codes)) if Path(codes).suffix == LATENTS else None
     numbers = parse_codes(read_codes(codes), codes) if latents is None else []
-    with opened(bundle, device, quiet) as edge:
-        brush = brush_of(edge, walk, None, quiet, None, side, metadata)
+    with engine.opened() as edge:
+        brush = brush_of(edge, walk, None, engine.quiet, None, side, metadata)
         if latents is not None:
             save_picture(resized(edge.develop(latents, tiled=walk["tiled"]), side), output, None)
         else:

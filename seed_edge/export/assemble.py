@@ -19,7 +19,7 @@ from seed_edge.errors import CheckpointError
 from seed_edge.export.diffusion import UnclipFolder
 from seed_edge.export.gguf import LlamaFolder
 from seed_edge.export.onnx import export_image_tokenizer
-from seed_edge.export.parity import diffusion_parity, image_parity, language_parity, with_self_test
+from seed_edge.export.parity import diffusion_parity, image_parity, language_parity, with_measurements
 from seed_edge.export.plan import Need, announce, of_copies, of_diffusion, of_language, of_tokenizer
 from seed_edge.export.quantize import write_as
 from seed_edge.export.stages import fingerprint, resumable
@@ -130,7 +130,7 @@ def export_bundle(parts: Parts, out: Path, options: ExportOptions, report: Repor
             sources=read_sources(options.sources) if options.sources else (),
             licence=options.licence,
         )
-        manifest = with_self_test(manifest, folder)
+        manifest = with_measurements(manifest, folder)
         (folder / MANIFEST).write_text(manifest.to_json(), "utf-8")
     report(f"bundle: {sum(entry.size for entry in manifest.files.values()):,} bytes in {out}")
     return manifest

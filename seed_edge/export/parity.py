@@ -22,6 +22,7 @@ from seed_edge.export.reference import logits
 from seed_edge.graphs import GraphSpec, unet_graph, vae_graph
 from seed_edge.manifest import DECODER, ENCODER, UNET, VAE, Manifest
 from seed_edge.models.image_tokenizer import ImageTokenizer
+from seed_edge.runtime.footprint import footprint
 from seed_edge.runtime.language_model import LlamaCpp
 from seed_edge.runtime.selftest import measure
 from seed_edge.runtime.sessions import Session, choose_device
@@ -104,9 +105,11 @@ def diffusion_parity(unclip: UnclipFolder, folder: Path, storage: str) -> dict[s
     }
 
 
-def with_self_test(manifest: Manifest, folder: Path) -> Manifest:
-    """The manifest with what the bundle in `folder` gives for the self-test's picture."""
-    return dataclasses.replace(manifest, self_test=measure(Bundle(folder, manifest), choose_device("cpu")))
+def with_measurements(manifest: Manifest, folder: Path) -> Manifest:
+    """The manifest with what the bundle in `folder` gives for the self-test's picture, and the memory its graphs take."""
+    graphs = sorted(name for name in manifest.files if name.endswith(".onnx"))
+    taken = {name: use for name in graphs if (use := footprint(folder / name)) is not None}
+    return dataclasses.replace(manifest, memory=taken, self_test=measure(Bundle(folder, manifest), choose_device("cpu")))
 
 
 def cosine(a: NDArray[np.generic], b: NDArray[np.generic]) -> float:

@@ -11,8 +11,10 @@ from PIL import Image
 
 from seed_edge.bundle import Bundle
 from seed_edge.errors import BundleError
-from seed_edge.graphs import embedding_decoder_graph, encoder_graph, pixel_decoder_graph
+from seed_edge.graphs import GraphSpec, embedding_decoder_graph, encoder_graph, pixel_decoder_graph
+from seed_edge.manifest import DECODER, ENCODER
 from seed_edge.preprocess import to_images
+from seed_edge.runtime.residents import Residents
 from seed_edge.runtime.sessions import Device, Session
 from seed_edge.runtime.unclip import DiffusionOptions, Unclip
 
@@ -20,32 +22,33 @@ from seed_edge.runtime.unclip import DiffusionOptions, Unclip
 class ImageTokenizer:
     """Encoder and decoder of a bundle; each graph is opened when first used."""
 
-    def __init__(self, bundle: Bundle, device: Device) -> None:
+    def __init__(self, bundle: Bundle, device: Device, residents: Residents | None = None) -> None:
+        """
+        Args:
+            residents: keeps the graphs; by default all stay open as long as this object.
+        """
         self._bundle, self._device = bundle, device
+        self._residents = residents or Residents(bundle)
+        self.device = device.name
+        """Where graphs run; what is meant to be, until one is open."""
 
-    @cached_property
-    def _encoder(self) -> Session:
-        manifest = self._bundle.manifest
-        spec = encoder_graph(manifest.preprocessing.image_size, manifest.codes.codes_per_image)
-        return Session(self._bundle.encoder, spec, self._device)
+    def _session(self, name: str) -> Session:
+        session = self._residents.use(name, lambda: Session(self._bundle.path / name, self._spec(name), self._device))
+        self.device = session.device
+        return session
 
-    @cached_property
-    def _decoder(self) -> Session:
+    def _spec(self, name: str) -> GraphSpec:
         manifest = self._bundle.manifest
         count = manifest.codes.codes_per_image
+        if name == ENCODER:
+            return encoder_graph(manifest.preprocessing.image_size, count)
         if manifest.kind == "pixels":
-            return Session(self._bundle.decoder, pixel_decoder_graph(count, manifest.output_size), self._device)
-        return Session(self._bundle.decoder, embedding_decoder_graph(count, manifest.image_embed_dim), self._device)
+            return pixel_decoder_graph(count, manifest.output_size)
+        return embedding_decoder_graph(count, manifest.image_embed_dim)
 
     @cached_property
     def _unclip(self) -> Unclip:
-        return Unclip(self._bundle, self._device)
-
-    @property
-    def device(self) -> str:
-        """Where the opened graphs run; before any is opened, where they are meant to."""
-        opened = [self.__dict__[name] for name in ("_encoder", "_decoder") if name in self.__dict__]
-        return opened[0].device if opened else self._device.name
+        return Unclip(self._bundle, self._device, self._residents)
 
     def encode(self, images: Sequence[Image.Image]) -> NDArray[np.int64]:
         """Codes of images of any size and mode: (len(images), codes_per_image), each in [0, codebook_size).
@@ -63,7 +66,10 @@ class ImageTokenizer:
 
     def encode_values(self, pixel_values: NDArray[np.float32]) -> NDArray[np.int64]:
         """Codes of normalised pixels (batch, 3, S, S); see `encode`."""
-        codes = self._encoder(pixel_values)[0]
+        encoder = self._session(ENCODER)
+        most = self._residents.at_once(ENCODER, len(pixel_values))
+        parts = [encoder(pixel_values[start : start + most])[0] for start in range(0, len(pixel_values), most)]
+        codes = np.concatenate(parts)
         size = self._bundle.manifest.codes.codebook_size
         if codes.min() < 0 or codes.max() >= size:
             raise BundleError(f"{self._bundle.encoder} gave code {codes.max()}, the manifest says {size} codes; export again")
@@ -81,7 +87,7 @@ class ImageTokenizer:
 
     def decoded(self, codes: NDArray[np.int64]) -> NDArray[np.float32]:
         """What the decoder's graph gives: pixels or image embeddings, by kind."""
-        return self._decoder(codes)[0].astype(np.float32)
+        return self._session(DECODER)(codes)[0].astype(np.float32)
 
     def decode(
         self,

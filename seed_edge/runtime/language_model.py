@@ -6,7 +6,7 @@ The only module that calls llama.cpp. Knows nothing of images: codes are ids lik
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
@@ -70,10 +70,10 @@ def amx_in_use() -> bool:
     return b"AMX_INT8 = 1" in llama_cpp.llama_print_system_info()
 
 
-def model_params(gpu: bool) -> Any:
-    """llama.cpp's load parameters: everything or nothing on the GPU, never through broken AMX kernels."""
+def model_params(gpu_layers: int) -> Any:
+    """llama.cpp's load parameters: so many layers on the GPU, -1 for all; never through broken AMX kernels."""
     params = llama_cpp.llama_model_default_params()
-    params.n_gpu_layers = -1 if gpu else 0
+    params.n_gpu_layers = gpu_layers
     params.use_extra_bufts = not amx_in_use()
     return params
 
@@ -86,7 +86,7 @@ class LlamaCpp:
         path: Path,
         context_length: int,
         *,
-        gpu: bool = False,
+        gpu_layers: int = 0,
         precise: bool = False,
         weights: Any = None,
         branches: int = 1,
@@ -96,7 +96,7 @@ class LlamaCpp:
 
         Args:
             context_length: most ids of prompt and answer together.
-            gpu: put all layers on the GPU.
+            gpu_layers: layers to put on the GPU, counted from the last; -1 for all.
             precise: keep keys and values in fp32, to compare with other implementations; slower.
             weights: those of the same file, already loaded by another object, which must outlive this one.
             branches: most answers followed side by side.
@@ -109,11 +109,12 @@ class LlamaCpp:
         self._model: Any = weights
         self._context: Any = None
         self._batch: Any = None
+        self._kept: dict[Hashable, LlamaCpp] = {}
         llama_cpp.llama_log_set(_on_log, ctypes.c_void_p(0))
         llama_cpp.llama_backend_init()
         _log_lines.clear()
         if not self._borrowed:
-            self._model = llama_cpp.llama_model_load_from_file(str(path).encode(), model_params(gpu))
+            self._model = llama_cpp.llama_model_load_from_file(str(path).encode(), model_params(gpu_layers))
         if not self._model:
             raise BundleError(f"{path} cannot be loaded by llama.cpp ({_last_log()}); export again")
         self._vocab = llama_cpp.llama_model_get_vocab(self._model)
@@ -154,7 +155,9 @@ class LlamaCpp:
         self._context = self._batch = None
 
     def close(self) -> None:
-        """Free the model; a second call does nothing."""
+        """Free the model and the conversations kept with it; a second call does nothing."""
+        while self._kept:
+            self._kept.popitem()[1].close()
         self._close_context()
         if self._model and not self._borrowed:
             llama_cpp.llama_model_free(self._model)
@@ -170,6 +173,12 @@ class LlamaCpp:
             branches=branches,
             branch_length=branch_length,
         )
+
+    def kept(self, key: Hashable, branches: int = 1, branch_length: int = 0) -> LlamaCpp:
+        """The conversation of that key, made when first asked for and kept as long as this one."""
+        if key not in self._kept:
+            self._kept[key] = self.conversation(branches, branch_length)
+        return self._kept[key]
 
     @contextmanager
     def fork(self) -> Iterator[LlamaCpp]:

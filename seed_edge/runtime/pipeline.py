@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
-from functools import cached_property
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
@@ -14,15 +14,20 @@ from PIL import Image
 
 from seed_edge.bundle import Bundle
 from seed_edge.errors import BundleError, ImageError, PromptError
+from seed_edge.gguf_header import GgufHeader
 from seed_edge.manifest import MOST_BEAMS, Sampling
+from seed_edge.memory import free_gpu_memory
 from seed_edge.preprocess import open_image
 from seed_edge.runtime.decoding import Agreed, Guided, best_text, write_codes, write_text
 from seed_edge.runtime.image_tokenizer import ImageTokenizer
+from seed_edge.runtime.residents import Residents, layers_that_fit
 from seed_edge.runtime.sessions import Device, choose_device
 from seed_edge.runtime.unclip import DiffusionOptions
 
 if TYPE_CHECKING:
     from seed_edge.runtime.language_model import LlamaCpp
+
+log = logging.getLogger("seed_edge")
 
 MOST_ANSWER_IDS = 512
 LEAST_AWAY = 1.5
@@ -34,26 +39,43 @@ Codes = Sequence[int] | NDArray[np.int64]
 class SeedEdge:
     """A bundle ready to use. Parts are opened when first needed; use from one thread at a time."""
 
-    def __init__(self, bundle: Bundle, device: Device) -> None:
+    def __init__(self, bundle: Bundle, device: Device, *, memory_limit: int | None = None, low_memory: bool = False) -> None:
+        """See `seed_edge.load`."""
         self.bundle, self._device = bundle, device
-        self._images = ImageTokenizer(bundle, device)
-        self._captioners: dict[tuple[int, int], LlamaCpp] = {}
+        graphs = [name for name in bundle.manifest.files if name.endswith(".onnx")] if device.name == "cuda" else []
+        self._residents = Residents(bundle, limit=memory_limit, alone=low_memory, on_card=graphs)
+        self._images = ImageTokenizer(bundle, device, self._residents)
 
     @classmethod
-    def load(cls, bundle: str | Path | None = None, *, device: str = "auto") -> SeedEdge:
+    def load(
+        cls,
+        bundle: str | Path | None = None,
+        *,
+        device: str = "auto",
+        memory_limit: int | None = None,
+        low_memory: bool = False,
+    ) -> SeedEdge:
         """See `seed_edge.load`."""
-        return cls(Bundle.open(bundle), choose_device(device))
+        return cls(Bundle.open(bundle), choose_device(device), memory_limit=memory_limit, low_memory=low_memory)
 
-    @cached_property
+    def memory_plan(self) -> list[str]:
+        """What the parts of the bundle take, what is free, and what follows, in lines for people."""
+        return self._residents.plan()
+
+    @property
     def _language_model(self) -> LlamaCpp:
+        return self._residents.use(self.bundle.language.file, self._open_language_model)
+
+    def _open_language_model(self) -> LlamaCpp:
         from seed_edge.runtime.language_model import LlamaCpp, gpu_offload
 
-        language = self.bundle.language
-        model = LlamaCpp(
-            self.bundle.language_model,
-            language.context_length,
-            gpu=self._device.name == "cuda" and gpu_offload(),
-        )
+        language, path = self.bundle.language, self.bundle.language_model
+        layers = 0
+        if self._device.name == "cuda" and gpu_offload():
+            free = free_gpu_memory()
+            layers = -1 if free is None else layers_that_fit(GgufHeader.read(path), language.context_length, free)
+            log.info("%s: %s on the GPU", path.name, "all layers" if layers < 0 else f"{layers} layers")
+        model = LlamaCpp(path, language.context_length, gpu_layers=layers)
         if model.vocab_size != language.vocab.size:
             model.close()
             raise BundleError(
@@ -62,19 +84,9 @@ class SeedEdge:
             )
         return model
 
-    def _captioner(self, view: int, beams: int) -> LlamaCpp:
-        """Follows so many captions of a view side by side; kept for the next picture."""
-        if (view, beams) not in self._captioners:
-            kept = self._language_model.conversation(beams, self.bundle.language.max_caption_ids)
-            self._captioners[view, beams] = kept
-        return self._captioners[view, beams]
-
     def close(self) -> None:
-        """Free the language model; the object cannot be used afterwards."""
-        while self._captioners:
-            self._captioners.popitem()[1].close()
-        if "_language_model" in self.__dict__:
-            self._language_model.close()
+        """Free what is open; it is opened again when it is needed."""
+        self._residents.close()
 
     def __enter__(self) -> SeedEdge:
         return self
@@ -126,7 +138,8 @@ class SeedEdge:
         if not 1 <= beams <= MOST_BEAMS:
             raise PromptError(f"beams is {beams}; it must be 1 to {MOST_BEAMS}")
         if temperature == 0 and (beams > 1 or len(prompts) > 1):
-            agreed = Agreed([self._captioner(view, beams) for view in range(len(prompts))], prompts)
+            followed = [model.kept((view, beams), beams, most) for view in range(len(prompts))]
+            agreed = Agreed(followed, prompts)
             return model.text_of(best_text(agreed, vocab, prompts[0], beams, most))
         return model.text_of(write_text(model, vocab, prompts[0], Sampling(temperature, 0, 1.0), seed, most))
 

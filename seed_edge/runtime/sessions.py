@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes.util
 import json
+import re
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -15,14 +16,17 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from seed_edge.errors import BundleError, DeviceError
+from seed_edge.errors import BundleError, DeviceError, MemoryShortError
 from seed_edge.graphs import GraphSpec
+from seed_edge.memory import give_back
 from seed_edge.runtime.threads import available_cores
 
 DEVICES = ("auto", "cpu", "cuda")
 CUDA, CPU = "CUDAExecutionProvider", "CPUExecutionProvider"
 DRIVER_FILES = (Path("/dev/nvidiactl"), Path("/dev/dxg"))
 DTYPES = {"tensor(float)": "float32", "tensor(int64)": "int64"}
+NO_MEMORY = re.compile("bad_alloc|bad allocation|[Ff]ailed to allocate")
+"""What ONNX Runtime and the C++ library say when memory runs out."""
 FATAL = 4
 """ONNX Runtime's log severity for fatal errors only; failures reach us as exceptions."""
 
@@ -65,6 +69,21 @@ def choose_device(requested: str) -> Device:
     return Device("cpu", problem) if problem else Device("cuda", "NVIDIA driver found")
 
 
+def session_options() -> ort.SessionOptions:
+    """How graphs are run: on all cores that may be used, which sleep while they wait."""
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = available_cores()
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.log_severity_level = FATAL
+    ort.set_default_logger_severity(FATAL)
+    return options
+
+
+def open_on_cpu(path: Path) -> ort.InferenceSession:
+    """A graph as ONNX Runtime opens it, without any check."""
+    return ort.InferenceSession(path, session_options(), providers=[CPU])
+
+
 class Session:
     """One opened graph."""
 
@@ -78,12 +97,8 @@ class Session:
             BundleError: the file is no ONNX graph, or not the declared one.
             DeviceError: the device was asked for by name and the graph does not run there.
         """
-        options = ort.SessionOptions()
-        options.intra_op_num_threads = available_cores()
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        options = session_options()
         options.enable_cpu_mem_arena = arena
-        options.log_severity_level = FATAL
-        ort.set_default_logger_severity(FATAL)
         providers = [CPU]
         if device.name == "cuda":
             ort.preload_dlls()
@@ -106,6 +121,11 @@ class Session:
     def device(self) -> str:
         """Where the graph really runs: `cpu` or `cuda`."""
         return "cuda" if self._session.get_providers()[0] == CUDA else "cpu"
+
+    def close(self) -> None:
+        """Free the graph; it cannot be run afterwards."""
+        del self._session
+        give_back()
 
     def _check(self, path: Path, spec: GraphSpec) -> None:
         pairs = ((spec.inputs, self._session.get_inputs()), (spec.outputs, self._session.get_outputs()))
@@ -142,14 +162,15 @@ class Session:
         """Run with inputs in declared order; outputs in declared order.
 
         Raises:
-            BundleError: ONNX Runtime fails, most often for want of memory.
+            MemoryShortError: ONNX Runtime gets no memory.
+            BundleError: it fails otherwise.
         """
         try:
             outputs: list[NDArray[np.generic]] = self._session.run(self._outputs, dict(zip(self._inputs, inputs, strict=True)))
         except (_state.RuntimeException, _state.Fail) as error:
-            raise BundleError(
-                f"{self._path} failed ({_first_line(error)}); close other programs if memory is short"
-            ) from error
+            if NO_MEMORY.search(str(error)):
+                raise MemoryShortError(f"{self._path} ran out of memory; close other programs, or try --low-memory") from error
+            raise BundleError(f"{self._path} failed ({_first_line(error)}); export again") from error
         return outputs
 
 

@@ -13,10 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from seed_edge.bundle import Bundle
-from seed_edge.errors import BundleError, PromptError
+from seed_edge.errors import BundleError, MemoryShortError, PromptError
 from seed_edge.graphs import unet_graph, vae_graph
-from seed_edge.memory import available_memory
+from seed_edge.manifest import UNET, VAE
 from seed_edge.runtime.diffusion import SCHEDULERS, Array, ImageNoise, Schedule, Scheduler, denoise, guided
+from seed_edge.runtime.residents import Residents
 from seed_edge.runtime.sessions import Device, Session
 
 log = logging.getLogger("seed_edge")
@@ -25,12 +26,6 @@ MEMORY_PER_PIXEL = 6000
 """Bytes that decoding a whole picture takes per pixel (`benchmarks/full_diffusion.py`: 3.9 GB for 768 x 768, all in all)."""
 TILE, OVERLAP = 48, 12
 """Side of a tile and what two neighbours share, in latents."""
-
-
-def is_short(needed: int) -> bool:
-    """Whether fewer bytes of memory are free than needed; False where the system does not tell."""
-    free = available_memory()
-    return free is not None and free < needed
 
 
 def in_tiles(decode: Callable[[Array], Array], latents: Array, scale: int) -> Array:
@@ -95,19 +90,24 @@ FAST = DiffusionOptions(steps=9, scheduler="dpm++", guided_between=(0.28, 5.42))
 class Unclip:
     """Diffusion and VAE of a bundle; each graph is opened when first used."""
 
-    def __init__(self, bundle: Bundle, device: Device) -> None:
+    def __init__(self, bundle: Bundle, device: Device, residents: Residents | None = None) -> None:
+        """
+        Args:
+            residents: keeps the graphs; by default both stay open as long as this object.
+        """
         self._bundle, self._device, self._settings = bundle, device, bundle.diffusion
+        self._residents = residents or Residents(bundle)
         self._dim = bundle.manifest.image_embed_dim
 
-    @cached_property
     def _unet(self) -> Session:
         s = self._settings
-        return Session(self._bundle.unet, unet_graph(s.latent_channels, s.latent_size, self._dim), self._device)
+        spec = unet_graph(s.latent_channels, s.latent_size, self._dim)
+        return self._residents.use(UNET, lambda: Session(self._bundle.unet, spec, self._device))
 
-    @cached_property
-    def _vae(self) -> Session:
+    def _vae(self, running: int) -> Session:
         # an arena would keep half as much again, for speed in a second run that seldom comes
-        return Session(self._bundle.vae, vae_graph(self._settings.latent_channels), self._device, arena=False)
+        spec = vae_graph(self._settings.latent_channels)
+        return self._residents.use(VAE, lambda: Session(self._bundle.vae, spec, self._device, arena=False), running)
 
     @cached_property
     def _arrays(self) -> tuple[Schedule, ImageNoise]:
@@ -183,27 +183,39 @@ class Unclip:
         wanted = (s.latent_channels, s.latent_size, s.latent_size)
         if latents.ndim != 4 or latents.shape[1:] != wanted:
             raise BundleError(f"latents of shape {latents.shape} do not fit {self._bundle.path}, whose are (batch, {wanted})")
+        asked, whole = tiled, side**2 * MEMORY_PER_PIXEL
         if tiled is None:
-            needed = side**2 * MEMORY_PER_PIXEL
-            if is_short(needed):
-                self.__dict__.pop("_unet", None)  # the network of the steps before; opened again when it is needed
-            tiled = is_short(needed)
-            if tiled:
-                log.warning("memory is short (a whole picture needs %.1f GB): decoding in tiles", needed / 1e9)
-        decode = self._decode_tile if not tiled else lambda one: in_tiles(self._decode_tile, one, side // s.latent_size)
-        pixels = np.concatenate([decode(one[None]) for one in latents.astype(np.float32)])
+            tiled = self._residents.alone or not self._residents.make_room(VAE, whole)
+            if tiled and not self._residents.alone:
+                log.warning("memory is short (a whole picture needs %.1f GB): decoding in tiles", whole / 1e9)
+        try:
+            pixels = np.concatenate([self._developed(one[None], tiled) for one in latents.astype(np.float32)])
+        except MemoryShortError as error:
+            if asked is not None:
+                raise
+            log.warning("%s; decoding in tiles", error)
+            pixels = np.concatenate([self._developed(one[None], tiled=True) for one in latents.astype(np.float32)])
         if not np.isfinite(pixels).all():
             raise BundleError(f"{self._bundle.vae} gave values that are not numbers; export with --image-weights fp32")
         return pixels
 
-    def _decode_tile(self, latents: Array) -> Array:
-        return self._vae(latents)[0].astype(np.float32)
+    def _developed(self, latents: Array, tiled: bool) -> Array:
+        """Pixels (1, 3, S, S) of latents (1, channels, size, size)."""
+        side, size = self._bundle.manifest.output_size, self._settings.latent_size
+        whole = side**2 * MEMORY_PER_PIXEL
+        vae = self._vae(int(whole * min(TILE / size, 1) ** 2) if tiled else whole)
+
+        def decode(part: Array) -> Array:
+            return vae(part)[0].astype(np.float32)
+
+        return in_tiles(decode, latents, side // size) if tiled else decode(latents)
 
     def _predict(self, latents: Array, timestep: int, labels: Array) -> Array:
         # on a CPU one after the other is as fast as together, and takes less memory
-        size = 1 if self._unet.device == "cpu" else len(latents)
+        unet = self._unet()
+        size = 1 if unet.device == "cpu" else len(latents)
         parts = [slice(start, start + size) for start in range(0, len(latents), size)]
-        found = [self._unet(latents[p], np.full(len(latents[p]), timestep, np.int64), labels[p])[0] for p in parts]
+        found = [unet(latents[p], np.full(len(latents[p]), timestep, np.int64), labels[p])[0] for p in parts]
         v = np.concatenate(found).astype(np.float32)
         if not np.isfinite(v).all():
             raise BundleError(

@@ -10,6 +10,7 @@ from click.testing import CliRunner
 from PIL import Image
 
 from seed_edge.cli import cli
+from seed_edge.commands.common import Bytes
 from seed_edge.commands.drawing import parse_codes
 from seed_edge.errors import CodesError
 
@@ -234,3 +235,23 @@ def test_verify_repeats_the_self_test_without_torch(tiny, tmp_path):
     del manifest["self_test"]
     (tmp_path / "b" / "manifest.json").write_text(json.dumps(manifest))
     failed(CliRunner().invoke(cli, ["verify", str(tmp_path / "b")]), "without a self-test")
+
+
+def test_verbose_tells_the_plan_and_what_is_opened(run, photo):
+    told = run("caption", photo, "--low-memory", "-v").stderr
+    for words in ("encoder.onnx: ", "one is open at a time", "opening encoder.onnx", "closing encoder.onnx to make room for"):
+        assert words in told
+    assert "opening" not in run("caption", photo).stderr
+
+
+@pytest.mark.parametrize(
+    ("text", "count"), [("6G", 6 * 10**9), ("500M", 5 * 10**8), ("1.5gb", 15 * 10**8), ("2GiB", 2 << 30), ("1000", 1000)]
+)
+def test_sizes_are_read_as_people_write_them(text, count):
+    assert Bytes().convert(text, None, None) == count
+
+
+def test_a_limit_that_is_no_size_or_too_low_is_refused(run, photo):
+    odd = run("caption", photo, "--memory-limit", "lots")
+    assert odd.exit_code == 2 and "'lots' is no size; write it as 6G" in odd.stderr
+    failed(run("caption", photo, "--memory-limit", "50M"), "50 MB are allowed; raise --memory-limit")

@@ -1,5 +1,6 @@
 """The whole way: pictures, tokenizer, codes, language model, export, caption and draw; and every way it may fail."""
 
+import dataclasses
 import io
 import json
 import shutil
@@ -367,7 +368,8 @@ def test_the_committed_tiny_bundle_is_what_its_script_makes(tiny, tmp_path):
     make = runpy.run_path(str(tiny.parent / "make_tiny_bundle.py"))["make"]
     make(tmp_path / "tiny")
     fresh, committed = Bundle.open(tmp_path / "tiny").manifest, Bundle.open(tiny).manifest
-    assert fresh == committed
+    assert set(fresh.memory) == {ENCODER, DECODER}  # measured, so never twice the same
+    assert dataclasses.replace(fresh, memory={}) == dataclasses.replace(committed, memory={})
     for name in (ENCODER, DECODER, LANGUAGE_MODEL):
         assert (tmp_path / "tiny" / name).read_bytes() == (tiny / name).read_bytes(), name
 

@@ -29,9 +29,12 @@ from transformers import (
 
 import seed_edge
 from seed_edge.bundle import Bundle
-from seed_edge.errors import BundleError, CheckpointError
+from seed_edge.errors import BundleError, CheckpointError, MemoryShortError
 from seed_edge.export.diffusion import UnclipFolder
+from seed_edge.manifest import UNET
+from seed_edge.runtime import residents
 from seed_edge.runtime import unclip as unclip_module
+from seed_edge.runtime.residents import Residents
 from seed_edge.runtime.sessions import choose_device
 from seed_edge.runtime.unclip import FAST, DiffusionOptions, Unclip
 
@@ -196,23 +199,43 @@ def test_tiles_give_nearly_the_whole_picture(bundle, given, monkeypatch):
 
 
 def test_memory_decides_between_whole_and_tiles_and_says_so(bundle, given, monkeypatch, caplog):
-    unclip = Unclip(bundle, choose_device("cpu"))
     for free, tiles in ((10**12, 0), (None, 0), (1000, 1)):
         caplog.clear()
-        monkeypatch.setattr(unclip_module, "available_memory", lambda free=free: free)
+        monkeypatch.setattr(residents, "available_memory", lambda free=free: free)
+        kept = Residents(bundle)
+        unclip = Unclip(bundle, choose_device("cpu"), kept)
         final = unclip.walk(*given, DiffusionOptions(steps=2))
         unclip.develop(final)
         assert len([r for r in caplog.records if "decoding in tiles" in r.message]) == tiles
-        assert ("_unet" in vars(unclip)) == (not tiles)  # where memory is short, the network of the steps goes first
+        assert kept.is_open(UNET) == (not tiles)  # where memory is short, the network of the steps goes first
 
 
 def test_what_leaving_the_network_frees_may_be_enough_for_a_whole_picture(bundle, given, monkeypatch, caplog):
+    monkeypatch.setattr(residents, "available_memory", lambda: 1000)
+    kept = Residents(bundle)
+    unclip = Unclip(bundle, choose_device("cpu"), kept)
+    final = unclip.walk(*given, DiffusionOptions(steps=2))
+    monkeypatch.setattr(residents, "available_memory", lambda: 1000 if kept.is_open(UNET) else 10**12)
+    unclip.develop(final)
+    assert not kept.is_open(UNET) and not [r for r in caplog.records if "tiles" in r.message]
+    assert unclip.walk(*given, DiffusionOptions(steps=2)).shape == final.shape
+
+
+def test_a_last_stage_that_runs_out_of_memory_is_done_in_tiles_unless_whole_was_asked_for(bundle, given, monkeypatch, caplog):
+    developed = Unclip._developed
+
+    def short(self, latents, tiled):
+        if not tiled:
+            raise MemoryShortError("vae_decoder.onnx ran out of memory")
+        return developed(self, latents, tiled)
+
+    monkeypatch.setattr(Unclip, "_developed", short)
     unclip = Unclip(bundle, choose_device("cpu"))
     final = unclip.walk(*given, DiffusionOptions(steps=2))
-    monkeypatch.setattr(unclip_module, "available_memory", lambda: 1000 if "_unet" in vars(unclip) else 10**12)
-    unclip.develop(final)
-    assert "_unet" not in vars(unclip) and not [r for r in caplog.records if "tiles" in r.message]
-    assert unclip.walk(*given, DiffusionOptions(steps=2)).shape == final.shape
+    assert np.array_equal(unclip.develop(final), unclip.develop(final, tiled=True))
+    assert "ran out of memory; decoding in tiles" in caplog.text
+    with pytest.raises(MemoryShortError):
+        unclip.develop(final, tiled=False)
 
 
 def test_what_was_drawn_is_kept_when_the_last_stage_fails(bundle, tmp_path, monkeypatch):
@@ -222,20 +245,20 @@ def test_what_was_drawn_is_kept_when_the_last_stage_fails(bundle, tmp_path, monk
     call(*arguments, picture)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["codes.txt", "fox.png"]
 
-    def fail(self, latents):
+    def fail(self, latents, tiled):
         raise BundleError("vae failed")
 
     with monkeypatch.context() as patch:
-        patch.setattr(Unclip, "_decode_tile", fail)
+        patch.setattr(Unclip, "_developed", fail)
         result = call(*arguments, again, fails=True)
     assert f"try `seed-edge decode {tmp_path / 'again.npy'} -o {again} --tiled`" in result.stderr
     call("decode", tmp_path / "again.npy", "--bundle", bundle.path, "-o", again)
     assert Image.open(again).tobytes() == Image.open(picture).tobytes()
 
-    def interrupt(self, latents):
+    def interrupt(self, latents, tiled):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(Unclip, "_decode_tile", interrupt)
+    monkeypatch.setattr(Unclip, "_developed", interrupt)
     call(*arguments, tmp_path / "third.png", fails=True)
     assert not list(tmp_path.glob("third*"))
 

@@ -144,7 +144,7 @@ def test_broken_amx_kernels_are_kept_out(monkeypatch, info, extra):
         llama_print_system_info=lambda: info, llama_model_default_params=real.llama_model_default_params
     )
     monkeypatch.setattr(language_model, "llama_cpp", fake)
-    assert model_params(gpu=False).use_extra_bufts is extra
+    assert model_params(0).use_extra_bufts is extra
 
 
 def test_a_model_gives_the_same_numbers_without_extra_buffers(tiny, model, monkeypatch):

@@ -1,4 +1,6 @@
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -64,3 +66,24 @@ def test_cuda_asked_for_but_not_loaded_is_an_error(tiny, monkeypatch):
 def test_an_unknown_device_lists_the_known_ones():
     with pytest.raises(DeviceError, match="auto, cpu, cuda"):
         choose_device("tpu")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs a limit of the address space")
+def test_memory_that_runs_out_is_told_as_that(tiny):
+    program = f"""
+import resource, numpy as np
+from pathlib import Path
+from seed_edge.errors import MemoryShortError
+from seed_edge.graphs import encoder_graph
+from seed_edge.runtime.sessions import Device, Session
+session = Session(Path({str(tiny / ENCODER)!r}), encoder_graph(16, 4), Device("cpu", ""))
+values = np.ones((50_000, 3, 16, 16), np.float32)
+taken = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (taken + (20 << 20), -1))
+try:
+    session(values)
+except MemoryShortError as error:
+    print(error)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert "encoder.onnx ran out of memory; close other programs, or try --low-memory" in done.stdout
