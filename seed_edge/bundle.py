@@ -16,14 +16,19 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from seed_edge.errors import BundleError
+from seed_edge.gguf_header import GgufHeader
+from seed_edge.home import BUNDLE_NAME, Checked, bundle_folder, bundle_names
 from seed_edge.manifest import DECODER, ENCODER, IMAGE_NOISE, MANIFEST, UNET, VAE, Diffusion, FileEntry, Language, Manifest
+from seed_edge.onnx_header import OnnxHeader
 
 EMBEDDED = Path(__file__).parent / "bundles" / "mini"
 """The bundle inside this package."""
 
 MANIFEST_LIMIT = 1 << 20
 HASH_LIMIT = 64 << 20
-"""Bundles up to this size, in bytes, are hashed whenever they are opened; larger ones by `Bundle.check_hashes`."""
+"""Bundles up to this size, in bytes, are hashed when they are opened; larger ones by `Bundle.check_hashes`."""
+HEADER = "header-1"
+"""Name of the check of headers, with its version."""
 
 
 @dataclass(frozen=True)
@@ -87,14 +92,15 @@ class Bundle:
 
     @classmethod
     def open(cls, path: str | Path | None = None) -> Bundle:
-        """Read and check a bundle; by default the embedded one.
+        """Read and check a bundle, by its folder or by the name it was added under; by default the embedded one.
+
+        Checked are the manifest, the files' sizes, the headers of graphs and language model, and, of small bundles, hashes.
+        What passed is remembered as long as the file does not change.
 
         Raises:
-            BundleError: no bundle there, or a file is missing, resized, changed, unlisted, or not a plain file.
+            BundleError: no bundle there, or a file is missing, resized, changed, broken, unlisted, or not a plain file.
         """
-        folder = EMBEDDED if path is None else Path(path)
-        if not folder.is_dir():
-            raise BundleError(f"{folder}: no such bundle; give the folder that `seed-edge export --out` wrote")
+        folder = EMBEDDED if path is None else find(path)
         text = _read_manifest(folder / MANIFEST)
         try:
             manifest = Manifest.from_json(text)
@@ -103,8 +109,7 @@ class Bundle:
         bundle = cls(folder, manifest)
         try:
             bundle._check_files()
-            if sum(entry.size for entry in manifest.files.values()) <= HASH_LIMIT:
-                bundle.check_hashes()
+            bundle._check_contents()
         except OSError as error:
             raise BundleError(f"{error.filename} cannot be read ({error.strerror}); look at its permissions") from error
         return bundle
@@ -126,6 +131,20 @@ class Bundle:
         if present:
             raise BundleError(f"{self.path / min(present)} is not listed in {MANIFEST}; remove it from the bundle")
 
+    def _check_contents(self) -> None:
+        """Headers, and hashes where that is quick; a file that passed and did not change is not read again."""
+        checked = Checked()
+        small = sum(entry.size for entry in self.manifest.files.values()) <= HASH_LIMIT
+        for name, expected in self.manifest.files.items():
+            path = self.path / name
+            if not checked.has(path, HEADER):
+                check_header(path)
+                checked.add(path, HEADER)
+            if small and not checked.has(path, expected.sha256):
+                self._check_hash(name, expected)
+                checked.add(path, expected.sha256)
+        checked.save()
+
     def check_hashes(self) -> None:
         """Compare every file's SHA-256 with the manifest's.
 
@@ -133,8 +152,40 @@ class Bundle:
             BundleError: a file differs; it is named.
         """
         for name, expected in self.manifest.files.items():
-            if sha256(self.path / name) != expected.sha256:
-                raise BundleError(f"{self.path / name} is not the file that was exported; copy or export it again")
+            self._check_hash(name, expected)
+
+    def _check_hash(self, name: str, expected: FileEntry) -> None:
+        if sha256(self.path / name) != expected.sha256:
+            raise BundleError(f"{self.path / name} is not the file that was exported; copy or export it again")
+
+
+def find(path: str | Path) -> Path:
+    """Folder of a bundle: a folder itself, or a name under which one was added.
+
+    Raises:
+        BundleError: it is neither.
+    """
+    if Path(path).is_dir():
+        return Path(path)
+    name = str(path)
+    if name == EMBEDDED.name:
+        return EMBEDDED
+    if BUNDLE_NAME.fullmatch(name) and bundle_folder(name).is_dir():
+        return bundle_folder(name)
+    known = ", ".join([EMBEDDED.name, *bundle_names()])
+    raise BundleError(f"{path}: no such bundle; give the folder that `seed-edge export --out` wrote, or one of: {known}")
+
+
+def check_header(path: Path) -> None:
+    """Refuse a file whose header breaks the rules of its kind, before a native library reads it.
+
+    Raises:
+        BundleError: it does; other kinds than graphs and language models are let through.
+    """
+    if path.suffix == ".gguf":
+        GgufHeader.read(path)
+    elif path.suffix == ".onnx":
+        OnnxHeader.read(path).refuse_what_bundles_never_hold(path)
 
 
 def _read_manifest(path: Path) -> str:

@@ -11,6 +11,15 @@ REFERENCE = Path(__file__).parent / "fixtures" / "seed2"
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
 
+@pytest.fixture(scope="session", autouse=True)
+def home(tmp_path_factory):
+    """A user's folder of the tests' own, so that they neither see nor change that of whoever runs them."""
+    folder = tmp_path_factory.mktemp("home")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SEED_EDGE_HOME", str(folder))
+        yield folder
+
+
 @pytest.fixture(scope="session")
 def tiny() -> Path:
     """The committed bundle of `tests/fixtures/make_tiny_bundle.py`: 8 codes, 4 per image, 16 px."""
