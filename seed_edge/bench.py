@@ -1,7 +1,8 @@
 """How fast a bundle runs here, stage by stage, beside what this machine could do at best.
 
 The floor of a stage is the larger of two times: its multiplications at the rate of a large matrix product measured on the
-spot, and its weights at the rate of reading memory. No program can be faster with the same weights and the same numbers.
+spot, and its weights at the rate of reading memory. No program can be faster with the same weights and the same numbers,
+unless the weights are so few that they stay in the processor's cache.
 """
 
 from __future__ import annotations

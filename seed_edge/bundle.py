@@ -212,6 +212,43 @@ def entry_for(path: Path) -> FileEntry:
     return FileEntry(path.stat().st_size, sha256(path))
 
 
+def add(source: Bundle, name: str, replace: bool = False) -> Bundle:
+    """Copy a bundle to where it is found by name from anywhere, after a look at every byte.
+
+    Raises:
+        BundleError: a file is not the one that was exported, the name is taken or is none, or the disk is too small.
+    """
+    folder = bundle_folder(name)
+    if name == EMBEDDED.name:
+        raise BundleError(f"{name} is the name of the embedded bundle; choose another")
+    refuse_existing(folder, replace)
+    source.check_hashes()
+    needed = sum(entry.size for entry in source.manifest.files.values())
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(folder.parent).free
+    if free < needed:
+        raise BundleError(f"{folder.parent}: {source.path} takes {needed:,} bytes, {free:,} are free")
+    with staging(folder, replace) as staged:
+        for file in [MANIFEST, *source.manifest.files]:
+            shutil.copyfile(source.path / file, staged / file)
+    return Bundle.open(folder)
+
+
+def remove(name: str) -> Path:
+    """Delete a bundle that was added; return where it was.
+
+    Raises:
+        BundleError: there is none of that name.
+    """
+    folder = bundle_folder(name)
+    if not folder.is_dir():
+        raise BundleError(f"{name}: no such bundle in {folder.parent}; there are: {', '.join(bundle_names()) or 'none'}")
+    doomed = Path(tempfile.mkdtemp(prefix=f".{name}-gone-", dir=folder.parent))
+    os.replace(folder, doomed / name)  # gone at once, however long the rest takes
+    shutil.rmtree(doomed)
+    return folder
+
+
 @contextmanager
 def staging(out: Path, replace: bool = False) -> Iterator[Path]:
     """A temporary folder beside `out` that takes its name when the block ends without an error.

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from seed_edge import __version__
-from seed_edge.commands import bundles, drawing, seeing, training
+from seed_edge.commands import bundles, drawing, keeping, seeing, training
 from seed_edge.errors import SeedEdgeError
 
 SYSTEM_FAULTS = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR, errno.EISDIR}
@@ -46,6 +46,9 @@ for command in (
     drawing.edit,
     drawing.reconstruct,
     seeing.ask,
+    keeping.bundles,
+    keeping.inspect,
+    keeping.doctor,
     bundles.export,
     bundles.verify,
     bundles.bench,

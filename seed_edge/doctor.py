@@ -1,0 +1,173 @@
+"""What of this machine seed-edge can use, what it cannot and why, and what to do about it. Loads no model."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import re
+import shutil
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from seed_edge import __version__
+from seed_edge.bundle import EMBEDDED, Bundle
+from seed_edge.errors import SeedEdgeError
+from seed_edge.home import HOME, bundle_names, bundles_folder, folder
+from seed_edge.memory import available_memory, free_gpu_memory
+
+CPUINFO = Path("/proc/cpuinfo")
+FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "amx_int8", "asimd", "asimddp", "i8mm", "sve")
+"""Of a processor: those that the two runtimes have faster code for."""
+SMALL_MEMORY = 1 << 30
+GPU_LIBRARIES = ("nvidia-cuda-runtime", "nvidia-cublas", "nvidia-cudnn-cu13", "nvidia-cufft", "nvidia-curand")
+OK, NOTE, WARNING, BROKEN = "ok", "note", "warning", "broken"
+
+
+@dataclass(frozen=True)
+class Check:
+    """One thing that was looked at."""
+
+    id: str
+    """Stays the same between versions."""
+    state: str
+    """`ok`; `note`, nothing to be done; `warning`, works but badly or not at all on a GPU; `broken`."""
+    found: str
+    advice: str = ""
+
+
+def examine() -> list[Check]:
+    """All checks, in order."""
+    return [*_system(), *_runtimes(), *_memory(), *_bundles()]
+
+
+def report(checks: list[Check]) -> dict[str, Any]:
+    """For JSON: `state` is the worst of all, `checks` each of them."""
+    return {"version": __version__, "state": worst(checks), "checks": [asdict(check) for check in checks]}
+
+
+def worst(checks: list[Check]) -> str:
+    """The worst state, with notes counted as ok."""
+    states = {check.state for check in checks}
+    return BROKEN if BROKEN in states else WARNING if WARNING in states else OK
+
+
+def _system() -> Iterator[Check]:
+    yield Check("seed-edge", OK, f"{__version__} in {Path(__file__).parent}")
+    yield Check("python", OK, f"{platform.python_version()} ({sys.executable})")
+    yield Check("system", OK, f"{platform.system()} {platform.release()} on {platform.machine()}")
+    from seed_edge.runtime.threads import available_cores
+
+    cores, all_cores = available_cores(), os.cpu_count() or 1
+    limited = "" if cores == all_cores else f" of {all_cores}; affinity or a container's quota leaves no more"
+    flags = cpu_flags()
+    yield Check("processor", OK, f"{cores} cores{limited}; {' '.join(flags) if flags else 'its abilities are not known'}")
+    policy = os.environ.get("OMP_WAIT_POLICY", "")
+    if policy.lower() == "active":
+        yield Check("threads", WARNING, "OMP_WAIT_POLICY is active: threads spin while they wait", "unset OMP_WAIT_POLICY")
+    for name in ("OMP_NUM_THREADS", "OMP_THREAD_LIMIT"):
+        said = os.environ.get(name, "")
+        if said.isdecimal() and int(said) < cores:
+            yield Check(f"threads {name}", NOTE, f"{name} is {said}, though {cores} cores can be used")
+
+
+def cpu_flags() -> list[str]:
+    """Of `FLAGS`, those that the processor has; empty where the system does not say."""
+    try:
+        found = re.search(r"^(?:flags|Features)\s*:(.*)$", CPUINFO.read_text(), re.MULTILINE)
+    except OSError:
+        return []
+    has = set(found[1].split()) if found else set()
+    return [flag for flag in FLAGS if flag in has]
+
+
+def _runtimes() -> Iterator[Check]:
+    try:
+        import onnxruntime
+
+        from seed_edge.runtime.sessions import cuda_problem
+
+        problem = cuda_problem()
+        providers = ", ".join(name.removesuffix("ExecutionProvider") for name in onnxruntime.get_available_providers())
+        yield Check("onnxruntime", OK, f"{onnxruntime.__version__}, built with {providers}")
+    except (ImportError, OSError, AttributeError) as error:  # two builds over one another have no attributes left
+        advice = "pip uninstall onnxruntime onnxruntime-gpu, then install seed-edge again"
+        yield Check("onnxruntime", BROKEN, f"cannot be loaded ({error})", advice)
+        return
+    yield from _cuda(problem)
+    try:
+        from seed_edge.runtime.language_model import amx_in_use, gpu_offload
+
+        offload = "with" if gpu_offload() else "without"
+        version = importlib.metadata.version("llama-cpp-python")
+        yield Check("llama.cpp", OK, f"llama-cpp-python {version}, built {offload} GPU support")
+        if amx_in_use():
+            yield Check("amx", NOTE, "llama.cpp has AMX kernels; they are left out, as builds by gcc 12 crash in them")
+        if problem is None and not gpu_offload():
+            advice = 'CMAKE_ARGS="-DGGML_CUDA=on" pip install --force-reinstall --no-cache-dir "llama-cpp-python==0.3.36"'
+            yield Check("llama.cpp-gpu", WARNING, "there is a GPU, and llama.cpp was built without it", advice)
+    except (ImportError, OSError, RuntimeError) as error:
+        yield Check("llama.cpp", BROKEN, f"cannot be loaded ({error})", "pip install --force-reinstall llama-cpp-python")
+
+
+def _cuda(problem: str | None) -> Iterator[Check]:
+    """Whether graphs run on an NVIDIA card."""
+    if problem is not None:
+        yield Check("cuda", NOTE, f"not used: {problem}")
+        return
+    found = {name: version for name in GPU_LIBRARIES if (version := _version(name)) is not None}
+    missing = sorted(set(GPU_LIBRARIES) - set(found))
+    import onnxruntime
+
+    wanted = getattr(onnxruntime, "cuda_version", "") or "13"
+    free = free_gpu_memory()
+    card = f"{free / 1e9:.1f} GB free" if free is not None else "free memory not known"
+    told = ", ".join(f"{name} {version}" for name, version in found.items()) or "no CUDA libraries from PyPI"
+    if missing:
+        advice = 'pip install "onnxruntime-gpu[cuda,cudnn]", unless CUDA and cuDNN of that version are on the library path'
+        yield Check("cuda", WARNING, f"a driver is there ({card}); CUDA {wanted} is wanted, found: {told}", advice)
+    else:
+        yield Check("cuda", OK, f"{card}; CUDA {wanted} is wanted, found: {told}")
+
+
+def _version(name: str) -> str | None:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _memory() -> Iterator[Check]:
+    free = available_memory()
+    if free is None:
+        yield Check("memory", NOTE, "this system does not tell how much is free", "set --memory-limit for large bundles")
+    elif free < SMALL_MEMORY:
+        yield Check("memory", WARNING, f"{free / 1e6:.0f} MB free", "close other programs, or use --low-memory")
+    else:
+        yield Check("memory", OK, f"{free / 1e9:.1f} GB free")
+    place = folder("data")
+    nearest = next(path for path in (place, *place.parents) if path.exists())
+    writable = "" if os.access(nearest, os.W_OK) else ", not writable"
+    left = f"{shutil.disk_usage(nearest).free / 1e9:.1f} GB free on its disk{writable}"
+    advice = f"set {HOME} to a folder that can be written" if writable else ""
+    yield Check("folder", WARNING if writable else OK, f"{place}: {left}", advice)
+
+
+def _bundles() -> Iterator[Check]:
+    """Whether each bundle opens; hashes are left to `verify`."""
+    for name, path in [(EMBEDDED.name, EMBEDDED), *((name, bundles_folder() / name) for name in bundle_names())]:
+        try:
+            bundle = Bundle.open(path)
+        except SeedEdgeError as error:
+            yield Check(f"bundle {name}", BROKEN, str(error), f"seed-edge bundles remove {name}" if path != EMBEDDED else "")
+            continue
+        size = sum(entry.size for entry in bundle.manifest.files.values())
+        free = available_memory()
+        if free is not None and size > free:
+            told = f"{size / 1e9:.1f} GB, more than the memory that is free"
+            yield Check(f"bundle {name}", WARNING, told, "use --low-memory, or export with smaller weights")
+        else:
+            yield Check(f"bundle {name}", OK, f"{size / 1e6:,.0f} MB, {bundle.manifest.kind}")
