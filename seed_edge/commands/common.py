@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import logging
 import re
 import sys
 from collections.abc import Callable
@@ -14,7 +13,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from seed_edge.commands.settings import log_to_stderr
+
 if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
+
     from seed_edge.runtime.pipeline import SeedEdge
 
 
@@ -33,8 +36,22 @@ class Bytes(click.ParamType[int]):
         return int(float(number) * (1024 if binary else 1000) ** " kmgt".index(unit or " "))
 
 
+def complete_bundle(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """Names of bundles that begin so, and folders."""
+    from click.shell_completion import CompletionItem
+
+    from seed_edge.bundle import EMBEDDED
+    from seed_edge.home import bundle_names
+
+    names = [name for name in (EMBEDDED.name, *bundle_names()) if name.startswith(incomplete)]
+    return [*map(CompletionItem, names), CompletionItem(incomplete, type="dir")]
+
+
 bundle_option = click.option(
-    "--bundle", type=click.Path(path_type=Path), help="Bundle directory.  [default: the embedded one]"
+    "--bundle",
+    type=click.Path(path_type=Path),
+    help="Folder of a bundle, or the name of one that was added.  [default: the embedded one]",
+    shell_complete=complete_bundle,
 )
 device_option = click.option("--device", default="auto", show_default=True, help="Where graphs run: auto, cpu or cuda.")
 quiet_option = click.option("-q", "--quiet", is_flag=True, help="No notes or progress on stderr.")
@@ -81,7 +98,7 @@ class Engine:
         if self.device == "auto":
             self.note(f"device: {edge.device}")
         if self.verbose:
-            log_to_stderr(logging.DEBUG)
+            log_to_stderr("debug", as_json=False)
             for line in edge.memory_plan():
                 click.echo(line, err=True)
         return edge
@@ -98,20 +115,6 @@ def engine_options(command: Callable[..., None]) -> Callable[..., None]:
     for option in reversed((bundle_option, device_option, *memory_options, quiet_option)):
         collected = option(collected)
     return collected
-
-
-def log_to_stderr(level: int) -> None:
-    """Let the package tell on stderr what it does, from that level on, until the command ends."""
-    log, handler = logging.getLogger("seed_edge"), logging.StreamHandler()
-    before = log.level
-    log.setLevel(level)
-    log.addHandler(handler)
-
-    def stop() -> None:
-        log.removeHandler(handler)
-        log.setLevel(before)
-
-    click.get_current_context().call_on_close(stop)
 
 
 def choose(option: str, value: str, choices: tuple[str, ...]) -> None:

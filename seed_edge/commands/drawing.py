@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import secrets
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -191,9 +190,7 @@ def draw(
         raise click.ClickException(f"{folder}: no such folder; with --prompts, -o is a folder that exists")
     check_output(output if output is not None and folder is None else free_name("", folder))
     asked = [prompt] if prompt is not None else list(lines_of(str(prompts)))
-    if seed is None:
-        seed = secrets.randbelow(2**31)
-        engine.note(f"seed: {seed}")
+    seed = new_seed(engine) if seed is None else seed
     failed = 0
     with engine.opened() as edge:
         brush = brush_of(edge, walk, temperature, engine.quiet, negative, side, metadata)
@@ -208,6 +205,15 @@ def draw(
                 note(f"{text[:60]!r} was not drawn: {error}", False)
     if failed:
         raise click.ClickException(f"{failed} of {len(asked)} prompts were not drawn")
+
+
+def new_seed(engine: Engine) -> int:
+    """A seed nobody asked for, said so that the picture can be drawn again."""
+    import secrets
+
+    seed = secrets.randbelow(2**31)
+    engine.note(f"seed: {seed}")
+    return seed
 
 
 def draw_one(brush: Brush, prompt: str, seeds: range, path: Path, grid: bool, as_json: bool) -> None:
@@ -314,9 +320,7 @@ def edit(
     path = output or free_name(change)
     check_output(path)
     picture = open_image(image, **given(max_pixels=max_pixels))
-    if seed is None:
-        seed = secrets.randbelow(2**31)
-        engine.note(f"seed: {seed}")
+    seed = new_seed(engine) if seed is None else seed
     with engine.opened() as edge:
         brush = brush_of(edge, walk, temperature, engine.quiet, None, side, metadata)
         with Progress("codes", engine.quiet) as progress:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
 from seed_edge.errors import CodesError, SeedEdgeError
 
@@ -65,10 +66,13 @@ def walk_of(edge: SeedEdge, walk: dict[str, Any]) -> DiffusionOptions:
 
     from seed_edge.runtime.unclip import FAST, DiffusionOptions
 
-    if edge.bundle.manifest.kind == "pixels" and any(given is not None for given in walk.values()):
-        raise click.ClickException(
-            "this bundle draws in one pass; leave out --fast, --steps, --guidance, --scheduler, --tiled"
-        )
+    if edge.bundle.manifest.kind == "pixels":
+        source = click.get_current_context().get_parameter_source
+        if any(source(name) is ParameterSource.COMMANDLINE for name in walk):
+            raise click.ClickException(
+                "this bundle draws in one pass; leave out --fast, --steps, --guidance, --scheduler, --tiled"
+            )
+        return DiffusionOptions()
     chosen = {name: value for name, value in walk.items() if name != "fast" and value is not None}
     return dataclasses.replace(FAST if walk["fast"] else DiffusionOptions(), **chosen)
 

@@ -1,0 +1,99 @@
+"""Commands for shells: completion, and the manual page."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+import click
+
+from seed_edge import __version__
+from seed_edge.commands.common import choose
+
+SHELLS = ("bash", "zsh", "fish")
+COMPLETE = "_SEED_EDGE_COMPLETE"
+"""Environment variable by which a shell asks for completions."""
+EXIT_CODES = (
+    "0: done. 1: something the user can put right, told in one line. 2: wrong usage; of doctor: something is broken. "
+    "3: some of many images failed, the others are done. 130: interrupted."
+)
+ENVIRONMENT = {
+    "SEED_EDGE_HOME": "One folder for bundles, defaults and what is remembered, instead of the system's own places.",
+    "SEED_EDGE_CONFIG": "File of defaults, instead of seed-edge.toml in the folder for configuration.",
+    "NO_COLOR": "No pictures in the terminal unless --show asks for them.",
+    "OMP_NUM_THREADS": "Threads that ONNX Runtime's and llama.cpp's OpenMP may use.",
+}
+
+
+@click.command()
+@click.argument("shell")
+def completion(shell: str) -> None:
+    """Print a script that lets SHELL (bash, zsh or fish) complete commands, options and names of bundles.
+
+    For bash: seed-edge completion bash > ~/.local/share/bash-completion/completions/seed-edge
+    """
+    from click.shell_completion import get_completion_class
+
+    choose("SHELL", shell, SHELLS)
+    kind = get_completion_class(shell)
+    assert kind is not None
+    click.echo(kind(click.get_current_context().find_root().command, {}, "seed-edge", COMPLETE).source())
+
+
+@click.command()
+def manual() -> None:
+    """Print the manual page, for man: seed-edge manual > seed-edge.1."""
+    root = click.get_current_context().find_root().command
+    assert isinstance(root, click.Group)
+    click.echo("\n".join(page(root)))
+
+
+def page(root: click.Group) -> Iterator[str]:
+    """Lines of the manual page, in roff."""
+    yield f'.TH SEED-EDGE 1 "" "seed-edge {__version__}" "User Commands"'
+    yield from (".SH NAME", "seed-edge \\- see and draw with one small model, offline")
+    yield from (".SH SYNOPSIS", ".B seed-edge", "\\fICOMMAND\\fR [\\fIOPTIONS\\fR] [\\fIARGUMENTS\\fR]")
+    yield from (".SH DESCRIPTION", *paragraphs(root.help or ""))
+    yield from (".SH OPTIONS", *options(root))
+    yield ".SH COMMANDS"
+    yield from commands(root, "seed-edge")
+    yield from (".SH EXIT STATUS", roff(EXIT_CODES))
+    yield ".SH ENVIRONMENT"
+    for name, meaning in ENVIRONMENT.items():
+        yield from (".TP", f".B {name}", roff(meaning))
+    yield ".SH FILES"
+    yield from (".TP", ".B seed-edge.toml", "Defaults of options: at the top for all commands, in [draw] and so on for one.")
+
+
+def commands(group: click.Group, prefix: str) -> Iterator[str]:
+    """A section for each command of a group, and of the groups in it."""
+    for name, command in group.commands.items():
+        if isinstance(command, click.Group):
+            yield from commands(command, f"{prefix} {name}")
+            continue
+        takes = [each for each in command.params if isinstance(each, click.Argument)]
+        usage = " ".join(argument.make_metavar(click.Context(command)) for argument in takes)
+        yield f".SS {roff(f'{prefix} {name} {usage}'.strip())}"
+        yield from paragraphs(command.help or "")
+        yield from options(command)
+
+
+def options(command: click.Command) -> Iterator[str]:
+    """An entry for each option of a command."""
+    context = click.Context(command)
+    for parameter in command.params:
+        record = parameter.get_help_record(context) if isinstance(parameter, click.Option) else None
+        if record is not None:
+            yield from (".TP", f".B {roff(record[0])}", roff(record[1]) or "\\&")
+
+
+def paragraphs(text: str) -> Iterator[str]:
+    """Help of a command, paragraph by paragraph."""
+    for paragraph in re.split(r"\n\s*\n", text.replace("\b", "").strip()):
+        yield from (".PP", roff(paragraph))
+
+
+def roff(text: str) -> str:
+    """Text that roff prints as it is."""
+    plain = " ".join(text.split()).replace("\\", "\\e").replace("-", "\\-")
+    return f"\\&{plain}" if plain.startswith((".", "'")) else plain
