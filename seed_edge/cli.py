@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from seed_edge import __version__
-from seed_edge.commands import bundles, drawing, keeping, seeing, shell, training
+from seed_edge.commands import bundles, chatting, drawing, keeping, seeing, shell, training
 from seed_edge.commands.common import choose
 from seed_edge.commands.settings import LEVELS, defaults_in, log_to_stderr
 from seed_edge.commands.shell import EXIT_CODES
@@ -72,6 +72,7 @@ for command in (
     drawing.edit,
     drawing.reconstruct,
     seeing.ask,
+    chatting.chat,
     keeping.bundles,
     keeping.inspect,
     keeping.doctor,

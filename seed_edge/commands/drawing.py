@@ -25,14 +25,14 @@ from seed_edge.commands.pictures import (
     free_name,
     grid_of,
     kept_latents,
-    metadata_option,
     numbered,
     read_latents,
     resized,
     save_picture,
-    size_option,
+    show_picture,
     walk_of,
     with_diffusion_options,
+    with_finish_options,
 )
 from seed_edge.errors import CodesError, PromptError
 
@@ -67,6 +67,8 @@ class Brush:
     side: int | None
     """Of a saved picture, in pixels; None for what the bundle draws."""
     metadata: bool
+    show: bool | None
+    """Whether saved pictures are shown in the terminal; None where there is one."""
     quiet: bool
 
     def codes(self, prompt: str, seed: int) -> list[int]:
@@ -89,6 +91,7 @@ class Brush:
             drawn: seed and codes of each picture in it.
         """
         save_picture(picture, path, self.record(prompt, drawn) if self.metadata else None)
+        show_picture(picture, self.show)
 
     def record(self, prompt: str, drawn: Sequence[tuple[int, Sequence[int]]]) -> Record:
         """How it was made."""
@@ -117,14 +120,19 @@ class Brush:
 
 def brush_of(
     edge: SeedEdge,
+    engine: Engine,
     walk: dict[str, Any],
-    temperature: float | None,
-    quiet: bool,
+    finish: dict[str, Any],
+    *,
+    temperature: float | None = None,
     negative: str | None = None,
-    side: int | None = None,
-    metadata: bool = True,
 ) -> Brush:
-    """How pictures are made, from what was said on the command line; refuses what the bundle cannot do."""
+    """How pictures are made, from what was said on the command line; refuses what the bundle cannot do.
+
+    Args:
+        walk: see `with_diffusion_options`.
+        finish: see `with_finish_options`.
+    """
     from seed_edge.manifest import Sampling
 
     options = walk_of(edge, walk)
@@ -133,7 +141,7 @@ def brush_of(
     sampling = Sampling(0.0, 0, 1.0) if language is None else language.sampling
     if temperature is not None:
         sampling = dataclasses.replace(sampling, temperature=temperature)
-    return Brush(edge, options, sampling, negative, side, metadata, quiet)
+    return Brush(edge, options, sampling, negative, quiet=engine.quiet, **finish)
 
 
 @click.command()
@@ -147,8 +155,7 @@ def brush_of(
 @seed_option
 @temperature_option
 @with_diffusion_options
-@size_option
-@metadata_option
+@with_finish_options
 @engine_options
 @json_option
 def draw(
@@ -162,8 +169,7 @@ def draw(
     seed: int | None,
     temperature: float | None,
     walk: dict[str, Any],
-    side: int | None,
-    metadata: bool,
+    finish: dict[str, Any],
     engine: Engine,
     as_json: bool,
 ) -> None:
@@ -172,6 +178,7 @@ def draw(
     Several with -n: seeds count up from the first. What is drawn carries prompt, seed, codes and bundle, so that --from draws
     the same again, and the mark that a machine made it.
     """
+    finish = unshown(finish) if as_json else finish
     if sum(said is not None for said in (prompt, prompts, source)) != 1:
         raise click.ClickException('say what to draw: a PROMPT such as "a red fox", or --prompts FILE, or --from PICTURE')
     if source is not None:
@@ -182,7 +189,8 @@ def draw(
         check_output(path)
         with engine.opened() as edge:
             refuse_other_bundle(edge, record, source)
-            brush = brush_of(edge, walk, record.temperature, engine.quiet, record.negative or None, side, metadata)
+            negative = record.negative or None
+            brush = brush_of(edge, engine, walk, finish, temperature=record.temperature, negative=negative)
             draw_again(as_recorded(brush, record), record, path, as_json)
         return
     folder = output if prompts is not None else None
@@ -193,7 +201,7 @@ def draw(
     seed = new_seed(engine) if seed is None else seed
     failed = 0
     with engine.opened() as edge:
-        brush = brush_of(edge, walk, temperature, engine.quiet, negative, side, metadata)
+        brush = brush_of(edge, engine, walk, finish, temperature=temperature, negative=negative)
         for text in asked:
             first = output if folder is None and output is not None else free_name(text, folder)
             try:
@@ -205,6 +213,11 @@ def draw(
                 note(f"{text[:60]!r} was not drawn: {error}", False)
     if failed:
         raise click.ClickException(f"{failed} of {len(asked)} prompts were not drawn")
+
+
+def unshown(finish: dict[str, Any]) -> dict[str, Any]:
+    """The same, with pictures shown only where that was asked for: stdout is for a program."""
+    return finish | {"show": bool(finish["show"])}
 
 
 def new_seed(engine: Engine) -> int:
@@ -296,8 +309,7 @@ def lines_of(name: str) -> Iterator[str]:
 @seed_option
 @temperature_option
 @with_diffusion_options
-@size_option
-@metadata_option
+@with_finish_options
 @max_pixels_option
 @engine_options
 @json_option
@@ -308,8 +320,7 @@ def edit(
     seed: int | None,
     temperature: float | None,
     walk: dict[str, Any],
-    side: int | None,
-    metadata: bool,
+    finish: dict[str, Any],
     max_pixels: int | None,
     engine: Engine,
     as_json: bool,
@@ -317,12 +328,13 @@ def edit(
     """Draw IMAGE changed as CHANGE says: "make the fox blue"."""
     from seed_edge.preprocess import open_image
 
+    finish = unshown(finish) if as_json else finish
     path = output or free_name(change)
     check_output(path)
     picture = open_image(image, **given(max_pixels=max_pixels))
     seed = new_seed(engine) if seed is None else seed
     with engine.opened() as edge:
-        brush = brush_of(edge, walk, temperature, engine.quiet, None, side, metadata)
+        brush = brush_of(edge, engine, walk, finish, temperature=temperature)
         with Progress("codes", engine.quiet) as progress:
             before = edge.encode([picture])[0]
             codes = edge.edit_codes(before, change, seed=seed, sampling=brush.sampling, progress=progress).tolist()
@@ -335,8 +347,7 @@ def edit(
 @output_option
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="For decoders that start from noise.")
 @with_diffusion_options
-@size_option
-@metadata_option
+@with_finish_options
 @max_pixels_option
 @engine_options
 def reconstruct(
@@ -344,8 +355,7 @@ def reconstruct(
     output: Path,
     seed: int,
     walk: dict[str, Any],
-    side: int | None,
-    metadata: bool,
+    finish: dict[str, Any],
     max_pixels: int | None,
     engine: Engine,
 ) -> None:
@@ -355,7 +365,7 @@ def reconstruct(
     check_output(output)
     picture = open_image(image, **given(max_pixels=max_pixels))
     with engine.opened() as edge:
-        brush = brush_of(edge, walk, None, engine.quiet, None, side, metadata)
+        brush = brush_of(edge, engine, walk, finish)
         codes = edge.encode([picture])[0].tolist()
         brush.save(brush.picture(codes, seed, output), output, "", [(seed, codes)])
     click.echo(str(output))
@@ -366,16 +376,14 @@ def reconstruct(
 @output_option
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="For decoders that start from noise.")
 @with_diffusion_options
-@size_option
-@metadata_option
+@with_finish_options
 @engine_options
 def decode(
     codes: str,
     output: Path,
     seed: int,
     walk: dict[str, Any],
-    side: int | None,
-    metadata: bool,
+    finish: dict[str, Any],
     engine: Engine,
 ) -> None:
     """Turn CODES back into a picture: a file of `encode` output, or - for stdin.
@@ -386,9 +394,11 @@ def decode(
     latents = read_latents(Path(codes)) if Path(codes).suffix == LATENTS else None
     numbers = parse_codes(read_codes(codes), codes) if latents is None else []
     with engine.opened() as edge:
-        brush = brush_of(edge, walk, None, engine.quiet, None, side, metadata)
+        brush = brush_of(edge, engine, walk, finish)
         if latents is not None:
-            save_picture(resized(edge.develop(latents, tiled=walk["tiled"]), side), output, None)
+            picture = resized(edge.develop(latents, tiled=walk["tiled"]), brush.side)
+            save_picture(picture, output, None)
+            show_picture(picture, brush.show)
         else:
             brush.save(brush.picture(numbers, seed, output), output, "", [(seed, numbers)])
     click.echo(str(output))

@@ -6,6 +6,7 @@ import functools
 import math
 import os
 import re
+import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -28,13 +29,16 @@ LATENTS = ".npy"
 PICTURE_TYPES = {".png": "PNG", ".webp": "WEBP", ".jpg": "JPEG", ".jpeg": "JPEG"}
 
 
-size_option = click.option(
-    "--size", "side", type=click.IntRange(16, 4096), help="Pixels a side of what is saved.  [default: what the bundle draws]"
-)
-metadata_option = click.option(
-    "--metadata/--no-metadata",
-    default=True,
-    help="Whether the file tells prompt, seed and codes; it tells that it is AI-made anyway.",
+finish_options = (
+    click.option(
+        "--size", "side", type=click.IntRange(16, 4096), help="Pixels a side of what is saved.  [default: as it is drawn]"
+    ),
+    click.option(
+        "--metadata/--no-metadata",
+        default=True,
+        help="Whether the file tells prompt, seed and codes; it tells that it is AI-made anyway.",
+    ),
+    click.option("--show/--no-show", default=None, help="Show it in the terminal too.  [default: where stdout is one]"),
 )
 diffusion_options = (
     click.option("--fast", is_flag=True, default=None, help="Of a diffusion: a third of the steps, by a better solver."),
@@ -47,17 +51,27 @@ diffusion_options = (
 )
 
 
-def with_diffusion_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Add the options of a diffusion to a command, which gets them together, as `walk`."""
+def together(
+    name: str, options: Sequence[Callable[..., Any]], keys: Sequence[str]
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Add options to a command, which gets them together in a dictionary of that name."""
 
-    @functools.wraps(command)
-    def collected(**options: Any) -> None:
-        walk = {name: options.pop(name) for name in ("fast", "steps", "guidance", "scheduler", "tiled")}
-        command(walk=walk, **options)
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        @functools.wraps(command)
+        def collected(**given: Any) -> None:
+            command(**{name: {key: given.pop(key) for key in keys}}, **given)
 
-    for option in reversed(diffusion_options):
-        collected = option(collected)
-    return collected
+        for option in reversed(options):
+            collected = option(collected)
+        return collected
+
+    return decorate
+
+
+with_diffusion_options = together("walk", diffusion_options, ("fast", "steps", "guidance", "scheduler", "tiled"))
+"""Adds the options of a diffusion, as `walk`."""
+with_finish_options = together("finish", finish_options, ("side", "metadata", "show"))
+"""Adds the options of what is saved, as `finish`."""
 
 
 def walk_of(edge: SeedEdge, walk: dict[str, Any]) -> DiffusionOptions:
@@ -123,6 +137,19 @@ def save_picture(image: Image, path: Path, record: Record | None) -> None:
         if isinstance(error, OSError):
             raise click.ClickException(f"{path} cannot be written ({error.strerror})") from error
         raise
+
+
+def show_picture(image: Image, wanted: bool | None) -> None:
+    """Show a picture in the terminal, where it is wanted; where nothing is said, if stdout is a terminal."""
+    from shutil import get_terminal_size
+
+    from seed_edge.terminal import BLOCKS_256, protocol, shown
+
+    how = None if wanted is False else protocol(sys.stdout)
+    if how is None and wanted:
+        how = BLOCKS_256  # asked for, whatever stdout is
+    if how is not None:
+        click.echo(shown(image, how, get_terminal_size().columns), nl=False, color=True)
 
 
 def check_output(path: Path) -> None:

@@ -5,7 +5,7 @@ A picture is exactly `codes_per_image` draws from the code range; there is no se
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -142,6 +142,39 @@ def write_text(
         ids.append(chosen)
         logits = model.step(chosen)
     return ids
+
+
+def write_answer(
+    model: LanguageModel, vocab: Vocab, prompt: list[int], text: Sampling, codes: Sampling, seed: int, max_ids: int
+) -> Iterator[int | NDArray[np.int64]]:
+    """What continues a prompt: text ids one by one, and the codes (codes_per_image,) of pictures, up to EOS or `max_ids`.
+
+    Args:
+        text: how text ids are drawn; BOI, which begins a picture, is among them.
+        codes: how the codes of pictures are.
+        max_ids: most text ids; a picture takes `codes_per_image + 2` of them, and is begun only where it fits.
+    """
+    rng = np.random.default_rng(seed)
+    mask, picture = vocab.text_mask(), vocab.codes_per_image + 2
+    left = max_ids
+    logits = model.start(prompt, room=max_ids)
+    while left > 0:
+        mask[vocab.boi_id] = left >= picture
+        chosen = pick(np.where(mask, logits, -np.inf), text, rng)
+        if chosen == vocab.eos_id:
+            return
+        if chosen != vocab.boi_id:
+            left -= 1
+            yield chosen
+            logits = model.step(chosen)
+            continue
+        logits, drawn = model.step(chosen), list[int]()
+        while len(drawn) < vocab.codes_per_image:
+            drawn.append(pick(logits[vocab.first_code_id : vocab.first_code_id + vocab.codebook_size], codes, rng))
+            logits = model.step(vocab.first_code_id + drawn[-1])
+        left -= picture
+        yield vocab.check_codes(drawn)
+        logits = model.step(vocab.eoi_id)
 
 
 def best_text(model: BranchingModel, vocab: Vocab, prompt: list[int], beams: int, max_ids: int) -> list[int]:

@@ -189,3 +189,13 @@ def test_questions_about_several_pictures_are_answered(run, photo, taught):
     assert answers[0] == answers[3] and len(set(answers)) == 3
     assert "cannot answer questions" in run("ask", photo, "what is it?", fails=True).stderr
     assert "the prompt is empty" in run("ask", photo, " ", bundle=taught, fails=True).stderr
+
+
+def test_a_picture_is_shown_where_it_is_asked_for_or_stdout_is_a_terminal(run, monkeypatch):
+    block = "\N{UPPER HALF BLOCK}"
+    assert block not in run("draw", "a thing", "-o", "a.png").stdout
+    assert block in run("draw", "a thing", "-o", "b.png", "--show").stdout
+    monkeypatch.setattr("seed_edge.terminal.protocol", lambda stream: "blocks")
+    assert block in run("draw", "a thing", "-o", "c.png").stdout
+    assert block not in run("draw", "a thing", "-o", "d.png", "--no-show").stdout
+    assert block not in run("draw", "a thing", "-o", "e.png", "--json").stdout

@@ -2,7 +2,17 @@ import numpy as np
 import pytest
 
 from seed_edge.manifest import Sampling
-from seed_edge.runtime.decoding import GREEDY, Agreed, Guided, best_text, likeliest, pick, write_codes, write_text
+from seed_edge.runtime.decoding import (
+    GREEDY,
+    Agreed,
+    Guided,
+    best_text,
+    likeliest,
+    pick,
+    write_answer,
+    write_codes,
+    write_text,
+)
 from seed_edge.vocab import Vocab
 
 VOCAB = Vocab(size=20, first_code_id=10, codebook_size=8, codes_per_image=4, bos_id=1, eos_id=2, boi_id=18, eoi_id=19)
@@ -146,3 +156,44 @@ def test_what_two_prompts_agree_on_is_written():
     two = Tree(**{"": {7: 0.6, 6: 0.3}, "_6": {2: 0.9}, "_7": {2: 0.9}})
     assert best_text(one, VOCAB, [1], 2, 4) == [5] and best_text(two, VOCAB, [1], 2, 4) == [7]
     assert best_text(Agreed([one, two], [[1], [2]]), VOCAB, [1], 2, 4) == [6]
+
+
+class Reciting:
+    """Says ids one after the other, whatever it reads; tells what it read."""
+
+    def __init__(self, vocab, script):
+        self.vocab, self.script, self.read = vocab, list(script), []
+
+    def _next(self):
+        logits = np.zeros(self.vocab.size, np.float32)
+        if self.script:
+            logits[self.script.pop(0)] = 9
+        return logits
+
+    def start(self, ids, room):
+        self.read += ids
+        return self._next()
+
+    def step(self, token_id):
+        self.read.append(token_id)
+        return self._next()
+
+
+def test_an_answer_may_hold_text_and_pictures():
+    vocab = Vocab(size=20, first_code_id=10, codebook_size=4, codes_per_image=3, bos_id=1, eos_id=2, boi_id=14, eoi_id=15)
+    after = 0  # what is said after the last code counts for nothing: EOI follows
+    script = [5, vocab.boi_id, 11, 10, 13, after, 6, vocab.boi_id, 12, 12, 12, after, vocab.eos_id]
+    model = Reciting(vocab, script)
+    said = [
+        each if isinstance(each, int) else each.tolist() for each in write_answer(model, vocab, [1], GREEDY, GREEDY, 0, 40)
+    ]
+    assert said == [5, [1, 0, 3], 6, [2, 2, 2]]
+    assert model.read == [1, 5, 14, 11, 10, 13, 15, 6, 14, 12, 12, 12, 15]
+
+
+def test_a_picture_is_not_begun_where_it_does_not_fit():
+    vocab = Vocab(size=20, first_code_id=10, codebook_size=4, codes_per_image=3, bos_id=1, eos_id=2, boi_id=14, eoi_id=15)
+    for room, pictures in ((5, 1), (4, 0)):
+        model = Reciting(vocab, [vocab.boi_id, 11, 11, 11, *[7] * 9])
+        said = list(write_answer(model, vocab, [1], GREEDY, GREEDY, 0, room))
+        assert sum(not isinstance(each, int) for each in said) == pictures
