@@ -198,6 +198,21 @@ FAMILIES = {
         ask="{bos}{images}Question: {text}\nAnswer:",
     ),
     "own": Prompts(caption="{bos}{images}", draw="{bos}{text}{boi}", lowercase=True),
+    "own-talk": Prompts(
+        caption="{bos}{images}",
+        draw="{bos}{text}{boi}",
+        ask="{bos}{images}q: {text} a:",
+        edit="{bos}{images}q: {text} a:{boi}",
+        turn="{images}q: {text} a:",
+        before_answer=" ",
+        between_turns=" ",
+        lowercase=True,
+    ),
 }
 """What SEED-LLaMA was trained on: 8B instruction-tuned, 14B instruction-tuned, both before that (`plain`); and what the
-models are trained on that `seed-edge train llm` makes from nothing (`own`)."""
+models are trained on that `seed-edge train llm` makes from nothing (`own`), and then teaches to talk (`own-talk`)."""
+
+
+def family_of(prompts: Prompts) -> str | None:
+    """Name of the family that prompts are; None where they are none."""
+    return next((name for name, each in FAMILIES.items() if each == prompts), None)

@@ -34,10 +34,10 @@ from seed_edge.models.checkpoints import (
 )
 from seed_edge.models.config import load_geometry
 from seed_edge.models.image_tokenizer import PixelTokenizer, SeedTokenizer
-from seed_edge.models.llama import LLM_FOLDER
+from seed_edge.models.llama import LLM_FOLDER, TEMPLATE
 from seed_edge.models.trunk import IMAGE_MEAN, IMAGE_STD
 from seed_edge.preprocess import CLIP_MEAN, CLIP_STD, Preprocessing, open_image
-from seed_edge.prompts import FAMILIES, Prompts
+from seed_edge.prompts import FAMILIES, Prompts, family_of
 from seed_edge.vocab import CodeSpace
 
 OWN_SAMPLING = Sampling(temperature=0.4, top_k=50, top_p=0.9, guidance=1.4)
@@ -266,11 +266,11 @@ def export_language(
     for remark in llama.remarks():
         report(f"language model: {remark}")
     before = base.manifest.language if base else None
-    if before is not None and options.template is None:
-        family, prompts = "own" if before.prompts == FAMILIES["own"] else before.prompts.draw, before.prompts
+    if before is not None and options.template is None and TEMPLATE not in llama.config:
+        family, prompts = family_of(before.prompts) or "its own", before.prompts
     else:
         family, prompts = choose_prompts(llama, options.template, own=parts.llm is None)
-    told = "" if options.template or family == "own" else ", told from its name and layers; --template says otherwise"
+    told = "" if options.template or family.startswith("own") else ", told from its name and layers; --template says otherwise"
     report(f"language model: exporting as {options.weight_type}, prompts of family {family}{told}")
     file = folder / ("llm.gguf" if parts.llm is None else llama.file_name(options.weight_type))
     write_as(llama, vocab, file, options.weight_type, options.name, options.threads)
@@ -281,22 +281,22 @@ def export_language(
         file=file.name,
         vocab=vocab,
         prompts=prompts,
-        sampling=before.sampling if before else OWN_SAMPLING if family == "own" else REFERENCE_SAMPLING,
+        sampling=before.sampling if before else OWN_SAMPLING if family.startswith("own") else REFERENCE_SAMPLING,
         context_length=llama.context_length,
         max_caption_ids=options.max_caption_ids,
-        caption_beams=before.caption_beams if before else OWN_BEAMS if family == "own" else 1,
+        caption_beams=before.caption_beams if before else OWN_BEAMS if family.startswith("own") else 1,
     )
     return {"language": dataclasses.asdict(language), "parity": parity}
 
 
 def choose_prompts(llama: LlamaFolder, template: str | None, own: bool) -> tuple[str, Prompts]:
-    """Family and prompts: as told, or as the checkpoint's kind and name say.
+    """Family and prompts: as told, or as the checkpoint's configuration, kind and name say.
 
     Raises:
         CheckpointError: the family is unknown, or cannot be told.
     """
-    if template is None and own:
-        return "own", FAMILIES["own"]
+    if template is None:
+        template = llama.config.get(TEMPLATE) or ("own" if own else None)
     if template is None:
         name = llama.path.resolve().name.lower()
         instructed = {32: "vicuna", 40: "llama2"}.get(int(llama.config["num_hidden_layers"]))

@@ -20,7 +20,8 @@ from seed_edge.bundle import Bundle
 from seed_edge.errors import BundleError
 from seed_edge.export.gguf import gguf_names
 from seed_edge.files import replacing
-from seed_edge.models.llama import CONFIG_FILE, PIECES_FILE, write_added_tokens
+from seed_edge.models.llama import CONFIG_FILE, PIECES_FILE, TEMPLATE, write_added_tokens
+from seed_edge.prompts import family_of
 from seed_edge.vocab import Vocab
 
 WEIGHTS_FILE = "model.safetensors"
@@ -67,6 +68,9 @@ def unpack_language(bundle: Bundle, out: Path) -> None:
         "eos_token_id": vocab.eos_id,
         "tie_word_embeddings": False,
     }
+    family = family_of(bundle.language.prompts)
+    if family is not None:
+        config[TEMPLATE] = family
     stored = {tensor.name: tensor for tensor in reader.tensors}
     weights = {}
     for theirs, ours in gguf_names(layers).items():

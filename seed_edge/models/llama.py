@@ -16,6 +16,8 @@ from seed_edge.vocab import Vocab
 LLM_FOLDER = "llm"
 """In the folder of a run: its language model."""
 PIECES_FILE, ADDED_TOKENS_FILE, CONFIG_FILE = "tokenizer.model", "added_tokens.json", "config.json"
+TEMPLATE = "seed_template"
+"""In a configuration: the family of prompts that the model was trained on."""
 CODE_TOKEN = "<img_{:05d}>"
 CODE_PATTERN = re.compile(r"<img_(\d+)>")
 BOI_TOKEN, EOI_TOKEN = "<img>", "</img>"

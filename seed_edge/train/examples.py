@@ -12,6 +12,7 @@ from torch import Tensor
 from seed_edge.errors import DataError
 from seed_edge.prompts import Prompts, Tokenize, Turn
 from seed_edge.train.codes import CodeSample
+from seed_edge.train.samples import IMAGE_MARK
 from seed_edge.train.texts import caption, plain, request
 from seed_edge.vocab import Vocab
 
@@ -77,17 +78,23 @@ class Writer:
         return Example(ids, len(ids) - 1)
 
     def conversed(self, sample: CodeSample, rng: np.random.Generator) -> Example:
-        """A conversation about the pictures, up to one of its answers; that answer is predicted."""
+        """A conversation about the pictures, up to one of its answers; that answer is predicted.
+
+        Answers that are `<image>` are the last pictures; those before them are shown with the first question.
+        """
         number = int(rng.integers(len(sample.sample.turns)))
+        drawn = sum(answer == IMAGE_MARK for _, answer in sample.sample.turns)
+        shown, waiting = sample.images[: len(sample.images) - drawn], iter(sample.images[len(sample.images) - drawn :])
         turns = [
-            Turn(question, images=sample.images if place == 0 else (), answer=(answer,))
+            Turn(question, images=() if place else shown, answer=(next(waiting) if answer == IMAGE_MARK else answer,))
             for place, (question, answer) in enumerate(sample.sample.turns[: number + 1])
         ]
         if self.prompts.turn:
             prompt = self.prompts.for_conversation(self.vocab, self.tokenize, turns)
         else:
-            prompt = self.prompts.for_question(self.vocab, self.tokenize, turns[-1].text, sample.images)
-        answer = [*self._said(sample.sample.turns[number][1]), self.vocab.eos_id]
+            prompt = self.prompts.for_question(self.vocab, self.tokenize, turns[-1].text, shown)
+        (said,) = turns[-1].answer
+        answer = [*(self._said(said) if isinstance(said, str) else self.vocab.codes_to_ids(said)), self.vocab.eos_id]
         return Example(prompt + answer, len(answer))
 
     def _said(self, text: str) -> list[int]:

@@ -30,6 +30,7 @@ from seed_edge.models.llama import (
     ADDED_TOKENS_FILE,
     CONFIG_FILE,
     PIECES_FILE,
+    TEMPLATE,
     extended_vocab,
     read_json,
     read_pieces,
@@ -37,12 +38,13 @@ from seed_edge.models.llama import (
     write_added_tokens,
 )
 from seed_edge.prompts import FAMILIES
-from seed_edge.train.codes import read_code_shards, read_codebook
+from seed_edge.train.codes import CodeSample, read_code_shards, read_codebook
 from seed_edge.train.examples import NOT_LEARNT, TASKS, Mixture, Writer, collated
 from seed_edge.train.loop import Batch, Loop, Objective, Report
 from seed_edge.train.pieces import train_pieces
 from seed_edge.train.pools import shared_pools
 from seed_edge.train.recipe import Schedule
+from seed_edge.train.talks import talks
 from seed_edge.train.texts import without
 from seed_edge.vocab import CodeSpace, Vocab
 
@@ -118,6 +120,14 @@ class TuneRecipe:
     sentences: bool = False
     """Answers that end without a full stop get one."""
     wordless: float = 0.0
+    noise: float = 0.0
+    """As in `NewLlamaRecipe`."""
+    unsaid: tuple[str, ...] = ()
+    """As in `NewLlamaRecipe`."""
+    talk: bool = False
+    """Conversations are made of what is known of the pictures (`talks`), for the task `converse`."""
+    shares: dict[str, dict[str, float]] = field(default_factory=dict)
+    """For a task, shares of the pools of pictures (`pools`), instead of the `weights` of folders."""
     weights: dict[str, float] = field(default_factory=dict)
     """Weight of each folder of codes, by its name; others weigh as many as they have samples."""
     half: bool = False
@@ -195,8 +205,7 @@ def train_new_llama(
     Interrupted, the same call goes on at the last saved step.
     """
     space, folders = read_code_shards(codes)
-    told = ((each, without(each.sample, recipe.unsaid)) for some in folders.values() for each in some)
-    samples = [dataclasses.replace(each, sample=sample) for each, sample in told if sample is not None]
+    samples = [each for some in folders.values() for each in said_of(some, recipe.unsaid)]
     out.mkdir(parents=True, exist_ok=True)
     seed = recipe.schedule.seed
     pieces = train_pieces([each.sample for each in samples], recipe.model.text_pieces, out, seed)
@@ -215,6 +224,12 @@ def train_new_llama(
         return Mixture(writer, {"caption": 0.5, "draw": 0.5}, mixed)
 
     run_language(model, writer, mixture, recipe.schedule, recipe.model.context, out, report, sheet)
+
+
+def said_of(samples: Sequence[CodeSample], unsaid: Sequence[str]) -> list[CodeSample]:
+    """Samples without the texts that use one of the words or phrases `unsaid`; none of which nothing is left to say."""
+    told = ((each, without(each.sample, unsaid)) for each in samples)
+    return [dataclasses.replace(each, sample=sample) for each, sample in told if sample is not None]
 
 
 def tune_llama(
@@ -246,12 +261,22 @@ def tune_llama(
         for name, module in model.named_modules():
             if name.rpartition(".")[2] in recipe.frozen:
                 module.requires_grad_(False)
-    writer = Writer(vocab, pieces.encode, FAMILIES[recipe.template], recipe.sentences, recipe.wordless)
+    model.config.max_position_embeddings = max(model.config.max_position_embeddings, recipe.longest)
+    setattr(model.config, TEMPLATE, recipe.template)
+    writer = Writer(vocab, pieces.encode, FAMILIES[recipe.template], recipe.sentences, recipe.wordless, recipe.noise)
+    folders = {name: said_of(some, recipe.unsaid) for name, some in folders.items()}
 
     def mixture(held_out: bool) -> Mixture:
         kept = {name: [s for s in some if s.sample.held_out == held_out] for name, some in folders.items()}
         weighted = [(some, recipe.weights.get(name, float(len(some)))) for name, some in kept.items()]
-        return Mixture(writer, recipe.tasks, dict.fromkeys(TASKS, weighted))
+        pools = dict.fromkeys(TASKS, weighted)
+        every = [each for some in kept.values() for each in some]
+        for task, named in recipe.shares.items():
+            chosen = shared_pools([each.sample for each in every], named)
+            pools[task] = [([every[i] for i in pool], share) for pool, share in chosen]
+        if recipe.talk:
+            pools["converse"] = [*pools["converse"], (talks(every, recipe.schedule.seed), 1.0)]
+        return Mixture(writer, recipe.tasks, pools)
 
     out.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(llm / PIECES_FILE, out / PIECES_FILE)

@@ -76,10 +76,22 @@ def load_recipe(kinds: Mapping[str, type[T]], name: str, changes: Sequence[str] 
         raise DataError(f"recipe {path} cannot be read as TOML ({error})") from error
     for change in changes:
         _change(table, change)
+    table = {key: _lines_beside(path, value) for key, value in table.items()}
     kind = table.pop("kind", None)
     if kind not in kinds:
         raise DataError(f"recipe {path}: kind is {kind!r}; this command trains {' and '.join(map(repr, kinds))}")
     return from_table(kinds[kind], table, f"recipe {path.name}")
+
+
+def _lines_beside(recipe: Path, value: Any) -> Any:
+    """For `@NAME` the lines of the file of that name beside the recipe; anything else as it is."""
+    if not (isinstance(value, str) and value.startswith("@")):
+        return value
+    path = recipe.with_name(value[1:])
+    try:
+        return path.read_text("utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"recipe {recipe}: {path} cannot be read ({error})") from error
 
 
 def _change(table: dict[str, Any], change: str) -> None:
