@@ -160,16 +160,14 @@ class Chat:
     def say(self, text: str, draw: bool = False) -> None:
         """Send a message and tell the answer as it comes; Ctrl-C stops it."""
         images, self._images = self._images, []
-        told = False
+        told, drawn = False, []
         try:
             for piece in self.conversation.say(text, images, draw=draw):
                 if isinstance(piece, str):
                     click.echo(piece, nl=False)
                     told = True
-                    continue
-                click.echo("\n" * told, nl=False)
-                told = False
-                self.keep(text, piece.tolist())
+                else:
+                    drawn.append(piece.tolist())
         except KeyboardInterrupt:
             click.echo(" (stopped)", err=True)
         except SeedEdgeError:
@@ -177,6 +175,8 @@ class Chat:
             raise
         if told:
             click.echo()
+        for codes in drawn:  # now, as making pixels may take the language model out of memory
+            self.keep(text, codes)
 
     def keep(self, text: str, codes: list[int]) -> None:
         """Save and show a picture of an answer."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +17,9 @@ from seed_edge.prompts import Turn
 from seed_edge.runtime.decoding import write_answer, write_codes
 from seed_edge.runtime.pipeline import ImageSource, SeedEdge
 
+if TYPE_CHECKING:
+    from seed_edge.runtime.language_model import LlamaCpp
+
 Codes = NDArray[np.int64]
 FORMAT = 1
 LARGEST_FILE = 16 << 20
@@ -26,7 +29,7 @@ UNFINISHED = "\N{REPLACEMENT CHARACTER}"
 
 
 class Conversation:
-    """Turns of one conversation; the ids of all of them stay in the language model as long as nothing else is asked of it."""
+    """Turns of one conversation, whose ids stay in the language model's memory: only what is new is read."""
 
     def __init__(self, edge: SeedEdge, *, temperature: float = 0.0, seed: int = 0) -> None:
         """
@@ -57,7 +60,7 @@ class Conversation:
         shown, answer = tuple(self._edge.encode(images)) if images else (), list[str | Codes]()
         self.turns.append(Turn(text, shown))
         try:
-            for piece in self._answer(draw):
+            for piece in self._in_turn(self._answer(draw)):
                 if answer and isinstance(answer[-1], str) and isinstance(piece, str):
                     answer[-1] += piece
                 else:
@@ -76,8 +79,28 @@ class Conversation:
         """Forget all turns."""
         self.turns.clear()
 
+    def _in_turn(self, pieces: Iterator[str | Codes]) -> Iterator[str | Codes]:
+        """The same pieces; other threads are kept out while one is made, and may have their turn in between."""
+        while True:
+            with self._edge.held():
+                piece = next(pieces, None)
+            if piece is None:
+                return
+            yield piece
+
+    @property
+    def _model(self) -> LlamaCpp:
+        """The language model with what this conversation had read into it."""
+        return self._edge._language_model.kept(self)
+
+    def close(self) -> None:
+        """Free what this conversation keeps in memory; it can be gone on with, and is read anew then."""
+        with self._edge.held():
+            if self._edge._residents.is_open(self._edge.bundle.language.file):
+                self._edge._language_model.drop(self)
+
     def _answer(self, draw: bool) -> Iterator[str | Codes]:
-        model, language = self._edge._language_model, self._edge.bundle.language
+        model, language = self._model, self._edge.bundle.language
         vocab, seed = language.vocab, self._seed + len(self.turns) - 1
         room = vocab.codes_per_image if draw else min(MOST_ANSWER_IDS, language.context_length // 2)
         ids = self._fitting(room + draw)
@@ -99,7 +122,7 @@ class Conversation:
 
     def _fitting(self, room: int) -> list[int]:
         """Ids of the last turns that fit, of the last one at least."""
-        model, language = self._edge._language_model, self._edge.bundle.language
+        model, language = self._model, self._edge.bundle.language
         prompts, vocab = language.prompts, language.vocab
         for first in range(len(self.turns) - 1):
             ids = prompts.for_conversation(vocab, model.tokenize, self.turns[first:])

@@ -180,6 +180,11 @@ class LlamaCpp:
             self._kept[key] = self.conversation(branches, branch_length)
         return self._kept[key]
 
+    def drop(self, key: Hashable) -> None:
+        """Free the conversation of that key, if there is one."""
+        if key in self._kept:
+            self._kept.pop(key).close()
+
     @contextmanager
     def fork(self) -> Iterator[LlamaCpp]:
         """Another conversation on the same weights, for a while."""
@@ -262,6 +267,8 @@ class LlamaCpp:
         return self._logits(-1)
 
     def _run(self, batch: Any) -> None:
+        if not self._context:
+            raise BundleError(f"{self._path} was closed while it was in use; ask again")
         status = llama_cpp.llama_decode(self._context, batch)
         if status != 0:
             raise BundleError(f"llama.cpp could not read {batch.n_tokens} ids (status {status}; {_last_log()})")

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import functools
 import logging
+import os
+import threading
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Concatenate, ParamSpec, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
 from seed_edge.bundle import Bundle
-from seed_edge.errors import BundleError, ImageError, PromptError
+from seed_edge.errors import BundleError, DeviceError, ImageError, PromptError
 from seed_edge.gguf_header import GgufHeader
 from seed_edge.manifest import MOST_BEAMS, Sampling
 from seed_edge.memory import free_gpu_memory
@@ -34,10 +38,26 @@ LEAST_AWAY = 1.5
 """Guidance where something is to be kept away from, and the bundle has less."""
 ImageSource = Image.Image | str | Path
 Codes = Sequence[int] | NDArray[np.int64]
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+def exclusive(method: Callable[Concatenate[SeedEdge, P], T]) -> Callable[Concatenate[SeedEdge, P], T]:
+    """Let a method run in one thread at a time, and only in the process that opened the bundle."""
+
+    @functools.wraps(method)
+    def alone(self: SeedEdge, /, *args: P.args, **kwargs: P.kwargs) -> T:
+        with self.held():
+            return method(self, *args, **kwargs)
+
+    return alone
 
 
 class SeedEdge:
-    """A bundle ready to use. Parts are opened when first needed; use from one thread at a time."""
+    """A bundle ready to use. Parts are opened when first needed.
+
+    Threads may share it, and take turns. A process that was forked off cannot: it lacks the threads of the native libraries.
+    """
 
     def __init__(self, bundle: Bundle, device: Device, *, memory_limit: int | None = None, low_memory: bool = False) -> None:
         """See `seed_edge.load`."""
@@ -45,6 +65,19 @@ class SeedEdge:
         graphs = [name for name in bundle.manifest.files if name.endswith(".onnx")] if device.name == "cuda" else []
         self._residents = Residents(bundle, limit=memory_limit, alone=low_memory, on_card=graphs)
         self._images = ImageTokenizer(bundle, device, self._residents)
+        self._lock, self._process = threading.RLock(), os.getpid()
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Keep other threads out for a while.
+
+        Raises:
+            DeviceError: this process was forked off the one that opened the bundle.
+        """
+        if os.getpid() != self._process:
+            raise DeviceError(f"{self.bundle.path} was opened before this process was forked off; open it again in this one")
+        with self._lock:
+            yield
 
     @classmethod
     def load(
@@ -84,6 +117,7 @@ class SeedEdge:
             )
         return model
 
+    @exclusive
     def close(self) -> None:
         """Free what is open; it is opened again when it is needed."""
         self._residents.close()
@@ -121,7 +155,8 @@ class SeedEdge:
         """Captions of images that are encoded together, each as `caption` gives it."""
         pictures = [image if isinstance(image, Image.Image) else open_image(image) for image in images]
         mirrored = temperature == 0 and self.bundle.language.caption_mirrored
-        views = self._images.encode_mirrored(pictures) if mirrored else self._images.encode(pictures)[:, None]
+        with self.held():
+            views = self._images.encode_mirrored(pictures) if mirrored else self._images.encode(pictures)[:, None]
         for each in views:
             yield self._caption([*each], temperature, seed, beams)
 
@@ -129,6 +164,7 @@ class SeedEdge:
         """Describe an image given as codes (codes_per_image,); see `caption`."""
         return self._caption([codes], temperature, seed, beams)
 
+    @exclusive
     def _caption(self, views: Sequence[Codes], temperature: float, seed: int, beams: int | None) -> str:
         """A caption that fits all views of an image; with a temperature, the only one."""
         language, model = self.bundle.language, self._language_model
@@ -155,6 +191,7 @@ class SeedEdge:
         """
         return self.ask_codes([*self.encode(images)], question, temperature=temperature, seed=seed)
 
+    @exclusive
     def ask_codes(self, images: Sequence[Codes], question: str, *, temperature: float = 0.0, seed: int = 0) -> str:
         """Answer a question about images given as codes; see `ask`."""
         language, model = self.bundle.language, self._language_model
@@ -181,6 +218,7 @@ class SeedEdge:
         codes = self.edit_codes(self.encode([image])[0], change, seed=seed, sampling=sampling)
         return self.decode(codes, seed=seed, options=options)
 
+    @exclusive
     def edit_codes(
         self,
         codes: Codes,
@@ -233,6 +271,7 @@ class SeedEdge:
         if self.bundle.manifest.kind == "unclip":
             _ = self.bundle.diffusion
 
+    @exclusive
     def draw_codes(
         self,
         prompt: str,
@@ -260,6 +299,7 @@ class SeedEdge:
             guided = Guided(model, unasked, away, guidance)
             return write_codes(guided, vocab, ids, sampling, seed, progress)
 
+    @exclusive
     def encode(self, images: Sequence[ImageSource]) -> NDArray[np.int64]:
         """Turn images into codes.
 
@@ -276,6 +316,7 @@ class SeedEdge:
             raise ImageError("no images to encode; give at least one")
         return self._images.encode([i if isinstance(i, Image.Image) else open_image(i) for i in images])
 
+    @exclusive
     def decode(
         self,
         codes: Codes,
@@ -302,6 +343,7 @@ class SeedEdge:
         away = None if negative is None else space.check(negative)[None]
         return self._images.decode(space.check(codes)[None], seed, options or DiffusionOptions(), away, progress, keep)[0]
 
+    @exclusive
     def develop(self, latents: NDArray[np.float32], *, tiled: bool | None = None) -> Image.Image:
         """Picture of the latents (1, channels, size, size) of a diffusion.
 
