@@ -205,7 +205,7 @@ class Manifest:
         """
         try:
             value = json.loads(text)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise BundleError(f"{MANIFEST} is not JSON ({error}); export again") from error
         manifest: Manifest = parse(cls, value, MANIFEST)
         return manifest

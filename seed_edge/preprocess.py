@@ -5,6 +5,8 @@ Every number comes from the caller, and for a bundle from its manifest. Knows no
 
 from __future__ import annotations
 
+import io
+import logging
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,6 +19,8 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from seed_edge.errors import ImageError
 
+log = logging.getLogger("seed_edge")
+
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 """Formats that are opened; Pillow's other readers are never reached."""
 
@@ -25,6 +29,11 @@ MAX_PIXELS = 200_000_000
 
 DRAFT_PIXELS = 50_000_000
 """JPEGs larger than this are decoded at a reduced size, to bound memory."""
+
+LARGEST_PROFILE = 4 << 20
+"""Bytes of an ICC profile that is looked at; printers' have two million."""
+PROFILED = {"RGB": "RGB", "GRAY": "L", "CMYK": "CMYK"}
+"""Modes whose colours a profile of each kind tells of."""
 
 FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 
@@ -119,10 +128,40 @@ def _decode(source: str | Path | IO[bytes], name: str, max_pixels: int) -> Image
                 f"{name}: {width} x {height} is {width * height:,} pixels, over the limit of {max_pixels:,}; "
                 "make it smaller, or raise --max-pixels"
             )
+        frames = getattr(image, "n_frames", 1)
+        if frames > 1 and image.format != "MPO":  # cameras put previews behind a photo
+            log.warning("an image has %s frames or pages; the first is taken", frames)
         if image.format == "JPEG" and width * height > DRAFT_PIXELS:
             image.draft("RGB", (width // 2, height // 2))
         image.load()
-        return to_rgb(ImageOps.exif_transpose(image))
+        try:
+            return in_srgb(ImageOps.exif_transpose(image))
+        except ImageError as error:
+            raise ImageError(f"{name}: {error}") from error
+
+
+def in_srgb(image: Image.Image) -> Image.Image:
+    """Any mode as 8-bit RGB (`to_rgb`), its colours brought from its ICC profile to sRGB; a damaged profile is passed over."""
+    data = image.info.get("icc_profile")
+    if not data or len(data) > LARGEST_PROFILE:
+        return to_rgb(image)
+    from PIL import ImageCms
+
+    try:
+        profile = ImageCms.ImageCmsProfile(io.BytesIO(data))
+        space = profile.profile.xcolor_space.strip()
+        if space == "RGB" and "sRGB" in (profile.profile.profile_description or ""):
+            return to_rgb(image)
+        if PROFILED.get(space) != image.mode and space == "RGB":
+            image = to_rgb(image)
+        if PROFILED.get(space) != image.mode:
+            return to_rgb(image)
+        found = ImageCms.profileToProfile(image, profile, ImageCms.createProfile("sRGB"), outputMode="RGB")
+    except (ImageCms.PyCMSError, OSError, ValueError, TypeError) as error:
+        log.debug("a colour profile is not used (%s)", error)
+        return to_rgb(image)
+    assert found is not None
+    return found
 
 
 def to_images(pixels: NDArray[np.float32]) -> list[Image.Image]:
