@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from seed_edge.bundle import Bundle, find
-from seed_edge.errors import BundleError
+from seed_edge.errors import BundleError, printable
 from seed_edge.gguf_header import MAGIC, GgufHeader, Items
 from seed_edge.manifest import MANIFEST
 from seed_edge.onnx_header import OnnxHeader
@@ -143,8 +143,3 @@ def lines(value: dict[str, Any], indent: str = "") -> Iterator[str]:
             yield f"{indent}{name}: {said:,}"
         elif said not in (None, "", {}):
             yield f"{indent}{name}: {printable(str(said))}"
-
-
-def printable(text: str) -> str:
-    """Text without what a terminal would obey."""
-    return "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in text)

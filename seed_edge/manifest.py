@@ -13,7 +13,7 @@ import typing
 from dataclasses import dataclass, field
 from typing import Any
 
-from seed_edge.errors import BundleError
+from seed_edge.errors import BundleError, printable
 from seed_edge.preprocess import FILTERS, Preprocessing
 from seed_edge.prompts import Prompts
 from seed_edge.vocab import CodeSpace, Vocab
@@ -207,7 +207,10 @@ class Manifest:
             value = json.loads(text)
         except (ValueError, RecursionError) as error:
             raise BundleError(f"{MANIFEST} is not JSON ({error}); export again") from error
-        manifest: Manifest = parse(cls, value, MANIFEST)
+        try:
+            manifest: Manifest = parse(cls, value, MANIFEST)
+        except BundleError as error:
+            raise BundleError(printable(str(error))) from None
         return manifest
 
 
