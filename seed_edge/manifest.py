@@ -33,6 +33,7 @@ IMAGE_NOISE = "image_noise.npz"
 DATA = ".data"
 """Behind the name of a graph: the file with its weights, where they do not fit into the graph."""
 MOST_BEAMS = 16
+MOST_VIEWS = 4
 GGUF_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,120}\.gguf")
 
 
@@ -111,12 +112,14 @@ class Language:
     max_caption_ids: int
     caption_beams: int = 1
     """Captions followed side by side, of which the best is given; 1 takes the likeliest word each time."""
-    caption_mirrored: bool = False
-    """A caption has to fit the picture and its mirror image, whose codes are others; for models that learnt from both."""
+    caption_views: int = 1
+    """Ways to see a picture that a caption has to fit: as it is, mirrored, nearer, both. Each has other codes."""
 
     def __post_init__(self) -> None:
         if not 1 <= self.caption_beams <= MOST_BEAMS:
             raise BundleError(f"caption_beams is {self.caption_beams}; it must be 1 to {MOST_BEAMS}; export again")
+        if not 1 <= self.caption_views <= MOST_VIEWS:
+            raise BundleError(f"caption_views is {self.caption_views}; it must be 1 to {MOST_VIEWS}; export again")
         if not GGUF_NAME.fullmatch(self.file):
             raise BundleError(f"language model file {self.file!r} is no plain name of a .gguf file; export again")
 

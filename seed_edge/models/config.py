@@ -7,11 +7,20 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from pathlib import Path
 
 from seed_edge.errors import CheckpointError
 
 FILE = "geometry.json"
+COLOUR_SIDE = 8
+"""Each vision token of the embedded model carries its own square of the picture, brought to this many pixels a side."""
+
+
+def rows_and_columns(count: int) -> tuple[int, int]:
+    """`count` places as the squarest grid there is, rows not fewer than columns: 32 -> (8, 4)."""
+    columns = next(n for n in range(math.isqrt(count), 0, -1) if count % n == 0)
+    return count // columns, columns
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,13 +66,13 @@ class PixelGeometry(Geometry):
     vit_width: int = 1120
     num_queries: int = 32
     qformer_width: int = 256
-    qformer_depth: int = 4
+    qformer_depth: int = 2
     qformer_heads: int = 8
     qformer_mlp: int = 1024
-    cross_attention_every: int = 2
+    cross_attention_every: int = 1
     codebook_size: int = 2048
     code_dim: int = 8
-    decoder_depth: int = 6
+    decoder_depth: int = 4
     decoder_heads: int = 8
     semantic_queries: int = 16
     semantic_rows: int = 0
@@ -74,10 +83,25 @@ class PixelGeometry(Geometry):
     """Side of the grid that the codes are spread over."""
     pixel_channels: tuple[int, ...] = (192, 96, 40)
     """Channels after each doubling of the grid, coarsest first; one more doubling makes the pixels."""
+    memory_width: int = 2048
+    """Of the network that remembers pictures by all their codes at once."""
+    memory_channels: int = 48
+    """What it says of each cell of the grid."""
 
     @property
     def own_rows(self) -> tuple[int, int]:
         return (self.semantic_queries, self.semantic_rows) if self.semantic_rows else (0, 0)
+
+    @property
+    def placed_grid(self) -> tuple[int, int]:
+        """Rows and columns of the queries that have a place."""
+        return rows_and_columns(self.num_queries - self.semantic_queries)
+
+    @property
+    def patch(self) -> tuple[int, int, int]:
+        """Colours that such a query sees: channels, height, width."""
+        side, (rows, columns) = self.image_size // 32 * COLOUR_SIDE, self.placed_grid
+        return 3, side // rows, side // columns
 
     def __post_init__(self) -> None:
         if self.semantic_queries * self.semantic_rows >= self.codebook_size:
@@ -90,9 +114,15 @@ class PixelGeometry(Geometry):
                 f"geometry: {len(self.pixel_channels) + 1} doublings of a grid of {self.pixel_grid} "
                 f"do not give output_size {self.output_size}; mend pixel_channels or output_size"
             )
-        if not 0 <= self.semantic_queries < self.num_queries:
+        if not 0 < self.semantic_queries < self.num_queries:
             raise CheckpointError(
-                f"geometry: {self.semantic_queries} semantic_queries of {self.num_queries} queries leave none for places"
+                f"geometry: {self.semantic_queries} semantic_queries of {self.num_queries} queries; some must be, and some not"
+            )
+        side, cells = self.image_size // 32 * COLOUR_SIDE, self.placed_grid
+        if side % cells[0] or side % cells[1]:
+            raise CheckpointError(
+                f"geometry: {cells[0]} x {cells[1]} queries with places do not divide a picture of {side} x {side} colours; "
+                "mend num_queries or semantic_queries"
             )
 
 

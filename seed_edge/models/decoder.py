@@ -74,30 +74,42 @@ class _Doubling(nn.Module):
 
 
 class PixelHead(nn.Module):
-    """Code features (batch, n, width) -> pixels (batch, 3, output_size, output_size), in about [0, 1].
+    """Code features (batch, n, width) and the code vectors behind them -> pixels (batch, 3, output_size, output_size).
 
-    A grid whose cells are learnt mixtures of all codes is doubled in size by convolutions until it is the picture; the
-    last doubling is a sub-pixel convolution. At first a cell mixes the codes whose queries look near it (`places`); what the
-    semantic codes say reaches it through the blocks before.
+    Every cell of a grid is a learnt mixture of all features, and of what a wide feed-forward network over all code vectors at
+    once remembers of pictures like this. It remembers much for what it costs: each weight is used once a picture, not once a
+    token. The grid is doubled in size by convolutions until it is the picture; the last doubling is a sub-pixel convolution.
+    At first a cell mixes the codes whose place is near (`places`); what semantic codes say reaches it through the blocks
+    before, and through the memory.
     """
 
     def __init__(self, geometry: PixelGeometry) -> None:
         super().__init__()
         width, self.grid = geometry.qformer_width, geometry.pixel_grid
-        self.queries = nn.Parameter(torch.randn(1, self.grid**2, width) * 0.02)
-        self.spread = nn.Linear(geometry.num_queries, self.grid**2, bias=False)
+        cells, hidden = self.grid**2, geometry.memory_width
+        self.queries = nn.Parameter(torch.randn(1, cells, width) * 0.02)
+        self.spread = nn.Linear(geometry.num_queries, cells, bias=False)
         nearness = log_nearness(centres(self.grid, self.grid), places_of_queries(geometry), BRUSH).exp()
         self.spread.weight.data[:, : geometry.semantic_queries] = 0.0
         self.spread.weight.data[:, geometry.semantic_queries :] = F.normalize(nearness, dim=1)
+        self.memory = nn.Sequential(
+            nn.Linear(geometry.num_queries * geometry.code_dim, hidden),
+            nn.GELU(),
+            nn.Linear(hidden, hidden),
+            nn.GELU(),
+            nn.Linear(hidden, cells * geometry.memory_channels),
+        )
+        self.recall = nn.Linear(geometry.memory_channels, width)
         self.mlp = Mlp(width, 2 * width)
         self.norm = nn.LayerNorm(width, eps=LAYER_NORM_EPS)
         channels = (width, *geometry.pixel_channels)
         self.doublings = nn.ModuleList(_Doubling(a, b) for a, b in pairwise(channels))
         self.to_rgb = nn.Conv2d(channels[-1], 12, 3, padding=1)
 
-    def forward(self, features: Tensor) -> Tensor:
+    def forward(self, features: Tensor, vectors: Tensor) -> Tensor:
         batch, _, width = features.shape
         x = self.spread(features.transpose(1, 2)).transpose(1, 2) + self.queries  # (batch, grid^2, width)
+        x = x + self.recall(self.memory(vectors.flatten(1)).view(batch, self.grid**2, -1))
         x = x + self.mlp(self.norm(x))
         x = x.transpose(1, 2).reshape(batch, width, self.grid, self.grid)
         for doubling in self.doublings:

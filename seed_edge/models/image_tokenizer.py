@@ -6,6 +6,8 @@ behind: `SeedTokenizer` is SEED-2 itself, `PixelTokenizer` the small one that dr
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -13,10 +15,9 @@ from torch.nn import functional as F
 from seed_edge.models.config import Geometry, PixelGeometry, SeedGeometry
 from seed_edge.models.decoder import Block, PixelHead
 from seed_edge.models.eva import EvaViT
-from seed_edge.models.places import SIGHT, centres, log_nearness, places_of_queries
 from seed_edge.models.qformer import CausalQFormer
 from seed_edge.models.quantizer import Quantized, VectorQuantizer
-from seed_edge.models.trunk import EfficientNetLite
+from seed_edge.models.trunk import COLOUR_SIDE, EfficientNetLite
 
 
 class ImageTokenizer(nn.Module):
@@ -65,11 +66,27 @@ class ImageTokenizer(nn.Module):
 
 
 CODE_MOMENTUM = 0.02
-"""Of the running mean and spread of each query's vectors."""
+"""Of the running mean and spread of each semantic query's vectors."""
+
+
+class Unfolding(nn.Module):
+    """Code vectors (batch, n, code_dim) -> (batch, n, width): a linear map for each query, since codes mean other things."""
+
+    def __init__(self, queries: int, code_dim: int, width: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(queries, code_dim, width) * code_dim**-0.5)
+
+    def forward(self, vectors: Tensor) -> Tensor:
+        """`vectors` are those of all queries, or of the first ones."""
+        return torch.einsum("bnd,ndw->bnw", vectors, self.weight[: vectors.shape[1]])
 
 
 class PixelTokenizer(ImageTokenizer):
-    """EfficientNet-Lite0 before, a pixel head behind."""
+    """EfficientNet-Lite0 before, a pixel head behind.
+
+    The first queries are semantic: they read the whole picture. Each of the others has a cell of a grid laid over the picture,
+    and its vector is what most of the pixels there can be told from, linearly.
+    """
 
     vision_mean: Tensor
     vision_std: Tensor
@@ -77,24 +94,24 @@ class PixelTokenizer(ImageTokenizer):
     def __init__(self, geometry: PixelGeometry) -> None:
         super().__init__(geometry)
         self.geometry = geometry
+        semantic, dim, width = geometry.semantic_queries, geometry.code_dim, geometry.qformer_width
         self.trunk = EfficientNetLite()
         # channels of the trunk differ in mean and spread by orders of magnitude; training sets these two once
         self.register_buffer("vision_mean", torch.zeros(geometry.vit_width))
         self.register_buffer("vision_std", torch.ones(geometry.vit_width))
-        side = geometry.image_size // 32
         # what stands before the first projections is fixed: learnt, it would cost half of training and give nothing
-        self.vision_pos_embed = nn.Parameter(torch.randn(1, side**2, geometry.vit_width) * 0.2, requires_grad=False)
+        tokens = (geometry.image_size // 32) ** 2
+        self.vision_pos_embed = nn.Parameter(torch.randn(1, tokens, geometry.vit_width) * 0.2, requires_grad=False)
         self.ln_vision.requires_grad_(False)
         self.key_dropout = 0.0
-        if geometry.semantic_queries:
-            # semantic vectors start as what tells most of the pooled features; training finds that once (`train/glance.py`)
-            self.glance = nn.Linear(geometry.vit_width, geometry.semantic_queries * geometry.code_dim).requires_grad_(False)
-            self.second_look = nn.Parameter(torch.tensor(0.1))
-        sight = torch.zeros(geometry.num_queries, side**2)
-        sight[geometry.semantic_queries :] = log_nearness(places_of_queries(geometry), centres(side, side), SIGHT)
-        self.sight = nn.Parameter(sight)
-        # each query's vectors are centred and scaled on their own, so that all queries share the whole codebook
-        self.code_norm = nn.BatchNorm1d(geometry.num_queries * geometry.code_dim, momentum=CODE_MOMENTUM, affine=False)
+        self.query_tokens = nn.Parameter(torch.randn(1, semantic, width) * 0.02)
+        # semantic vectors start as what tells most of the pooled features; training finds that once (`train/glance.py`)
+        self.glance = nn.Linear(geometry.vit_width, semantic * dim).requires_grad_(False)
+        self.second_look = nn.Parameter(torch.tensor(0.1))
+        self.code_norm = nn.BatchNorm1d(semantic * dim, momentum=CODE_MOMENTUM, affine=False)
+        # what the other queries see is found once and not learnt on (`train/patches.py`)
+        self.patches = nn.Linear(math.prod(geometry.patch), dim).requires_grad_(False)
+        self.decode_task_layer = Unfolding(geometry.num_queries, dim, width)
         self.pixel_head = PixelHead(geometry)
 
     def vision_tokens(self, pixel_values: Tensor) -> Tensor:
@@ -110,32 +127,41 @@ class PixelTokenizer(ImageTokenizer):
         scale, shift = kept / self.vision_std, -kept * self.vision_mean / self.vision_std
         return torch.addcmul(shift.to(kind), vision_tokens.to(kind), scale.to(kind))
 
-    def query_features(self, vision_tokens: Tensor, count: int | None = None) -> Tensor:
-        """As of any tokenizer; `count` asks for the first queries only, which do not depend on the others."""
-        vision, semantic = self.standard(vision_tokens), self.geometry.semantic_queries
+    def query_features(self, vision_tokens: Tensor) -> Tensor:
+        placed = self.patches(patches_of(vision_tokens, self.geometry).flatten(2))
+        return torch.cat([self.semantic_features(vision_tokens), placed], 1)
+
+    def semantic_features(self, vision_tokens: Tensor) -> Tensor:
+        """Trunk output -> vectors of the semantic queries (batch, semantic_queries, code_dim)."""
+        vision = self.standard(vision_tokens)
         keys = self.ln_vision(vision) + self.vision_pos_embed.to(vision.dtype)
-        queries, sight = self.query_tokens, self.sight
-        if count is not None:
-            queries, sight = queries[:, :count], sight[:count]
-        z = self.encode_task_layer(self.Qformer(queries, keys, sight))
-        if semantic:
-            glance = self.glance(vision.mean(1)).unflatten(1, (semantic, -1))
-            z = torch.cat([glance + self.second_look * z[:, :semantic], z[:, semantic:]], 1)
-        return self.scaled(z)
+        z = self.encode_task_layer(self.Qformer(self.query_tokens, keys))
+        glance = self.glance(vision.mean(1)).view_as(z)
+        z = (glance + self.second_look * z).flatten(1).float()
+        norm = self.code_norm  # each query's vectors are centred and scaled on their own
+        z = F.batch_norm(z, norm.running_mean, norm.running_var, training=self.training, momentum=CODE_MOMENTUM, eps=norm.eps)
+        return z.view_as(glance)
 
     def told(self, vectors: Tensor) -> Tensor:
-        """Code vectors (batch, n, code_dim) -> features (batch, semantic_queries, width) that training reads words from."""
-        count = self.geometry.semantic_queries
-        return self.decode_task_layer(vectors[:, :count]) + self.pos_embed_image[:, :count]
+        """Semantic code vectors (batch, semantic_queries, code_dim) -> features (batch, semantic_queries, width)."""
+        return self.decode_task_layer(vectors) + self.pos_embed_image[:, : vectors.shape[1]]
 
-    def scaled(self, z: Tensor) -> Tensor:
-        norm, flat = self.code_norm, z.flatten(1).float()
-        mean, variance = norm.running_mean[: flat.shape[1]], norm.running_var[: flat.shape[1]]
-        return F.batch_norm(flat, mean, variance, training=self.training, momentum=CODE_MOMENTUM, eps=norm.eps).view(z.shape)
+    def paint(self, vectors: Tensor) -> Tensor:
+        """Code vectors (batch, n, code_dim) -> pixels (batch, 3, output_size, output_size), in about [0, 1]."""
+        return self.pixel_head(self.code_features(vectors), vectors)
 
     def decode(self, codes: Tensor) -> Tensor:
         """Codes (batch, n) -> pixels (batch, 3, output_size, output_size), clamped to [0, 1]."""
-        return self.pixel_head(self.code_features(self.quantize.embedding(codes))).clamp(0, 1)
+        return self.paint(self.quantize.embedding(codes)).clamp(0, 1)
+
+
+def patches_of(vision_tokens: Tensor, geometry: PixelGeometry) -> Tensor:
+    """The colours that the tokens carry, as the patches of the queries with places: (batch, queries, 3, height, width)."""
+    side, (_, height, width) = geometry.image_size // 32, geometry.patch
+    colours = vision_tokens[..., -3 * COLOUR_SIDE**2 :].transpose(1, 2).unflatten(2, (side, side))
+    picture = F.pixel_shuffle(colours, COLOUR_SIDE)
+    cells = picture.unflatten(3, (-1, width)).unflatten(2, (-1, height))  # (batch, 3, rows, height, columns, width)
+    return cells.permute(0, 2, 4, 1, 3, 5).flatten(1, 2)
 
 
 class SeedTokenizer(ImageTokenizer):

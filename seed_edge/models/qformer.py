@@ -89,10 +89,10 @@ class Layer(nn.Module):
         x = self.attention(x, x, mask)
         return self.output(self.intermediate(x), x)
 
-    def forward(self, x: Tensor, vision_tokens: Tensor, mask: Tensor, look_bias: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, vision_tokens: Tensor, mask: Tensor) -> Tensor:
         x = self.attention(x, x, mask)
         if self.crossattention is not None:
-            x = self.crossattention(x, vision_tokens, look_bias)
+            x = self.crossattention(x, vision_tokens)
         return self.output_query(self.intermediate_query(x), x)
 
 
@@ -140,15 +140,14 @@ class CausalQFormer(nn.Module):
             x = layer.read(x, mask)
         return x
 
-    def forward(self, query_tokens: Tensor, vision_tokens: Tensor, look_bias: Tensor | None = None) -> Tensor:
+    def forward(self, query_tokens: Tensor, vision_tokens: Tensor) -> Tensor:
         """
         Args:
             query_tokens: all queries, or the first ones: no query depends on those after it.
-            look_bias: added to the scores of cross-attention, (n, tokens); SEED-2 has none.
         """
         x = self.bert["embeddings"]["LayerNorm"](query_tokens).expand(vision_tokens.shape[0], -1, -1)
         count = query_tokens.shape[1]
         mask = self.causal[:count, :count].to(x.dtype)
         for layer in self.bert["encoder"]["layer"]:
-            x = layer(x, vision_tokens, mask, look_bias)
+            x = layer(x, vision_tokens, mask)
         return x

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from seed_edge.errors import CheckpointError
+from seed_edge.models.config import COLOUR_SIDE
 
 # (repeats, kernel, stride, expansion, channels) of each stage
 STAGES = (
@@ -38,8 +39,6 @@ IMAGE_MEAN = (0.5, 0.5, 0.5)
 IMAGE_STD = (0.5, 0.5, 0.5)
 TAPS = (4, 10, 15)
 """Blocks whose outputs make the vision tokens: 40 channels at 1/8, 112 at 1/16, 320 at 1/32 of the input."""
-COLOUR_SIDE = 8
-"""Each token also carries its own square of the picture, brought to this many pixels a side."""
 TOKEN_CHANNELS = 40 * 4 + 112 * 4 + 320 + 3 * COLOUR_SIDE**2
 
 

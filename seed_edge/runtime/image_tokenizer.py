@@ -13,7 +13,7 @@ from seed_edge.bundle import Bundle
 from seed_edge.errors import BundleError
 from seed_edge.graphs import GraphSpec, embedding_decoder_graph, encoder_graph, pixel_decoder_graph
 from seed_edge.manifest import DECODER, ENCODER
-from seed_edge.preprocess import to_images
+from seed_edge.preprocess import middle_of, to_images
 from seed_edge.runtime.residents import Residents
 from seed_edge.runtime.sessions import Device, Session
 from seed_edge.runtime.unclip import DiffusionOptions, Unclip
@@ -58,11 +58,17 @@ class ImageTokenizer:
         """
         return self.encode_values(self._bundle.manifest.preprocessing(images))
 
-    def encode_mirrored(self, images: Sequence[Image.Image]) -> NDArray[np.int64]:
-        """Codes of images and of their mirror images: (len(images), 2, codes_per_image)."""
-        values = self._bundle.manifest.preprocessing(images)
-        codes = self.encode_values(np.stack([values, values[..., ::-1]], 1).reshape(-1, *values.shape[1:]))
-        return codes.reshape(len(images), 2, -1)
+    def encode_views(self, images: Sequence[Image.Image], count: int) -> NDArray[np.int64]:
+        """Codes of images seen in `count` ways: as they are, mirrored, nearer, nearer and mirrored.
+
+        Returns:
+            (len(images), count, codes_per_image); the first of each image are its codes.
+        """
+        preprocessing = self._bundle.manifest.preprocessing
+        seen = [preprocessing(images)] + ([preprocessing([middle_of(image) for image in images])] if count > 2 else [])
+        views = [view for values in seen for view in (values, values[..., ::-1])][:count]
+        codes = self.encode_values(np.stack(views, 1).reshape(-1, *views[0].shape[1:]))
+        return codes.reshape(len(images), count, -1)
 
     def encode_values(self, pixel_values: NDArray[np.float32]) -> NDArray[np.int64]:
         """Codes of normalised pixels (batch, 3, S, S); see `encode`."""

@@ -154,9 +154,9 @@ class SeedEdge:
     ) -> Iterator[str]:
         """Captions of images that are encoded together, each as `caption` gives it."""
         pictures = [image if isinstance(image, Image.Image) else open_image(image) for image in images]
-        mirrored = temperature == 0 and self.bundle.language.caption_mirrored
+        count = self.bundle.language.caption_views if temperature == 0 else 1
         with self.held():
-            views = self._images.encode_mirrored(pictures) if mirrored else self._images.encode(pictures)[:, None]
+            views = self._images.encode_views(pictures, count)
         for each in views:
             yield self._caption([*each], temperature, seed, beams)
 

@@ -21,7 +21,7 @@ from seed_edge.train.samples import Picture, Sample
 from seed_edge.train.shards import ShardWriter, read_shard
 from seed_edge.vocab import CodeSpace
 
-INFO, CODEBOOK, SHARD, SHARDS = "codes.json", "codebook.npy", "codes-{:05d}.tar", "codes-*.tar"
+INFO, CODEBOOK, SHARD, SHARDS = "codes.json", "codebook.npz", "codes-{:05d}.tar", "codes-*.tar"
 SAMPLES_PER_SHARD = 10_000
 ENCODED_AT_ONCE = 16
 
@@ -39,22 +39,32 @@ class CodeSample:
     """Other codes of a single picture: as it is seen cropped, shifted or mirrored. For reading it, not for drawing."""
 
 
+@dataclasses.dataclass(frozen=True)
+class Codebook:
+    """What is known of codes beside their numbers."""
+
+    vectors: NDArray[np.float32]
+    """(codebook_size, code_dim)."""
+    own_rows: tuple[int, int] = (0, 0)
+    """How many codes of an image, the first ones, are chosen among rows of their own, and of how many each."""
+
+
 def write_code_shards(
     out: Path,
     space: CodeSpace,
     samples: Iterable[CodeSample],
-    codebook: NDArray[np.float32] | None = None,
+    codebook: Codebook | None = None,
     per_shard: int = SAMPLES_PER_SHARD,
 ) -> int:
     """Write samples into a folder; return how many. Shards that an interrupted call left there go first.
 
     Args:
-        codebook: (codebook_size, code_dim), where it is known.
+        codebook: where it is known.
     """
     out.mkdir(parents=True, exist_ok=True)
     (out / CODEBOOK).unlink(missing_ok=True)
     if codebook is not None:
-        np.save(out / CODEBOOK, codebook)
+        np.savez(out / CODEBOOK, vectors=codebook.vectors, own_rows=codebook.own_rows)
     for left in out.glob(SHARDS):
         left.unlink()
     remaining, count, shard = iter(samples), 0, 0
@@ -98,11 +108,13 @@ def read_code_shards(folders: Sequence[Path]) -> tuple[CodeSpace, dict[str, list
     return space, found
 
 
-def read_codebook(folders: Sequence[Path]) -> NDArray[np.float32] | None:
-    """Vectors (codebook_size, code_dim) of the codes; None where no folder has them."""
+def read_codebook(folders: Sequence[Path]) -> Codebook | None:
+    """What is known of the codes; None where no folder tells."""
     for folder in folders:
         if (folder / CODEBOOK).exists():
-            return np.load(folder / CODEBOOK, allow_pickle=False)
+            with np.load(folder / CODEBOOK, allow_pickle=False) as kept:
+                queries, rows = map(int, kept["own_rows"])
+                return Codebook(kept["vectors"], (queries, rows))
     return None
 
 

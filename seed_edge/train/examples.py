@@ -49,15 +49,18 @@ class Writer:
 
     def captioned(self, sample: CodeSample, rng: np.random.Generator) -> Example:
         """A picture, and what is said of it."""
-        seen = (sample.images[0], *sample.views)
         text = caption(sample.sample, rng, not self.prompts.lowercase) or ""
+        answer = [*self._said(text), self.vocab.eos_id]
+        return Example(self.prompt_for_caption(sample, rng) + answer, len(answer))
+
+    def prompt_for_caption(self, sample: CodeSample, rng: np.random.Generator) -> list[int]:
+        """Ids that ask for a caption of a picture, in one of its views, some of its codes wrong."""
+        seen = (sample.images[0], *sample.views)
         codes = seen[int(rng.integers(len(seen)))]
         if self.noise:
             others = rng.integers(0, self.vocab.codebook_size, len(codes))
             codes = np.where(rng.random(len(codes)) < self.noise, others, codes)
-        prompt = self.prompts.for_caption(self.vocab, self.tokenize, codes)
-        answer = [*self._said(text), self.vocab.eos_id]
-        return Example(prompt + answer, len(answer))
+        return self.prompts.for_caption(self.vocab, self.tokenize, codes)
 
     def drawn(self, sample: CodeSample, rng: np.random.Generator) -> Example:
         """Words that ask for a picture, and the picture."""

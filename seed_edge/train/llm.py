@@ -38,12 +38,13 @@ from seed_edge.models.llama import (
     write_added_tokens,
 )
 from seed_edge.prompts import FAMILIES
-from seed_edge.train.codes import CodeSample, read_code_shards, read_codebook
+from seed_edge.train.codes import Codebook, CodeSample, read_code_shards, read_codebook
 from seed_edge.train.examples import NOT_LEARNT, TASKS, Mixture, Writer, collated
 from seed_edge.train.loop import Batch, Loop, Objective, Report
 from seed_edge.train.pieces import train_pieces
 from seed_edge.train.pools import shared_pools
 from seed_edge.train.recipe import Schedule
+from seed_edge.train.reward import RewardShape, Worth, rewarded
 from seed_edge.train.talks import talks
 from seed_edge.train.texts import without
 from seed_edge.vocab import CodeSpace, Vocab
@@ -54,6 +55,8 @@ PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "
 TRAINED_WHOLE = ("embed_tokens", "lm_head", "input_layernorm", "post_attention_layernorm", "norm")
 
 UNSEEN_BATCHES = 4
+PARTS = 3
+"""Runs of the model for a batch, each over examples of like length."""
 SHEET_TEMPERATURE = 0.4
 
 
@@ -71,18 +74,27 @@ class LlamaShape:
 
 @dataclass(frozen=True)
 class NewLlamaRecipe:
-    """A small model from nothing, captioning and drawing half and half."""
+    """A small model from nothing, captioning and drawing."""
 
     schedule: Schedule
     model: LlamaShape = field(default_factory=LlamaShape)
     caption_shares: dict[str, float] = field(
-        default_factory=lambda: {"drawings": 0.38, "composites": 0.08, "sentences": 0.36, "labelled": 0.18}
+        default_factory=lambda: {"drawings": 0.36, "composites": 0.06, "sentences": 0.38, "labelled": 0.2}
     )
     """Of the pools of pictures (`pools`) among pictures to caption."""
     draw_shares: dict[str, float] = field(
-        default_factory=lambda: {"canonical": 0.5, "styled": 0.1, "composites": 0.3, "sentences": 0.07, "labelled": 0.03}
+        default_factory=lambda: {
+            "canonical": 0.42,
+            "coloured": 0.13,
+            "styled": 0.08,
+            "composites": 0.28,
+            "sentences": 0.06,
+            "labelled": 0.03,
+        }
     )
     """The same among pictures to draw."""
+    drawn: float = 0.5
+    """Share of pictures to draw, beside pictures to caption."""
     wordless: float = 0.1
     """Share of pictures to draw without being told what, which is what guidance at run time starts from."""
     noise: float = 0.1
@@ -130,6 +142,8 @@ class TuneRecipe:
     """For a task, shares of the pools of pictures (`pools`), instead of the `weights` of folders."""
     weights: dict[str, float] = field(default_factory=dict)
     """Weight of each folder of codes, by its name; others weigh as many as they have samples."""
+    reward: RewardShape | None = None
+    """Captions of pictures with sentences are learnt from what they are worth too (`reward`)."""
     half: bool = False
     """Frozen weights are kept in bf16."""
     checkpointing: bool = False
@@ -146,11 +160,11 @@ class Sheet:
 
 
 class LanguageObjective(Objective):
-    """Next-token loss, of text and of codes apart."""
+    """Next-token loss, of text and of codes apart; and what captions are worth, where they are learnt from that."""
 
-    def __init__(self, model: PreTrainedModel | PeftModel, vocab: Vocab) -> None:
+    def __init__(self, model: PreTrainedModel | PeftModel, vocab: Vocab, worth: Worth | None = None) -> None:
         super().__init__()
-        self.model, self.vocab = model, vocab
+        self.model, self.vocab, self._worth = model, vocab, worth
 
     def heads(self) -> list[nn.Module]:
         return [module for name, module in self.model.named_modules() if "lm_head" in name and isinstance(module, nn.Linear)]
@@ -162,15 +176,31 @@ class LanguageObjective(Objective):
         wanted = batch["labels"][:, 1:]
         asked = wanted != NOT_LEARNT
         llama = self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
-        hidden = llama.model(batch["ids"]).last_hidden_state[:, :-1]
-        wanted = wanted[asked]
-        each = F.cross_entropy(llama.lm_head(hidden[asked]).float(), wanted, reduction="none")
+        parts = list(parts_of(asked))
+        hidden = torch.cat([llama.model(batch["ids"][rows, :end]).last_hidden_state[kept] for rows, end, kept in parts])
+        wanted = torch.cat([wanted[rows, :end][kept] for rows, end, kept in parts])
+        each = F.cross_entropy(llama.lm_head(hidden).float(), wanted, reduction="none")
         first = self.vocab.first_code_id
         drawn = (wanted >= first) & (wanted < first + self.vocab.codebook_size)
-        return {"text": each[~drawn].sum() / max(1, len(each)), "codes": each[drawn].sum() / max(1, len(each))}
+        losses = {"text": each[~drawn].sum() / max(1, len(each)), "codes": each[drawn].sum() / max(1, len(each))}
+        if self._worth is not None and "prompts" in batch:
+            losses |= rewarded(llama, self.vocab, self._worth, batch)
+        return losses
 
 
-def new_llama(vocab: Vocab, shape: LlamaShape, seed: int, codebook: NDArray[np.float32] | None = None) -> LlamaForCausalLM:
+def parts_of(asked: Tensor, count: int = PARTS) -> Iterator[tuple[Tensor, int, Tensor]]:
+    """Rows of a batch in parts of like length, each with that length and what is asked of it: padding costs time.
+
+    Args:
+        asked: (batch, length), whether an id is predicted.
+    """
+    ends = (asked * torch.arange(1, asked.shape[1] + 1, device=asked.device)).amax(1)
+    for rows in ends.argsort(stable=True).chunk(count):
+        end = max(1, int(ends[rows].max()))
+        yield rows, end, asked[rows, :end]
+
+
+def new_llama(vocab: Vocab, shape: LlamaShape, seed: int, codebook: Codebook | None = None) -> LlamaForCausalLM:
     """A LLaMA with random weights; codes that are near in the `codebook` begin near in its table and head."""
     torch.manual_seed(seed)
     model = LlamaForCausalLM(
@@ -189,12 +219,28 @@ def new_llama(vocab: Vocab, shape: LlamaShape, seed: int, codebook: NDArray[np.f
     )
     model.set_attn_implementation("eager")  # on CPU, the backward pass of fused attention takes twice as long
     if codebook is not None:
-        vectors = torch.from_numpy((codebook - codebook.mean(0)) / codebook.std())
+        rows = slice(vocab.first_code_id, vocab.first_code_id + vocab.codebook_size)
         for layer in (model.get_input_embeddings(), model.get_output_embeddings()):
-            spread = layer.weight.std() / vectors.shape[1] ** 0.5
-            rows = slice(vocab.first_code_id, vocab.first_code_id + vocab.codebook_size)
-            layer.weight.data[rows] = vectors @ torch.randn(vectors.shape[1], shape.width) * spread
+            layer.weight.data[rows] = code_rows(codebook, shape.width) * layer.weight.std()
     return model
+
+
+def code_rows(codebook: Codebook, width: int) -> Tensor:
+    """Rows (codebook_size, width) of mean square 1 for codes to begin with; random numbers are torch's.
+
+    Codes that only one query has lie in directions of their own, as far as there are any, so that the mean of all codes of an
+    image still holds what each of them says. Half of a row says where it is from, so that its length tells something too.
+    """
+    vectors = torch.from_numpy((codebook.vectors - codebook.vectors.mean(0)) / codebook.vectors.std())
+    (queries, count), dim = codebook.own_rows, vectors.shape[1]
+    blocks = [*vectors[: queries * count].split(count)] if count else []
+    blocks.append(vectors[queries * count :])
+    directions = torch.linalg.qr(torch.randn(width, width)).Q
+    rows = []
+    for number, block in enumerate(blocks):
+        taken = torch.arange(number * dim, (number + 1) * dim) % width
+        rows.append(block @ directions[taken] * (width / dim) ** 0.5 + torch.randn(width))
+    return torch.cat(rows) / 2**0.5
 
 
 def train_new_llama(
@@ -221,7 +267,7 @@ def train_new_llama(
             task: [([kept[i] for i in pool], share) for pool, share in shared_pools([each.sample for each in kept], named)]
             for task, named in shares.items()
         }
-        return Mixture(writer, {"caption": 0.5, "draw": 0.5}, mixed)
+        return Mixture(writer, {"caption": 1 - recipe.drawn, "draw": recipe.drawn}, mixed)
 
     run_language(model, writer, mixture, recipe.schedule, recipe.model.context, out, report, sheet)
 
@@ -281,7 +327,11 @@ def tune_llama(
     out.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(llm / PIECES_FILE, out / PIECES_FILE)
     write_added_tokens(vocab, out)
-    run_language(trained, writer, mixture, recipe.schedule, recipe.longest, out, report, sheet)
+    worth = None
+    if recipe.reward is not None:
+        seen = [each for some in folders.values() for each in some if not each.sample.held_out]
+        worth = Worth(seen, writer, pieces.decode, recipe.reward)
+    run_language(trained, writer, mixture, recipe.schedule, recipe.longest, out, report, sheet, worth)
 
 
 def _peft_config(shape: LoraShape) -> LoraConfig:
@@ -365,14 +415,16 @@ def run_language(
     out: Path,
     report: Report,
     sheet: Sheet | None,
+    worth: Worth | None = None,
 ) -> None:
     """Train `model` on the samples that are not held out, and tell its loss on some of those that are.
 
     Args:
         mixture: of the samples that are held out, or of those that are not.
         longest: ids of an example; the rest is cut off.
+        worth: what captions are learnt from besides.
     """
-    objective, source = LanguageObjective(model, writer.vocab), mixture(False)
+    objective, source = LanguageObjective(model, writer.vocab, worth), mixture(False)
 
     def batch_from(source: Mixture, rng: np.random.Generator) -> Batch:
         keys, examples = zip(*(source.example(rng) for _ in range(schedule.batch)), strict=True)
@@ -396,7 +448,10 @@ def run_language(
             {f"unseen_{name}": float(np.mean([each[name].item() for each in losses])) for name in losses[0]} if losses else {}
         )
 
-    Loop(out / STATE_FOLDER, schedule, report).run(objective, lambda step, rng: batch_from(source, rng), after)
+    def batch_of(step: int, rng: np.random.Generator) -> Batch:
+        return batch_from(source, rng) | (worth.batch(rng) if worth is not None else {})
+
+    Loop(out / STATE_FOLDER, schedule, report).run(objective, batch_of, after)
 
 
 def _on(model: PreTrainedModel | PeftModel, value: Any) -> Any:

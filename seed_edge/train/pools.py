@@ -9,9 +9,9 @@ from seed_edge.train.drawings import CANONICAL
 from seed_edge.train.samples import Sample
 from seed_edge.train.texts import STYLE_WORDS
 
-POOLS = ("canonical", "other", "styled", "drawings", "composites", "photos", "sentences", "labelled")
-"""Drawings of a thing as it is drawn unasked; those in other styles; in styles that have a name; in any style. Drawings of
-several things. Photos; photos with whole sentences; photos with a name."""
+POOLS = ("canonical", "coloured", "other", "styled", "drawings", "composites", "photos", "sentences", "labelled")
+"""Drawings of a thing as it is drawn unasked; the same in other colours; those in other styles; in styles that have a name; in
+any style. Drawings of several things. Photos; photos with whole sentences; photos with a name."""
 
 
 def pools_of(samples: Sequence[Sample]) -> dict[str, list[int]]:
@@ -30,7 +30,8 @@ def _pools(sample: Sample, canonical: set[str | None]) -> list[str]:
     if sample.style is None:
         return ["photos"] + ["sentences"] * bool(sample.captions) + ["labelled"] * bool(sample.label and not sample.captions)
     unasked = sample.style == CANONICAL or sample.label not in canonical
-    return ["drawings", "canonical" if unasked else "other"] + ["styled"] * (sample.style in STYLE_WORDS)
+    kind = "other" if not unasked else "coloured" if sample.recoloured else "canonical"
+    return ["drawings", kind] + ["styled"] * (sample.style in STYLE_WORDS)
 
 
 def shared_pools(samples: Sequence[Sample], shares: Mapping[str, float]) -> list[tuple[list[int], float]]:

@@ -1,17 +1,18 @@
-"""Trains the image tokenizer that draws pixels, on cached trunk features, in three stages.
+"""Trains the image tokenizer that draws pixels, on cached trunk features.
 
-1. The semantic queries alone, which is cheap. Losses: vector quantization, and words: from the semantic codes one must tell
-   which words the texts of the picture use (Joulin et al. 2016, arXiv:1511.02251), and a small language model must tell a
-   whole text (`reader`).
-2. Encoder, codebook and decoder together. The same losses, and of some pictures: pixels (L1 and squared) and trunk features
-   of what is drawn (perceptual).
-3. The decoder alone, on codes that stand: nothing in front of the codebook is run any more. Losses: pixels (L1 alone, which
-   blurs less) and trunk features.
+1. What has a closed form: which directions of pooled features tell things apart (`glance`), and which few numbers tell most of
+   the colours of a patch (`patches`).
+2. The semantic queries, on words. Losses: vector quantization, and words: from the semantic codes one must tell which words
+   the texts of the picture use (Joulin et al. 2016, arXiv:1511.02251), and a small language model must tell a whole text
+   (`reader`).
+3. The codebook, by k-means (`refit`).
+4. The decoder, on codes that stand: nothing in front of the codebook is run any more. While codes move, a decoder learns to
+   paint the mean of what each may yet become. Losses: pixels (L1) and trunk features of what is drawn (perceptual).
 """
 
 from __future__ import annotations
 
-import dataclasses
+import copy
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -24,7 +25,6 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from seed_edge.errors import DataError
 from seed_edge.files import replacing
 from seed_edge.models.checkpoints import load_image_tokenizer, save_image_tokenizer
 from seed_edge.models.config import PixelGeometry
@@ -32,16 +32,18 @@ from seed_edge.models.image_tokenizer import PixelTokenizer
 from seed_edge.models.quantizer import Quantized
 from seed_edge.models.trunk import pretrained_trunk
 from seed_edge.preprocess import to_images
-from seed_edge.train.codes import CodeSample
+from seed_edge.train.codes import Codebook, CodeSample
 from seed_edge.train.features import VIEWS, Cache, build_cache, open_cache
 from seed_edge.train.glance import fit_glance
 from seed_edge.train.looking import Critic, Looking, distance
 from seed_edge.train.loop import Batch, Loop, Objective, Report
+from seed_edge.train.patches import fit_patches
 from seed_edge.train.pools import shared_pools
 from seed_edge.train.reader import Reader, WordList
 from seed_edge.train.recipe import Schedule
 from seed_edge.train.refit import RowsRecipe, refitted
 from seed_edge.train.texts import caption
+from seed_edge.train.variations import Variations
 from seed_edge.train.words import WordTargets
 from seed_edge.vocab import CodeSpace
 
@@ -50,9 +52,9 @@ CACHE_FOLDER = "cache"
 VECTORS_FILE = "vectors.npz"
 """In the folder of a run: what the encoder gives for every cached picture, before quantization."""
 DECODER_FOLDER = "decoder-{:08x}"
-"""In the folder of a run: state and log of the third stage for a codebook, named by its sum."""
+"""In the folder of a run: state and log of the decoder for a codebook, named by its sum."""
 READING_FOLDER = "reading"
-"""In the folder of a run: state and log of the first stage."""
+"""In the folder of a run: state and log of the semantic queries' training."""
 UNSEEN = 400
 """Held-out pictures whose words are asked for at each checkpoint."""
 REVIVED_BELOW = 0.03
@@ -61,21 +63,21 @@ REVIVED_BELOW = 0.03
 
 @dataclass(frozen=True)
 class DecoderRecipe:
-    """Knobs of the third stage."""
+    """Knobs of the decoder's training."""
 
     schedule: Schedule
-    depth: int | None = None
-    """Blocks of the decoder from here on, so that it can keep more; those that come new do nothing at first."""
     shares: dict[str, float] = field(
-        default_factory=lambda: {"canonical": 0.5, "other": 0.1, "composites": 0.3, "photos": 0.1}
+        default_factory=lambda: {"canonical": 0.45, "coloured": 0.12, "composites": 0.3, "other": 0.05, "photos": 0.08}
     )
     """Of the pools of pictures (`pools`): what the language model draws most is painted most."""
-    varied: float = 0.2
-    """Share of pictures in their second view, which nothing draws."""
-    perceptual_weight: float = 1.0
+    varied: float = 0.3
+    """Share of pictures painted from semantic codes not quite their own (`variations`), as a language model writes them."""
+    looked_at: int = 16
+    """Pictures of a batch compared in the trunk's features too."""
+    perceptual_weight: float = 0.3
     perceptual_taps: tuple[int, ...] = (2, 4, 10, 15)
     """Blocks of the trunk whose outputs are compared."""
-    critic_weight: float = 0.03
+    critic_weight: float = 0.0
     """Of looking true to a critic, which makes edges sharp; 0 for none."""
     critic_from: float = 0.6
     """Share of the stage after which it is asked. Before, it would only teach textures that nothing calls for."""
@@ -86,31 +88,21 @@ class PixelTokenizerRecipe:
     """Knobs of all stages."""
 
     rows: RowsRecipe
-    """Of the codebook that the third stage and language models get."""
+    """Of the codebook that the decoder and language models get."""
     reading: Schedule
-    """Of the first stage."""
-    schedule: Schedule
-    """Of the second; its batch counts the pictures of which only the words are learnt."""
+    """Of the semantic queries."""
     decoder: DecoderRecipe
     geometry: PixelGeometry = field(default_factory=PixelGeometry)
-    painted: int = 32
-    """Pictures beside those of a batch that are drawn and compared."""
-    looked_at: int = 16
-    """Pictures of a batch compared in the trunk's features too."""
-    painted_shares: dict[str, float] = field(default_factory=lambda: {"drawings": 0.45, "composites": 0.25, "photos": 0.3})
-    """Of the pools of pictures (`pools`) among those that are drawn."""
     read_shares: dict[str, float] = field(default_factory=lambda: {"drawings": 0.4, "composites": 0.1, "photos": 0.5})
-    """The same among the others."""
+    """Of the pools of pictures (`pools`) whose words are told."""
     feature_dropout: float = 0.15
     """Of the trunk's channels; the words of pictures in unseen styles are told better."""
-    perceptual_weight: float = 0.5
-    perceptual_taps: tuple[int, ...] = (2, 4, 10)
     words_weight: float = 0.25
     reader_weight: float = 0.25
     vq_weight: float = 1.0
     quantized_from: float = 0.1
-    """Share of a stage over which quantized vectors take the place of continuous ones, picture by picture. Codes
-    mean nothing at first; a decoder that saw only them would learn to paint the mean picture."""
+    """Share of the stage over which quantized vectors take the place of continuous ones, picture by picture. Codes
+    mean nothing at first."""
     revive_every: int = 40
     """Steps between moving codebook rows that nothing uses."""
     num_words: int = 4000
@@ -155,12 +147,13 @@ class Telling(nn.Module):
 
 
 class ReadingObjective(Objective):
-    """The first stage: semantic codes that tell words."""
+    """Semantic codes that tell words."""
 
     def __init__(self, model: PixelTokenizer, telling: Telling, recipe: PixelTokenizerRecipe) -> None:
         super().__init__()
         self.model, self.telling, self.recipe = model, telling, recipe
-        self.semantic = model.geometry.semantic_queries
+        for part in (model.blocks_image, model.pixel_head):  # have nothing to learn yet
+            part.requires_grad_(False)
 
     def heads(self) -> list[nn.Module]:
         return [self.telling.bag, self.telling.reader.head]
@@ -169,7 +162,7 @@ class ReadingObjective(Objective):
         return [self.model.trunk]
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
-        z = self.model.query_features(batch["vision"], self.semantic)
+        z = self.model.semantic_features(batch["vision"])
         quantized = self.quantized(z, batch["revive"])
         chosen = torch.rand(len(z), 1, 1, device=z.device) < batch["done"] / self.recipe.quantized_from
         told = self.told(torch.where(chosen, quantized.vectors, z), batch)
@@ -191,7 +184,7 @@ class ReadingObjective(Objective):
         return result
 
     def told(self, vectors: Tensor, batch: Batch) -> dict[str, Tensor]:
-        """Losses of words, from vectors whose first are semantic."""
+        """Losses of words, from semantic vectors."""
         told = self.model.told(vectors)
         bag = F.log_softmax(self.telling.bag(told).float(), -1)
         return {
@@ -200,33 +193,8 @@ class ReadingObjective(Objective):
         }
 
 
-class WholeObjective(ReadingObjective):
-    """The second stage: encoder, codebook and decoder together. Painted pictures come first in a batch."""
-
-    def __init__(self, model: PixelTokenizer, telling: Telling, recipe: PixelTokenizerRecipe) -> None:
-        super().__init__(model, telling, recipe)
-        self.looking = Looking(model.trunk, recipe.perceptual_taps)
-
-    def forward(self, batch: Batch) -> dict[str, Tensor]:
-        model, recipe, truth = self.model, self.recipe, batch["pixels"]
-        vision = batch["vision"]
-        z = model.query_features(vision[: len(truth)])
-        painted = self.quantized(z, batch["revive"])
-        read = self.quantized(model.query_features(vision[len(truth) :], self.semantic), False)
-        chosen = torch.rand(len(z), 1, 1, device=z.device) < batch["done"] / recipe.quantized_from
-        semantic = torch.arange(z.shape[1], device=z.device)[None, :, None] < self.semantic
-        drawn = model.pixel_head(model.code_features(torch.where(chosen | semantic, painted.vectors, z))).float()
-        looked = distance(*self.looking(drawn[: recipe.looked_at], truth[: recipe.looked_at]))
-        return self.told(torch.cat([painted.vectors[:, : self.semantic], read.vectors]), batch) | {
-            "l1": F.l1_loss(drawn, truth),
-            "mse": 2 * F.mse_loss(drawn, truth),
-            "look": recipe.perceptual_weight * looked,
-            "vq": recipe.vq_weight * (painted.loss + read.loss) / 2,
-        }
-
-
 class DecoderObjective(Objective):
-    """The third stage: what stands behind the codebook."""
+    """What stands behind the codebook."""
 
     def __init__(self, model: PixelTokenizer, recipe: DecoderRecipe) -> None:
         super().__init__()
@@ -239,17 +207,21 @@ class DecoderObjective(Objective):
             part.requires_grad_(True)
         model.pos_embed_image.requires_grad_(True)
 
+    def heads(self) -> list[nn.Module]:
+        return [self.model.pixel_head.memory]  # too wide for Muon
+
     def given(self) -> list[nn.Module]:
         return [self.model.trunk]
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
-        model, truth = self.model, batch["pixels"]
-        drawn = model.pixel_head(model.code_features(model.quantize.embedding(batch["codes"]))).float()
-        found, wanted = self.looking(drawn, truth)
-        losses = {"l1": F.l1_loss(drawn, truth), "look": self.recipe.perceptual_weight * distance(found, wanted)}
-        if self.critic is not None and batch["done"] >= self.recipe.critic_from:
+        recipe, truth = self.recipe, batch["pixels"]
+        drawn = self.model.paint(self.model.quantize.embedding(batch["codes"])).float()
+        some = slice(None, None, max(1, len(truth) // recipe.looked_at))  # of every kind, since kinds stand together
+        found, wanted = self.looking(drawn[some], truth[some])
+        losses = {"l1": F.l1_loss(drawn, truth), "look": recipe.perceptual_weight * distance(found, wanted)}
+        if self.critic is not None and batch["done"] >= recipe.critic_from:
             losses["critic"], fooled = self.critic.losses(found, wanted)
-            losses["fooled"] = self.recipe.critic_weight * fooled
+            losses["fooled"] = recipe.critic_weight * fooled
         return losses
 
 
@@ -265,7 +237,7 @@ def train_pixel_tokenizer(
 
     Interrupted, the same call goes on at the last saved step.
     """
-    torch.manual_seed(recipe.schedule.seed)
+    torch.manual_seed(recipe.reading.seed)
     trunk = pretrained_trunk(trunk_weights)
     cache = build_cache(paths, out / CACHE_FOLDER, trunk, recipe.geometry, report, images)
     model = PixelTokenizer(recipe.geometry)
@@ -274,17 +246,17 @@ def train_pixel_tokenizer(
     model.pixel_head.to(memory_format=torch.channels_last)
     model.key_dropout = recipe.feature_dropout
     measure_channels(model, cache)
-    if recipe.geometry.semantic_queries:
-        report("glance: what of the features tells most of the words")
-        fit_glance(model, cache)
+    report("closed forms: what tells most of the words, and most of the colours")
+    fit_glance(model, cache)
+    fit_patches(model, cache)
     texts = Texts(cache, recipe)
     telling = Telling(recipe.geometry, len(texts.bag.words), len(texts.list))
     train_reading(ReadingObjective(model, telling, recipe), texts, out, report)
-    train_whole(WholeObjective(model, telling, recipe), texts, out, report)
     model.eval()
     report("codebook: k-means")
     vectors = vectors_of_cache(model, cache, out / VECTORS_FILE)
-    model = refitted(model, vectors[cache.rows(held_out=False)], recipe.rows, recipe.schedule.seed)
+    model = refitted(model, vectors[cache.rows(held_out=False)], recipe.rows, recipe.reading.seed)
+    save_image_tokenizer(model, out)  # from here on `tokenize` gives the codes that stay
     train_decoder(model, cache, out, recipe.decoder, report)
 
 
@@ -293,7 +265,7 @@ class Texts:
 
     def __init__(self, cache: Cache, recipe: PixelTokenizerRecipe) -> None:
         self.cache, self.bag = cache, WordTargets(cache.samples, recipe.num_words)
-        rng = np.random.default_rng(recipe.schedule.seed)
+        rng = np.random.default_rng(recipe.reading.seed)
         told = [caption(sample, rng) or "" for sample in cache.samples for _ in range(3) if not sample.held_out]
         self.list = WordList(told, recipe.num_words)
 
@@ -327,7 +299,7 @@ class Texts:
 
 
 def train_reading(objective: ReadingObjective, texts: Texts, out: Path, report: Report) -> None:
-    """The first stage: the semantic queries alone."""
+    """The semantic queries."""
     model, telling, recipe = objective.model, objective.telling, objective.recipe
     steps = recipe.reading.steps
     source = BatchSource(texts.cache, recipe.reading.batch, recipe.read_shares)
@@ -342,46 +314,32 @@ def train_reading(objective: ReadingObjective, texts: Texts, out: Path, report: 
     Loop(out / READING_FOLDER, recipe.reading, report).run(objective, batch_of, after)
 
 
-def train_whole(objective: WholeObjective, texts: Texts, out: Path, report: Report) -> None:
-    """The second stage: encoder, codebook and decoder together."""
-    model, telling, recipe = objective.model, objective.telling, objective.recipe
-    steps = recipe.schedule.steps
-    to_paint = BatchSource(texts.cache, recipe.painted, recipe.painted_shares)
-    to_read = BatchSource(texts.cache, recipe.schedule.batch, recipe.read_shares)
-
-    def batch_of(step: int, rng: np.random.Generator) -> Batch:
-        painted = to_paint(rng)
-        batch = texts.batch(np.concatenate([painted, to_read(rng)]), rng)
-        progress = {"done": step / steps, "revive": revived(step, recipe, steps)}
-        return batch | progress | {"pixels": pixels_of(texts.cache, painted)}
-
-    def after(step: int) -> dict[str, float]:
-        model.eval()
-        save_image_tokenizer(model, out)
-        write_sheet(model, texts.cache, out / "sheets" / f"{step:06d}.png")
-        model.train()
-        return texts.losses_unseen(objective) | {"codes_in_use": telling.codes_in_use()}
-
-    Loop(out, recipe.schedule, report).run(objective, batch_of, after)
-
-
 def revived(step: int, recipe: PixelTokenizerRecipe, steps: int) -> bool:
     """Whether unused rows of the codebook are moved at this step: now and then, and not near the end."""
     return step % recipe.revive_every == 0 and step < 0.8 * steps
 
 
 def train_decoder(model: PixelTokenizer, cache: Cache, out: Path, recipe: DecoderRecipe, report: Report) -> None:
-    """The third stage: what stands behind the codebook, on the codes that every picture has now."""
-    if recipe.depth is not None:
-        model = deepened(model, recipe.depth)
+    """What stands behind the codebook, on the codes that every picture has now."""
     model.eval()
-    codes = torch.from_numpy(codes_of_cache(model, cache, out / VECTORS_FILE))
-    source = BatchSource(cache, recipe.schedule.batch, recipe.shares, recipe.varied)
+    vectors = vectors_of_cache(model, cache, out / VECTORS_FILE)
+    codes = torch.from_numpy(codes_of(model, vectors))
+    semantic = model.geometry.semantic_queries
+    variations = Variations(cache.samples, vectors[:, :semantic])
+    source = BatchSource(cache, recipe.schedule.batch, recipe.shares, varied=0.0)
+    codebook = copy.deepcopy(model.quantize).cpu()  # batches are made beside the training
 
     def batch_of(step: int, rng: np.random.Generator) -> Batch:
         rows = source(rng)
-        shown = {"keys": keys_of(cache, rows), "codes": codes[rows], "pixels": pixels_of(cache, rows)}
-        return shown | {"done": step / recipe.schedule.steps}
+        shown, varied = codes[rows], rng.random(len(rows)) < recipe.varied
+        if varied.any():
+            shown[varied, :semantic] = codebook.codes(torch.from_numpy(variations(rows[varied], rng)))
+        return {
+            "keys": keys_of(cache, rows),
+            "codes": shown,
+            "pixels": pixels_of(cache, rows),
+            "done": step / recipe.schedule.steps,
+        }
 
     def after(step: int) -> None:
         save_image_tokenizer(model, out)
@@ -389,29 +347,6 @@ def train_decoder(model: PixelTokenizer, cache: Cache, out: Path, recipe: Decode
 
     folder = out / DECODER_FOLDER.format(codebook_sum(model))
     Loop(folder, recipe.schedule, report).run(DecoderObjective(model, recipe), batch_of, after)
-
-
-def deepened(model: PixelTokenizer, depth: int) -> PixelTokenizer:
-    """The same tokenizer with `depth` blocks in its decoder; those that come new pass on what they get.
-
-    Raises:
-        DataError: it has more already.
-    """
-    has = model.geometry.decoder_depth
-    if depth < has:
-        raise DataError(f"decoder.depth is {depth}; this tokenizer has {has} blocks, and none can be taken away")
-    if depth == has:
-        return model
-    with torch.random.fork_rng():
-        torch.manual_seed(depth)  # an interrupted run gets the same ones
-        grown = PixelTokenizer(dataclasses.replace(model.geometry, decoder_depth=depth))
-    grown.load_state_dict(grown.state_dict() | model.state_dict())
-    for block in grown.blocks_image[has:]:
-        for layer in (block.attn.proj, block.mlp.fc2):
-            nn.init.zeros_(layer.weight)
-            nn.init.zeros_(layer.bias)
-    grown.pixel_head.to(memory_format=torch.channels_last)
-    return grown
 
 
 def keys_of(cache: Cache, rows: NDArray[np.int64]) -> list[str]:
@@ -449,20 +384,24 @@ def vectors_of_cache(model: PixelTokenizer, cache: Cache, path: Path, batch: int
 
 def encoder_sum(model: PixelTokenizer) -> int:
     """What tells one state of the encoder from another."""
-    parts = (model.query_tokens, *model.encode_task_layer.parameters(), *model.code_norm.buffers())
+    learnt = (model.encode_task_layer, model.glance, model.patches)
+    parts = (model.query_tokens, *model.code_norm.buffers(), *(p for module in learnt for p in module.parameters()))
     return zlib.crc32(b"".join(part.detach().cpu().numpy().tobytes() for part in parts))
 
 
 @torch.inference_mode()
-def codes_of_cache(model: PixelTokenizer, cache: Cache, path: Path, batch: int = 1024) -> NDArray[np.int64]:
-    """Codes of every cached row, (rows, n). See `vectors_of_cache`."""
-    vectors, device = vectors_of_cache(model, cache, path), model.vision_mean.device
+def codes_of(model: PixelTokenizer, vectors: NDArray[np.float32], batch: int = 1024) -> NDArray[np.int64]:
+    """Codes (rows, n) of what the encoder gave, (rows, n, code_dim)."""
+    device = model.vision_mean.device
     parts = (vectors[start : start + batch] for start in range(0, len(vectors), batch))
     return np.concatenate([model.quantize.codes(torch.from_numpy(part).to(device)).cpu().numpy() for part in parts])
 
 
-def codes_of_run(run: Path, report: Report) -> tuple[CodeSpace, Iterator[CodeSample], NDArray[np.float32]]:
+def codes_of_run(run: Path, variations: int, report: Report) -> tuple[CodeSpace, Iterator[CodeSample], Codebook]:
     """What an image is in a run, its samples with the codes of their views, and the codebook.
+
+    Args:
+        variations: how many other codes each sample is given besides (`Variations`).
 
     Raises:
         CheckpointError: the run has no image tokenizer.
@@ -471,15 +410,21 @@ def codes_of_run(run: Path, report: Report) -> tuple[CodeSpace, Iterator[CodeSam
     model = load_image_tokenizer(run)
     cache = open_cache(run / CACHE_FOLDER, model.geometry)
     report("codes: encoding what is in the cache")
-    codes = codes_of_cache(model, cache, run / VECTORS_FILE)
+    vectors, semantic = vectors_of_cache(model, cache, run / VECTORS_FILE), model.geometry.semantic_queries
+    codes, rng = codes_of(model, vectors), np.random.default_rng(0)
+    varied, others = Variations(cache.samples, vectors[:, :semantic]), []
+    for _ in range(variations):
+        rows = np.arange(len(cache.samples)) * VIEWS + rng.integers(VIEWS, size=len(cache.samples))
+        placed = codes[rows, semantic:]
+        others.append(np.concatenate([codes_of(model, varied(rows, rng)), placed], 1))
 
     def samples() -> Iterator[CodeSample]:
         for number, sample in enumerate(cache.samples):
-            first, *others = codes[number * VIEWS : (number + 1) * VIEWS]
-            yield CodeSample(sample, (first,), tuple(others))
+            first, *views = codes[number * VIEWS : (number + 1) * VIEWS]
+            yield CodeSample(sample, (first,), (*views, *(other[number] for other in others)))
 
     space = CodeSpace(model.geometry.codebook_size, model.geometry.num_queries)
-    return space, samples(), model.quantize.embedding.weight.detach().float().numpy()
+    return space, samples(), Codebook(model.quantize.embedding.weight.detach().float().numpy(), model.geometry.own_rows)
 
 
 def decoder_of_run(run: Path) -> Callable[[NDArray[np.int64]], Image.Image]:

@@ -6,15 +6,14 @@ from safetensors.torch import load_file, save_file
 
 from seed_edge.errors import CheckpointError
 from seed_edge.models.checkpoints import IMAGE_TOKENIZER_FILE, load_image_tokenizer, save_image_tokenizer
-from seed_edge.models.config import PixelGeometry
-from seed_edge.models.image_tokenizer import PixelTokenizer
-from seed_edge.models.places import centres, rows_and_columns
+from seed_edge.models.config import COLOUR_SIDE, PixelGeometry, rows_and_columns
+from seed_edge.models.image_tokenizer import PixelTokenizer, patches_of
 from seed_edge.models.quantizer import VectorQuantizer
-from seed_edge.models.trunk import COLOUR_SIDE, TAPS, EfficientNetLite, fold_published_weights, pretrained_trunk
+from seed_edge.models.trunk import TAPS, EfficientNetLite, fold_published_weights, pretrained_trunk
 
 SMALL = PixelGeometry(
-    image_size=64, num_queries=4, semantic_queries=0, qformer_width=32, qformer_depth=2, qformer_heads=4, qformer_mlp=64, codebook_size=16,
-    code_dim=8, decoder_depth=1, decoder_heads=4, output_size=16, pixel_grid=4, pixel_channels=(16,),
+    image_size=64, num_queries=4, semantic_queries=2, qformer_width=32, qformer_depth=2, qformer_heads=4, qformer_mlp=64, codebook_size=16,
+    code_dim=8, decoder_depth=1, decoder_heads=4, output_size=16, pixel_grid=4, pixel_channels=(16,), memory_width=32, memory_channels=4,
 )  # fmt: skip
 
 
@@ -39,28 +38,44 @@ def test_looking_codes_up_equals_the_training_path(model):
     assert torch.allclose(quantized.vectors, model.quantize.embedding(quantized.codes), atol=1e-6)
 
 
-def test_a_query_sees_only_those_before_it(model):
+def test_a_semantic_query_sees_only_those_before_it(model):
     vision = torch.randn(1, 4, SMALL.vit_width)
     with torch.no_grad():
         before = model.query_features(vision)
         changed = model.query_tokens.clone()
-        model.query_tokens[:, 2] = torch.randn(SMALL.qformer_width)
+        model.query_tokens[:, 1] = torch.randn(SMALL.qformer_width)
         after = model.query_features(vision)
         model.query_tokens.copy_(changed)
-    assert torch.allclose(before[:, :2], after[:, :2], atol=1e-5)
-    assert not torch.allclose(before[:, 2], after[:, 2], atol=1e-3)
-    assert not torch.allclose(before[:, 3], after[:, 3], atol=1e-3)
+    assert torch.allclose(before[:, :1], after[:, :1], atol=1e-5)
+    assert not torch.allclose(before[:, 1], after[:, 1], atol=1e-3)
 
 
-def test_before_training_a_query_looks_at_its_own_place_and_paints_there():
-    side = 7
-    fresh = PixelTokenizer(dataclasses.replace(SMALL, image_size=32 * side, num_queries=32))
-    rows = centres(8, 4)[:, 0]
-    looked_at = fresh.sight.argmax(1)
-    assert torch.allclose(centres(side, side)[looked_at][:, 0], rows, atol=0.5 / side + 1e-6)
-    assert fresh.sight.softmax(1).max() > 0.3  # a place, not the whole picture
+def test_a_query_with_a_place_sees_its_own_cell_and_paints_there():
+    geometry = dataclasses.replace(SMALL, image_size=224, num_queries=18)
+    fresh = PixelTokenizer(geometry).eval()
+    picture = torch.zeros(1, 3, 224, 224)
+    picture[:, 1, 56:112, 168:] = 1  # second row, last column of 4 x 4
+    with torch.no_grad():
+        tokens = fresh.vision_tokens(picture)
+        patches = patches_of(tokens, geometry)
+        vectors = fresh.query_features(tokens)[0, 2:]
+    assert patches.shape == (1, 16, *geometry.patch) == (1, 16, 3, 14, 14)
+    assert patches[0, 7, 1].eq(1).all() and not patches[0, 7, [0, 2]].any()
+    assert patches.sum() == 14 * 14
+    assert [i for i in range(16) if not torch.allclose(vectors[i], fresh.patches.bias)] == [7]
     painted = fresh.pixel_head.spread.weight  # (grid^2, queries)
-    assert torch.allclose(rows[painted.argmax(1)], centres(4, 4)[:, 0], atol=0.125 + 1e-6)
+    assert painted.argmax(1).view(4, 4)[1, 3] == 2 + 7 and not painted[:, :2].any()
+
+
+def test_a_pictures_memory_depends_on_all_its_codes(model):
+    vectors = torch.randn(1, 4, 8)
+    with torch.no_grad():
+        pictures = [model.paint(vectors)]
+        for query in range(4):
+            other = vectors.clone()
+            other[:, query] += 1
+            pictures.append(model.pixel_head(model.code_features(vectors), other))
+    assert all(not torch.allclose(pictures[0], other) for other in pictures[1:])
 
 
 @pytest.mark.parametrize(("count", "grid"), [(32, (8, 4)), (16, (4, 4)), (7, (7, 1)), (1, (1, 1))])
@@ -111,7 +126,7 @@ def test_one_batch_can_be_learnt(model):
     losses = []
     for _ in range(200):
         quantized = learner.quantize_vision(vision)
-        loss = (learner.pixel_head(learner.code_features(quantized.vectors)) - truth).abs().mean() + quantized.loss
+        loss = (learner.paint(quantized.vectors) - truth).abs().mean() + quantized.loss
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -216,3 +231,7 @@ def test_a_checkpoint_missing_or_truncated_is_named(checkpoint):
 def test_a_geometry_that_does_not_add_up_is_refused():
     with pytest.raises(CheckpointError, match="doublings"):
         dataclasses.replace(SMALL, output_size=48)
+    with pytest.raises(CheckpointError, match="some must be, and some not"):
+        dataclasses.replace(SMALL, semantic_queries=0)
+    with pytest.raises(CheckpointError, match="3 x 1 queries with places do not divide"):
+        dataclasses.replace(SMALL, num_queries=5)

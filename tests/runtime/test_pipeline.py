@@ -77,7 +77,7 @@ def test_more_beams_find_a_likelier_caption(edge):
 
 def test_a_caption_of_both_views_is_that_of_the_mirrored_picture_too(edge):
     manifest = edge.bundle.manifest
-    both = dataclasses.replace(manifest, language=dataclasses.replace(manifest.language, caption_mirrored=True))
+    both = dataclasses.replace(manifest, language=dataclasses.replace(manifest.language, caption_views=2))
     images = [quarters("red", "lime", "blue", "white"), quarters("lime", "red", "white", "blue")]
     assert edge.caption(images[0]) != edge.caption(images[1])
     with SeedEdge(dataclasses.replace(edge.bundle, manifest=both), choose_device("cpu")) as mirrored:

@@ -16,7 +16,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from seed_edge.errors import CheckpointError, DataError
 from seed_edge.models.llama import extended_vocab
 from seed_edge.prompts import FAMILIES
-from seed_edge.train.codes import CodeSample, read_code_shards, read_codebook, tokenized, write_code_shards
+from seed_edge.train.codes import Codebook, CodeSample, read_code_shards, read_codebook, tokenized, write_code_shards
 from seed_edge.train.examples import NOT_LEARNT, Example, Mixture, Writer, collated
 from seed_edge.train.llm import LlamaShape, merge_lora, new_llama, open_llama
 from seed_edge.train.samples import Sample
@@ -156,10 +156,11 @@ def test_codes_come_back_from_their_shards(codes):
     assert len(list(codes.glob("*.tar"))) == 3
 
 
-def test_near_codes_begin_near(tmp_path):
+@pytest.mark.parametrize("own", [(0, 0), (2, 2)])
+def test_near_codes_begin_near(tmp_path, own):
     codebook = np.repeat(np.random.default_rng(0).normal(size=(4, 3)), 2, axis=0).astype(np.float32)
     codebook[1::2] += 0.01  # rows 0 and 1 are near, 2 and 3, ...
-    write_code_shards(tmp_path, SPACE, map(sample, range(3)), codebook)
+    write_code_shards(tmp_path, SPACE, map(sample, range(3)), Codebook(codebook, own))
     vocab = Vocab(size=30, first_code_id=10, codebook_size=8, codes_per_image=4, bos_id=1, eos_id=2, boi_id=18, eoi_id=19)
     model = new_llama(vocab, LlamaShape(30, 32, 1, 2, 32), 0, read_codebook([tmp_path]))
     for layer in (model.get_input_embeddings(), model.get_output_embeddings()):
