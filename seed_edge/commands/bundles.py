@@ -26,6 +26,7 @@ from seed_edge.commands.common import bundle_option, choose, device_option, json
 @click.option("--name", help="Name of the bundle.  [default: that of --out]")
 @click.option("--weight-type", default="Q8_0", show_default=True, help="Of the language model: F16, Q8_0, Q4_K_M, ...")
 @click.option("--image-weights", default="fp16", show_default=True, help="How graphs store weights: fp32, fp16 or int8.")
+@click.option("--decoder-weights", help="The same for the decoder, which can do with less.  [default: as --image-weights]")
 @click.option("--photo", "photos", multiple=True, type=click.Path(path_type=Path), help="Also compare codes on this image.")
 @click.option("--licence", default="", help="What the weights may be used for; goes into the manifest.")
 @click.option("--sources", type=click.Path(path_type=Path), help="JSON list of name, licence, role; into the manifest.")
@@ -43,6 +44,7 @@ def export(
     name: str | None,
     weight_type: str,
     image_weights: str,
+    decoder_weights: str | None,
     photos: tuple[Path, ...],
     licence: str,
     sources: Path | None,
@@ -60,11 +62,13 @@ def export(
 
     choose("--weight-type", weight_type, weight_types())
     choose("--image-weights", image_weights, STORAGE)
+    choose("--decoder-weights", decoder_weights or image_weights, STORAGE)
     choose("--resize-filter", resize_filter, tuple(FILTERS))
     options = ExportOptions(
         name=name or out.name,
         weight_type=weight_type,
         image_weights=image_weights,
+        decoder_weights=decoder_weights,
         resize_filter=resize_filter,
         template=template,
         photos=photos,

@@ -42,6 +42,7 @@ from seed_edge.vocab import CodeSpace
 
 OWN_SAMPLING = Sampling(temperature=0.4, top_k=50, top_p=0.9, guidance=1.4)
 OWN_BEAMS = 3
+OWN_VIEWS = 2
 REFERENCE_SAMPLING = Sampling(temperature=1.0, top_k=0, top_p=0.5)
 PARITY_IMAGES = 8
 PARITY_CONTEXT = 128
@@ -73,6 +74,8 @@ class ExportOptions:
     """GGUF type of the language model's matrices."""
     image_weights: str = "fp16"
     """How the graphs store weights; they compute in fp32."""
+    decoder_weights: str | None = None
+    """The same for the decoder, where it is other."""
     resize_filter: str = "bilinear"
     """What SEED-2's scripts use; its tokenizer class alone uses bicubic."""
     template: str | None = None
@@ -199,11 +202,12 @@ def export_images(parts: Parts, folder: Path, options: ExportOptions, report: Re
     geometry = model.geometry
     report("image tokenizer: exporting two graphs")
     specs = encoder_graph(geometry.image_size, geometry.num_queries), decoder_spec(model)
-    export_image_tokenizer(model, specs, (folder / ENCODER, folder / DECODER), options.image_weights)
+    storages = options.image_weights, options.decoder_weights or options.image_weights
+    export_image_tokenizer(model, specs, (folder / ENCODER, folder / DECODER), storages)
     values = smooth_images(PARITY_IMAGES, preprocessing)
     if options.photos:
         values = np.concatenate([preprocessing([open_image(photo) for photo in options.photos]), values])
-    parity = image_parity(model, specs, folder, options.image_weights, values)
+    parity = image_parity(model, specs, folder, storages, values)
     report(f"image tokenizer: {parity['equal_codes']:.1%} of codes equal, decoder's cosine {parity['decoder_cosine']}")
     return {
         "codes": {"codebook_size": geometry.codebook_size, "codes_per_image": geometry.num_queries},
@@ -270,7 +274,8 @@ def export_language(
         family, prompts = family_of(before.prompts) or "its own", before.prompts
     else:
         family, prompts = choose_prompts(llama, options.template, own=parts.llm is None)
-    told = "" if options.template or family.startswith("own") else ", told from its name and layers; --template says otherwise"
+    own = family.startswith("own")
+    told = "" if options.template or own else ", told from its name and layers; --template says otherwise"
     report(f"language model: exporting as {options.weight_type}, prompts of family {family}{told}")
     file = folder / ("llm.gguf" if parts.llm is None else llama.file_name(options.weight_type))
     write_as(llama, vocab, file, options.weight_type, options.name, options.threads)
@@ -281,10 +286,11 @@ def export_language(
         file=file.name,
         vocab=vocab,
         prompts=prompts,
-        sampling=before.sampling if before else OWN_SAMPLING if family.startswith("own") else REFERENCE_SAMPLING,
+        sampling=before.sampling if before else OWN_SAMPLING if own else REFERENCE_SAMPLING,
         context_length=llama.context_length,
         max_caption_ids=options.max_caption_ids,
-        caption_beams=before.caption_beams if before else OWN_BEAMS if family.startswith("own") else 1,
+        caption_beams=before.caption_beams if before else OWN_BEAMS if own else 1,
+        caption_views=before.caption_views if before else OWN_VIEWS if own else 1,
     )
     return {"language": dataclasses.asdict(language), "parity": parity}
 

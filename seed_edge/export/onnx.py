@@ -75,9 +75,9 @@ def export_graph(module: nn.Module, spec: GraphSpec, path: Path, storage: str, e
 
 
 def export_image_tokenizer(
-    model: ImageTokenizer, specs: tuple[GraphSpec, GraphSpec], paths: tuple[Path, Path], storage: str
+    model: ImageTokenizer, specs: tuple[GraphSpec, GraphSpec], paths: tuple[Path, Path], storages: tuple[str, str]
 ) -> None:
     """Write encoder and decoder of an image tokenizer; the codebook keeps every bit, for a code is its nearest row."""
     codebook = ("model.quantize.embedding.weight",)
-    for module, spec, path in zip((Encoder(model), Decoder(model)), specs, paths, strict=True):
+    for module, spec, path, storage in zip((Encoder(model), Decoder(model)), specs, paths, storages, strict=True):
         export_graph(module, spec, path, storage, exact=codebook)

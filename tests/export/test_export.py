@@ -122,7 +122,9 @@ def test_codes_follow_the_encoder_and_the_codebook(run, tmp_path):
         return codes_of(model, vectors_of_cache(model, cache, tmp_path / "vectors.npz"))
 
     codes = codes_now()
-    assert all((codes[:, i] // 4 == i).all() for i in (0, 1)) and (codes[:, 2:] >= 8).all()  # semantic queries have their own rows
+    assert (
+        all((codes[:, i] // 4 == i).all() for i in (0, 1)) and (codes[:, 2:] >= 8).all()
+    )  # semantic queries have their own rows
     model.glance.weight.data *= -1
     other = codes_now()
     assert not np.array_equal(other[:, :2], codes[:, :2]) and np.array_equal(other[:, 2:], codes[:, 2:])
