@@ -18,7 +18,17 @@ from seed_edge.home import CONFIG, folder
 
 INTERRUPTED = 130
 
-SYSTEM_FAULTS = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR, errno.EISDIR}
+SYSTEM_FAULTS = {
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EFBIG,
+    errno.EACCES,
+    errno.EPERM,
+    errno.EROFS,
+    errno.ENOENT,
+    errno.ENOTDIR,
+    errno.EISDIR,
+}
 """What the system, not the program, is at fault for: a full disk, permissions, a path that is not there."""
 
 

@@ -86,8 +86,13 @@ class Lines:
 
     def put(self, path: Path, caption: str) -> None:
         line = json.dumps({"image": str(path), "caption": caption}, ensure_ascii=False)
-        self.file.write(line.encode("utf-8", "surrogateescape") + b"\n")
-        self.file.flush()
+        rest = line.encode("utf-8", "surrogateescape") + b"\n"
+        try:
+            while rest:  # past the buffer, which would try again when the file is closed
+                rest = rest[os.write(self.file.fileno(), rest) :]
+        except OSError as error:
+            why = f"{self.file.name}: {error.strerror}"
+            raise click.ClickException(f"{why}; what is written so far stays, make room and go on with --resume") from error
 
     @classmethod
     @contextmanager

@@ -17,8 +17,8 @@ from torch import Tensor
 from seed_edge.models.image_tokenizer import PixelTokenizer
 
 ROUNDS = 25
-AT_ONCE = 1 << 14
-"""Vectors compared with all rows at a time."""
+AT_ONCE = 1 << 10
+"""Vectors compared with all rows at a time: few enough for a cache."""
 SAMPLE = 200
 """Vectors looked at for each row, at most."""
 
