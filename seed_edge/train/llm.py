@@ -99,6 +99,8 @@ class NewLlamaRecipe:
     """Share of pictures to draw without being told what, which is what guidance at run time starts from."""
     noise: float = 0.1
     """Share of the codes of a picture to caption that random ones take the place of."""
+    text_weight: float = 1.0
+    """Of an id of text beside one of a picture: a name has few ids, a picture many."""
     unsaid: tuple[str, ...] = ()
     """Words and phrases; texts that use one are left out."""
 
@@ -133,7 +135,7 @@ class TuneRecipe:
     """Answers that end without a full stop get one."""
     wordless: float = 0.0
     noise: float = 0.0
-    """As in `NewLlamaRecipe`."""
+    text_weight: float = 1.0
     unsaid: tuple[str, ...] = ()
     """As in `NewLlamaRecipe`."""
     talk: bool = False
@@ -162,9 +164,11 @@ class Sheet:
 class LanguageObjective(Objective):
     """Next-token loss, of text and of codes apart; and what captions are worth, where they are learnt from that."""
 
-    def __init__(self, model: PreTrainedModel | PeftModel, vocab: Vocab, worth: Worth | None = None) -> None:
+    def __init__(
+        self, model: PreTrainedModel | PeftModel, vocab: Vocab, text_weight: float = 1.0, worth: Worth | None = None
+    ) -> None:
         super().__init__()
-        self.model, self.vocab, self._worth = model, vocab, worth
+        self.model, self.vocab, self._text_weight, self.worth = model, vocab, text_weight, worth
 
     def heads(self) -> list[nn.Module]:
         return [module for name, module in self.model.named_modules() if "lm_head" in name and isinstance(module, nn.Linear)]
@@ -182,9 +186,10 @@ class LanguageObjective(Objective):
         each = F.cross_entropy(llama.lm_head(hidden).float(), wanted, reduction="none")
         first = self.vocab.first_code_id
         drawn = (wanted >= first) & (wanted < first + self.vocab.codebook_size)
-        losses = {"text": each[~drawn].sum() / max(1, len(each)), "codes": each[drawn].sum() / max(1, len(each))}
-        if self._worth is not None and "prompts" in batch:
-            losses |= rewarded(llama, self.vocab, self._worth, batch)
+        text, codes = (each[kind].sum() / max(1, len(each)) for kind in (~drawn, drawn))
+        losses = {"text": self._text_weight * text, "codes": codes}
+        if self.worth is not None and "prompts" in batch:
+            losses |= rewarded(llama, self.vocab, self.worth, batch)
         return losses
 
 
@@ -269,7 +274,8 @@ def train_new_llama(
         }
         return Mixture(writer, {"caption": 1 - recipe.drawn, "draw": recipe.drawn}, mixed)
 
-    run_language(model, writer, mixture, recipe.schedule, recipe.model.context, out, report, sheet)
+    objective = LanguageObjective(model, vocab, recipe.text_weight)
+    run_language(objective, writer, mixture, recipe.schedule, recipe.model.context, out, report, sheet)
 
 
 def said_of(samples: Sequence[CodeSample], unsaid: Sequence[str]) -> list[CodeSample]:
@@ -331,7 +337,8 @@ def tune_llama(
     if recipe.reward is not None:
         seen = [each for some in folders.values() for each in some if not each.sample.held_out]
         worth = Worth(seen, writer, pieces.decode, recipe.reward)
-    run_language(trained, writer, mixture, recipe.schedule, recipe.longest, out, report, sheet, worth)
+    objective = LanguageObjective(trained, vocab, recipe.text_weight, worth)
+    run_language(objective, writer, mixture, recipe.schedule, recipe.longest, out, report, sheet)
 
 
 def _peft_config(shape: LoraShape) -> LoraConfig:
@@ -407,7 +414,7 @@ def save_whole_or_not_at_all(model: Any, out: Path) -> None:
 
 
 def run_language(
-    model: PreTrainedModel | PeftModel,
+    objective: LanguageObjective,
     writer: Writer,
     mixture: Callable[[bool], Mixture],
     schedule: Schedule,
@@ -415,16 +422,14 @@ def run_language(
     out: Path,
     report: Report,
     sheet: Sheet | None,
-    worth: Worth | None = None,
 ) -> None:
-    """Train `model` on the samples that are not held out, and tell its loss on some of those that are.
+    """Train a model on the samples that are not held out, and tell its loss on some of those that are.
 
     Args:
         mixture: of the samples that are held out, or of those that are not.
         longest: ids of an example; the rest is cut off.
-        worth: what captions are learnt from besides.
     """
-    objective, source = LanguageObjective(model, writer.vocab, worth), mixture(False)
+    model, source = objective.model, mixture(False)
 
     def batch_from(source: Mixture, rng: np.random.Generator) -> Batch:
         keys, examples = zip(*(source.example(rng) for _ in range(schedule.batch)), strict=True)
@@ -449,7 +454,7 @@ def run_language(
         )
 
     def batch_of(step: int, rng: np.random.Generator) -> Batch:
-        return batch_from(source, rng) | (worth.batch(rng) if worth is not None else {})
+        return batch_from(source, rng) | (objective.worth.batch(rng) if objective.worth is not None else {})
 
     Loop(out / STATE_FOLDER, schedule, report).run(objective, batch_of, after)
 

@@ -256,7 +256,8 @@ def train_pixel_tokenizer(
     report("codebook: k-means")
     vectors = vectors_of_cache(model, cache, out / VECTORS_FILE)
     model = refitted(model, vectors[cache.rows(held_out=False)], recipe.rows, recipe.reading.seed)
-    save_image_tokenizer(model, out)  # from here on `tokenize` gives the codes that stay
+    save_image_tokenizer(model, out)
+    report("decoder; from here on `tokenize` gives the codes that stay")
     train_decoder(model, cache, out, recipe.decoder, report)
 
 
