@@ -1,10 +1,11 @@
 #!/usr/bin/env python3
-"""Writing through our loop against a bare loop of `llama_decode`: same file, same threads, same process.
+"""Writing through our loop against a bare loop of `llama_decode`, and prompts read again: same file, threads and process.
 
     python benchmarks/decode_loop.py --work FOLDER [--rounds 7]
 
 Makes a LLaMA of 0.5 billion random weights with SEED-LLaMA's 40,194 rows (1 GB of disk, and 0.3 GB as Q4_K_M), then lets the
-loops take turns. Prints one JSON object: milliseconds per id (medians), and how fast ours is, as a share of the bare one.
+loops take turns. Prints one JSON object: milliseconds per id (medians), how fast ours is, as a share of the bare one, and how
+many times sooner another question about the same three pictures is read than the first.
 """
 
 from __future__ import annotations
@@ -61,6 +62,19 @@ def codes(model: LlamaCpp, vocab: Vocab, prompt: list[int], sampling: Sampling) 
     return (time.perf_counter() - started) / CODES
 
 
+def question(model: LlamaCpp, vocab: Vocab, seen_before: bool) -> float:
+    """Seconds to read a question of 12 ids about three pictures, just after another question: about these, or about others."""
+    rng = np.random.default_rng(0)
+    pictures, others = (
+        [i for _ in range(3) for i in vocab.codes_to_ids(rng.integers(0, vocab.codebook_size, CODES))] for _ in range(2)
+    )
+    first, second = rng.integers(3, 32000, (2, 12)).tolist()
+    model.start([vocab.bos_id, *(pictures if seen_before else others), *first], room=CODES)
+    started = time.perf_counter()
+    model.start([vocab.bos_id, *pictures, *second], room=CODES)
+    return time.perf_counter() - started
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--work", type=Path, required=True)
@@ -82,13 +96,19 @@ def main() -> None:
         "codes, likeliest": lambda: codes(model, vocab, prompt, greedy),
         "codes, drawn": lambda: codes(model, vocab, prompt, REFERENCE),
     }
-    taken: dict[str, list[float]] = {name: [] for name in loops}
+    asked = {"pictures": lambda: question(model, vocab, False), "pictures seen before": lambda: question(model, vocab, True)}
+    taken: dict[str, list[float]] = {name: [] for name in (*loops, *asked)}
     for _ in range(args.rounds + 1):  # taking turns, the first round only warms up
-        for name, loop in loops.items():
+        for name, loop in (*loops.items(), *asked.items()):
             taken[name].append(loop())
     medians = {name: statistics.median(of[1:]) for name, of in taken.items()}
-    shares = {name: round(medians["bare"] / seconds, 3) for name, seconds in medians.items() if name != "bare"}
-    print(json.dumps({"ms_per_id": {n: round(1e3 * s, 2) for n, s in medians.items()}, "share_of_bare": shares}, indent=2))
+    found = {
+        "ms_per_id": {name: round(1e3 * medians[name], 2) for name in loops},
+        "share_of_bare": {name: round(medians["bare"] / medians[name], 3) for name in loops if name != "bare"},
+        "ms_to_read_a_question": {name: round(1e3 * medians[name], 1) for name in asked},
+        "times_sooner": round(medians["pictures"] / medians["pictures seen before"], 1),
+    }
+    print(json.dumps(found, indent=2))
 
 
 if __name__ == "__main__":
