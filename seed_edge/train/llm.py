@@ -227,7 +227,23 @@ def new_llama(vocab: Vocab, shape: LlamaShape, seed: int, codebook: Codebook | N
         rows = slice(vocab.first_code_id, vocab.first_code_id + vocab.codebook_size)
         for layer in (model.get_input_embeddings(), model.get_output_embeddings()):
             layer.weight.data[rows] = code_rows(codebook, shape.width) * layer.weight.std()
+        keep_rows(model, rows)
     return model
+
+
+def keep_rows(model: LlamaForCausalLM, rows: slice) -> None:
+    """Let the table's rows of codes stay what they are.
+
+    What near codes have in common is what pictures in unseen styles are known by; a model that may move each row on its own
+    learns its training pictures by heart instead (`docs/embedded-model.md`).
+    """
+
+    def without(gradient: Tensor) -> Tensor:
+        gradient = gradient.clone()
+        gradient[rows] = 0
+        return gradient
+
+    model.get_input_embeddings().weight.register_hook(without)
 
 
 def code_rows(codebook: Codebook, width: int) -> Tensor:

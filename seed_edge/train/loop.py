@@ -122,6 +122,7 @@ class Loop:
         accelerator, schedule = self.accelerator, self.schedule
         objective.to(accelerator.device)
         optimizers = optimizers_for(objective, schedule)
+        factors = [MUON_RATE, schedule.table_rate] if len(optimizers) > 1 else [1.0]
         first = self._resume(objective, optimizers)
         wrapped = accelerator.prepare_model(objective)
         parameters = [p for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]]
@@ -129,9 +130,9 @@ class Loop:
         with open(self.folder / LOG, "a") if accelerator.is_main_process else nullcontext() as log:
             for step in range(first, schedule.steps):
                 rate = learning_rate(step, schedule)
-                for optimizer in optimizers:
+                for optimizer, factor in zip(optimizers, factors, strict=True):
                     for group in optimizer.param_groups:
-                        group["lr"] = rate * (MUON_RATE if isinstance(optimizer, torch.optim.Muon) else 1)
+                        group["lr"] = rate * factor
                 for name, value in self._gradients(wrapped, batches, step).items():
                     sums[name] = sums.get(name, 0.0) + value
                 count += 1

@@ -34,6 +34,8 @@ class Schedule:
     """Batches whose gradients make one step."""
     optimizer: str = "muon"
     """`muon` for matrices between layers with AdamW for the rest, or `adamw` for all."""
+    table_rate: float = 1.0
+    """With `muon`, learning rate of what it does not train (tables, heads, norms), in multiples of `rate`."""
     betas: tuple[float, float] = (0.9, 0.98)
     eps: float = 1e-8
     weight_decay: float = 0.0

@@ -168,6 +168,9 @@ def test_near_codes_begin_near(tmp_path, own):
         far = torch.cdist(rows, rows)
         assert far.topk(2, largest=False).indices.sort().values.tolist() == [[i // 2 * 2, i // 2 * 2 + 1] for i in range(8)]
         assert 0.5 < rows.std() / layer.weight.detach()[:10].std() < 2
+    table, head = (layer.weight for layer in (model.get_input_embeddings(), model.get_output_embeddings()))
+    model(torch.tensor([[1, 12, 5, 19]])).logits.square().mean().backward()
+    assert not table.grad[10:18].any() and table.grad[[1, 5]].any(1).all() and head.grad[10:18].any(1).all()
     write_code_shards(tmp_path, SPACE, map(sample, range(3)))
     assert read_codebook([tmp_path]) is None
 

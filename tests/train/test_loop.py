@@ -1,3 +1,4 @@
+import dataclasses
 import json
 
 import numpy as np
@@ -49,11 +50,21 @@ def test_the_rate_warms_up_and_falls():
     assert rates[10:] == sorted(rates[10:], reverse=True) and rates[-1] == pytest.approx(0.05, abs=0.01)
 
 
+def test_what_muon_does_not_train_may_have_a_rate_of_its_own(tmp_path):
+    schedule, moved = dataclasses.replace(SCHEDULE, steps=1, warmup=0, weight_decay=0.0), []
+    for number, factor in enumerate((1.0, 4.0)):
+        model = Regression()
+        before = [p.detach().clone() for p in model.model.parameters()]
+        Loop(tmp_path / str(number), dataclasses.replace(schedule, table_rate=factor), silent).run(model, batch_of)
+        moved.append([(p - q).norm().item() for p, q in zip(model.model.parameters(), before, strict=True)])
+    matrices, biases = [0, 2], [1, 3]
+    assert all(moved[1][i] == pytest.approx(moved[0][i], rel=1e-4) for i in matrices)
+    assert all(moved[1][i] == pytest.approx(4 * moved[0][i], rel=1e-3) for i in biases)
+
+
 @pytest.mark.parametrize("optimizer", ["muon", "adamw"])
 def test_a_resumed_run_equals_one_that_never_stopped(tmp_path, optimizer):
-    from dataclasses import replace
-
-    schedule = replace(SCHEDULE, optimizer=optimizer, accumulate=2)
+    schedule = dataclasses.replace(SCHEDULE, optimizer=optimizer, accumulate=2)
     whole = Regression()
     frozen = whole.frozen.weight.clone()
     Loop(tmp_path / "whole", schedule, silent).run(whole, batch_of)
