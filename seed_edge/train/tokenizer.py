@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from seed_edge.files import replacing
-from seed_edge.models.checkpoints import load_image_tokenizer, save_image_tokenizer
+from seed_edge.models.checkpoints import is_run, load_image_tokenizer, save_image_tokenizer
 from seed_edge.models.config import PixelGeometry
 from seed_edge.models.image_tokenizer import PixelTokenizer
 from seed_edge.models.quantizer import Quantized
@@ -36,7 +36,7 @@ from seed_edge.train.codes import Codebook, CodeSample
 from seed_edge.train.features import VIEWS, Cache, build_cache, open_cache
 from seed_edge.train.glance import fit_glance
 from seed_edge.train.looking import Critic, Looking, distance
-from seed_edge.train.loop import Batch, Loop, Objective, Report
+from seed_edge.train.loop import STATE, Batch, Loop, Objective, Report
 from seed_edge.train.patches import fit_patches
 from seed_edge.train.pools import shared_pools
 from seed_edge.train.reader import Reader, WordList
@@ -245,20 +245,33 @@ def train_pixel_tokenizer(
     model.trunk.requires_grad_(False)
     model.pixel_head.to(memory_format=torch.channels_last)
     model.key_dropout = recipe.feature_dropout
-    measure_channels(model, cache)
-    report("closed forms: what tells most of the words, and most of the colours")
-    fit_glance(model, cache)
-    fit_patches(model, cache)
+    if not (out / READING_FOLDER / STATE).exists():  # else all of it comes from there
+        report("closed forms: what tells most of the words, and most of the colours")
+        measure_channels(model, cache)
+        fit_glance(model, cache)
+        fit_patches(model, cache)
     texts = Texts(cache, recipe)
     telling = Telling(recipe.geometry, len(texts.bag.words), len(texts.list))
     train_reading(ReadingObjective(model, telling, recipe), texts, out, report)
-    model.eval()
+    model = with_codebook(model.eval(), cache, out, recipe, report)
+    report("decoder; from here on `tokenize` gives the codes that stay")
+    train_decoder(model, cache, out, recipe.decoder, report)
+
+
+def with_codebook(
+    model: PixelTokenizer, cache: Cache, out: Path, recipe: PixelTokenizerRecipe, report: Report
+) -> PixelTokenizer:
+    """The tokenizer with its last codebook, written into `out`; what is there for this encoder stays as it is."""
+    if is_run(out):
+        kept = load_image_tokenizer(out)
+        if kept.geometry.semantic_rows == recipe.rows.semantic and encoder_sum(kept) == encoder_sum(model):
+            kept.pixel_head.to(memory_format=torch.channels_last)
+            return kept
     report("codebook: k-means")
     vectors = vectors_of_cache(model, cache, out / VECTORS_FILE)
     model = refitted(model, vectors[cache.rows(held_out=False)], recipe.rows, recipe.reading.seed)
     save_image_tokenizer(model, out)
-    report("decoder; from here on `tokenize` gives the codes that stay")
-    train_decoder(model, cache, out, recipe.decoder, report)
+    return model
 
 
 class Texts:

@@ -114,6 +114,20 @@ def test_the_last_stage_changes_the_decoder_alone(run):
     assert {name for name in last if f"model.{name}" not in first} == {name for name in last if name.startswith("trunk.")}
 
 
+def test_a_finished_training_called_again_changes_nothing_and_more_steps_keep_the_codes(run, tmp_path):
+    again = tmp_path / "run"
+    shutil.copytree(run, again)
+    before = load_file(again / "image_tokenizer.safetensors")
+    options = ("--recipe", "smoke-tokenizer", "--data", run.parent / "shapes.tar", "--out", again)
+    assert "k-means" not in call("train", "tokenizer", *options).stderr
+    after = load_file(again / "image_tokenizer.safetensors")
+    assert all(np.array_equal(before[name], after[name]) for name in before)
+    assert "resuming at step 20" in call("train", "tokenizer", *options, "--set", "decoder.schedule.steps=24").stderr
+    more = load_file(again / "image_tokenizer.safetensors")
+    assert np.array_equal(before["quantize.embedding.weight"], more["quantize.embedding.weight"])
+    assert not np.array_equal(before["pixel_head.to_rgb.weight"], more["pixel_head.to_rgb.weight"])
+
+
 def test_codes_follow_the_encoder_and_the_codebook(run, tmp_path):
     model = load_image_tokenizer(run)
     cache = open_cache(run / "cache", model.geometry)
