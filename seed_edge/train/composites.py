@@ -16,6 +16,8 @@ KINDS = {"beside": 0.45, "above": 0.12, "count": 0.33, "ground": 0.1}
 """Share of each kind."""
 COLOURED = 0.4
 """Share of things of one colour that are given another."""
+EVERYDAY = 0.6
+"""Share of things that people have names of their own for (`everyday`), which are those that they ask for most."""
 SMALL = 106
 """Side of a thing among others, in pixels of `SIZE`."""
 
@@ -56,13 +58,18 @@ class _Thing:
 def composed(things: Sequence[Drawing], count: int, seed: int) -> Iterator[Drawing]:
     """`count` pictures of several of `things`. Their records have `phrases`: words that all mean this picture."""
     rng = np.random.default_rng(seed)
+    everyday = [thing for thing in things if everyday_names(thing.record["label"])] or things
+
+    def of_some() -> Sequence[Drawing]:
+        return everyday if rng.random() < EVERYDAY else things
+
     kinds = rng.choice(list(KINDS), count, p=list(KINDS.values()))
     for number, kind in enumerate(kinds):
-        first, second = (_thing(things, rng) for _ in range(2))
+        first, second = (_thing(of_some(), rng) for _ in range(2))
         key = f"{kind}-{number:05d}-{slug(first.names[0])}"
         if kind == "count":
             while not is_countable(first.names[0]):
-                first = _thing(things, rng)
+                first = _thing(of_some(), rng)
             many = int(rng.choice([2, 3, 4], p=[0.5, 0.3, 0.2]))
             image = _pasted([first.image] * many, CORNERS[many], rng)
             forms, name = NUMBERS[many], plural

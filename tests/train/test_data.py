@@ -204,6 +204,18 @@ def test_the_head_of_a_name_is_what_is_counted():
     assert is_countable("glass of milk") and not is_countable("milk") and not is_countable("scissors")
 
 
+def test_composites_are_mostly_of_things_that_people_ask_for():
+    from seed_edge.train.composites import composed
+    from seed_edge.train.drawings import SIZE, Drawing
+
+    image = Image.new("RGBA", (SIZE, SIZE))
+    labels = ["cat", "dog", *(f"thing{i}" for i in range(18))]
+    things = [Drawing(n, image, {"label": n, "style": "noto", "source": "s"}, None) for n in labels]
+    keys = [drawing.key.split("-", 2)[2] for drawing in composed(things, 400, 0)]
+    assert 0.5 < np.mean([key in ("cat", "dog") for key in keys]) < 0.75  # a tenth of all things
+    assert len(set(keys)) == 20
+
+
 def test_composites_show_what_their_words_say():
     """Two discs side by side, one above the other, three of them: counted in the picture."""
     from seed_edge.train.composites import composed
