@@ -42,7 +42,7 @@ from seed_edge.vocab import CodeSpace
 
 OWN_SAMPLING = Sampling(temperature=0.4, top_k=50, top_p=0.9, guidance=1.4)
 OWN_BEAMS = 3
-OWN_VIEWS = 2
+OWN_VIEWS = 4
 REFERENCE_SAMPLING = Sampling(temperature=1.0, top_k=0, top_p=0.5)
 PARITY_IMAGES = 8
 PARITY_CONTEXT = 128
