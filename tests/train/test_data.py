@@ -313,13 +313,14 @@ def test_pictures_fall_into_their_pools():
     samples = [
         Sample("n", label="fox", style="noto"), Sample("f", label="fox", style="fluent-3d"), Sample("e", label="owl", style="emojione"),
         Sample("c", phrases=("two foxes",), style="noto"), Sample("p", label="cup"), Sample("s", captions=("a dog runs",)), Sample("x"),
+        Sample("r", label="fox", style="noto", colour="blue", recoloured=True), Sample("o", label="fox", style="fluent", recoloured=True),
     ]  # fmt: skip
     assert {name: "".join(samples[i].key for i in pool) for name, pool in pools_of(samples).items()} == {
-        "canonical": "ne", "other": "f", "styled": "f", "drawings": "nfe", "composites": "c", "photos": "psx", "sentences": "s",
+        "canonical": "ne", "coloured": "r", "other": "fo", "styled": "f", "drawings": "nfero", "composites": "c", "photos": "psx", "sentences": "s",
         "labelled": "p",
     }  # fmt: skip
     assert shared_pools(samples, {"styled": 3, "labelled": 1, "sentences": 0}) == [([1], 3), ([4], 1)]
-    assert shared_pools(samples[5:], {"labelled": 1}) == [([0, 1], 1)]
+    assert shared_pools(samples[5:7], {"labelled": 1}) == [([0, 1], 1)]
     with pytest.raises(DataError, match="paintings is none of"):
         shared_pools(samples, {"paintings": 1})
 
