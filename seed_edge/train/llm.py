@@ -39,14 +39,17 @@ from seed_edge.models.llama import (
 )
 from seed_edge.prompts import FAMILIES
 from seed_edge.train.codes import Codebook, CodeSample, read_code_shards, read_codebook
+from seed_edge.train.drawings import CANONICAL
+from seed_edge.train.everyday import EVERYDAY_NAMES
 from seed_edge.train.examples import NOT_LEARNT, TASKS, Mixture, Writer, collated
 from seed_edge.train.loop import Batch, Loop, Objective, Report
 from seed_edge.train.pieces import train_pieces
 from seed_edge.train.pools import shared_pools
 from seed_edge.train.recipe import Schedule
 from seed_edge.train.reward import RewardShape, Worth, rewarded
+from seed_edge.train.samples import Sample
 from seed_edge.train.talks import talks
-from seed_edge.train.texts import without
+from seed_edge.train.texts import with_article, without
 from seed_edge.vocab import CodeSpace, Vocab
 
 STATE_FOLDER = "state"
@@ -144,6 +147,8 @@ class TuneRecipe:
     """For a task, shares of the pools of pictures (`pools`), instead of the `weights` of folders."""
     weights: dict[str, float] = field(default_factory=dict)
     """Weight of each folder of codes, by its name; others weigh as many as they have samples."""
+    rehearsed: int = 0
+    """Pictures of everyday things that the model draws before it is trained on, and learns again beside what is new."""
     reward: RewardShape | None = None
     """Captions of pictures with sentences are learnt from what they are worth too (`reward`)."""
     half: bool = False
@@ -333,6 +338,9 @@ def tune_llama(
     setattr(model.config, TEMPLATE, recipe.template)
     writer = Writer(vocab, pieces.encode, FAMILIES[recipe.template], recipe.sentences, recipe.wordless, recipe.noise)
     folders = {name: said_of(some, recipe.unsaid) for name, some in folders.items()}
+    if recipe.rehearsed:
+        report(f"rehearsal: drawing {recipe.rehearsed} everyday things")
+        folders["rehearsal"] = rehearsal(model, writer, recipe.rehearsed, recipe.schedule.seed)
 
     def mixture(held_out: bool) -> Mixture:
         kept = {name: [s for s in some if s.sample.held_out == held_out] for name, some in folders.items()}
@@ -481,22 +489,43 @@ def _on(model: PreTrainedModel | PeftModel, value: Any) -> Any:
 
 def write_drawings(model: PreTrainedModel | PeftModel, writer: Writer, sheet: Sheet, path: Path) -> None:
     """What the model draws now for the prompts of `sheet`, side by side as a PNG."""
-    vocab = writer.vocab
     pictures = []
     for number, text in enumerate(sheet.prompts):
-        torch.manual_seed(number)
-        ids = torch.tensor([writer.prompts.for_drawing(vocab, writer.tokenize, text)], device=model.device)
-        for _ in range(vocab.codes_per_image):
-            logits = model(input_ids=ids).logits[0, -1, vocab.first_code_id :][: vocab.codebook_size].float()
-            chosen = torch.multinomial((logits / SHEET_TEMPERATURE).softmax(-1), 1) + vocab.first_code_id
-            ids = torch.cat([ids, chosen[None]], 1)
-        pictures.append(sheet.decode(vocab.ids_to_codes(ids[0, -vocab.codes_per_image :].tolist())))
+        pictures.append(sheet.decode(drawn_codes(model, writer, text, number)))
     width, height = pictures[0].size
     row = Image.new("RGB", (width * len(pictures), height))
     for number, picture in enumerate(pictures):
         row.paste(picture, (number * width, 0))
     path.parent.mkdir(parents=True, exist_ok=True)
     row.save(path)
+
+
+def drawn_codes(model: PreTrainedModel | PeftModel, writer: Writer, text: str, seed: int) -> NDArray[np.int64]:
+    """Codes (codes_per_image,) that the model draws for words, in eval mode."""
+    vocab = writer.vocab
+    torch.manual_seed(seed)
+    ids = torch.tensor([writer.prompts.for_drawing(vocab, writer.tokenize, text)], device=model.device)
+    for _ in range(vocab.codes_per_image):
+        logits = model(input_ids=ids).logits[0, -1, vocab.first_code_id :][: vocab.codebook_size].float()
+        chosen = torch.multinomial((logits / SHEET_TEMPERATURE).softmax(-1), 1) + vocab.first_code_id
+        ids = torch.cat([ids, chosen[None]], 1)
+    return vocab.ids_to_codes(ids[0, -vocab.codes_per_image :].tolist())
+
+
+def rehearsal(model: PreTrainedModel, writer: Writer, count: int, seed: int) -> list[CodeSample]:
+    """What the model draws of everyday things before it is trained on, half of it as drawings, half as photos.
+
+    Learnt again beside what is new, so that it is not forgotten; the pictures it was once trained on need not be at hand.
+    """
+    rng, found = np.random.default_rng(seed), []
+    names = rng.choice([name.split(", ")[0] for name in EVERYDAY_NAMES.values()], count)
+    with torch.random.fork_rng(), evaluating(model):
+        for number, name in enumerate(map(str, names)):
+            style = CANONICAL if number % 2 == 0 else None
+            text = with_article(name) if style else f"a photo of {with_article(name)}"
+            sample = Sample(f"rehearsal-{number}", label=name, style=style)
+            found.append(CodeSample(sample, (drawn_codes(model, writer, text, number),)))
+    return found
 
 
 @contextmanager

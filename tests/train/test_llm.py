@@ -18,7 +18,7 @@ from seed_edge.models.llama import extended_vocab
 from seed_edge.prompts import FAMILIES
 from seed_edge.train.codes import Codebook, CodeSample, read_code_shards, read_codebook, tokenized, write_code_shards
 from seed_edge.train.examples import NOT_LEARNT, Example, Mixture, Writer, collated
-from seed_edge.train.llm import LlamaShape, merge_lora, new_llama, open_llama
+from seed_edge.train.llm import LlamaShape, merge_lora, new_llama, open_llama, rehearsal
 from seed_edge.train.samples import Sample
 from seed_edge.vocab import CodeSpace, Vocab
 
@@ -143,6 +143,16 @@ def test_an_interrupted_adapter_goes_on_exactly(base, codes, tmp_path, monkeypat
     assert "resuming at step 2" in call("train", "llm", "--out", tmp_path / "broken", *options).stderr
     whole, broken = (load_file(tmp_path / name / "adapter_model.safetensors") for name in ("whole", "broken"))
     assert all(torch.equal(whole[name], broken[name]) for name in whole)
+
+
+def test_what_was_known_is_rehearsed_beside_what_is_new(chain, base):
+    model, vocab = open_llama(chain / "full", SPACE)
+    pieces = sentencepiece.SentencePieceProcessor(model_file=str(base / "tokenizer.model"))
+    writer = Writer(vocab, pieces.encode, FAMILIES["own"])
+    found = rehearsal(model, writer, 6, 0)
+    assert [each.sample.style for each in found] == ["noto", None] * 3 and not any(each.sample.held_out for each in found)
+    assert all(each.images[0].shape == (4,) and each.images[0].max() < 8 for each in found)
+    assert all(np.array_equal(a.images[0], b.images[0]) for a, b in zip(found, rehearsal(model, writer, 6, 0), strict=True))
 
 
 # ---- codes and examples ------------------------------------------------------------------------------------------
