@@ -61,6 +61,8 @@ UNSEEN_BATCHES = 4
 PARTS = 3
 """Runs of the model for a batch, each over examples of like length."""
 SHEET_TEMPERATURE = 0.4
+REHEARSAL = "/rehearsal"
+"""Beside the names of folders of codes; none of them can be this."""
 
 
 @dataclass(frozen=True)
@@ -340,7 +342,7 @@ def tune_llama(
     folders = {name: said_of(some, recipe.unsaid) for name, some in folders.items()}
     if recipe.rehearsed:
         report(f"rehearsal: drawing {recipe.rehearsed} everyday things")
-        folders["rehearsal"] = rehearsal(model, writer, recipe.rehearsed, recipe.schedule.seed)
+        folders[REHEARSAL] = rehearsal(model, writer, recipe.rehearsed, recipe.schedule.seed)
 
     def mixture(held_out: bool) -> Mixture:
         kept = {name: [s for s in some if s.sample.held_out == held_out] for name, some in folders.items()}

@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from seed_edge.models.config import PixelGeometry
 from seed_edge.models.image_tokenizer import PixelTokenizer
 
 ROUNDS = 25
@@ -33,6 +34,12 @@ class RowsRecipe:
     """For all others together."""
 
 
+def refitted_geometry(geometry: PixelGeometry, recipe: RowsRecipe) -> PixelGeometry:
+    """The geometry with so many rows."""
+    rows = geometry.semantic_queries * recipe.semantic + recipe.placed
+    return dataclasses.replace(geometry, codebook_size=rows, semantic_rows=recipe.semantic)
+
+
 def refitted(model: PixelTokenizer, vectors: NDArray[np.float32], recipe: RowsRecipe, seed: int) -> PixelTokenizer:
     """The same encoder with other rows; its decoder has yet to learn them.
 
@@ -45,7 +52,7 @@ def refitted(model: PixelTokenizer, vectors: NDArray[np.float32], recipe: RowsRe
     rows = [k_means(z[:, query], recipe.semantic, generator) for query in range(semantic)]
     rows.append(k_means(z[:, semantic:].reshape(-1, dim), recipe.placed, generator))
     codebook = torch.cat(rows)
-    geometry = dataclasses.replace(model.geometry, codebook_size=len(codebook), semantic_rows=recipe.semantic)
+    geometry = refitted_geometry(model.geometry, recipe)
     with torch.random.fork_rng():
         other = PixelTokenizer(geometry)
     other.load_state_dict(model.state_dict() | {"quantize.embedding.weight": codebook})

@@ -35,6 +35,10 @@ class RewardShape:
     longest: int = 24
     """Ids of such a caption, at most."""
 
+    def __post_init__(self) -> None:
+        if self.tries < 2:
+            raise DataError(f"reward.tries is {self.tries}; it must be at least 2, for captions are compared with each other")
+
 
 class Worth:
     """Pictures to caption, and how much captions of them are worth."""

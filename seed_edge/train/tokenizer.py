@@ -41,7 +41,7 @@ from seed_edge.train.patches import fit_patches
 from seed_edge.train.pools import shared_pools
 from seed_edge.train.reader import Reader, WordList
 from seed_edge.train.recipe import Schedule
-from seed_edge.train.refit import RowsRecipe, refitted
+from seed_edge.train.refit import RowsRecipe, refitted, refitted_geometry
 from seed_edge.train.texts import caption
 from seed_edge.train.variations import Variations
 from seed_edge.train.words import WordTargets
@@ -264,7 +264,7 @@ def with_codebook(
     """The tokenizer with its last codebook, written into `out`; what is there for this encoder stays as it is."""
     if is_run(out):
         kept = load_image_tokenizer(out)
-        if kept.geometry.semantic_rows == recipe.rows.semantic and encoder_sum(kept) == encoder_sum(model):
+        if kept.geometry == refitted_geometry(model.geometry, recipe.rows) and encoder_sum(kept) == encoder_sum(model):
             kept.pixel_head.to(memory_format=torch.channels_last)
             return kept
     report("codebook: k-means")

@@ -47,6 +47,8 @@ def test_a_refitted_tokenizer_has_the_same_encoder_and_nearer_rows():
     with torch.inference_mode():
         vectors = model.query_features(tokens)
         other = refitted(model, vectors.numpy(), RowsRecipe(semantic=8, placed=16), seed=0).eval()
+        mine, theirs = model.state_dict(), other.state_dict()
+        assert all(torch.equal(mine[name], theirs[name]) for name in mine if name != "quantize.embedding.weight")
         assert torch.allclose(other.query_features(tokens), vectors, atol=1e-5)
         codes = other.quantize.codes(vectors)
         assert other.geometry.codebook_size == 32 and other.geometry.semantic_rows == 8

@@ -72,6 +72,11 @@ def test_captions_become_what_people_said(worth):
     assert np.mean(missed[-20:]) < np.mean(missed[:20]) - 1
 
 
+def test_one_caption_alone_cannot_be_compared():
+    with pytest.raises(DataError, match="at least 2"):
+        RewardShape(tries=1)
+
+
 def test_pictures_without_sentences_are_refused():
     with pytest.raises(DataError, match="no sample has sentences"):
         Worth(
