@@ -21,6 +21,8 @@ LONGEST_NAME = 1 << 12
 MOST_VALUES = 1 << 48
 STANDARD = ("", "ai.onnx")
 """Names of the domain of standard operators."""
+RUNTIME_DOMAIN, PRODUCT_OF_BYTES = "com.microsoft", "MatMulNBits"
+"""The one operator besides that bundles may use; ONNX Runtime brings it itself."""
 ELEMENT_SIZES = {
     1: ("float32", 4), 2: ("uint8", 1), 3: ("int8", 1), 4: ("uint16", 2), 5: ("int16", 2), 6: ("int32", 4), 7: ("int64", 8),
     9: ("bool", 1), 10: ("float16", 2), 11: ("float64", 8), 12: ("uint32", 4), 13: ("uint64", 8), 16: ("bfloat16", 2),
@@ -87,10 +89,11 @@ class OnnxHeader:
         Raises:
             BundleError: there is such a thing; the first is named.
         """
-        foreign = sorted(name for name in self.operators if "::" in name)
-        foreign += sorted(domain for domain in self.opsets if domain not in STANDARD)
+        own = f"{RUNTIME_DOMAIN}::{PRODUCT_OF_BYTES}"
+        foreign = sorted(name for name in self.operators if "::" in name and name != own)
+        foreign += sorted(domain for domain in self.opsets if domain not in (*STANDARD, RUNTIME_DOMAIN))
         if foreign:
-            raise BundleError(f"{path} uses {foreign[0]}, which is no standard operator; bundles use those only")
+            raise BundleError(f"{path} uses {foreign[0]}, which no bundle does; export it again")
         if self.functions or self.subgraphs:
             raise BundleError(f"{path} holds graphs within its graph; those of bundles are flat")
         beside = path.with_name(path.name + ".data")

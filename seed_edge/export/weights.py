@@ -1,13 +1,15 @@
 """How a graph stores its weights: fp32, fp16 or int8, rewritten one tensor at a time.
 
-All arithmetic stays in fp32: a stored half gets a Cast behind it, a stored byte a DequantizeLinear with one scale per
-output channel. Four bits are not offered: they change a fifth of the codes and more.
+A stored half gets a Cast behind it, and arithmetic stays in fp32. Stored bytes of a product are multiplied as they are, by
+ONNX Runtime's MatMulNBits, which brings each row of the other side to bytes too: half a block's error on both sides, no
+matter what else is in the batch. Those of a convolution get a DequantizeLinear with one scale per output channel. Four bits
+are not offered: they change a fifth of the codes and more.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
@@ -18,6 +20,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, external_data_helper, helper, numpy_helper
 
 from seed_edge.errors import CheckpointError
+from seed_edge.onnx_header import PRODUCT_OF_BYTES, RUNTIME_DOMAIN
 
 STORAGE = ("fp32", "fp16", "int8")
 HALF_FROM, BYTE_FROM = 256, 4096
@@ -27,6 +30,11 @@ INLINE = 1 << 30
 OUTSIDE_FROM = 1024
 """Tensors of fewer bytes stay in the graph: shapes are inferred from some of them."""
 ALIGNMENT = 64
+BLOCKS = (128, 64, 32, 16)
+"""Values of a row that share a scale in a product of bytes: the first that pads a row by no more than `PADDING`."""
+PADDING = 0.1
+INT8_ARITHMETIC = 4
+"""`accuracy_level` of MatMulNBits at which both sides are bytes."""
 
 
 def rewrite(source: Path, out: Path, storage: str, exact: tuple[str, ...] = ()) -> None:
@@ -45,12 +53,20 @@ def rewrite(source: Path, out: Path, storage: str, exact: tuple[str, ...] = ()) 
     strip_traces(model)
     graph = model.graph
     axes = channel_axes(graph)
+    products = products_of(graph, axes) if storage == "int8" else {}
     nodes, tensors = [], []
     with _data_file(out, graph, storage) as data:
         for tensor in graph.initializer:
             value = _value(tensor, source.parent)
             large = tensor.data_type == TensorProto.FLOAT and tensor.name not in exact
-            if storage == "int8" and large and value.size >= BYTE_FROM and tensor.name in axes:
+            if tensor.name in products and large and value.size >= BYTE_FROM:
+                rows = value.T if axes[tensor.name] == 1 else value
+                stored, scale = in_blocks(rows)
+                names = [f"{tensor.name}.int8", f"{tensor.name}.scale"]
+                for node in products[tensor.name]:
+                    multiply_bytes(node, names, rows.shape, stored.shape[2])
+                tensors += [_stored(stored, names[0], data), _stored(scale, names[1], data)]
+            elif storage == "int8" and large and value.size >= BYTE_FROM and tensor.name in axes:
                 stored, scale = quantized(value, axes[tensor.name])
                 names = [f"{tensor.name}.int8", f"{tensor.name}.scale"]
                 nodes.append(helper.make_node("DequantizeLinear", names, [tensor.name], axis=axes[tensor.name]))
@@ -68,6 +84,8 @@ def rewrite(source: Path, out: Path, storage: str, exact: tuple[str, ...] = ()) 
     graph.initializer.extend(tensors)
     for node in reversed(nodes):
         graph.node.insert(0, node)
+    if any(node.domain == RUNTIME_DOMAIN for node in graph.node):
+        model.opset_import.append(helper.make_opsetid(RUNTIME_DOMAIN, 1))
     onnx.save(model, out)
     onnx.checker.check_model(str(out))
 
@@ -93,6 +111,51 @@ def channel_axes(graph: onnx.GraphProto) -> dict[str, int]:
             else:
                 axes[name] = axis
     return {name: axis for name, axis in axes.items() if name not in other}
+
+
+def products_of(graph: onnx.GraphProto, axes: Mapping[str, int]) -> dict[str, list[onnx.NodeProto]]:
+    """For each matrix of `channel_axes` that only stands in products as MatMulNBits can do them: these products."""
+    ranks = {tensor.name: len(tensor.dims) for tensor in graph.initializer}
+    found: dict[str, list[onnx.NodeProto]] = {name: [] for name in axes if ranks[name] == 2}
+    for node in graph.node:
+        if len(node.input) < 2 or node.input[1] not in found:
+            continue
+        settings = {a.name: helper.get_attribute_value(a) for a in node.attribute}
+        scaled = settings.get("transA", 0) or settings.get("alpha", 1) != 1 or settings.get("beta", 1) != 1
+        if scaled or any(ranks.get(bias) != 1 for bias in node.input[2:]):
+            del found[node.input[1]]
+        else:
+            found[node.input[1]].append(node)
+    return found
+
+
+def multiply_bytes(node: onnx.NodeProto, weights: list[str], shape: tuple[int, ...], block: int) -> None:
+    """Make a MatMul or Gemm one of bytes.
+
+    Args:
+        weights: names of the bytes and of their scales.
+        shape: outputs and inputs of the matrix.
+    """
+    given, bias = node.input[0], list(node.input[2:])
+    del node.input[:]
+    node.input.extend([given, *weights] + (["", "", *bias] if bias else []))
+    node.op_type, node.domain = PRODUCT_OF_BYTES, RUNTIME_DOMAIN
+    del node.attribute[:]
+    settings = {"N": shape[0], "K": shape[1], "bits": 8, "block_size": block, "accuracy_level": INT8_ARITHMETIC}
+    node.attribute.extend(helper.make_attribute(name, value) for name, value in settings.items())
+
+
+def in_blocks(rows: NDArray[np.float32]) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
+    """A matrix (outputs, inputs) as MatMulNBits keeps it: bytes (outputs, blocks, block), 128 for zero, and scales
+    (outputs, blocks).
+    """
+    outputs, inputs = rows.shape
+    block = next((n for n in BLOCKS if -inputs % n <= PADDING * inputs), BLOCKS[-1])
+    padded = np.zeros((outputs, inputs + -inputs % block), np.float32)
+    padded[:, :inputs] = rows
+    blocks = padded.reshape(outputs, -1, block)
+    scale = np.maximum(np.abs(blocks).max(2), np.float32(1e-12)) / np.float32(127)
+    return (np.rint(blocks / scale[..., None]) + 128).astype(np.uint8), scale
 
 
 def quantized(value: NDArray[np.float32], axis: int) -> tuple[NDArray[np.int8], NDArray[np.float32]]:

@@ -105,11 +105,17 @@ def test_a_link_beside_a_graph_is_refused(read, tmp_path):
         read(model((5, weights(outside={"location": "g.onnx.data"}))), strict=True)
 
 
+def test_the_one_operator_that_the_runtime_brings_itself_is_taken(read):
+    header = read(model(nodes=[message((4, "MatMulNBits"), (7, "com.microsoft"))], opset=("com.microsoft", 1)), strict=True)
+    assert header.operators == {"com.microsoft::MatMulNBits": 1}
+
+
 @pytest.mark.parametrize(
     ("data", "words"),
     [
-        (model(nodes=[message((4, "Steal"), (7, "evil"))]), "uses evil::Steal, which is no standard operator"),
+        (model(nodes=[message((4, "Steal"), (7, "evil"))]), "uses evil::Steal, which no bundle does"),
         (model(opset=("com.evil", 1)), "uses com.evil"),
+        (model(nodes=[message((4, "Inverse"), (7, "com.microsoft"))]), "uses com.microsoft::Inverse"),
         (model(more=[(25, b"")]), "graphs within its graph"),
         (model(nodes=[message((4, "If"), (5, message((6, b""))))]), "graphs within its graph"),
     ],

@@ -11,7 +11,7 @@ from onnx import TensorProto, helper, numpy_helper
 from seed_edge.errors import CheckpointError
 from seed_edge.export import weights
 from seed_edge.export.onnx import Encoder, export_graph
-from seed_edge.export.weights import channel_axes, quantized, rewrite
+from seed_edge.export.weights import channel_axes, in_blocks, products_of, quantized, rewrite
 from seed_edge.graphs import encoder_graph
 from seed_edge.models.checkpoints import load_seed_tokenizer
 
@@ -97,6 +97,42 @@ def test_axes_are_those_of_output_channels_and_shared_weights_are_left_alone():
     tensors.append(numpy_helper.from_array(np.zeros((2, 2, 1, 1), np.float32), "k"))
     graph = helper.make_graph(nodes, "g", [], [], tensors)
     assert channel_axes(graph) == {"m": 1, "g": 0, "h": 1, "k": 0}
+
+
+@pytest.mark.parametrize(("inputs", "block", "padded"), [(1408, 128, 1408), (96, 32, 96), (93, 32, 96), (20, 16, 32)])
+def test_blocks_hold_what_was_there_within_half_a_step_and_pad_little(inputs, block, padded):
+    rows = np.random.default_rng(0).standard_normal((3, inputs)).astype(np.float32)
+    stored, scale = in_blocks(rows)
+    assert stored.dtype == np.uint8 and stored.shape == (3, padded // block, block) and scale.shape == stored.shape[:2]
+    given = ((stored.astype(np.float32) - 128) * scale[..., None]).reshape(3, padded)
+    assert np.all(np.abs(given[:, :inputs] - rows) <= scale.max() / 2 + 1e-7) and not given[:, inputs:].any()
+
+
+def test_products_of_bytes_give_what_the_products_gave_and_others_are_left_alone(tmp_path):
+    rng = np.random.default_rng(0)
+    shapes = {"m": (128, 96), "g": (80, 96), "bias": (80,), "h": (80, 128), "odd": (128, 128)}
+    tensors = [numpy_helper.from_array(rng.standard_normal(s).astype(np.float32) / 9, n) for n, s in shapes.items()]
+    nodes = [
+        helper.make_node("MatMul", ["x", "m"], ["a"]),
+        helper.make_node("Gemm", ["a", "g", "bias"], ["b"], transB=1),
+        helper.make_node("Gemm", ["b", "h"], ["c"]),
+        helper.make_node("Gemm", ["c", "odd"], ["y"], alpha=0.5),
+    ]
+    given, made = (helper.make_tensor_value_info(n, TensorProto.FLOAT, [5, 128]) for n in ("x", "y"))
+    graph = helper.make_graph(nodes, "g", [given], [made], tensors)
+    assert set(products_of(graph, channel_axes(graph))) == {"m", "g", "h"}
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 23)], ir_version=10), tmp_path / "a.onnx")
+    rewrite(tmp_path / "a.onnx", tmp_path / "b.onnx", "int8")
+    kinds = [node.op_type for node in onnx.load(tmp_path / "b.onnx").graph.node]
+    assert kinds == ["DequantizeLinear", "MatMulNBits", "MatMulNBits", "MatMulNBits", "Gemm"]
+    x = {"x": rng.standard_normal((5, 128)).astype(np.float32)}
+    before, after = (ort.InferenceSession(tmp_path / n).run(None, x)[0] for n in ("a.onnx", "b.onnx"))
+    assert 0 < np.abs(before - after).max() < 0.03 * np.abs(before).max()
+
+
+def test_codes_of_bytes_do_not_depend_on_what_else_is_in_the_batch(exported, maker, stored, tmp_path):
+    rewrite(exported, tmp_path / "e.onnx", "int8", exact=(CODEBOOK,))
+    assert np.array_equal(codes_of(tmp_path / "e.onnx", maker, stored, 3)[:1], codes_of(tmp_path / "e.onnx", maker, stored, 1))
 
 
 def test_weights_that_overflow_half_precision_are_refused(tmp_path):
