@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import platform
-import re
 import shutil
 import sys
 from collections.abc import Iterator
@@ -18,10 +17,8 @@ from seed_edge.bundle import EMBEDDED, Bundle
 from seed_edge.errors import SeedEdgeError
 from seed_edge.home import HOME, bundle_names, bundles_folder, folder
 from seed_edge.memory import available_memory, free_gpu_memory
+from seed_edge.runtime.threads import cpu_flags
 
-CPUINFO = Path("/proc/cpuinfo")
-FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "amx_int8", "asimd", "asimddp", "i8mm", "sve")
-"""Of a processor: those that the two runtimes have faster code for."""
 SMALL_MEMORY = 1 << 30
 GPU_LIBRARIES = ("nvidia-cuda-runtime", "nvidia-cublas", "nvidia-cudnn-cu13", "nvidia-cufft", "nvidia-curand")
 OK, NOTE, WARNING, BROKEN = "ok", "note", "warning", "broken"
@@ -72,16 +69,6 @@ def _system() -> Iterator[Check]:
         said = os.environ.get(name, "")
         if said.isdecimal() and int(said) < cores:
             yield Check(f"threads {name}", NOTE, f"{name} is {said}, though {cores} cores can be used")
-
-
-def cpu_flags() -> list[str]:
-    """Of `FLAGS`, those that the processor has; empty where the system does not say."""
-    try:
-        found = re.search(r"^(?:flags|Features)\s*:(.*)$", CPUINFO.read_text(), re.MULTILINE)
-    except OSError:
-        return []
-    has = set(found[1].split()) if found else set()
-    return [flag for flag in FLAGS if flag in has]
 
 
 def _runtimes() -> Iterator[Check]:

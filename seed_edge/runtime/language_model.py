@@ -6,6 +6,7 @@ The only module that calls llama.cpp. Knows nothing of images: codes are ids lik
 from __future__ import annotations
 
 import ctypes
+import os
 from collections.abc import Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,12 +16,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from seed_edge.errors import BundleError, PromptError
-from seed_edge.runtime.threads import sleep_while_waiting, threads_for_language_model
+from seed_edge.runtime.threads import cpu_flags, sleep_while_waiting, threads_for_language_model
 
 sleep_while_waiting()
 import llama_cpp  # noqa: E402  (loads libgomp, which reads its environment then)
 
 LOG_ERROR = 3
+BUILD_HERE = "pip install --force-reinstall --no-cache-dir --no-binary llama-cpp-python llama-cpp-python"
+WITHOUT_AMX = f"CFLAGS=-U__AMX_INT8__ CXXFLAGS=-U__AMX_INT8__ {BUILD_HERE}"
 FIRST_CONTEXT = 512
 """Ids there is room for at first; keys and values of 2,048 take a gigabyte in a LLaMA of 7 billion weights."""
 _log_lines: list[str] = []
@@ -76,6 +79,22 @@ def model_params(gpu_layers: int) -> Any:
     params.n_gpu_layers = gpu_layers
     params.use_extra_bufts = not amx_in_use()
     return params
+
+
+def slow_ways(gpu_there: bool = False) -> Iterator[str]:
+    """Why language models are slower here than they could be, and what helps; a line each.
+
+    Args:
+        gpu_there: graphs run on a GPU.
+    """
+    if amx_in_use():
+        yield f"llama.cpp's AMX kernels crash and are left out, and its faster layouts with them; mend it with: {WITHOUT_AMX}"
+    elif "avx2" in cpu_flags() and b"AVX2 = 1" not in llama_cpp.llama_print_system_info():
+        yield f"llama.cpp was built without this processor's AVX2 and is slow; mend it with: {BUILD_HERE}"
+    if os.environ.get("OMP_WAIT_POLICY", "").lower() == "active":
+        yield "OMP_WAIT_POLICY=active has threads spin while they wait, which is slow beside other work; unset it"
+    if gpu_there and not gpu_offload():
+        yield f"llama.cpp was built without CUDA and uses no GPU; mend it with: CMAKE_ARGS=-DGGML_CUDA=on {BUILD_HERE}"
 
 
 class LlamaCpp:

@@ -26,6 +26,7 @@ from seed_edge.runtime.decoding import Agreed, Guided, best_text, write_codes, w
 from seed_edge.runtime.image_tokenizer import ImageTokenizer
 from seed_edge.runtime.residents import Residents, layers_that_fit
 from seed_edge.runtime.sessions import Device, choose_device
+from seed_edge.runtime.threads import SMALL_MODEL
 from seed_edge.runtime.unclip import DiffusionOptions
 
 if TYPE_CHECKING:
@@ -100,10 +101,13 @@ class SeedEdge:
         return self._residents.use(self.bundle.language.file, self._open_language_model)
 
     def _open_language_model(self) -> LlamaCpp:
-        from seed_edge.runtime.language_model import LlamaCpp, gpu_offload
+        from seed_edge.runtime.language_model import LlamaCpp, gpu_offload, slow_ways
 
         language, path = self.bundle.language, self.bundle.language_model
         layers = 0
+        if path.stat().st_size > SMALL_MODEL:
+            for way in slow_ways(self._device.name == "cuda"):
+                log.warning("%s", way)
         if self._device.name == "cuda" and gpu_offload():
             free = free_gpu_memory()
             layers = -1 if free is None else layers_that_fit(GgufHeader.read(path), language.context_length, free)

@@ -1,4 +1,4 @@
-"""How many threads to use, and how they wait.
+"""How many threads to use, how they wait, and what the processor can do.
 
 Both native runtimes keep threads spinning between two operations unless told otherwise; on a busy machine that
 turns a millisecond into hundreds. Import this module before `llama_cpp`.
@@ -7,11 +7,15 @@ turns a millisecond into hundreds. Import this module before `llama_cpp`.
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 SMALL_MODEL = 100 << 20
 """Language models up to this size, in bytes, run fastest on one thread."""
 
+CPUINFO = Path("/proc/cpuinfo")
+FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "amx_int8", "asimd", "asimddp", "i8mm", "sve")
+"""Of a processor: those that the two runtimes have faster code for."""
 CGROUP_QUOTA = Path("/sys/fs/cgroup/cpu.max")
 
 
@@ -31,6 +35,16 @@ def available_cores(quota: Path = CGROUP_QUOTA) -> int:
         if allowed.isdigit() and period.isdigit() and int(period) > 0:
             cores = min(cores, max(1, int(allowed) // int(period)))
     return cores
+
+
+def cpu_flags() -> list[str]:
+    """Of `FLAGS`, those that the processor has; empty where the system does not say."""
+    try:
+        found = re.search(r"^(?:flags|Features)\s*:(.*)$", CPUINFO.read_text(), re.MULTILINE)
+    except OSError:
+        return []
+    has = set(found[1].split()) if found else set()
+    return [flag for flag in FLAGS if flag in has]
 
 
 def threads_for_language_model(size: int) -> int:

@@ -177,11 +177,3 @@ def test_a_card_without_its_libraries_or_without_llama_cpp_is_a_warning(run, mon
         and "onnxruntime-gpu[cuda,cudnn]" in checks["cuda"]["advice"]
     )
     assert "GGML_CUDA" in checks["llama.cpp-gpu"]["advice"]
-
-
-def test_flags_of_the_processor_are_those_it_tells(tmp_path, monkeypatch):
-    (tmp_path / "cpuinfo").write_text("processor : 0\nflags\t\t: fpu avx2 amx_int8 sse\n")
-    monkeypatch.setattr(doctor_module, "CPUINFO", tmp_path / "cpuinfo")
-    assert doctor_module.cpu_flags() == ["avx2", "amx_int8"]
-    monkeypatch.setattr(doctor_module, "CPUINFO", tmp_path / "none")
-    assert doctor_module.cpu_flags() == []

@@ -147,6 +147,27 @@ def test_broken_amx_kernels_are_kept_out(monkeypatch, info, extra):
     assert model_params(0).use_extra_bufts is extra
 
 
+@pytest.mark.parametrize(
+    ("info", "waiting", "gpu", "told"),
+    [
+        (b"AVX2 = 1", None, False, []),
+        (b"AMX_INT8 = 1 | AVX2 = 1", None, False, ["-U__AMX_INT8__"]),
+        (b"SSE3 = 1", None, False, ["without this processor's AVX2"]),
+        (b"AVX2 = 1", "ACTIVE", False, ["OMP_WAIT_POLICY"]),
+        (b"AVX2 = 1", None, True, ["-DGGML_CUDA=on"]),
+    ],
+)
+def test_what_makes_a_machine_slow_is_told_with_what_helps(monkeypatch, info, waiting, gpu, told):
+    fake = types.SimpleNamespace(llama_print_system_info=lambda: info, llama_supports_gpu_offload=lambda: False)
+    monkeypatch.setattr(language_model, "llama_cpp", fake)
+    monkeypatch.setattr(language_model, "cpu_flags", lambda: ["avx2"])
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    if waiting:
+        monkeypatch.setenv("OMP_WAIT_POLICY", waiting)
+    ways = list(language_model.slow_ways(gpu))
+    assert len(ways) == len(told) and all(word in way for word, way in zip(told, ways, strict=True))
+
+
 def test_a_model_gives_the_same_numbers_without_extra_buffers(tiny, model, monkeypatch):
     monkeypatch.setattr(language_model, "amx_in_use", lambda: True)
     other = LlamaCpp(Bundle.open(tiny).language_model, 96)

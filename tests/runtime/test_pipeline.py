@@ -169,3 +169,12 @@ def test_several_images_give_the_codes_each_gives_alone(edge):
     images = [quarters("red", "lime", "blue", "white"), Image.new("RGB", (5, 5), "yellow"), Image.new("RGB", (300, 2))]
     together = edge.encode(images)
     assert np.array_equal(together, np.concatenate([edge.encode([image]) for image in images]))
+
+
+@pytest.mark.parametrize(("small", "told"), [(0, ["spin"]), (1 << 30, [])])
+def test_a_large_model_tells_what_makes_it_slow(tiny, monkeypatch, caplog, small, told):
+    monkeypatch.setattr("seed_edge.runtime.pipeline.SMALL_MODEL", small)
+    monkeypatch.setattr("seed_edge.runtime.language_model.slow_ways", lambda gpu: iter(["threads spin"]))
+    with seed_edge.load(tiny, device="cpu") as edge:
+        edge.caption(quarters("red", "lime", "blue", "white"))
+    assert len(caplog.messages) == len(told) and all(word in line for word, line in zip(told, caplog.messages, strict=True))

@@ -2,6 +2,7 @@ import os
 import subprocess
 import sys
 
+from seed_edge.runtime import threads
 from seed_edge.runtime.threads import SMALL_MODEL, available_cores, threads_for_language_model
 
 
@@ -27,3 +28,11 @@ def test_openmp_sleeps_while_it_waits_unless_told_otherwise():
     for given, expected in (({}, "passive"), ({"OMP_WAIT_POLICY": "active"}, "active")):
         result = subprocess.run([sys.executable, "-c", program], env=environment | given, capture_output=True, text=True)
         assert result.stdout.strip() == expected, result.stderr
+
+
+def test_flags_of_the_processor_are_those_it_tells(tmp_path, monkeypatch):
+    (tmp_path / "cpuinfo").write_text("processor : 0\nflags\t\t: fpu avx2 amx_int8 sse\n")
+    monkeypatch.setattr(threads, "CPUINFO", tmp_path / "cpuinfo")
+    assert threads.cpu_flags() == ["avx2", "amx_int8"]
+    monkeypatch.setattr(threads, "CPUINFO", tmp_path / "none")
+    assert threads.cpu_flags() == []
