@@ -8,7 +8,12 @@ from collections.abc import Collection
 
 import numpy as np
 
+from seed_edge.train.drawings import COLOURS
 from seed_edge.train.samples import Sample
+
+COLOURED_ANYWAY = 0.15
+"""Share of things without a colour of their own that are asked for in one, and drawn as they are: a model that never met the
+words together draws a jumble."""
 
 OPENERS = (
     "{}",
@@ -208,5 +213,8 @@ def request(sample: Sample, rng: np.random.Generator, as_written: bool = False) 
         return None
     if sample.style is None:
         return str(rng.choice(PHOTO_OPENERS)).format(name_of(sample, colour=False, rng=rng))
+    said = set(split_words(sample.label))
+    if sample.colour is None and not said.intersection(COLOURS) and rng.random() < COLOURED_ANYWAY:
+        sample = dataclasses.replace(sample, colour=str(rng.choice(COLOURS)), recoloured=True)
     name = name_of(sample, colour=rng.random() < 0.3, rng=rng, synonyms=0.2, style=True)
     return str(rng.choice(OPENERS)).format(name)

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image, ImageDraw
 
 from seed_edge.errors import DataError
-from seed_edge.train.drawings import colour_word, dominant_hue, find_package, recoloured, slug
+from seed_edge.train.drawings import COLOURS, colour_word, dominant_hue, find_package, recoloured, slug
 from seed_edge.train.features import view
 from seed_edge.train.pools import pools_of, shared_pools
 from seed_edge.train.samples import Sample, load_picture, read_samples
@@ -151,6 +151,16 @@ def test_texts_name_the_thing_and_its_colour():
     assert caption(said, rng) == request(said, rng) == "two dogs run"
     assert caption(Sample("k"), rng) is None and request(Sample("k"), rng) is None
     assert any("vixen" in request(fox, rng) for _ in range(100))
+
+
+def test_what_has_no_colour_is_sometimes_asked_for_in_one_and_said_to_have_none():
+    rng, words = np.random.default_rng(0), set(COLOURS)
+    cake, cat = (Sample("k", label=label, style="noto") for label in ("birthday cake", "black cat"))
+    asked = [request(cake, rng) for _ in range(400)]
+    share = np.mean([bool(words & set(text.split())) for text in asked])
+    assert 0.1 < share < 0.2 and any("purple birthday cake" in text for text in asked)
+    assert all(len(words & set(request(cat, rng).replace(",", "").split())) == 1 for _ in range(100))
+    assert {caption(cake, rng) for _ in range(40)} == {"a drawing of a birthday cake"}
 
 
 @pytest.mark.parametrize(
