@@ -11,8 +11,9 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -153,6 +154,9 @@ class TuneRecipe:
     """Pictures of everyday things that the model draws before it is trained on, and learns again beside what is new."""
     reward: RewardShape | None = None
     """Captions of pictures with sentences are learnt from what they are worth too (`reward`)."""
+    before: float = 0.0
+    """Share of the weights that it started from in those that are written, which keeps what it could do before (Wortsman
+    et al. 2022, arXiv:2109.01903). Not with LoRA."""
     half: bool = False
     """Frozen weights are kept in bf16."""
     checkpointing: bool = False
@@ -320,6 +324,8 @@ def tune_llama(
     space, folders = read_code_shards(codes)
     if recipe.template not in FAMILIES:
         raise DataError(f"template is {recipe.template!r}; it must be one of {', '.join(FAMILIES)}")
+    if recipe.lora is not None and recipe.before:
+        raise DataError("before mixes whole weights; with lora leave it out")
     torch.manual_seed(recipe.schedule.seed)
     model, vocab = open_llama(llm, space, recipe.half and recipe.lora is not None)
     pieces = read_pieces(llm)
@@ -364,7 +370,29 @@ def tune_llama(
         seen = [each for some in folders.values() for each in some if not each.sample.held_out]
         worth = Worth(seen, writer, pieces.decode, recipe.reward)
     objective = LanguageObjective(trained, vocab, recipe.text_weight, worth)
-    run_language(objective, writer, mixture, recipe.schedule, recipe.longest, out, report, sheet)
+    written = partial(mixed, model, recipe.before, weights_of(model)) if recipe.before else nullcontext
+    run_language(objective, writer, mixture, recipe.schedule, recipe.longest, out, report, sheet, written)
+
+
+def weights_of(model: nn.Module) -> list[Tensor]:
+    """Copies of what is trained."""
+    return [parameter.detach().clone() for parameter in model.parameters() if parameter.requires_grad]
+
+
+@contextmanager
+def mixed(model: nn.Module, share: float, before: Sequence[Tensor]) -> Iterator[None]:
+    """Within, what is trained is this share of the weights `before`, and the rest of its own; afterwards it is as it was."""
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    own = weights_of(model)
+    with torch.no_grad():
+        for parameter, old in zip(parameters, before, strict=True):
+            parameter.lerp_(old.to(parameter.device), share)
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for parameter, kept in zip(parameters, own, strict=True):
+                parameter.copy_(kept)
 
 
 def _peft_config(shape: LoraShape) -> LoraConfig:
@@ -448,12 +476,14 @@ def run_language(
     out: Path,
     report: Report,
     sheet: Sheet | None,
+    written: Callable[[], AbstractContextManager[None]] = nullcontext,
 ) -> None:
     """Train a model on the samples that are not held out, and tell its loss on some of those that are.
 
     Args:
         mixture: of the samples that are held out, or of those that are not.
         longest: ids of an example; the rest is cut off.
+        written: entered while the model is written and looked at.
     """
     model, source = objective.model, mixture(False)
 
@@ -470,8 +500,8 @@ def run_language(
         unseen = [batch_from(kept, np.random.default_rng(number)) for number in range(UNSEEN_BATCHES)]
 
     def after(step: int) -> dict[str, float]:
-        save_whole_or_not_at_all(model, out)
-        with evaluating(model):
+        with written(), evaluating(model):
+            save_whole_or_not_at_all(model, out)
             if sheet is not None:
                 write_drawings(model, writer, sheet, out / "sheets" / f"{step:06d}.png")
             losses = [objective({name: _on(model, value) for name, value in batch.items()}) for batch in unseen]

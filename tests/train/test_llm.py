@@ -108,6 +108,35 @@ def test_the_full_fine_tune_leaves_the_table_alone(chain):
     assert changed == set(before) - {"model.embed_tokens.weight"}
 
 
+def test_weights_may_be_mixed_with_those_before(chain, codes, tmp_path, monkeypatch):
+    from seed_edge.train import loop as loop_module
+
+    settings = ["--set=schedule.steps=4", "--set=schedule.batch=4", "--set=schedule.save_every=2", "--codes", codes]
+    options = ["--recipe", "seed-llama-full", "--llm", chain / "merged", "--set=schedule.rate=3e-3", *settings]
+    half = [*options, "--set=before=0.5", "--out", tmp_path / "half"]
+    call("train", "llm", *options, "--out", tmp_path / "all")
+    save = loop_module.Loop._save
+
+    def stop(self, step, *rest):
+        save(self, step, *rest)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as context:
+        context.setattr(loop_module.Loop, "_save", stop)
+        call("train", "llm", *half, fails=True)
+    assert "resuming at step 2" in call("train", "llm", *half).stderr  # from weights that are not mixed
+    folders = (chain / "merged", tmp_path / "all", tmp_path / "half")
+    before, whole, mixed = (load_file(folder / "model.safetensors") for folder in folders)
+    for name, value in mixed.items():
+        assert torch.allclose(value, (before[name] + whole[name]) / 2, atol=1e-6), name
+    assert not torch.equal(whole["model.norm.weight"], mixed["model.norm.weight"])
+
+
+def test_an_adapter_cannot_be_mixed_with_what_was_before(chain, codes, tmp_path):
+    options = ["--llm", chain / "full", "--codes", codes, "--out", tmp_path / "out", "--set=before=0.5"]
+    assert "before mixes whole" in call("train", "llm", "--recipe", "seed-llama-sft", *options, fails=True).stderr
+
+
 def test_what_was_tuned_becomes_a_bundle(chain, tiny, tmp_path):
     """With the encoder and decoder of another bundle, whose codes these are."""
     out = tmp_path / "bundle"
