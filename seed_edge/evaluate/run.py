@@ -62,6 +62,8 @@ class Evaluation:
 
     def captions(self) -> dict[str, Any]:
         """Captions of photos that have sentences: COCO's scores, and CIDEr when captions are shuffled between photos."""
+        if not self.sentences:
+            return {"photos": 0}
         told = self._told(self.sentences)
         references = [kept.sample.captions for kept in self.sentences]
         return {
@@ -97,6 +99,8 @@ class Evaluation:
             kept.sample.label: kept for kept in self.seen if kept.sample.style == CANONICAL and kept.sample.label in gallery
         }
         asked = [labels[i] for i in self.rng.permutation(len(labels)) if labels[i] in real][:nouns]
+        if not asked:
+            return {"nouns": 0}
         self.report(f"judging {len(asked)} nouns among {len(labels)} drawings")
         vectors = judge.vectors([gallery[label].image() for label in labels])
         own = np.array([labels.index(label) for label in asked])
@@ -140,6 +144,7 @@ class Evaluation:
     def sheet_of_prompts(self, count: int) -> list[tuple[Image.Image, str]]:
         """Random prompts and what is drawn for them, none chosen by its result: nouns, colours, counts, two things."""
         labels = sorted({plain(k.sample.label or "") for k in self.seen if k.sample.style == CANONICAL and k.sample.label})
+        count = count if labels else 0
         prompts = [random_prompt(labels, self.rng) for _ in range(count)]
         return [(self.edge.draw(prompt, seed=i), prompt) for i, prompt in enumerate(prompts)]
 
@@ -172,7 +177,9 @@ def random_prompt(labels: Sequence[str], rng: np.random.Generator) -> str:
 
 
 def write_sheet(path: Path, cells: Sequence[tuple[Image.Image, str]], columns: int = 8) -> None:
-    """Pictures with a text below each, as JPEG or PNG by the name."""
+    """Pictures with a text below each, as JPEG or PNG by the name; no file where there are none."""
+    if not cells:
+        return
     width, height = CELL + 12, CELL + 12 + 12 * LINES
     sheet = Image.new("RGB", (columns * width, -(-len(cells) // columns) * height), "white")
     pen = ImageDraw.Draw(sheet)

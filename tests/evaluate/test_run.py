@@ -109,3 +109,13 @@ def test_a_bundle_is_measured(tiny, tmp_path):
     assert photos["codes"]["psnr"] > photos["mean_picture"]["psnr"] + 10 and photos["codes"]["ssim"] > 0.9
     assert Image.open(tmp_path / "sheets" / "drawings.jpg").size[0] == 8 * 140
     assert (tmp_path / "sheets" / "captions.jpg").is_file()
+
+
+def test_data_without_sentences_or_drawings_is_measured_too(tiny, tmp_path):
+    (tmp_path / "a-val").mkdir()
+    shape("disc", "red").save(tmp_path / "a-val" / "a.png")
+    (tmp_path / "a-val" / "metadata.jsonl").write_text(json.dumps({"file_name": "a.png", "label": "disc"}))
+    result = CliRunner().invoke(cli, ["eval", "--bundle", str(tiny), "--data", str(tmp_path / "a-val"), "-q"])
+    assert result.exit_code == 0, result.output
+    found = json.loads(result.stdout)
+    assert found["captions"] == {"photos": 0} and found["drawings"] == {"nouns": 0}
