@@ -16,6 +16,8 @@ from seed_edge.vocab import Vocab
 
 SORTED_FIRST = 256
 """Weights that are sorted at first where a share of all is asked for."""
+DRAWN_AGAIN_FROM = 0.25
+"""Share of all from which on it is quicker to draw until one is among the likeliest than to sort them."""
 GREEDY = Sampling(temperature=0.0, top_k=0, top_p=1.0)
 
 
@@ -25,9 +27,26 @@ def pick(logits: NDArray[np.float32], sampling: Sampling, rng: np.random.Generat
         return int(np.argmax(logits))
     scaled = logits.astype(np.float64) / sampling.temperature
     weights = np.exp(scaled - scaled.max())
+    if DRAWN_AGAIN_FROM <= sampling.top_p < 1 and not sampling.top_k:
+        return _from_nucleus(weights, sampling.top_p, rng)
     kept = likeliest(weights, sampling.top_k, sampling.top_p)
     cumulative = np.cumsum(weights[kept])
     return int(kept[min(int(np.searchsorted(cumulative, rng.random() * cumulative[-1], side="right")), len(kept) - 1)])
+
+
+def _from_nucleus(weights: NDArray[np.float64], top_p: float, rng: np.random.Generator) -> int:
+    """Position of one of the largest weights that hold a share of `top_p`, as `likeliest` says which these are.
+
+    Sorts nothing: one is drawn of all, until it is among them, which it is when the larger ones do not yet hold that share.
+    """
+    cumulative = np.cumsum(weights)
+    enough = top_p * cumulative[-1]
+    while True:
+        chosen = min(int(np.searchsorted(cumulative, rng.random() * cumulative[-1], side="right")), len(weights) - 1)
+        weight = weights[chosen]
+        before = weights[weights > weight].sum() + weight * np.count_nonzero(weights[:chosen] == weight)
+        if before < enough:
+            return chosen
 
 
 def likeliest(weights: NDArray[np.float64], top_k: int, top_p: float) -> NDArray[np.int64]:

@@ -73,11 +73,15 @@ def amx_in_use() -> bool:
     return b"AMX_INT8 = 1" in llama_cpp.llama_print_system_info()
 
 
-def model_params(gpu_layers: int) -> Any:
-    """llama.cpp's load parameters: so many layers on the GPU, -1 for all; never through broken AMX kernels."""
+def model_params(gpu_layers: int, repack: bool = True) -> Any:
+    """llama.cpp's load parameters: so many layers on the GPU, -1 for all; never through broken AMX kernels.
+
+    Args:
+        repack: keep a copy of weights in the layout that is fastest here; without, they are only mapped.
+    """
     params = llama_cpp.llama_model_default_params()
     params.n_gpu_layers = gpu_layers
-    params.use_extra_bufts = not amx_in_use()
+    params.use_extra_bufts = repack and not amx_in_use()
     return params
 
 
@@ -106,6 +110,7 @@ class LlamaCpp:
         context_length: int,
         *,
         gpu_layers: int = 0,
+        repack: bool = True,
         precise: bool = False,
         weights: Any = None,
         branches: int = 1,
@@ -116,6 +121,7 @@ class LlamaCpp:
         Args:
             context_length: most ids of prompt and answer together.
             gpu_layers: layers to put on the GPU, counted from the last; -1 for all.
+            repack: see `model_params`; takes up to the file's size in memory, beside the file.
             precise: keep keys and values in fp32, to compare with other implementations; slower.
             weights: those of the same file, already loaded by another object, which must outlive this one.
             branches: most answers followed side by side.
@@ -133,7 +139,7 @@ class LlamaCpp:
         llama_cpp.llama_backend_init()
         _log_lines.clear()
         if not self._borrowed:
-            self._model = llama_cpp.llama_model_load_from_file(str(path).encode(), model_params(gpu_layers))
+            self._model = llama_cpp.llama_model_load_from_file(str(path).encode(), model_params(gpu_layers, repack))
         if not self._model:
             raise BundleError(f"{path} cannot be loaded by llama.cpp ({_last_log()}); export again")
         self._vocab = llama_cpp.llama_model_get_vocab(self._model)

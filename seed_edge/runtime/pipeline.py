@@ -112,7 +112,8 @@ class SeedEdge:
             free = free_gpu_memory()
             layers = -1 if free is None else layers_that_fit(GgufHeader.read(path), language.context_length, free)
             log.info("%s: %s on the GPU", path.name, "all layers" if layers < 0 else f"{layers} layers")
-        model = LlamaCpp(path, language.context_length, gpu_layers=layers)
+        repack = self._residents.has_room(path.name, path.stat().st_size)
+        model = LlamaCpp(path, language.context_length, gpu_layers=layers, repack=repack)
         if model.vocab_size != language.vocab.size:
             model.close()
             raise BundleError(

@@ -83,6 +83,11 @@ class Residents:
             self._open.pop(oldest).close()
         return self._fits(name, running)
 
+    def has_room(self, name: str, more: int) -> bool:
+        """Whether a part could take so many bytes more than it must."""
+        room = self._room(name) if self._watching else None
+        return room is None or self.use_of(name).running + more <= room
+
     def at_once(self, name: str, wanted: int) -> int:
         """How many pictures, at most `wanted`, a part may work on together."""
         if not self._watching or wanted == 1:

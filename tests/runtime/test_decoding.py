@@ -87,6 +87,20 @@ def test_top_k_and_top_p_cut_the_tail():
     assert {pick(logits, Sampling(1.0, 0, 0.8), rng) for _ in range(200)} == {1, 2}
 
 
+@pytest.mark.parametrize("top_p", [0.1, 0.3, 0.5, 0.9])
+@pytest.mark.parametrize("spread", [0.0, 1.0, 4.0])
+def test_of_the_likeliest_each_is_drawn_as_often_as_it_should_be(top_p, spread):
+    rng = np.random.default_rng(0)
+    logits = (spread * rng.standard_normal(40)).round().astype(np.float32)  # with equal ones among them
+    logits[7] = -np.inf
+    weights = np.exp(logits.astype(np.float64))
+    kept = likeliest(weights, 0, top_p)
+    wanted = np.zeros(40)
+    wanted[kept] = weights[kept] / weights[kept].sum()
+    found = np.bincount([pick(logits, Sampling(1.0, 0, top_p), rng) for _ in range(6000)], minlength=40) / 6000
+    assert set(np.flatnonzero(found)) <= set(kept) and found == pytest.approx(wanted, abs=0.03)
+
+
 def test_what_is_masked_is_never_drawn_even_when_hot():
     rng = np.random.default_rng(0)
     logits = np.array([-np.inf, 0.0, -np.inf, -5.0], np.float32)

@@ -145,6 +145,7 @@ def test_broken_amx_kernels_are_kept_out(monkeypatch, info, extra):
     )
     monkeypatch.setattr(language_model, "llama_cpp", fake)
     assert model_params(0).use_extra_bufts is extra
+    assert model_params(0, repack=False).use_extra_bufts is False
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from seed_edge.bundle import Bundle
 from seed_edge.errors import MemoryShortError
 from seed_edge.gguf_header import GgufHeader
 from seed_edge.manifest import DECODER, ENCODER, MemoryUse
-from seed_edge.runtime import residents
+from seed_edge.runtime import language_model, residents
 from seed_edge.runtime.footprint import footprint
 from seed_edge.runtime.pipeline import SeedEdge
 from seed_edge.runtime.residents import BASE, Residents, language_use, layers_that_fit
@@ -124,6 +124,18 @@ def test_captions_and_drawings_are_the_same_with_one_part_at_a_time(tiny, exampl
         with caplog.at_level(logging.DEBUG, "seed_edge"):
             assert np.array_equal(low.draw("a", seed=1), edge.draw("a", seed=1))
         assert "closing llm.gguf to make room for decoder.onnx" in caplog.text
+
+
+@pytest.mark.parametrize(("spare", "copied"), [(0, False), (1, True)])
+def test_weights_are_copied_into_a_faster_layout_only_where_there_is_room(tiny, monkeypatch, spare, copied):
+    bundle, asked, params = Bundle.open(tiny), [], language_model.model_params
+    monkeypatch.setattr(
+        language_model, "model_params", lambda layers, repack: (asked.append(repack), params(layers, repack))[1]
+    )
+    needed = Residents(bundle).use_of(bundle.language.file).running + bundle.language_model.stat().st_size
+    with SeedEdge(bundle, choose_device("cpu"), memory_limit=BASE + needed - 1 + spare) as edge:
+        edge.draw_codes("a", seed=1)
+    assert asked == [copied]
 
 
 def test_an_object_that_was_closed_opens_again(tiny, examples):
