@@ -119,8 +119,9 @@ class Residents:
             return []
         held = {name: self.use_of(name).held for name in sorted(names)}
         peak = {name: max(self.use_of(name).opening, self.use_of(name).running) for name in held}
-        whole = base + sum(held.values())
-        most = whole + max(peak[name] - held[name] for name in held)
+        kept = held if limit is None else {name: self.use_of(name).running for name in held}
+        whole = base + sum(kept.values())
+        most = whole + max(peak[name] - kept[name] for name in held)
         allowed = free if limit is None else limit
         fits = "they stay open" if allowed is None or most <= allowed else "they make room for one another"
         told = "" if limit is None else f", {_size(limit)} allowed"
@@ -149,7 +150,8 @@ class Residents:
         """Bytes a part may take with what is open beside it."""
         if self.limit is not None and name not in self._on_card:
             beside = set(self._open) - self._on_card - {name}
-            return self.limit - BASE - sum(self.use_of(other).held for other in beside)
+            # what a graph took while it worked, it keeps for the next time
+            return self.limit - BASE - sum(self.use_of(other).running for other in beside)
         free = self._free(name)
         return None if free is None else free + (self.use_of(name).held if name in self._open else 0)
 
