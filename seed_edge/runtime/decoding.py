@@ -210,7 +210,7 @@ def best_text(model: BranchingModel, vocab: Vocab, prompt: list[int], beams: int
     for length in range(1, max_ids + 1):
         totals = (scores[:, None] + found).ravel()
         kept: list[tuple[int, int, float]] = []
-        for position in np.argsort(-totals, kind="stable")[: 2 * beams]:  # at most half of these end here
+        for position in _largest(totals, 2 * beams):  # at most half of these end here
             parent, column = divmod(int(position), len(allowed))
             if allowed[column] == vocab.eos_id:
                 ended.append((totals[position] / length, written[parent]))

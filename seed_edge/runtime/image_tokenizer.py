@@ -18,6 +18,9 @@ from seed_edge.runtime.residents import Residents
 from seed_edge.runtime.sessions import Device, Session
 from seed_edge.runtime.unclip import DiffusionOptions, Unclip
 
+TOGETHER = 16
+"""Pictures encoded at once; what more of them need while they are worked on no longer fits a processor's cache."""
+
 
 class ImageTokenizer:
     """Encoder and decoder of a bundle; each graph is opened when first used."""
@@ -67,13 +70,17 @@ class ImageTokenizer:
         preprocessing = self._bundle.manifest.preprocessing
         seen = [preprocessing(images)] + ([preprocessing([middle_of(image) for image in images])] if count > 2 else [])
         views = [view for values in seen for view in (values, values[..., ::-1])][:count]
-        codes = self.encode_values(np.stack(views, 1).reshape(-1, *views[0].shape[1:]))
-        return codes.reshape(len(images), count, -1)
+        step = max(1, TOGETHER // count)
+        codes = []
+        for start in range(0, len(images), step):
+            part = np.stack([view[start : start + step] for view in views], 1)
+            codes.append(self.encode_values(part.reshape(-1, *part.shape[2:])))
+        return np.concatenate(codes).reshape(len(images), count, -1)
 
     def encode_values(self, pixel_values: NDArray[np.float32]) -> NDArray[np.int64]:
         """Codes of normalised pixels (batch, 3, S, S); see `encode`."""
         encoder = self._session(ENCODER)
-        most = self._residents.at_once(ENCODER, len(pixel_values))
+        most = self._residents.at_once(ENCODER, min(len(pixel_values), TOGETHER))
         parts = [encoder(pixel_values[start : start + most])[0] for start in range(0, len(pixel_values), most)]
         codes = np.concatenate(parts)
         size = self._bundle.manifest.codes.codebook_size

@@ -283,7 +283,10 @@ class LlamaCpp:
             batch.n_seq_id[row], batch.seq_id[row][0] = 1, branch
         self._run(batch)
         self._branches, self._depth = branches, self._depth + 1
-        return np.stack([self._logits(row) for row in range(len(ids))])
+        found = np.empty((len(ids), self.vocab_size), np.float32)
+        for row, logits in enumerate(found):
+            logits[:] = self._seen_logits(row)
+        return found
 
     def _decode(self, ids: Sequence[int]) -> NDArray[np.float32]:
         array = (llama_cpp.llama_token * len(ids))(*ids)
@@ -299,8 +302,12 @@ class LlamaCpp:
             raise BundleError(f"llama.cpp could not read {batch.n_tokens} ids (status {status}; {_last_log()})")
 
     def _logits(self, row: int) -> NDArray[np.float32]:
+        return self._seen_logits(row).copy()
+
+    def _seen_logits(self, row: int) -> NDArray[np.float32]:
+        """Where llama.cpp has them, until it runs again."""
         logits = llama_cpp.llama_get_logits_ith(self._context, row)
-        return np.ctypeslib.as_array(logits, shape=(self.vocab_size,)).copy()  # llama.cpp reuses the buffer
+        return np.ctypeslib.as_array(logits, shape=(self.vocab_size,))
 
 
 def _last_log() -> str:

@@ -7,6 +7,7 @@ import logging
 import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -26,7 +27,7 @@ from seed_edge.runtime.decoding import Agreed, Guided, best_text, write_codes, w
 from seed_edge.runtime.image_tokenizer import ImageTokenizer
 from seed_edge.runtime.residents import Residents, layers_that_fit
 from seed_edge.runtime.sessions import Device, choose_device
-from seed_edge.runtime.threads import SMALL_MODEL
+from seed_edge.runtime.threads import SMALL_MODEL, available_cores, threads_for_language_model
 from seed_edge.runtime.unclip import DiffusionOptions
 
 if TYPE_CHECKING:
@@ -37,6 +38,8 @@ log = logging.getLogger("seed_edge")
 MOST_ANSWER_IDS = 512
 LEAST_AWAY = 1.5
 """Guidance where something is to be kept away from, and the bundle has less."""
+MOST_WRITERS = 4
+"""Captions written at once; Python itself, which runs in one thread at a time, leaves no use for more."""
 ImageSource = Image.Image | str | Path
 Codes = Sequence[int] | NDArray[np.int64]
 P = ParamSpec("P")
@@ -162,8 +165,28 @@ class SeedEdge:
         count = self.bundle.language.caption_views if temperature == 0 else 1
         with self.held():
             views = self._images.encode_views(pictures, count)
-        for each in views:
-            yield self._caption([*each], temperature, seed, beams)
+        workers = min(len(views), self._writers())
+        if workers == 1:
+            for each in views:
+                yield self._caption([*each], temperature, seed, beams)
+            return
+        with self.held(), ThreadPoolExecutor(workers) as pool:
+            first = self._language_model
+            models = [first, *(first.kept(("captions", number)) for number in range(1, workers))]
+
+            def told(number: int) -> list[str]:
+                some = views[number::workers]
+                return [self._told(models[number], [*each], temperature, seed, beams) for each in some]
+
+            found = list(pool.map(told, range(workers)))
+        for number in range(len(views)):
+            yield found[number % workers][number // workers]
+
+    def _writers(self) -> int:
+        """How many captions are written at once: several where the language model is so small that each uses one core."""
+        small = threads_for_language_model(self.bundle.language_model.stat().st_size) == 1
+        plenty = self._residents.limit is None and not self._residents.alone
+        return min(MOST_WRITERS, available_cores()) if small and plenty else 1
 
     def caption_codes(self, codes: Codes, *, temperature: float = 0.0, seed: int = 0, beams: int | None = None) -> str:
         """Describe an image given as codes (codes_per_image,); see `caption`."""
@@ -171,8 +194,11 @@ class SeedEdge:
 
     @exclusive
     def _caption(self, views: Sequence[Codes], temperature: float, seed: int, beams: int | None) -> str:
+        return self._told(self._language_model, views, temperature, seed, beams)
+
+    def _told(self, model: LlamaCpp, views: Sequence[Codes], temperature: float, seed: int, beams: int | None) -> str:
         """A caption that fits all views of an image; with a temperature, the only one."""
-        language, model = self.bundle.language, self._language_model
+        language = self.bundle.language
         vocab, most = language.vocab, language.max_caption_ids
         prompts = [language.prompts.for_caption(vocab, model.tokenize, vocab.check_codes(codes)) for codes in views]
         beams = language.caption_beams if beams is None else beams

@@ -1,4 +1,5 @@
 import dataclasses
+import itertools
 import json
 import shutil
 
@@ -178,3 +179,12 @@ def test_a_large_model_tells_what_makes_it_slow(tiny, monkeypatch, caplog, small
     with seed_edge.load(tiny, device="cpu") as edge:
         edge.caption(quarters("red", "lime", "blue", "white"))
     assert len(caplog.messages) == len(told) and all(word in line for word, line in zip(told, caplog.messages, strict=True))
+
+
+@pytest.mark.parametrize("options", [{}, {"beams": 3}, {"temperature": 1.0, "seed": 4}])
+def test_captions_written_at_once_are_those_written_one_by_one(edge, monkeypatch, options):
+    pictures = [quarters(*colours) for colours in itertools.permutations(("red", "lime", "blue", "white"))][:7]
+    monkeypatch.setattr("seed_edge.runtime.pipeline.available_cores", lambda: 1)
+    alone = list(edge.captions(pictures, **options))
+    monkeypatch.setattr("seed_edge.runtime.pipeline.available_cores", lambda: 3)
+    assert list(edge.captions(pictures, **options)) == alone and len(set(alone)) > 1
