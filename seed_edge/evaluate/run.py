@@ -144,8 +144,7 @@ class Evaluation:
     def sheet_of_prompts(self, count: int) -> list[tuple[Image.Image, str]]:
         """Random prompts and what is drawn for them, none chosen by its result: nouns, colours, counts, two things."""
         labels = sorted({plain(k.sample.label or "") for k in self.seen if k.sample.style == CANONICAL and k.sample.label})
-        count = count if labels else 0
-        prompts = [random_prompt(labels, self.rng) for _ in range(count)]
+        prompts = [random_prompt(labels, self.rng) for _ in range(count)] if labels else []
         return [(self.edge.draw(prompt, seed=i), prompt) for i, prompt in enumerate(prompts)]
 
     def _told(self, group: Sequence[Kept]) -> list[str]:

@@ -1,8 +1,8 @@
 """How a graph stores its weights: fp32, fp16 or int8, rewritten one tensor at a time.
 
 A stored half gets a Cast behind it, and arithmetic stays in fp32. Stored bytes of a product are multiplied as they are, by
-ONNX Runtime's MatMulNBits, which brings each row of the other side to bytes too: half a block's error on both sides, no
-matter what else is in the batch. Those of a convolution get a DequantizeLinear with one scale per output channel. Four bits
+ONNX Runtime's MatMulNBits, which brings each row of the other side to bytes too, block by block, no matter what else is in
+the batch. Those of a convolution get a DequantizeLinear with one scale per output channel. Four bits
 are not offered: they change a fifth of the codes and more.
 """
 

@@ -1,5 +1,6 @@
 """SEED-LLaMA's recipes on a tiny LLaMA: pre-training with LoRA, merge, full fine-tuning, instruction tuning, export."""
 
+import contextlib
 import dataclasses
 import json
 import shutil
@@ -19,6 +20,7 @@ from seed_edge.prompts import FAMILIES
 from seed_edge.train.codes import Codebook, CodeSample, read_code_shards, read_codebook, tokenized, write_code_shards
 from seed_edge.train.examples import NOT_LEARNT, Example, Mixture, Writer, collated
 from seed_edge.train.llm import LlamaShape, merge_lora, new_llama, open_llama, rehearsal
+from seed_edge.train.loop import Loop
 from seed_edge.train.samples import Sample
 from seed_edge.vocab import CodeSpace, Vocab
 
@@ -68,6 +70,25 @@ def chain(base, codes, tmp_path_factory):
     return out
 
 
+@pytest.fixture
+def stopped_when_saved(monkeypatch):
+    """Within, training is interrupted as soon as it has saved."""
+
+    @contextlib.contextmanager
+    def within():
+        save = Loop._save
+
+        def stop(self, step, *rest):
+            save(self, step, *rest)
+            raise KeyboardInterrupt
+
+        with monkeypatch.context() as context:
+            context.setattr(Loop, "_save", stop)
+            yield
+
+    return within
+
+
 def losses_of(folder):
     lines = [json.loads(line) for line in (folder / "state" / "log.jsonl").read_text().splitlines()]
     return [line["text"] + line["codes"] for line in lines if "text" in line]
@@ -108,21 +129,12 @@ def test_the_full_fine_tune_leaves_the_table_alone(chain):
     assert changed == set(before) - {"model.embed_tokens.weight"}
 
 
-def test_weights_may_be_mixed_with_those_before(chain, codes, tmp_path, monkeypatch):
-    from seed_edge.train import loop as loop_module
-
+def test_weights_may_be_mixed_with_those_before(chain, codes, tmp_path, stopped_when_saved):
     settings = ["--set=schedule.steps=4", "--set=schedule.batch=4", "--set=schedule.save_every=2", "--codes", codes]
     options = ["--recipe", "seed-llama-full", "--llm", chain / "merged", "--set=schedule.rate=3e-3", *settings]
     half = [*options, "--set=before=0.5", "--out", tmp_path / "half"]
     call("train", "llm", *options, "--out", tmp_path / "all")
-    save = loop_module.Loop._save
-
-    def stop(self, step, *rest):
-        save(self, step, *rest)
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as context:
-        context.setattr(loop_module.Loop, "_save", stop)
+    with stopped_when_saved():
         call("train", "llm", *half, fails=True)
     assert "resuming at step 2" in call("train", "llm", *half).stderr  # from weights that are not mixed
     folders = (chain / "merged", tmp_path / "all", tmp_path / "half")
@@ -149,9 +161,7 @@ def test_what_was_tuned_becomes_a_bundle(chain, tiny, tmp_path):
     call("verify", out)
 
 
-def test_an_interrupted_adapter_goes_on_exactly(base, codes, tmp_path, monkeypatch):
-    from seed_edge.train import loop as loop_module
-
+def test_an_interrupted_adapter_goes_on_exactly(base, codes, tmp_path, stopped_when_saved):
     settings = [
         "--set=schedule.steps=6",
         "--set=schedule.batch=4",
@@ -160,14 +170,7 @@ def test_an_interrupted_adapter_goes_on_exactly(base, codes, tmp_path, monkeypat
     ]
     options = ["--recipe", "seed-llama-pretrain", "--llm", base, "--codes", codes, *settings]
     call("train", "llm", "--out", tmp_path / "whole", *options)
-    save = loop_module.Loop._save
-
-    def stop(self, step, *rest):
-        save(self, step, *rest)
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as context:
-        context.setattr(loop_module.Loop, "_save", stop)
+    with stopped_when_saved():
         call("train", "llm", "--out", tmp_path / "broken", *options, fails=True)
     assert "resuming at step 2" in call("train", "llm", "--out", tmp_path / "broken", *options).stderr
     whole, broken = (load_file(tmp_path / name / "adapter_model.safetensors") for name in ("whole", "broken"))
