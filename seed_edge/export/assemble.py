@@ -35,7 +35,7 @@ from seed_edge.models.checkpoints import (
 from seed_edge.models.config import load_geometry
 from seed_edge.models.image_tokenizer import PixelTokenizer, SeedTokenizer
 from seed_edge.models.llama import LLM_FOLDER, TEMPLATE
-from seed_edge.models.trunk import IMAGE_MEAN, IMAGE_STD
+from seed_edge.models.trunk import preprocessing_of
 from seed_edge.preprocess import CLIP_MEAN, CLIP_STD, Preprocessing, open_image
 from seed_edge.prompts import FAMILIES, Prompts, family_of
 from seed_edge.vocab import CodeSpace
@@ -224,7 +224,7 @@ def open_tokenizer(
     """The image tokenizer and how it wants its pixels; which kind it is, the folder's files tell."""
     if is_run(parts.tokenizer):
         own = load_image_tokenizer(parts.tokenizer)
-        return own, Preprocessing(own.geometry.image_size, "bilinear", IMAGE_MEAN, IMAGE_STD)
+        return own, preprocessing_of(own.geometry)
     seed = load_seed_tokenizer(parts.tokenizer, parts.vit, report)
     return seed, Preprocessing(seed.geometry.image_size, options.resize_filter, CLIP_MEAN, CLIP_STD)
 

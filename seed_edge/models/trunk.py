@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from seed_edge.errors import CheckpointError
-from seed_edge.models.config import COLOUR_SIDE
+from seed_edge.models.config import COLOUR_SIDE, PixelGeometry
+from seed_edge.preprocess import Preprocessing
 
 # (repeats, kernel, stride, expansion, channels) of each stage
 STAGES = (
@@ -40,6 +41,11 @@ IMAGE_STD = (0.5, 0.5, 0.5)
 TAPS = (4, 10, 15)
 """Blocks whose outputs make the vision tokens: 40 channels at 1/8, 112 at 1/16, 320 at 1/32 of the input."""
 TOKEN_CHANNELS = 40 * 4 + 112 * 4 + 320 + 3 * COLOUR_SIDE**2
+
+
+def preprocessing_of(geometry: PixelGeometry) -> Preprocessing:
+    """How pictures become what the trunk of an image tokenizer takes."""
+    return Preprocessing(geometry.image_size, "bilinear", IMAGE_MEAN, IMAGE_STD)
 
 
 class SameConv(nn.Conv2d):

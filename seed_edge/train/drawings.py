@@ -225,12 +225,15 @@ def in_other_colours(drawing: Drawing, count: int) -> Iterator[Drawing]:
         yield Drawing(f"{drawing.key}-{word}", recoloured(drawing.image, drawing.hue, str(word)), record, None)
 
 
-def write_drawings(folder: Path, out: Path, recolours: int = 4, composites: int = 12_000, seed: int = 0) -> int:
+def write_drawings(
+    folder: Path, out: Path, recolours: int = 4, composites: int = 12_000, seed: int = 0, only_made: bool = False
+) -> int:
     """Write every drawing of the packages in `folder` to the tar `out`; return how many.
 
     Args:
         recolours: in how many other colours a thing of one colour is given too; one in styles that are not `CANONICAL`.
         composites: how many pictures of several things.
+        only_made: without the drawings as their designers made them.
     """
     from seed_edge.train.composites import composed
 
@@ -246,8 +249,9 @@ def write_drawings(folder: Path, out: Path, recolours: int = 4, composites: int 
         for drawing in singles(folder):
             canonical = drawing.record["style"] == CANONICAL
             for each in (drawing, *in_other_colours(drawing, recolours if canonical else 1)):
-                write(each)
-                count += 1
+                if each is not drawing or not only_made:
+                    write(each)
+                    count += 1
             if canonical and drawing.record["group"] not in PEOPLE:
                 things.append(drawing)
         for drawing in composed(things, composites, seed):

@@ -22,8 +22,8 @@ from seed_edge.errors import DataError
 from seed_edge.files import replacing
 from seed_edge.memory import available_memory
 from seed_edge.models.config import PixelGeometry
-from seed_edge.models.trunk import IMAGE_MEAN, IMAGE_STD, EfficientNetLite
-from seed_edge.preprocess import Preprocessing, to_rgb
+from seed_edge.models.trunk import EfficientNetLite, preprocessing_of
+from seed_edge.preprocess import to_rgb
 from seed_edge.train.samples import Picture, Sample, load_picture, read_samples
 
 VIEWS = 2
@@ -152,7 +152,7 @@ def _fill_cache(
         raise DataError(f"{folder}: features need {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are free; choose another --out")
     features = np.memmap(folder / FEATURES_FILE, np.float16, "w+", shape=shapes[0])
     pixels = np.memmap(folder / PIXELS_FILE, np.uint8, "w+", shape=shapes[1])
-    preprocessing = Preprocessing(geometry.image_size, "bilinear", IMAGE_MEAN, IMAGE_STD)
+    preprocessing = preprocessing_of(geometry)
     trunk = trunk.to(memory_format=torch.channels_last)
     rows, size = len(pixels), geometry.output_size
     for start in range(0, rows, batch):

@@ -6,7 +6,9 @@ layout, which is what export reads.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
+import math
 import os
 import shutil
 import tempfile
@@ -133,6 +135,8 @@ class TuneRecipe:
     """Family of prompts, one of `FAMILIES`."""
     lora: LoraShape | None = None
     """Without it all parameters are trained."""
+    codes_kept: bool = False
+    """The table's rows of codes stay what they are (`keep_rows`)."""
     frozen: tuple[str, ...] = ()
     """Modules that are not trained where all others are, by the end of their name."""
     longest: int = 512
@@ -147,7 +151,8 @@ class TuneRecipe:
     talk: bool = False
     """Conversations are made of what is known of the pictures (`talks`), for the task `converse`."""
     shares: dict[str, dict[str, float]] = field(default_factory=dict)
-    """For a task, shares of the pools of pictures (`pools`), instead of the `weights` of folders."""
+    """For a task, shares of the pools of pictures (`pools`), instead of the `weights` of folders. With `talk`, those for
+    `converse` are of the pictures that the conversations are about."""
     weights: dict[str, float] = field(default_factory=dict)
     """Weight of each folder of codes, by its name; others weigh as many as they have samples."""
     rehearsed: int = 0
@@ -157,6 +162,8 @@ class TuneRecipe:
     before: float = 0.0
     """Share of the weights that it started from in those that are written, which keeps what it could do before (Wortsman
     et al. 2022, arXiv:2109.01903). Not with LoRA."""
+    added_layers: int = 0
+    """Layers put between those of the checkpoint (`deepen`)."""
     half: bool = False
     """Frozen weights are kept in bf16."""
     checkpointing: bool = False
@@ -235,11 +242,16 @@ def new_llama(vocab: Vocab, shape: LlamaShape, seed: int, codebook: Codebook | N
     )
     model.set_attn_implementation("eager")  # on CPU, the backward pass of fused attention takes twice as long
     if codebook is not None:
-        rows = slice(vocab.first_code_id, vocab.first_code_id + vocab.codebook_size)
+        rows = code_rows_of(vocab)
         for layer in (model.get_input_embeddings(), model.get_output_embeddings()):
             layer.weight.data[rows] = code_rows(codebook, shape.width) * layer.weight.std()
         keep_rows(model, rows)
     return model
+
+
+def code_rows_of(vocab: Vocab) -> slice:
+    """Rows of codes in a table or a head."""
+    return slice(vocab.first_code_id, vocab.first_code_id + vocab.codebook_size)
 
 
 def keep_rows(model: LlamaForCausalLM, rows: slice) -> None:
@@ -329,6 +341,9 @@ def tune_llama(
     torch.manual_seed(recipe.schedule.seed)
     model, vocab = open_llama(llm, space, recipe.half and recipe.lora is not None)
     pieces = read_pieces(llm)
+    deepen(model, recipe.added_layers)
+    if recipe.codes_kept:
+        keep_rows(model, code_rows_of(vocab))
     if recipe.checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
         model.enable_input_require_grads()
@@ -355,11 +370,13 @@ def tune_llama(
         weighted = [(some, recipe.weights.get(name, float(len(some)))) for name, some in kept.items()]
         pools = dict.fromkeys(TASKS, weighted)
         every = [each for some in kept.values() for each in some]
-        for task, named in recipe.shares.items():
-            chosen = shared_pools([each.sample for each in every], named)
-            pools[task] = [([every[i] for i in pool], share) for pool, share in chosen]
+        about = {task: [(each.sample, each) for each in every] for task in TASKS}
         if recipe.talk:
-            pools["converse"] = [*pools["converse"], (talks(every, recipe.schedule.seed), 1.0)]
+            about["converse"] = talks(every, recipe.schedule.seed)
+            pools["converse"] = [*pools["converse"], ([talk for _, talk in about["converse"]], 1.0)]
+        for task, named in recipe.shares.items():
+            chosen = shared_pools([sample for sample, _ in about[task]], named)
+            pools[task] = [([about[task][i][1] for i in pool], share) for pool, share in chosen]
         return Mixture(writer, recipe.tasks, pools)
 
     out.mkdir(parents=True, exist_ok=True)
@@ -372,6 +389,27 @@ def tune_llama(
     objective = LanguageObjective(trained, vocab, recipe.text_weight, worth)
     written = partial(mixed, model, recipe.before, weights_of(model)) if recipe.before else nullcontext
     run_language(objective, writer, mixture, recipe.schedule, recipe.longest, out, report, sheet, written)
+
+
+def deepen(model: LlamaForCausalLM, count: int) -> None:
+    """Put `count` layers evenly between those there are, in place; what the model says stays as it is.
+
+    Each begins as a copy of the layer before it that adds nothing yet (Wu et al. 2024, arXiv:2401.02415).
+    """
+    layers = list(model.model.layers)
+    after = [math.ceil((number + 1) * len(layers) / count) - 1 for number in range(count)]
+    grown = []
+    for place, layer in enumerate(layers):
+        grown.append(layer)
+        for _ in range(after.count(place)):
+            copied = copy.deepcopy(layer)
+            for silent in (copied.self_attn.o_proj, copied.mlp.down_proj):
+                nn.init.zeros_(silent.weight)
+            grown.append(copied)
+    for place, layer in enumerate(grown):
+        layer.self_attn.layer_idx = place
+    model.model.layers = nn.ModuleList(grown)
+    model.config.num_hidden_layers = len(grown)
 
 
 def weights_of(model: nn.Module) -> list[Tensor]:

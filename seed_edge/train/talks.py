@@ -184,8 +184,10 @@ def _of_composite(
         yield each, wish(TO_ONE, b=definite(facts.first)), second
 
 
-def talks(samples: Sequence[CodeSample], seed: int) -> list[CodeSample]:
+def talks(samples: Sequence[CodeSample], seed: int) -> list[tuple[Sample, CodeSample]]:
     """Conversations about the pictures of samples, one for each that something can be asked about, and one for each change.
+
+    Each stands behind the sample that it is about, which for a change is the one that is made.
 
     Their turns' answers are text, or `<image>` for the next of their pictures; the pictures before these are shown at first.
     """
@@ -199,12 +201,12 @@ def talks(samples: Sequence[CodeSample], seed: int) -> list[CodeSample]:
         turns = asked[: 1 + int(rng.integers(2))]
         if rng.random() < 0.25 and (text := request(each.sample, rng)):
             turns = [(text, IMAGE_MARK), *turns]  # drawn first, then talked about
-        found.append(_talk(each, turns, [each]))
+        found.append((each.sample, _talk(each, turns, [each])))
     for before, text, after in changes(samples, rng):
         turns, shown = [(text, IMAGE_MARK)], [before, after]
         if rng.random() < 0.3 and (drawn := request(before.sample, rng)):
             turns = [(drawn, IMAGE_MARK), *turns]
-        found.append(_talk(after, turns, shown))
+        found.append((after.sample, _talk(after, turns, shown)))
     return found
 
 

@@ -15,6 +15,22 @@ COLOURED_ANYWAY = 0.15
 """Share of things without a colour of their own that are asked for in one, and drawn as they are: a model that never met the
 words together draws a jumble."""
 
+COLOURED_BEHIND = 0.25
+"""Share of requests for a coloured thing in which the colour stands behind it."""
+BEHIND = ("{} in {colour}", "{} that is {colour}", "{} painted {colour}", "{} which is {colour}")
+"""Ways to say it so; `{}` is the thing with its article."""
+
+REWORDED = 0.3
+"""Share of the words below that are said otherwise when a picture of several things is asked for."""
+OTHER_WORDS = {
+    "next to": ("near", "by", "alongside", "close to"),
+    "on top of": ("atop",),
+    "below": ("beneath", "underneath"),
+    "two": ("2", "a couple of"),
+    "three": ("3",),
+    "four": ("4",),
+}
+
 OPENERS = (
     "{}",
     "{}",
@@ -208,7 +224,7 @@ def request(sample: Sample, rng: np.random.Generator, as_written: bool = False) 
     if sample.captions:
         return _sentence(sample, rng, as_written)
     if sample.phrases:
-        return str(rng.choice(OPENERS)).format(rng.choice(sample.phrases))
+        return str(rng.choice(OPENERS)).format(reworded(str(rng.choice(sample.phrases)), rng))
     if sample.label is None:
         return None
     if sample.style is None:
@@ -216,5 +232,21 @@ def request(sample: Sample, rng: np.random.Generator, as_written: bool = False) 
     said = set(split_words(sample.label))
     if sample.colour is None and not said.intersection(COLOURS) and rng.random() < COLOURED_ANYWAY:
         sample = dataclasses.replace(sample, colour=str(rng.choice(COLOURS)), recoloured=True)
-    name = name_of(sample, colour=rng.random() < 0.3, rng=rng, synonyms=0.2, style=True)
+    coloured = sample.colour is not None and (sample.recoloured or rng.random() < 0.3)
+    behind = coloured and sample.colour not in said and rng.random() < COLOURED_BEHIND
+    if behind:
+        uncoloured = dataclasses.replace(sample, colour=None)
+        name = name_of(uncoloured, colour=False, rng=rng, synonyms=0.2, style=True)
+        name = str(rng.choice(BEHIND)).format(name, colour=sample.colour)
+    else:
+        name = name_of(sample, colour=coloured, rng=rng, synonyms=0.2, style=True)
     return str(rng.choice(OPENERS)).format(name)
+
+
+def reworded(text: str, rng: np.random.Generator) -> str:
+    """The same said with some of `OTHER_WORDS`."""
+
+    def other(found: re.Match[str]) -> str:
+        return str(rng.choice(OTHER_WORDS[found[0]])) if rng.random() < REWORDED else found[0]
+
+    return re.sub(rf"\b(?:{'|'.join(OTHER_WORDS)})\b", other, text)

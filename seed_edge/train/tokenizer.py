@@ -30,7 +30,7 @@ from seed_edge.models.checkpoints import is_run, load_image_tokenizer, save_imag
 from seed_edge.models.config import PixelGeometry
 from seed_edge.models.image_tokenizer import PixelTokenizer
 from seed_edge.models.quantizer import Quantized
-from seed_edge.models.trunk import pretrained_trunk
+from seed_edge.models.trunk import preprocessing_of, pretrained_trunk
 from seed_edge.preprocess import to_images
 from seed_edge.train.codes import Codebook, CodeSample
 from seed_edge.train.features import VIEWS, Cache, build_cache, open_cache
@@ -439,6 +439,18 @@ def codes_of_run(run: Path, variations: int, report: Report) -> tuple[CodeSpace,
 
     space = CodeSpace(model.geometry.codebook_size, model.geometry.num_queries)
     return space, samples(), Codebook(model.quantize.embedding.weight.detach().float().numpy(), model.geometry.own_rows)
+
+
+def encoder_of_run(run: Path) -> tuple[CodeSpace, Callable[[Sequence[Image.Image]], NDArray[np.int64]]]:
+    """What an image is in a run, and its encoder: pictures -> codes (pictures, codes_per_image)."""
+    model = load_image_tokenizer(run)
+    preprocessing = preprocessing_of(model.geometry)
+
+    def encode(images: Sequence[Image.Image]) -> NDArray[np.int64]:
+        with torch.inference_mode():
+            return model.encode(torch.from_numpy(preprocessing(images))).numpy()
+
+    return CodeSpace(model.geometry.codebook_size, model.geometry.num_queries), encode
 
 
 def decoder_of_run(run: Path) -> Callable[[NDArray[np.int64]], Image.Image]:

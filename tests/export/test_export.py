@@ -23,6 +23,7 @@ from seed_edge.export.parity import LOGITS_KL, language_parity
 from seed_edge.manifest import DECODER, ENCODER
 from seed_edge.models.checkpoints import load_image_tokenizer
 from seed_edge.runtime.language_model import LlamaCpp
+from seed_edge.train.codes import read_code_shards
 from seed_edge.train.features import open_cache
 from seed_edge.train.shards import ShardWriter
 from seed_edge.train.tokenizer import codes_of, vectors_of_cache
@@ -126,6 +127,18 @@ def test_a_finished_training_called_again_changes_nothing_and_more_steps_keep_th
     more = load_file(again / "image_tokenizer.safetensors")
     assert np.array_equal(before["quantize.embedding.weight"], more["quantize.embedding.weight"])
     assert not np.array_equal(before["pixel_head.to_rgb.weight"], more["pixel_head.to_rgb.weight"])
+
+
+def test_other_pictures_become_codes_by_the_tokenizer_of_a_run(run, exported, tmp_path):
+    """As by the bundle that is made of it."""
+    data = ("--data", run.parent / "shapes.tar")
+    call("tokenize", *data, "--run", run, "--out", tmp_path / "run")
+    call("tokenize", *data, "--bundle", exported, "--out", tmp_path / "bundle")
+    space, own = read_code_shards([tmp_path / "run"])
+    also, same = read_code_shards([tmp_path / "bundle"])
+    assert space == also and [each.sample for each in own["run"]] == [each.sample for each in same["bundle"]]
+    equal = [np.mean(a.images[0] == b.images[0]) for a, b in zip(own["run"], same["bundle"], strict=True)]
+    assert np.mean(equal) > 0.98
 
 
 def test_codes_follow_the_encoder_and_the_codebook(run, tmp_path):

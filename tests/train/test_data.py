@@ -131,6 +131,11 @@ def test_a_package_of_drawings_becomes_samples(tmp_path):
     assert sum(r["held_out"] for r in records) == 1
     assert {r["colour"] for r in records if not r.get("recoloured")} == {"red"}
     assert "red" not in {r["colour"] for r in records if r.get("recoloured")}
+    more = write_drawings(tmp_path, tmp_path / "more.tar", recolours=2, composites=20, seed=1, only_made=True)
+    made = [json.loads(files["json"]) for _, files in read_shard(tmp_path / "more.tar")]
+    assert more == len(made) and all("phrases" in each or each["recoloured"] for each in made)
+    assert [r for r in records if r.get("recoloured")] == [r for r in made if r.get("recoloured")]
+    assert [r for r in every if "phrases" in r] != [r for r in made if "phrases" in r]  # another seed
 
 
 def test_names_are_slugs():
@@ -151,6 +156,18 @@ def test_texts_name_the_thing_and_its_colour():
     assert caption(said, rng) == request(said, rng) == "two dogs run"
     assert caption(Sample("k"), rng) is None and request(Sample("k"), rng) is None
     assert any("vixen" in request(fox, rng) for _ in range(100))
+
+
+def test_a_picture_is_asked_for_in_other_words_than_it_is_told_in():
+    rng = np.random.default_rng(0)
+    blue = Sample("k", label="fox", style="flat", colour="blue", recoloured=True)
+    two = Sample("k", phrases=("two foxes",), style="flat")
+    beside = Sample("k", phrases=("a fox next to a house",), style="flat")
+    asked = {each: " | ".join(request(sample, rng) for _ in range(200)) for each, sample in enumerate((blue, two, beside))}
+    assert "a fox that is blue" in asked[0] and "a fox in blue" in asked[0] and "a blue fox" in asked[0]
+    assert "2 foxes" in asked[1] and "a couple of foxes" in asked[1] and "two foxes" in asked[1]
+    assert "a fox near a house" in asked[2] and "a fox next to a house" in asked[2]
+    assert {caption(two, rng) for _ in range(20)} == {"a drawing of two foxes"}
 
 
 def test_what_has_no_colour_is_sometimes_asked_for_in_one_and_said_to_have_none():

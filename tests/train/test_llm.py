@@ -19,7 +19,7 @@ from seed_edge.models.llama import extended_vocab
 from seed_edge.prompts import FAMILIES
 from seed_edge.train.codes import Codebook, CodeSample, read_code_shards, read_codebook, tokenized, write_code_shards
 from seed_edge.train.examples import NOT_LEARNT, Example, Mixture, Writer, collated
-from seed_edge.train.llm import LlamaShape, merge_lora, new_llama, open_llama, rehearsal
+from seed_edge.train.llm import LlamaShape, deepen, merge_lora, new_llama, open_llama, rehearsal
 from seed_edge.train.loop import Loop
 from seed_edge.train.samples import Sample
 from seed_edge.vocab import CodeSpace, Vocab
@@ -142,6 +142,44 @@ def test_weights_may_be_mixed_with_those_before(chain, codes, tmp_path, stopped_
     for name, value in mixed.items():
         assert torch.allclose(value, (before[name] + whole[name]) / 2, atol=1e-6), name
     assert not torch.equal(whole["model.norm.weight"], mixed["model.norm.weight"])
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_added_layers_change_nothing_until_they_have_learnt(base, count):
+    ids = torch.tensor([[1, 20, 30, 40, 50]])
+    model = LlamaForCausalLM.from_pretrained(base).eval()
+    before = [each.self_attn.q_proj.weight.clone() for each in model.model.layers]
+    with torch.inference_mode():
+        wanted = model(ids).logits
+        deepen(model, count)
+        assert torch.equal(model(ids).logits, wanted)
+        start = model(ids[:, :3], use_cache=True)  # each layer keeps a cache of its own
+        torch.testing.assert_close(model(ids[:, 3:], past_key_values=start.past_key_values).logits, wanted[:, 3:])
+    layers = model.model.layers
+    assert len(layers) == model.config.num_hidden_layers == 2 + count
+    own = [i for i, each in enumerate(layers) if each.mlp.down_proj.weight.any()]
+    assert len(own) == 2 and all(torch.equal(layers[i].self_attn.q_proj.weight, b) for i, b in zip(own, before, strict=True))
+    assert not layers[len(layers) - 1].self_attn.o_proj.weight.any()  # evenly: the last one is new
+
+
+def test_a_deeper_checkpoint_learns_and_keeps_its_codes(chain, codes, tmp_path):
+    """Together with conversations, of pictures in the shares that the recipe names."""
+    recipe, deep, deeper = tmp_path / "deeper.toml", tmp_path / "deep", tmp_path / "deeper"
+    recipe.write_text(
+        'kind = "tune-llama"\ntemplate = "own-talk"\nadded_layers = 1\ncodes_kept = true\ntalk = true\n'
+        "tasks = { converse = 1.0 }\nshares = { converse = { sentences = 1.0 } }\n"
+        "schedule = { steps = 3, batch = 4, rate = 3e-3, warmup = 1 }\n"
+    )
+    call("train", "llm", "--recipe", recipe, "--llm", chain / "merged", "--codes", codes, "--out", deep)
+    start, end = (load_file(each / "model.safetensors") for each in (chain / "merged", deep))
+    table = "model.embed_tokens.weight"
+    codes_at = slice(PIECES, PIECES + 8)
+    assert torch.equal(start[table][codes_at], end[table][codes_at])
+    assert not torch.equal(start[table], end[table]) and not torch.equal(start["lm_head.weight"], end["lm_head.weight"])
+    assert json.loads((deep / "config.json").read_text())["num_hidden_layers"] == 3
+    assert end["model.layers.2.mlp.down_proj.weight"].any()
+    again = call("train", "llm", "--recipe", recipe, "--llm", deep, "--codes", codes, "--out", deeper)
+    assert "step 3" in again.stderr and json.loads((deeper / "config.json").read_text())["num_hidden_layers"] == 4
 
 
 def test_an_adapter_cannot_be_mixed_with_what_was_before(chain, codes, tmp_path):
