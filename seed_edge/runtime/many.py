@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections import deque
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 from PIL import Image
 
@@ -64,31 +65,38 @@ def caption_files(
         paths: may be endless; only some are opened ahead.
     """
     remaining = iter(paths)
+    begun: deque[Captioned] = deque()
+    """Files that were opened and are not told of yet: with an error, or waiting for a caption."""
+
     with ThreadPoolExecutor(available_cores()) as pool:
 
         def opened() -> list[tuple[Path, Future[Image.Image]]]:
             return [(path, pool.submit(_small, edge, path, max_pixels)) for path in islice(remaining, TOGETHER)]
 
-        coming = opened()
-        while coming:
-            these, coming = coming, opened()
-            yield from _captioned(edge, these, {"temperature": temperature, "seed": seed, "beams": beams})
+        def groups() -> Iterator[list[Image.Image]]:
+            coming = opened()
+            while coming:
+                these, coming = coming, opened()
+                images = []
+                for path, image in these:
+                    try:
+                        images.append(image.result())
+                        begun.append(Captioned(path, None))
+                    except ImageError as error:
+                        begun.append(Captioned(path, None, str(error)))
+                if images:
+                    yield images
+
+        def failed() -> Iterator[Captioned]:
+            while begun and begun[0].error is not None:
+                yield begun.popleft()
+
+        for caption in edge.captions_of_groups(groups(), temperature=temperature, seed=seed, beams=beams):
+            yield from failed()
+            yield dataclasses.replace(begun.popleft(), caption=caption)
+        yield from failed()
 
 
 def _small(edge: SeedEdge, path: Path, max_pixels: int) -> Image.Image:
     """A file's image, no larger than the encoder takes: many wait in memory."""
     return edge.bundle.manifest.preprocessing.square(open_image(path, max_pixels))
-
-
-def _captioned(
-    edge: SeedEdge, these: Sequence[tuple[Path, Future[Image.Image]]], options: dict[str, Any]
-) -> Iterator[Captioned]:
-    images, errors = [], {}
-    for path, coming in these:
-        try:
-            images.append(coming.result())
-        except ImageError as error:
-            errors[path] = str(error)
-    captions = iter(edge.captions(images, **options) if images else ())
-    for path, _ in these:
-        yield Captioned(path, None, errors[path]) if path in errors else Captioned(path, next(captions))

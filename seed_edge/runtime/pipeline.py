@@ -6,7 +6,7 @@ import functools
 import logging
 import os
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -161,32 +161,72 @@ class SeedEdge:
         self, images: Sequence[ImageSource], *, temperature: float = 0.0, seed: int = 0, beams: int | None = None
     ) -> Iterator[str]:
         """Captions of images that are encoded together, each as `caption` gives it."""
-        pictures = [image if isinstance(image, Image.Image) else open_image(image) for image in images]
+        return self.captions_of_groups([images], temperature=temperature, seed=seed, beams=beams)
+
+    def captions_of_groups(
+        self,
+        groups: Iterable[Sequence[ImageSource]],
+        *,
+        temperature: float = 0.0,
+        seed: int = 0,
+        beams: int | None = None,
+    ) -> Iterator[str]:
+        """The same of several groups of images, none of them empty, one after the other.
+
+        Where captions are written by several threads, the next group is encoded meanwhile.
+        """
+        remaining, workers = iter(groups), self._writers()
         count = self.bundle.language.caption_views if temperature == 0 else 1
-        with self.held():
-            views = self._images.encode_views(pictures, count)
-        workers = min(len(views), self._writers())
+
+        def seen(images: Sequence[ImageSource]) -> NDArray[np.int64]:
+            pictures = [image if isinstance(image, Image.Image) else open_image(image) for image in images]
+            return self._images.encode_views(pictures, count)
+
         if workers == 1:
-            for each in views:
-                yield self._caption([*each], temperature, seed, beams)
+            for images in remaining:
+                with self.held():
+                    views = seen(images)
+                for each in views:
+                    yield self._caption([*each], temperature, seed, beams)
             return
-        with self.held(), ThreadPoolExecutor(workers) as pool:
-            first = self._language_model
-            models = [first, *(first.kept(("captions", number)) for number in range(1, workers))]
+        following = next(remaining, None)
+        if following is None:
+            return
+        with self.held():
+            views = seen(following)
+        with ThreadPoolExecutor(workers + 1) as pool:
+            while following is not None:
+                following = next(remaining, None)
+                with self.held():
+                    coming = None if following is None else pool.submit(seen, following)
+                    told = self._told_by_several(pool, min(workers, len(views)), views, temperature, seed, beams)
+                    if coming is not None:
+                        views = coming.result()
+                yield from told
 
-            def told(number: int) -> list[str]:
-                some = views[number::workers]
-                return [self._told(models[number], [*each], temperature, seed, beams) for each in some]
+    def _told_by_several(
+        self,
+        pool: ThreadPoolExecutor,
+        workers: int,
+        views: NDArray[np.int64],
+        temperature: float,
+        seed: int,
+        beams: int | None,
+    ) -> list[str]:
+        """Captions of images, given as the codes of their views, by so many threads, each with a conversation of its own."""
+        first = self._language_model
+        models = [first, *(first.kept(("captions", number)) for number in range(1, workers))]
 
-            found = list(pool.map(told, range(workers)))
-        for number in range(len(views)):
-            yield found[number % workers][number // workers]
+        def told(number: int) -> list[str]:
+            return [self._told(models[number], [*each], temperature, seed, beams) for each in views[number::workers]]
+
+        found = list(pool.map(told, range(workers)))
+        return [found[number % workers][number // workers] for number in range(len(views))]
 
     def _writers(self) -> int:
         """How many captions are written at once: several where the language model is so small that each uses one core."""
         small = threads_for_language_model(self.bundle.language_model.stat().st_size) == 1
-        plenty = self._residents.limit is None and not self._residents.alone
-        return min(MOST_WRITERS, available_cores()) if small and plenty else 1
+        return min(MOST_WRITERS, available_cores()) if small and not self._residents.watching else 1
 
     def caption_codes(self, codes: Codes, *, temperature: float = 0.0, seed: int = 0, beams: int | None = None) -> str:
         """Describe an image given as codes (codes_per_image,); see `caption`."""

@@ -51,7 +51,8 @@ class Residents:
         self._bundle, self.limit, self.alone, self._on_card = bundle, limit, alone, frozenset(on_card)
         self._open: OrderedDict[str, Part] = OrderedDict()
         self._uses: dict[str, MemoryUse] = {}
-        self._watching = limit is not None or alone or not self._plenty()
+        self.watching = limit is not None or alone or not self._plenty()
+        """Whether memory is reckoned with, and a part may be closed when another is used."""
 
     def use(self, name: str, make: Callable[[], P], running: int | None = None) -> P:
         """The part of that file name; `make` opens it where it is not. Others may be closed to make room.
@@ -62,7 +63,7 @@ class Residents:
         Raises:
             MemoryShortError: it does not fit the limit that was set.
         """
-        if self._watching and not self.make_room(name, running):
+        if self.watching and not self.make_room(name, running):
             self._told_short(name, running)
         if name not in self._open:
             log.debug("opening %s", name)
@@ -85,12 +86,12 @@ class Residents:
 
     def has_room(self, name: str, more: int) -> bool:
         """Whether a part could take so many bytes more than it must."""
-        room = self._room(name) if self._watching else None
+        room = self._room(name) if self.watching else None
         return room is None or self.use_of(name).running + more <= room
 
     def at_once(self, name: str, wanted: int) -> int:
         """How many pictures, at most `wanted`, a part may work on together."""
-        if not self._watching or wanted == 1:
+        if not self.watching or wanted == 1:
             return wanted
         use, room = self.use_of(name), self._room(name)
         each = max(1, use.running - use.held)

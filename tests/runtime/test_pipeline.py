@@ -188,3 +188,28 @@ def test_captions_written_at_once_are_those_written_one_by_one(edge, monkeypatch
     alone = list(edge.captions(pictures, **options))
     monkeypatch.setattr("seed_edge.runtime.pipeline.available_cores", lambda: 3)
     assert list(edge.captions(pictures, **options)) == alone and len(set(alone)) > 1
+
+
+def test_groups_are_captioned_in_order_and_the_next_is_encoded_meanwhile(edge, monkeypatch):
+    pictures = [quarters(*colours) for colours in itertools.permutations(("red", "lime", "blue", "white"))][:9]
+    alone, groups, encoded = list(edge.captions(pictures)), [pictures[:4], pictures[4:5], pictures[5:]], []
+    encode = edge._images.encode_views
+
+    def watched(images, count):
+        encoded.append(len(images))
+        return encode(images, count)
+
+    monkeypatch.setattr(edge._images, "encode_views", watched)
+    for cores, begun in ((2, [4, 1]), (1, [4])):
+        monkeypatch.setattr("seed_edge.runtime.pipeline.available_cores", lambda cores=cores: cores)
+        encoded.clear()
+        captions = edge.captions_of_groups(iter(groups))
+        first = next(captions)
+        assert encoded == begun and [first, *captions] == alone and encoded == [4, 1, 4]
+        assert list(edge.captions_of_groups([])) == []
+
+
+def test_captions_are_written_one_by_one_where_memory_is_reckoned_with(tiny):
+    """A part could be closed to make room while another thread uses it."""
+    with seed_edge.load(tiny, device="cpu", memory_limit=2_000_000_000) as edge:
+        assert edge._writers() == 1
