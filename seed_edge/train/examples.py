@@ -63,13 +63,18 @@ class Writer:
         return self.prompts.for_caption(self.vocab, self.tokenize, codes)
 
     def drawn(self, sample: CodeSample, rng: np.random.Generator) -> Example:
-        """Words that ask for a picture, and the picture."""
+        """Words that ask for a picture, and the picture.
+
+        One without words does not end with EOS: what precedes it could be a picture to caption, which would get an empty one.
+        """
         text = request(sample.sample, rng, not self.prompts.lowercase)
+        picture = self.vocab.codes_to_ids(sample.images[0])[1:]
         if text and rng.random() >= self.wordless:
             prompt = self.prompts.for_drawing(self.vocab, self.tokenize, text)
+            answer = [*picture, self.vocab.eos_id]
         else:
             prompt = self.prompts.for_any_drawing(self.vocab, self.tokenize)
-        answer = [*self.vocab.codes_to_ids(sample.images[0])[1:], self.vocab.eos_id]
+            answer = picture
         return Example(prompt + answer, len(answer))
 
     def paired(self, sample: CodeSample, rng: np.random.Generator) -> Example:

@@ -324,6 +324,13 @@ def test_examples_end_with_their_answer(writer):
     assert asked.ids[-asked.answer :] in [[*writer.tokenize(text), vocab.eos_id] for text in ("green.", "Yes.")]
 
 
+def test_a_picture_drawn_without_words_does_not_teach_that_it_has_no_caption(writer):
+    vocab, own = writer.vocab, dataclasses.replace(writer, prompts=FAMILIES["own"], wordless=1.0)
+    drawn = own.drawn(sample(1), np.random.default_rng(0))
+    assert drawn.ids == own.prompts.for_caption(vocab, own.tokenize, sample(1).images[0])  # a caption could follow
+    assert drawn.answer == vocab.codes_per_image + 1
+
+
 def test_noise_replaces_codes_that_are_read_and_none_that_are_written(writer):
     rng, noisy, known = np.random.default_rng(0), dataclasses.replace(writer, noise=0.5), sample(1)
     codes, clean = writer.vocab.codes_to_ids(known.images[0]), writer.captioned(known, rng).ids
