@@ -69,6 +69,7 @@ def drawings(packages: Path, out: Path, recolours: int, composites: int, only_ma
 @images_option
 @click.option("--out", type=PATH, required=True, help="Folder of the run; an interrupted one goes on.")
 @click.option("--recipe", default="mini-tokenizer", show_default=True, help="Name of a recipe, or a .toml file.")
+@click.option("--more", multiple=True, type=PATH, help="For pixel recipes: data for the decoder alone; may be repeated.")
 @click.option("--vit", type=PATH, help="For seed2 recipes: eva_vit_g.pth.")
 @click.option("--words", type=PATH, help="For seed2-stage1: vocab.txt of bert-base-uncased.")
 @click.option("--clip", type=PATH, help="For seed2-stage2: image_encoder of stable-diffusion-2-1-unclip.")
@@ -80,6 +81,7 @@ def tokenizer(
     images: Path | None,
     out: Path,
     recipe: str,
+    more: tuple[Path, ...],
     vit: Path | None,
     words: Path | None,
     clip: Path | None,
@@ -100,7 +102,7 @@ def tokenizer(
     }
     chosen = load_recipe(kinds, recipe, changes)
     report = functools.partial(note, quiet=quiet)
-    files = {"--vit": vit, "--words": words, "--clip": clip, "--start": start}
+    files = {"--vit": vit, "--words": words, "--clip": clip, "--start": start, "--more": next(iter(more), None)}
     if isinstance(chosen, ContrastiveRecipe):
         vit, words = told(recipe, files, "--vit", "--words", also=("--start",))
         train_contrastive(data, out, chosen, vit, words, start, report, images)
@@ -108,8 +110,8 @@ def tokenizer(
         vit, clip, start = told(recipe, files, "--vit", "--clip", "--start")
         train_codes(data, out, chosen, vit, clip, start, report, images)
     else:
-        told(recipe, files)
-        train_pixel_tokenizer(data, out, chosen, report, images)
+        told(recipe, files, also=("--more",))
+        train_pixel_tokenizer(data, out, chosen, report, images, more=more)
     click.echo(str(out))
 
 

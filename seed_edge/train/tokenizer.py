@@ -25,6 +25,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from seed_edge.errors import DataError
 from seed_edge.files import replacing
 from seed_edge.models.checkpoints import is_run, load_image_tokenizer, save_image_tokenizer
 from seed_edge.models.config import PixelGeometry
@@ -33,7 +34,7 @@ from seed_edge.models.quantizer import Quantized
 from seed_edge.models.trunk import preprocessing_of, pretrained_trunk
 from seed_edge.preprocess import to_images
 from seed_edge.train.codes import Codebook, CodeSample
-from seed_edge.train.features import VIEWS, Cache, build_cache, open_cache
+from seed_edge.train.features import VIEWS, Cache, build_cache, open_cache, view
 from seed_edge.train.glance import fit_glance
 from seed_edge.train.looking import Critic, Looking, distance
 from seed_edge.train.loop import STATE, Batch, Loop, Objective, Report
@@ -42,6 +43,7 @@ from seed_edge.train.pools import shared_pools
 from seed_edge.train.reader import Reader, WordList
 from seed_edge.train.recipe import Schedule
 from seed_edge.train.refit import RowsRecipe, refitted, refitted_geometry
+from seed_edge.train.samples import Picture, Sample, load_picture, read_samples
 from seed_edge.train.texts import caption
 from seed_edge.train.variations import Variations
 from seed_edge.train.words import WordTargets
@@ -57,6 +59,12 @@ READING_FOLDER = "reading"
 """In the folder of a run: state and log of the semantic queries' training."""
 UNSEEN = 400
 """Held-out pictures whose words are asked for at each checkpoint."""
+SECOND_VIEWS = 0.4
+"""Share of pictures whose words are told from their second view."""
+MORE_FOLDER = "more-{:08x}"
+"""In the folder of a run: pictures for the decoder alone, with their codes of a codebook, named by its sum."""
+MORE_PIXELS, MORE_CODES, MORE_SAMPLES = "pixels.npy", "codes.npy", "samples.jsonl"
+MORE_AT_ONCE = 32
 REVIVED_BELOW = 0.03
 """Codebook rows used less than this share of the mean are moved."""
 
@@ -110,24 +118,22 @@ class PixelTokenizerRecipe:
 
 
 class BatchSource:
-    """Draws rows of the cache: so many of each pool in every batch, in this order; training samples only."""
+    """Draws numbers of samples: so many of each pool in every batch, in this order; training samples only."""
 
-    def __init__(self, cache: Cache, batch: int, shares: Mapping[str, float], varied: float = 0.4) -> None:
+    def __init__(self, samples: Sequence[Sample], batch: int, shares: Mapping[str, float]) -> None:
         """
         Args:
             shares: of the pools (`pools`).
-            varied: share of pictures in their second view.
         """
-        rows = cache.rows(held_out=False)
-        pools = shared_pools([cache.samples[row // VIEWS] for row in rows], shares)
+        kept = np.array([number for number, sample in enumerate(samples) if not sample.held_out])
+        pools = shared_pools([samples[number] for number in kept], shares)
         parts = np.array([share for _, share in pools])
         edges = np.rint(np.cumsum(parts / parts.sum()) * batch).astype(int)
-        self.pools = [rows[pool] for pool, _ in pools]
-        self.counts, self.varied = np.diff(edges, prepend=0), varied
+        self.pools = [kept[pool] for pool, _ in pools]
+        self.counts = np.diff(edges, prepend=0)
 
     def __call__(self, rng: np.random.Generator) -> NDArray[np.int64]:
-        rows = np.concatenate([rng.choice(pool, n) for pool, n in zip(self.pools, self.counts, strict=True) if n])
-        return rows + (rng.random(len(rows)) < self.varied)
+        return np.concatenate([rng.choice(pool, n) for pool, n in zip(self.pools, self.counts, strict=True) if n])
 
 
 class Telling(nn.Module):
@@ -232,10 +238,14 @@ def train_pixel_tokenizer(
     report: Report,
     images: Path | None = None,
     trunk_weights: Path | None = None,
+    more: Sequence[Path] = (),
 ) -> None:
     """Train an image tokenizer on what `read_samples` reads, and write its checkpoint into `out`.
 
     Interrupted, the same call goes on at the last saved step.
+
+    Args:
+        more: pictures that only the decoder is trained on besides; no features of them are kept.
     """
     torch.manual_seed(recipe.reading.seed)
     trunk = pretrained_trunk(trunk_weights)
@@ -255,7 +265,8 @@ def train_pixel_tokenizer(
     train_reading(ReadingObjective(model, telling, recipe), texts, out, report)
     model = with_codebook(model.eval(), cache, out, recipe, report)
     report("decoder; from here on `tokenize` gives the codes that stay")
-    train_decoder(model, cache, out, recipe.decoder, report)
+    painted = more_pictures(model, more, out / MORE_FOLDER.format(codebook_sum(model)), report, images) if more else None
+    train_decoder(model, cache, painted, out, recipe.decoder, report)
 
 
 def with_codebook(
@@ -316,10 +327,12 @@ def train_reading(objective: ReadingObjective, texts: Texts, out: Path, report: 
     """The semantic queries."""
     model, telling, recipe = objective.model, objective.telling, objective.recipe
     steps = recipe.reading.steps
-    source = BatchSource(texts.cache, recipe.reading.batch, recipe.read_shares)
+    source = BatchSource(texts.cache.samples, recipe.reading.batch, recipe.read_shares)
 
     def batch_of(step: int, rng: np.random.Generator) -> Batch:
-        return texts.batch(source(rng), rng) | {"done": step / steps, "revive": revived(step, recipe, steps)}
+        numbers = source(rng)
+        rows = numbers * VIEWS + (rng.random(len(numbers)) < SECOND_VIEWS)
+        return texts.batch(rows, rng) | {"done": step / steps, "revive": revived(step, recipe, steps)}
 
     def after(step: int) -> dict[str, float]:
         save_image_tokenizer(model, out)
@@ -333,25 +346,92 @@ def revived(step: int, recipe: PixelTokenizerRecipe, steps: int) -> bool:
     return step % recipe.revive_every == 0 and step < 0.8 * steps
 
 
-def train_decoder(model: PixelTokenizer, cache: Cache, out: Path, recipe: DecoderRecipe, report: Report) -> None:
+@dataclass(frozen=True)
+class More:
+    """Pictures that only the decoder is trained on."""
+
+    samples: list[Sample]
+    pixels: NDArray[np.uint8]
+    """(samples, output_size, output_size, 3)."""
+    codes: NDArray[np.int64]
+    """(samples, codes_per_image)."""
+
+
+def more_pictures(
+    model: PixelTokenizer, paths: Sequence[Path], folder: Path, report: Report, images: Path | None = None
+) -> More:
+    """Pictures of `paths` with their codes; made once, a finished `folder` is opened instead.
+
+    Raises:
+        DataError: data cannot be read, or the folder was made of other data.
+        ImageError: a picture cannot be read.
+    """
+    found = list(read_samples(paths, images))
+    several = next((sample.key for sample, pictures in found if len(pictures) != 1), None)
+    if several is not None:
+        raise DataError(f"{several} has no picture or several; a decoder is trained on single pictures")
+    keys = [sample.key for sample, _ in found]
+    if not (folder / MORE_SAMPLES).exists():
+        _fill_more(model, found, folder, report)
+    elif (folder / MORE_SAMPLES).read_text("utf-8").splitlines() != keys:
+        raise DataError(f"{folder} was made of other pictures than --more has now; remove it, or give the same")
+    pixels, codes = np.load(folder / MORE_PIXELS, mmap_mode="r"), np.load(folder / MORE_CODES)
+    return More([sample for sample, _ in found], pixels, codes)
+
+
+def _fill_more(
+    model: PixelTokenizer, found: Sequence[tuple[Sample, tuple[Picture, ...]]], folder: Path, report: Report
+) -> None:
+    geometry, preprocessing = model.geometry, preprocessing_of(model.geometry)
+    size = geometry.output_size
+    folder.mkdir(parents=True, exist_ok=True)
+    shape = (len(found), size, size, 3)
+    pixels = np.lib.format.open_memmap(folder / MORE_PIXELS, "w+", np.uint8, shape)
+    codes = np.empty((len(found), geometry.num_queries), np.int64)
+    for start in range(0, len(found), MORE_AT_ONCE):
+        some = found[start : start + MORE_AT_ONCE]
+        squares = [view(load_picture(picture), geometry.image_size, None) for _, (picture,) in some]
+        small = [square.resize((size, size), Image.Resampling.BICUBIC) for square in squares]
+        pixels[start : start + len(some)] = np.stack([np.asarray(each) for each in small])
+        with torch.inference_mode():
+            codes[start : start + len(some)] = model.encode(torch.from_numpy(preprocessing(squares))).numpy()
+        if start // MORE_AT_ONCE % 100 == 0:
+            report(f"more pictures: {start:,} of {len(found):,}")
+    pixels.flush()
+    np.save(folder / MORE_CODES, codes)
+    with replacing(folder / MORE_SAMPLES) as partial:
+        partial.write_text("".join(f"{sample.key}\n" for sample, _ in found), "utf-8")
+
+
+def train_decoder(
+    model: PixelTokenizer, cache: Cache, more: More | None, out: Path, recipe: DecoderRecipe, report: Report
+) -> None:
     """What stands behind the codebook, on the codes that every picture has now."""
     model.eval()
     vectors = vectors_of_cache(model, cache, out / VECTORS_FILE)
-    codes = torch.from_numpy(codes_of(model, vectors))
+    codes, samples, cached = codes_of(model, vectors[::VIEWS]), cache.samples, len(cache.samples)
+    if more is not None:
+        codes, samples = np.concatenate([codes, more.codes]), [*samples, *more.samples]
+    every = torch.from_numpy(codes)
     semantic = model.geometry.semantic_queries
     variations = Variations(cache.samples, vectors[:, :semantic])
-    source = BatchSource(cache, recipe.schedule.batch, recipe.shares, varied=0.0)
+    source = BatchSource(samples, recipe.schedule.batch, recipe.shares)
     codebook = copy.deepcopy(model.quantize).cpu()  # batches are made beside the training
 
     def batch_of(step: int, rng: np.random.Generator) -> Batch:
-        rows = source(rng)
-        shown, varied = codes[rows], rng.random(len(rows)) < recipe.varied
+        numbers = source(rng)
+        of_cache = numbers < cached
+        shown, varied = every[numbers], (rng.random(len(numbers)) < recipe.varied) & of_cache
         if varied.any():
-            shown[varied, :semantic] = codebook.codes(torch.from_numpy(variations(rows[varied], rng)))
+            shown[varied, :semantic] = codebook.codes(torch.from_numpy(variations(numbers[varied] * VIEWS, rng)))
+        pixels = np.empty((len(numbers), *cache.pixels.shape[1:]), np.uint8)
+        pixels[of_cache] = cache.pixels[numbers[of_cache] * VIEWS]
+        if more is not None:
+            pixels[~of_cache] = more.pixels[numbers[~of_cache] - cached]
         return {
-            "keys": keys_of(cache, rows),
+            "keys": [samples[number].key for number in numbers],
             "codes": shown,
-            "pixels": pixels_of(cache, rows),
+            "pixels": torch.from_numpy(pixels.astype(np.float32) / 255).permute(0, 3, 1, 2),
             "done": step / recipe.schedule.steps,
         }
 
@@ -366,11 +446,6 @@ def train_decoder(model: PixelTokenizer, cache: Cache, out: Path, recipe: Decode
 def keys_of(cache: Cache, rows: NDArray[np.int64]) -> list[str]:
     """Keys of the samples that rows of the cache belong to."""
     return [cache.samples[row // VIEWS].key for row in rows]
-
-
-def pixels_of(cache: Cache, rows: NDArray[np.int64]) -> Tensor:
-    """Pictures of the cache, (rows, 3, H, W) in [0, 1]."""
-    return torch.from_numpy(cache.pixels[rows].astype(np.float32) / 255).permute(0, 3, 1, 2)
 
 
 def codebook_sum(model: PixelTokenizer) -> int:

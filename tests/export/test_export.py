@@ -25,6 +25,7 @@ from seed_edge.models.checkpoints import load_image_tokenizer
 from seed_edge.runtime.language_model import LlamaCpp
 from seed_edge.train.codes import read_code_shards
 from seed_edge.train.features import open_cache
+from seed_edge.train.loop import Loop
 from seed_edge.train.shards import ShardWriter
 from seed_edge.train.tokenizer import codes_of, vectors_of_cache
 
@@ -127,6 +128,42 @@ def test_a_finished_training_called_again_changes_nothing_and_more_steps_keep_th
     more = load_file(again / "image_tokenizer.safetensors")
     assert np.array_equal(before["quantize.embedding.weight"], more["quantize.embedding.weight"])
     assert not np.array_equal(before["pixel_head.to_rgb.weight"], more["pixel_head.to_rgb.weight"])
+
+
+def test_the_decoder_may_be_given_more_pictures(run, tmp_path, monkeypatch):
+    """Only it learns them: features and codebook stay what they were."""
+    again, pairs = tmp_path / "run", tmp_path / "pairs.tar"
+    shutil.copytree(run, again)
+    with ShardWriter(pairs) as shard:
+        for number, colour in enumerate(COLOURS):
+            image = Image.new("RGB", (64, 64), "white")
+            image.paste(colour, (0, 0, 32, 64))
+            write(shard, f"pair-{number}", image, {"phrases": [f"{colour} next to white"], "style": "flat"})
+    seen = []
+    train = Loop.run
+
+    def watched(loop, objective, batch_of, after):
+        seen.append([batch_of(step, np.random.default_rng(step)) for step in range(6)])
+        return train(loop, objective, batch_of, after)
+
+    monkeypatch.setattr(Loop, "run", watched)
+    options = ("--recipe", "smoke-tokenizer", "--data", run.parent / "shapes.tar", "--out", again, "--more", pairs)
+    call("train", "tokenizer", *options, "--set", "decoder.schedule.steps=24", "--set", "decoder.shares={composites=1.0}")
+    call("tokenize", "--run", run, "--data", pairs, "--out", tmp_path / "codes")
+    codes = {each.sample.key: each.images[0] for each in read_code_shards([tmp_path / "codes"])[1]["codes"]}
+    shown = [each for batch in seen[-1] for each in zip(batch["keys"], batch["codes"].numpy(), batch["pixels"], strict=True)]
+    assert {key for key, _, _ in shown} == set(codes)
+    assert all(np.array_equal(found, codes[key]) for key, found, _ in shown)
+    for key, _, pixels in shown:
+        colour = Image.new("RGB", (1, 1), COLOURS[int(key[-1])]).getpixel((0, 0))
+        assert np.allclose(pixels[:, 8, 3] * 255, colour, atol=12) and pixels[:, 8, 12].min() > 0.95
+    before, after = (load_file(each / "image_tokenizer.safetensors") for each in (run, again))
+    assert np.array_equal(before["quantize.embedding.weight"], after["quantize.embedding.weight"])
+    assert not np.array_equal(before["pixel_head.to_rgb.weight"], after["pixel_head.to_rgb.weight"])
+    assert len(open_cache(again / "cache", load_image_tokenizer(again).geometry).samples) == len(COLOURS) * 6
+    with ShardWriter(pairs) as shard:
+        write(shard, "other", Image.new("RGB", (64, 64)), {"phrases": ["black"], "style": "flat"})
+    assert "made of other pictures" in call("train", "tokenizer", *options, fails=True).stderr
 
 
 def test_other_pictures_become_codes_by_the_tokenizer_of_a_run(run, exported, tmp_path):
