@@ -9,6 +9,7 @@ from helpers import call
 import seed_edge
 from seed_edge.bundle import Bundle
 from seed_edge.errors import DataError
+from seed_edge.gguf_header import GgufHeader
 from seed_edge.prompts import FAMILIES
 from seed_edge.runtime.conversation import Conversation
 from seed_edge.train.codes import CodeSample, write_code_shards
@@ -133,15 +134,18 @@ def test_lines_of_a_file_beside_a_recipe(tmp_path):
 
 
 def test_a_model_learns_to_answer_and_to_change_and_its_bundle_does(tiny, tmp_path, examples):
-    """The last stage of the embedded model, small: `train start`, `train llm`, `export`, `ask`, `edit`, `chat`."""
-    start, codes, out, bundle = (tmp_path / name for name in ("start", "codes", "talk", "bundle"))
+    """The last stages of the embedded model, small: `train start`, `train llm`, `export`, `ask`, `edit`, `chat`."""
+    start, codes, talk, out, bundle = (tmp_path / name for name in ("start", "codes", "talk", "reward", "bundle"))
     call("train", "start", "--bundle", tiny, "--out", start)
     write_code_shards(codes, SPACE, [*ALL, *ALL])
     small = ["--set=schedule.steps=8", "--set=schedule.batch=4", "--set=longest=160", "--set=schedule.save_every=8"]
-    call("train", "llm", "--recipe", "mini-talk", "--llm", start, "--codes", codes, "--out", out, *small)
+    call("train", "llm", "--recipe", "mini-talk", "--llm", start, "--codes", codes, "--out", talk, *small)
+    call("train", "llm", "--recipe", "mini-reward", "--llm", talk, "--codes", codes, "--out", out, *small)
     call("export", "--ckpt", tiny, "--llm", out, "--out", bundle)
     language = Bundle.open(bundle).language
     assert language.prompts == FAMILIES["own-talk"] and language.context_length == 160
+    layers = [GgufHeader.read(file).number("block_count") for file in (tiny / "llm.gguf", bundle / language.file)]
+    assert layers[1] == layers[0] + 2
     with seed_edge.load(bundle, device="cpu") as edge:
         photo = examples / "coffee.jpg"
         assert isinstance(edge.ask([photo], "what is this?"), str)
