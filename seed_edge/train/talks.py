@@ -49,7 +49,7 @@ TO_COLOUR = (
     "i want it {c}",
     "in {c}",
 )
-TO_GROUND = ("put it on a {c} background", "make the background {c}", "with a {c} background")
+TO_GROUND = ("put it on {a_c} background", "make the background {c}", "with {a_c} background")
 TO_BESIDE = ("add {b}", "put {b} next to it", "add {b} to the right", "with {b}")
 TO_LEFT = ("put {b} to the left of it", "add {b} on the left")
 TO_BELOW, TO_ABOVE = ("put {b} below it", "add {b} under it"), ("put {b} above it", "add {b} on top")
@@ -61,7 +61,7 @@ FORMS = {
     "beside": re.compile(r"(.+) next to (.+)"),
     "above": re.compile(r"(.+) above (.+)"),
     "count": re.compile(rf"({'|'.join(NUMBERS)}) (.+)"),
-    "ground": re.compile(r"(.+) on a (\w+) background"),
+    "ground": re.compile(r"(.+) on an? (\w+) background"),
 }
 """How the first phrase of each kind of composite reads (`composites`)."""
 
@@ -173,7 +173,7 @@ def _of_composite(
         return
     if facts.kind == "ground":
         if first is not None:
-            yield first, wish(TO_GROUND, c=facts.second), each
+            yield first, wish(TO_GROUND, c=facts.second, a_c=with_article(facts.second)), each
         return
     behind, before = (TO_BESIDE, TO_LEFT) if facts.kind == "beside" else (TO_BELOW, TO_ABOVE)
     if first is not None:

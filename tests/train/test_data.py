@@ -1,5 +1,6 @@
 import io
 import json
+import re
 import tarfile
 
 import numpy as np
@@ -264,6 +265,7 @@ def test_composites_show_what_their_words_say():
         for phrase in drawing.record["phrases"]:
             for name in names:
                 assert (name in phrase) == bool(seen[name].sum() > 300), (drawing.key, phrase)
+            assert not re.search(r"\ba [aeiou]|\ban [^aeiou]", phrase), phrase  # on an orange background
         first = drawing.record["phrases"][0]
         if kind == "count":
             number = {"two": 2, "three": 3, "four": 4}[first.split()[0]]
