@@ -16,6 +16,8 @@ from seed_edge.vocab import Vocab
 
 SORTED_FIRST = 256
 """Weights that are sorted at first where a share of all is asked for."""
+BLOCK = 256
+"""Weights that are summed at once where one is drawn of many; a running sum of all takes ten times as long."""
 DRAWN_AGAIN_FROM = 0.25
 """Share of all from which on it is quicker to draw until one is among the likeliest than to sort them."""
 GREEDY = Sampling(temperature=0.0, top_k=0, top_p=1.0)
@@ -39,12 +41,17 @@ def _from_nucleus(weights: NDArray[np.float64], top_p: float, rng: np.random.Gen
 
     Sorts nothing: one is drawn of all, until it is among them, which it is when the larger ones do not yet hold that share.
     """
-    cumulative = np.cumsum(weights)
-    enough = top_p * cumulative[-1]
+    starts = np.arange(0, len(weights), BLOCK)
+    blocks = np.cumsum(np.add.reduceat(weights, starts))
+    enough = top_p * blocks[-1]
     while True:
-        chosen = min(int(np.searchsorted(cumulative, rng.random() * cumulative[-1], side="right")), len(weights) - 1)
+        drawn = rng.random() * blocks[-1]
+        block = min(int(np.searchsorted(blocks, drawn, side="right")), len(starts) - 1)
+        within = np.cumsum(weights[starts[block] : starts[block] + BLOCK])
+        place = np.searchsorted(within, drawn - (blocks[block - 1] if block else 0), side="right")
+        chosen = int(starts[block]) + min(int(place), len(within) - 1)
         weight = weights[chosen]
-        before = weights[weights > weight].sum() + weight * np.count_nonzero(weights[:chosen] == weight)
+        before = (weights * (weights > weight)).sum() + weight * np.count_nonzero(weights[:chosen] == weight)
         if before < enough:
             return chosen
 
