@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 import seed_edge
+from seed_edge.runtime.conversation import Conversation
 
 THINGS = ("red fox", "pizza", "house", "dog", "sunflower", "banana", "bicycle", "guitar", "book", "umbrella")
 
@@ -37,3 +38,29 @@ def test_as_many_as_are_asked_for_are_drawn(edge):
     pixels = np.asarray(edge.draw("two apples", seed=1), dtype=float)
     painted = (pixels.min(2) < 200).mean(0)
     assert painted[24:44].mean() > 0.2 and painted[84:104].mean() > 0.2 and painted[61:67].mean() < 0.1
+
+
+def test_it_answers_what_its_drawings_show(edge):
+    told = [edge.ask([edge.draw(f"a {thing}", seed=1)], "what is this?") for thing in THINGS]
+    assert sum(thing.split()[-1] in text for thing, text in zip(THINGS, told, strict=True)) >= 6, told
+
+
+def test_it_tells_drawings_from_photos_and_colours_apart(edge, examples):
+    drawn = edge.draw("a red car", seed=1)
+    asked = "is it a drawing or a photo?"
+    assert "drawing" in edge.ask([drawn], asked) and "photo" in edge.ask([examples / "cat.jpg"], asked)
+    assert "red" in edge.ask([drawn], "what color is it?")
+
+
+@pytest.mark.parametrize("colour", ["red", "blue"])
+def test_it_changes_the_colour_of_what_it_drew(edge, colour):
+    other = {"red": "blue", "blue": "red"}[colour]
+    changed = [shades(edge.edit(edge.draw(f"a {other} car", seed=seed), f"make it {colour}", seed=seed)) for seed in range(4)]
+    assert sum((red > blue) == (colour == "red") for red, blue in changed) >= 3
+
+
+def test_it_draws_and_answers_in_one_conversation(edge):
+    talk = Conversation(edge)
+    (codes,) = talk.say("a pizza", draw=True)
+    assert edge.decode(codes).size == (128, 128)
+    assert "pizza" in "".join(str(part) for part in talk.say("what is this?"))
