@@ -5,7 +5,8 @@ A picture is exactly `codes_per_image` draws from the code range; there is no se
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 from numpy.typing import NDArray
@@ -109,22 +110,25 @@ class Guided:
 class Agreed:
     """Several prompts read side by side that ask for the same text: what all of them find likely is written."""
 
-    def __init__(self, models: Sequence[BranchingModel], prompts: Sequence[list[int]]) -> None:
+    def __init__(
+        self, models: Sequence[BranchingModel], prompts: Sequence[list[int]], pool: ThreadPoolExecutor | None = None
+    ) -> None:
         """
         Args:
             models: one for each prompt.
+            pool: threads that read prompts at the same time, instead of one after the other.
         """
-        self._models, self._prompts = models, prompts
+        self._models, self._prompts, self._map = models, prompts, map if pool is None else pool.map
 
     def start(self, ids: Sequence[int], room: int) -> NDArray[np.float32]:
         """Read all prompts; `ids` is the first of them."""
-        return self._mean([model.start(own, room) for model, own in zip(self._models, self._prompts, strict=True)])
+        return self._mean(self._map(lambda model, own: model.start(own, room), self._models, self._prompts))
 
     def branch(self, ids: Sequence[int], parents: Sequence[int]) -> NDArray[np.float32]:
-        return self._mean([model.branch(ids, parents) for model in self._models])
+        return self._mean(self._map(lambda model: model.branch(ids, parents), self._models))
 
-    def _mean(self, logits: list[NDArray[np.float32]]) -> NDArray[np.float32]:
-        mean: NDArray[np.float32] = np.mean(logits, axis=0)
+    def _mean(self, logits: Iterable[NDArray[np.float32]]) -> NDArray[np.float32]:
+        mean: NDArray[np.float32] = np.mean([*logits], axis=0)
         return mean
 
 

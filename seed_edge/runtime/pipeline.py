@@ -213,8 +213,13 @@ class SeedEdge:
         seed: int,
         beams: int | None,
     ) -> list[str]:
-        """Captions of images, given as the codes of their views, by so many threads, each with a conversation of its own."""
+        """Captions of images, given as the codes of their views, by so many threads, each with a conversation of its own.
+
+        Of a single image, its views are read by several threads.
+        """
         first = self._language_model
+        if len(views) == 1:
+            return [self._told(first, [*views[0]], temperature, seed, beams, pool)]
         models = [first, *(first.kept(("captions", number)) for number in range(1, workers))]
 
         def told(number: int) -> list[str]:
@@ -236,8 +241,16 @@ class SeedEdge:
     def _caption(self, views: Sequence[Codes], temperature: float, seed: int, beams: int | None) -> str:
         return self._told(self._language_model, views, temperature, seed, beams)
 
-    def _told(self, model: LlamaCpp, views: Sequence[Codes], temperature: float, seed: int, beams: int | None) -> str:
-        """A caption that fits all views of an image; with a temperature, the only one."""
+    def _told(
+        self,
+        model: LlamaCpp,
+        views: Sequence[Codes],
+        temperature: float,
+        seed: int,
+        beams: int | None,
+        pool: ThreadPoolExecutor | None = None,
+    ) -> str:
+        """A caption that fits all views of an image, read side by side by threads of `pool`; with a temperature, the only one."""
         language = self.bundle.language
         vocab, most = language.vocab, language.max_caption_ids
         prompts = [language.prompts.for_caption(vocab, model.tokenize, vocab.check_codes(codes)) for codes in views]
@@ -246,7 +259,7 @@ class SeedEdge:
             raise PromptError(f"beams is {beams}; it must be 1 to {MOST_BEAMS}")
         if temperature == 0 and (beams > 1 or len(prompts) > 1):
             followed = [model.kept((view, beams), beams, most) for view in range(len(prompts))]
-            agreed = Agreed(followed, prompts)
+            agreed = Agreed(followed, prompts, pool)
             return model.text_of(best_text(agreed, vocab, prompts[0], beams, most))
         return model.text_of(write_text(model, vocab, prompts[0], Sampling(temperature, 0, 1.0), seed, most))
 
