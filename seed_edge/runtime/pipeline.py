@@ -250,7 +250,7 @@ class SeedEdge:
         beams: int | None,
         pool: ThreadPoolExecutor | None = None,
     ) -> str:
-        """A caption that fits all views of an image, read side by side by threads of `pool`; with a temperature, the only one."""
+        """A caption that fits all views of an image, read by threads of `pool` if given; with a temperature, the only view."""
         language = self.bundle.language
         vocab, most = language.vocab, language.max_caption_ids
         prompts = [language.prompts.for_caption(vocab, model.tokenize, vocab.check_codes(codes)) for codes in views]
