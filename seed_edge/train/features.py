@@ -119,6 +119,18 @@ def open_cache(folder: Path, geometry: PixelGeometry) -> Cache:
     )
 
 
+def make_room(folder: Path, needed: int, what: str) -> None:
+    """Make a folder for memory maps; on a full disk these would end the process without a word.
+
+    Raises:
+        DataError: fewer than `needed` bytes are free there.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise DataError(f"{folder}: {what} need {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are free; choose another --out")
+
+
 def _shapes(samples: int, geometry: PixelGeometry) -> tuple[tuple[int, ...], tuple[int, ...]]:
     rows, tokens, size = samples * VIEWS, (geometry.image_size // 32) ** 2, geometry.output_size
     return (rows, tokens, geometry.vit_width), (rows, size, size, 3)
@@ -145,11 +157,7 @@ def _fill_cache(
     if several is not None:
         raise DataError(f"{several} has no picture or several; an image tokenizer is trained on single pictures")
     shapes = _shapes(len(found), geometry)
-    needed = 2 * prod(shapes[0]) + prod(shapes[1])
-    folder.mkdir(parents=True, exist_ok=True)
-    free = shutil.disk_usage(folder).free
-    if free < needed:  # a memory map on a full disk ends the process without a word
-        raise DataError(f"{folder}: features need {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are free; choose another --out")
+    make_room(folder, 2 * prod(shapes[0]) + prod(shapes[1]), "features")
     features = np.memmap(folder / FEATURES_FILE, np.float16, "w+", shape=shapes[0])
     pixels = np.memmap(folder / PIXELS_FILE, np.uint8, "w+", shape=shapes[1])
     preprocessing = preprocessing_of(geometry)

@@ -13,6 +13,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -34,7 +35,7 @@ from seed_edge.models.quantizer import Quantized
 from seed_edge.models.trunk import preprocessing_of, pretrained_trunk
 from seed_edge.preprocess import to_images
 from seed_edge.train.codes import Codebook, CodeSample
-from seed_edge.train.features import VIEWS, Cache, build_cache, open_cache, view
+from seed_edge.train.features import VIEWS, Cache, build_cache, make_room, open_cache, view
 from seed_edge.train.glance import fit_glance
 from seed_edge.train.looking import Critic, Looking, distance
 from seed_edge.train.loop import STATE, Batch, Loop, Objective, Report
@@ -63,7 +64,7 @@ SECOND_VIEWS = 0.4
 """Share of pictures whose words are told from their second view."""
 MORE_FOLDER = "more-{:08x}"
 """In the folder of a run: pictures for the decoder alone, with their codes of a codebook, named by its sum."""
-MORE_PIXELS, MORE_CODES, MORE_SAMPLES = "pixels.npy", "codes.npy", "samples.jsonl"
+MORE_PIXELS, MORE_CODES, MORE_KEYS = "pixels.npy", "codes.npy", "keys.txt"
 MORE_AT_ONCE = 32
 REVIVED_BELOW = 0.03
 """Codebook rows used less than this share of the mean are moved."""
@@ -371,9 +372,9 @@ def more_pictures(
     if several is not None:
         raise DataError(f"{several} has no picture or several; a decoder is trained on single pictures")
     keys = [sample.key for sample, _ in found]
-    if not (folder / MORE_SAMPLES).exists():
+    if not (folder / MORE_KEYS).exists():
         _fill_more(model, found, folder, report)
-    elif (folder / MORE_SAMPLES).read_text("utf-8").splitlines() != keys:
+    elif (folder / MORE_KEYS).read_text("utf-8").splitlines() != keys:
         raise DataError(f"{folder} was made of other pictures than --more has now; remove it, or give the same")
     pixels, codes = np.load(folder / MORE_PIXELS, mmap_mode="r"), np.load(folder / MORE_CODES)
     return More([sample for sample, _ in found], pixels, codes)
@@ -384,8 +385,8 @@ def _fill_more(
 ) -> None:
     geometry, preprocessing = model.geometry, preprocessing_of(model.geometry)
     size = geometry.output_size
-    folder.mkdir(parents=True, exist_ok=True)
     shape = (len(found), size, size, 3)
+    make_room(folder, math.prod(shape), "more pictures")
     pixels = np.lib.format.open_memmap(folder / MORE_PIXELS, "w+", np.uint8, shape)
     codes = np.empty((len(found), geometry.num_queries), np.int64)
     for start in range(0, len(found), MORE_AT_ONCE):
@@ -399,7 +400,7 @@ def _fill_more(
             report(f"more pictures: {start:,} of {len(found):,}")
     pixels.flush()
     np.save(folder / MORE_CODES, codes)
-    with replacing(folder / MORE_SAMPLES) as partial:
+    with replacing(folder / MORE_KEYS) as partial:
         partial.write_text("".join(f"{sample.key}\n" for sample, _ in found), "utf-8")
 
 

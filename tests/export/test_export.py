@@ -4,6 +4,7 @@ import dataclasses
 import io
 import json
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import onnx
@@ -16,7 +17,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 import seed_edge
 from seed_edge.bundle import Bundle
-from seed_edge.errors import CheckpointError, ParityError
+from seed_edge.errors import CheckpointError, DataError, ParityError
 from seed_edge.export import gguf as gguf_module
 from seed_edge.export.gguf import LlamaFolder, permute, write_gguf
 from seed_edge.export.parity import LOGITS_KL, language_parity
@@ -24,7 +25,7 @@ from seed_edge.manifest import DECODER, ENCODER
 from seed_edge.models.checkpoints import load_image_tokenizer
 from seed_edge.runtime.language_model import LlamaCpp
 from seed_edge.train.codes import read_code_shards
-from seed_edge.train.features import open_cache
+from seed_edge.train.features import make_room, open_cache
 from seed_edge.train.loop import Loop
 from seed_edge.train.shards import ShardWriter
 from seed_edge.train.tokenizer import codes_of, vectors_of_cache
@@ -164,6 +165,13 @@ def test_the_decoder_may_be_given_more_pictures(run, tmp_path, monkeypatch):
     with ShardWriter(pairs) as shard:
         write(shard, "other", Image.new("RGB", (64, 64)), {"phrases": ["black"], "style": "flat"})
     assert "made of other pictures" in call("train", "tokenizer", *options, fails=True).stderr
+
+
+def test_a_disk_too_small_for_pictures_is_told_before_any_is_written(tmp_path, monkeypatch):
+    make_room(tmp_path / "new", 1000, "features")
+    monkeypatch.setattr("seed_edge.train.features.shutil.disk_usage", lambda folder: SimpleNamespace(free=999))
+    with pytest.raises(DataError, match="more pictures need 0.0 GB, 0.0 GB are free; choose another --out"):
+        make_room(tmp_path / "new", 1000, "more pictures")
 
 
 def test_other_pictures_become_codes_by_the_tokenizer_of_a_run(run, exported, tmp_path):
