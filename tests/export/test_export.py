@@ -170,7 +170,7 @@ def test_the_decoder_may_be_given_more_pictures(run, tmp_path, monkeypatch):
 def test_a_disk_too_small_for_pictures_is_told_before_any_is_written(tmp_path, monkeypatch):
     make_room(tmp_path / "new", 1000, "features")
     monkeypatch.setattr("seed_edge.train.features.shutil.disk_usage", lambda folder: SimpleNamespace(free=999))
-    with pytest.raises(DataError, match="more pictures need 0.0 GB, 0.0 GB are free; choose another --out"):
+    with pytest.raises(DataError, match=r"more pictures need 0\.0 GB, 0\.0 GB are free; choose another --out"):
         make_room(tmp_path / "new", 1000, "more pictures")
 
 
