@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from seed_edge.errors import BundleError, printable
-from seed_edge.preprocess import FILTERS, Preprocessing
+from seed_edge.preprocess import FILTERS, MOST_VIEWS, Preprocessing
 from seed_edge.prompts import Prompts
 from seed_edge.vocab import CodeSpace, Vocab
 
@@ -33,7 +33,6 @@ IMAGE_NOISE = "image_noise.npz"
 DATA = ".data"
 """Behind the name of a graph: the file with its weights, where they do not fit into the graph."""
 MOST_BEAMS = 16
-MOST_VIEWS = 4
 GGUF_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,120}\.gguf")
 
 
@@ -113,7 +112,7 @@ class Language:
     caption_beams: int = 1
     """Captions followed side by side, of which the best is given; 1 takes the likeliest word each time."""
     caption_views: int = 1
-    """Ways to see a picture that a caption has to fit: as it is, mirrored, nearer, both. Each has other codes."""
+    """Ways to see a picture that a caption has to fit, each with other codes; see `Preprocessing.views`."""
 
     def __post_init__(self) -> None:
         if not 1 <= self.caption_beams <= MOST_BEAMS:

@@ -6,16 +6,17 @@ Every number comes from the caller, and for a bundle from its manifest. Knows no
 from __future__ import annotations
 
 import io
+import itertools
 import logging
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageEnhance, ImageOps, UnidentifiedImageError
 
 from seed_edge.errors import ImageError
 
@@ -65,6 +66,21 @@ class Preprocessing:
         rgb = to_rgb(image)
         return rgb if rgb.size == size else rgb.resize(size, FILTERS[self.resize_filter])
 
+    def views(self, image: Image.Image, count: int) -> NDArray[np.float32]:
+        """Normalised pixels (count, 3, image_size, image_size) of an image seen in up to `MOST_VIEWS` ways.
+
+        As it is; nearer and mirrored; from farther off; paler and mirrored. What is shown stays what it is, codes do
+        not; the less alike two views are, the more the second adds.
+        """
+        return self.normalise(np.stack([np.asarray(square) for square in itertools.islice(self._seen(image), count)]))
+
+    def _seen(self, image: Image.Image) -> Iterator[Image.Image]:
+        square = self.square(image)
+        yield square
+        yield ImageOps.mirror(self.square(_nearer(image)))
+        yield _farther(square, FILTERS[self.resize_filter])
+        yield ImageOps.mirror(ImageEnhance.Color(square).enhance(PALER))
+
     def normalise(self, squares: NDArray[np.uint8]) -> NDArray[np.float32]:
         """(batch, S, S, 3) bytes -> (batch, 3, S, S) normalised floats."""
         mean, std = np.array(self.mean, np.float32), np.array(self.std, np.float32)
@@ -73,14 +89,30 @@ class Preprocessing:
 
 
 NEARER = 0.07
-"""Of each side, what `middle_of` cuts off."""
+"""Of each side, what is cut off where a picture is seen nearer."""
+FARTHER = 1.2
+"""Times as far as it is, where a picture is seen from farther off."""
+PALER = 0.6
+"""Of the colour, what is left where a picture is seen paler."""
+MOST_VIEWS = 4
+"""Ways to see a picture that `Preprocessing.views` knows."""
 
 
-def middle_of(image: Image.Image) -> Image.Image:
+def _nearer(image: Image.Image) -> Image.Image:
     """The image without its margins."""
     width, height = image.size
     x, y = int(NEARER * width), int(NEARER * height)
     return image.crop((x, y, width - x, height - y))
+
+
+def _farther(square: Image.Image, resample: Image.Resampling) -> Image.Image:
+    """A smaller copy within a margin that has the median colour of its border."""
+    pixels, side = np.asarray(square), round(square.width / FARTHER)
+    border = np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])
+    red, green, blue = (int(value) for value in np.median(border, 0))
+    result = Image.new("RGB", square.size, (red, green, blue))
+    result.paste(square.resize((side, side), resample), ((square.width - side) // 2,) * 2)
+    return result
 
 
 def to_rgb(image: Image.Image) -> Image.Image:

@@ -13,7 +13,7 @@ from seed_edge.bundle import Bundle
 from seed_edge.errors import BundleError
 from seed_edge.graphs import GraphSpec, embedding_decoder_graph, encoder_graph, pixel_decoder_graph
 from seed_edge.manifest import DECODER, ENCODER
-from seed_edge.preprocess import middle_of, to_images
+from seed_edge.preprocess import to_images
 from seed_edge.runtime.residents import Residents
 from seed_edge.runtime.sessions import Device, Session
 from seed_edge.runtime.unclip import DiffusionOptions, Unclip
@@ -62,19 +62,15 @@ class ImageTokenizer:
         return self.encode_values(self._bundle.manifest.preprocessing(images))
 
     def encode_views(self, images: Sequence[Image.Image], count: int) -> NDArray[np.int64]:
-        """Codes of images seen in `count` ways: as they are, mirrored, nearer, nearer and mirrored.
+        """Codes of images seen in `count` ways; see `Preprocessing.views`.
 
         Returns:
             (len(images), count, codes_per_image); the first of each image are its codes.
         """
-        preprocessing = self._bundle.manifest.preprocessing
-        seen = [preprocessing(images)] + ([preprocessing([middle_of(image) for image in images])] if count > 2 else [])
-        views = [view for values in seen for view in (values, values[..., ::-1])][:count]
-        step = max(1, TOGETHER // count)
+        views, step = self._bundle.manifest.preprocessing.views, max(1, TOGETHER // count)
         codes = []
         for start in range(0, len(images), step):
-            part = np.stack([view[start : start + step] for view in views], 1)
-            codes.append(self.encode_values(part.reshape(-1, *part.shape[2:])))
+            codes.append(self.encode_values(np.concatenate([views(image, count) for image in images[start : start + step]])))
         return np.concatenate(codes).reshape(len(images), count, -1)
 
     def encode_values(self, pixel_values: NDArray[np.float32]) -> NDArray[np.int64]:

@@ -40,6 +40,32 @@ def test_the_whole_picture_is_squeezed_not_cropped():
     assert values[0, 0, 0].tolist() == pytest.approx([1, 1, 0, 0], abs=0.15)
 
 
+def test_views_show_the_same_thing_nearer_farther_paler_and_mirrored():
+    image = Image.new("RGB", (600, 300), (0, 0, 250))
+    image.paste((250, 0, 0), (60, 30, 240, 240))
+    preprocessing = Preprocessing(60, "bilinear", (0.0,) * 3, (1.0,) * 3)
+    as_is, nearer, farther, paler = views = preprocessing.views(image, 4)
+    assert views.shape == (4, 3, 60, 60) and (as_is == preprocessing([image])[0]).all()
+    for count in (1, 2, 3):
+        assert (preprocessing.views(image, count) == views[:count]).all()
+    red = [view[0] > 0.5 for view in (as_is, nearer, farther)]
+    shares = [float(each.mean()) for each in red]
+    assert shares == pytest.approx([shares[0], shares[0] / 0.86**2, shares[0] / 1.2**2], rel=0.08)
+    left = [float(each[:, :30].sum() / each.sum()) for each in red]
+    assert left[0] > 0.9 and left[1] < 0.1 and left[2] > 0.7
+    for edge in (farther[:, 0], farther[:, -1], farther[:, :, 0], farther[:, :, -1]):
+        assert np.allclose(edge.T, np.array([0, 0, 250]) / 255, atol=1e-6)
+    contrast = (as_is.max(0) - as_is.min(0)).max()
+    assert (paler.max(0) - paler.min(0)).max() == pytest.approx(0.6 * contrast, abs=0.01)
+    assert (paler[0] > paler[2])[:, ::-1].tolist() == (as_is[0] > as_is[2]).tolist()
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 900), (3, 2)])
+def test_the_smallest_pictures_have_all_views(size):
+    preprocessing = Preprocessing(8, "bicubic", (0.5,) * 3, (0.5,) * 3)
+    assert preprocessing.views(Image.new("L", size, 255), 4) == pytest.approx(np.ones((4, 3, 8, 8)))
+
+
 def test_resize_filters_differ_and_are_antialiased():
     noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (224, 224, 3), dtype=np.uint8))
     bilinear, bicubic = (Preprocessing(16, f, (0.0,) * 3, (1.0,) * 3)([noise]) for f in ("bilinear", "bicubic"))
