@@ -7,6 +7,7 @@ unless the weights are so few that they stay in the processor's cache.
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import statistics
 import subprocess
@@ -249,9 +250,10 @@ class _Run:
         self.time("write text", write, _repeated(once, WRITTEN_IDS), WRITTEN_IDS, "ids")
         count = language.vocab.codes_per_image
         guided = 1 if language.sampling.guidance == 1 else 2
+        one = dataclasses.replace(language.sampling, tries=1)
         self.coding = count * self.time(
             "write codes" + (", guided" if guided > 1 else ""),
-            lambda: self.edge.draw_codes(PROMPT),
+            lambda: self.edge.draw_codes(PROMPT, sampling=one),
             _repeated(once, count * guided),
             count,
             "codes",

@@ -33,6 +33,7 @@ IMAGE_NOISE = "image_noise.npz"
 DATA = ".data"
 """Behind the name of a graph: the file with its weights, where they do not fit into the graph."""
 MOST_BEAMS = 16
+MOST_TRIES = 16
 GGUF_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,120}\.gguf")
 
 
@@ -67,8 +68,12 @@ class Sampling:
     """Only the likeliest codes that together hold this probability; 1 for all."""
     guidance: float = 1.0
     """How far to go from what the model draws unasked towards what it was asked for; 1 is what it draws by itself."""
+    tries: int = 1
+    """Pictures drawn of a prompt, of which the one most like it is kept (`runtime.choosing`); a change is drawn once."""
 
     def __post_init__(self) -> None:
+        if not 1 <= self.tries <= MOST_TRIES:
+            raise BundleError(f"sampling {self}: tries is 1 to {MOST_TRIES}")
         if self.temperature < 0 or self.top_k < 0 or not 0 < self.top_p <= 1 or self.guidance < 1:
             raise BundleError(
                 f"sampling {self}: temperature and top_k are at least 0, top_p is in (0, 1], guidance at least 1"

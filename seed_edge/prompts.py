@@ -56,6 +56,8 @@ class Prompts:
     """What stands between a turn and its answer when a further turn follows."""
     between_turns: str = ""
     """What stands between an answer and the next turn."""
+    drawn: str = ""
+    """What a caption says of a drawing of `{text}`; empty where captions do not tell drawings."""
     lowercase: bool = False
     """The model was trained on lower-case text."""
 
@@ -64,12 +66,21 @@ class Prompts:
             ("caption", self.caption, "{images}"),
             ("draw", self.draw, "{text}"),
             ("edit", self.edit, "{images}"),
+            ("drawn", self.drawn, "{text}"),
         ):
-            if needed not in template and (template or name != "edit"):
+            if needed not in template and (template or name not in ("edit", "drawn")):
                 raise BundleError(f"{name} template {template!r} must hold {needed}; export again")
         for name, template in (("draw", self.draw), ("edit", self.edit)):
             if template and not template.endswith("{boi}"):
                 raise BundleError(f"{name} template {template!r} must end with {{boi}}; export again")
+
+    def of_drawing(self, tokenize: Tokenize, text: str) -> list[int]:
+        """Ids of a caption for a drawing of `text`, to follow those of `for_caption`; none where captions tell no drawings.
+
+        Raises:
+            PromptError: `text` is empty.
+        """
+        return join([self.drawn.replace("{text}", self.clean(text))], tokenize) if self.drawn else []
 
     def for_caption(self, vocab: Vocab, tokenize: Tokenize, codes: Codes) -> list[int]:
         """Ids after which the model continues with a caption of the image."""
@@ -172,6 +183,8 @@ def join(parts: Sequence[Part], tokenize: Tokenize) -> list[int]:
     return result
 
 
+DRAWN = "a drawing of {text}"
+"""What the models that `seed-edge train llm` makes from nothing are taught to say of drawings."""
 SFT_CAPTION = "Please provide an accurate and concise description of the given image."
 SFT_DRAW = "Please generate an image of {text}."
 FAMILIES = {
@@ -197,7 +210,7 @@ FAMILIES = {
         draw="{bos}{text}{boi}",
         ask="{bos}{images}Question: {text}\nAnswer:",
     ),
-    "own": Prompts(caption="{bos}{images}", draw="{bos}{text}{boi}", lowercase=True),
+    "own": Prompts(caption="{bos}{images}", draw="{bos}{text}{boi}", drawn=DRAWN, lowercase=True),
     "own-talk": Prompts(
         caption="{bos}{images}",
         draw="{bos}{text}{boi}",
@@ -206,6 +219,7 @@ FAMILIES = {
         turn="{images}q: {text} a:",
         before_answer=" ",
         between_turns=" ",
+        drawn=DRAWN,
         lowercase=True,
     ),
 }

@@ -125,6 +125,7 @@ def brush_of(
     finish: dict[str, Any],
     *,
     temperature: float | None = None,
+    tries: int | None = None,
     negative: str | None = None,
 ) -> Brush:
     """How pictures are made, from what was said on the command line; refuses what the bundle cannot do.
@@ -141,6 +142,8 @@ def brush_of(
     sampling = Sampling(0.0, 0, 1.0) if language is None else language.sampling
     if temperature is not None:
         sampling = dataclasses.replace(sampling, temperature=temperature)
+    if tries is not None:
+        sampling = dataclasses.replace(sampling, tries=tries)
     return Brush(edge, options, sampling, negative, quiet=engine.quiet, **finish)
 
 
@@ -154,6 +157,11 @@ def brush_of(
 @click.option("--negative", help="What to keep away from, in words.")
 @seed_option
 @temperature_option
+@click.option(
+    "--tries",
+    type=click.IntRange(1, 16),
+    help="Draw it so often and keep what the model itself finds most like it.  [default: the bundle's]",
+)
 @with_diffusion_options
 @with_finish_options
 @engine_options
@@ -168,6 +176,7 @@ def draw(
     negative: str | None,
     seed: int | None,
     temperature: float | None,
+    tries: int | None,
     walk: dict[str, Any],
     finish: dict[str, Any],
     engine: Engine,
@@ -201,7 +210,7 @@ def draw(
     seed = new_seed(engine) if seed is None else seed
     failed = 0
     with engine.opened() as edge:
-        brush = brush_of(edge, engine, walk, finish, temperature=temperature, negative=negative)
+        brush = brush_of(edge, engine, walk, finish, temperature=temperature, tries=tries, negative=negative)
         for text in asked:
             first = output if folder is None and output is not None else free_name(text, folder)
             try:

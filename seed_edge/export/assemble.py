@@ -40,7 +40,7 @@ from seed_edge.preprocess import CLIP_MEAN, CLIP_STD, Preprocessing, open_image
 from seed_edge.prompts import FAMILIES, Prompts, family_of
 from seed_edge.vocab import CodeSpace
 
-OWN_SAMPLING = Sampling(temperature=0.3, top_k=50, top_p=0.9, guidance=1.0)
+OWN_SAMPLING = Sampling(temperature=0.4, top_k=50, top_p=0.9, guidance=1.0, tries=6)
 OWN_BEAMS = 5
 OWN_VIEWS = 4
 REFERENCE_SAMPLING = Sampling(temperature=1.0, top_k=0, top_p=0.5)

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from seed_edge.manifest import Sampling
-from seed_edge.runtime.language_model import BranchingModel, LanguageModel
+from seed_edge.runtime.language_model import BranchingModel, LanguageModel, WritingModel
 from seed_edge.vocab import Vocab
 
 SORTED_FIRST = 256
@@ -89,7 +89,7 @@ class Guided:
     Classifier-free guidance (Ho & Salimans 2022, arXiv:2207.12598) on the logits of codes.
     """
 
-    def __init__(self, asked: LanguageModel, unasked: LanguageModel, bare: Sequence[int], guidance: float) -> None:
+    def __init__(self, asked: WritingModel, unasked: WritingModel, bare: Sequence[int], guidance: float) -> None:
         """
         Args:
             bare: ids of the prompt without words.
@@ -102,6 +102,9 @@ class Guided:
 
     def step(self, token_id: int) -> NDArray[np.float32]:
         return self._mixed(self._asked.step(token_id), self._unasked.step(token_id))
+
+    def branch(self, ids: Sequence[int], parents: Sequence[int]) -> NDArray[np.float32]:
+        return self._mixed(self._asked.branch(ids, parents), self._unasked.branch(ids, parents))
 
     def _mixed(self, asked: NDArray[np.float32], unasked: NDArray[np.float32]) -> NDArray[np.float32]:
         return unasked + np.float32(self._guidance) * (asked - unasked)
@@ -155,6 +158,29 @@ def write_codes(
         if len(codes) == vocab.codes_per_image:
             return vocab.check_codes(codes)
         logits = model.step(vocab.first_code_id + codes[-1])
+
+
+def write_several(
+    model: BranchingModel,
+    vocab: Vocab,
+    prompt: list[int],
+    sampling: Sampling,
+    seed: int,
+    progress: Callable[[int, int], None] | None = None,
+) -> NDArray[np.int64]:
+    """The same `sampling.tries` times side by side: codes (tries, codes_per_image), the first with the same seed alone."""
+    rngs = [np.random.default_rng((seed, number) if number else seed) for number in range(sampling.tries)]
+    codes = np.empty((vocab.codes_per_image, sampling.tries), np.int64)
+    logits, parents = model.start(prompt, room=vocab.codes_per_image)[None], [0] * sampling.tries
+    for place, chosen in enumerate(codes):
+        if place:
+            logits = model.branch([vocab.first_code_id + int(code) for code in codes[place - 1]], parents)
+            parents = list(range(sampling.tries))
+        known = logits[:, vocab.first_code_id : vocab.first_code_id + vocab.codebook_size]
+        chosen[:] = [pick(known[parent], sampling, rng) for parent, rng in zip(parents, rngs, strict=True)]
+        if progress is not None:
+            progress(place + 1, len(codes))
+    return np.stack([vocab.check_codes(each) for each in codes.T])
 
 
 def write_text(

@@ -57,6 +57,17 @@ class BranchingModel(Protocol):
         """
 
 
+class WritingModel(LanguageModel, BranchingModel, Protocol):
+    """One answer or several."""
+
+
+class ReadingModel(Protocol):
+    """What judging texts and pictures needs of a language model."""
+
+    def read(self, prompt: Sequence[int], said: Sequence[int]) -> NDArray[np.float32]:
+        """Logits (len(said), vocabulary) for each id of `said`, given the prompt and those before it."""
+
+
 @llama_cpp.llama_log_callback  # type: ignore[untyped-decorator]
 def _on_log(level: int, text: bytes, _: Any) -> None:
     if level == LOG_ERROR:
@@ -211,9 +222,9 @@ class LlamaCpp:
             self._kept.pop(key).close()
 
     @contextmanager
-    def fork(self) -> Iterator[LlamaCpp]:
-        """Another conversation on the same weights, for a while."""
-        other = self.conversation()
+    def fork(self, branches: int = 1, branch_length: int = 0) -> Iterator[LlamaCpp]:
+        """Another conversation on the same weights, for a while; arguments as in `LlamaCpp`."""
+        other = self.conversation(branches, branch_length)
         try:
             yield other
         finally:
@@ -287,6 +298,28 @@ class LlamaCpp:
         for row, logits in enumerate(found):
             logits[:] = self._seen_logits(row)
         return found
+
+    def read(self, prompt: Sequence[int], said: Sequence[int]) -> NDArray[np.float32]:
+        """See `ReadingModel.read`.
+
+        Raises:
+            PromptError: both do not fit the context.
+        """
+        found = [self.start(prompt, room=len(said))]
+        ids = said[:-1]
+        if not ids:
+            return found[0][None]
+        batch = llama_cpp.llama_batch_init(len(ids), 0, 1)
+        try:
+            batch.n_tokens = len(ids)
+            for row, token_id in enumerate(ids):
+                batch.token[row], batch.pos[row], batch.logits[row] = token_id, len(self._read) + row, True
+                batch.n_seq_id[row], batch.seq_id[row][0] = 1, 0
+            self._run(batch)
+        finally:
+            llama_cpp.llama_batch_free(batch)
+        self._read += ids
+        return np.stack(found + [self._seen_logits(row) for row in range(len(ids))])
 
     def _decode(self, ids: Sequence[int]) -> NDArray[np.float32]:
         array = (llama_cpp.llama_token * len(ids))(*ids)

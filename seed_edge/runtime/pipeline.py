@@ -8,7 +8,7 @@ import os
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Concatenate, ParamSpec, TypeVar
@@ -23,7 +23,8 @@ from seed_edge.gguf_header import GgufHeader
 from seed_edge.manifest import MOST_BEAMS, Sampling
 from seed_edge.memory import free_gpu_memory
 from seed_edge.preprocess import open_image
-from seed_edge.runtime.decoding import Agreed, Guided, best_text, write_codes, write_text
+from seed_edge.runtime.choosing import best_seen
+from seed_edge.runtime.decoding import Agreed, Guided, best_text, write_codes, write_several, write_text
 from seed_edge.runtime.image_tokenizer import ImageTokenizer
 from seed_edge.runtime.residents import Residents, layers_that_fit
 from seed_edge.runtime.sessions import Device, choose_device
@@ -31,7 +32,7 @@ from seed_edge.runtime.threads import SMALL_MODEL, available_cores, threads_for_
 from seed_edge.runtime.unclip import DiffusionOptions
 
 if TYPE_CHECKING:
-    from seed_edge.runtime.language_model import LlamaCpp
+    from seed_edge.runtime.language_model import LlamaCpp, WritingModel
 
 log = logging.getLogger("seed_edge")
 
@@ -377,11 +378,40 @@ class SeedEdge:
         guidance, away = sampling.guidance, language.prompts.for_any_drawing(vocab, model.tokenize)
         if negative is not None and self.bundle.manifest.kind == "pixels":
             guidance, away = max(guidance, LEAST_AWAY), language.prompts.for_drawing(vocab, model.tokenize, negative)
-        if guidance == 1:
-            return write_codes(model, vocab, ids, sampling, seed, progress)
-        with model.fork() as unasked:
-            guided = Guided(model, unasked, away, guidance)
-            return write_codes(guided, vocab, ids, sampling, seed, progress)
+        tries = self._tries(sampling)
+        asked = model if tries == 1 else model.kept(("tries", tries), tries, vocab.codes_per_image)
+        with ExitStack() as stack:
+            writer: WritingModel = asked
+            if guidance != 1:
+                branches = (1, 0) if tries == 1 else (tries, vocab.codes_per_image)
+                writer = Guided(asked, stack.enter_context(model.fork(*branches)), away, guidance)
+            if tries == 1:
+                return write_codes(writer, vocab, ids, sampling, seed, progress)
+            drawn = write_several(writer, vocab, ids, sampling, seed, progress)
+        return self._best_of(drawn, ids, language.prompts.of_drawing(model.tokenize, prompt))
+
+    def _tries(self, sampling: Sampling) -> int:
+        """Drawings to make of a prompt; one where all would be the same.
+
+        Raises:
+            PromptError: several, of a bundle that takes minutes for each.
+        """
+        if sampling.tries > 1 and self.bundle.manifest.kind != "pixels":
+            raise PromptError(
+                f"{self.bundle.path} draws by a diffusion, too slow to choose among {sampling.tries} tries; take 1"
+            )
+        return sampling.tries if sampling.temperature else 1
+
+    def _best_of(self, drawn: NDArray[np.int64], prompt: Sequence[int], words: Sequence[int]) -> NDArray[np.int64]:
+        """The codes whose picture is most like what was asked for; see `best_seen`."""
+        different = list({tuple(codes): codes for codes in drawn.tolist()}.values())
+        if len(different) == 1:
+            return np.array(different[0], np.int64)
+        pictures = self._images.decode(np.array(different), 0, DiffusionOptions())
+        seen = self._images.encode(pictures)
+        model = self._language_model  # opened anew where it had to make room
+        chosen = best_seen(model, model.tokenize, self.bundle.language, prompt, words, [*seen])
+        return np.array(different[chosen], np.int64)
 
     @exclusive
     def encode(self, images: Sequence[ImageSource]) -> NDArray[np.int64]:

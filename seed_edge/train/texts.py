@@ -8,6 +8,7 @@ from collections.abc import Collection
 
 import numpy as np
 
+from seed_edge.prompts import DRAWN
 from seed_edge.train.drawings import COLOURS
 from seed_edge.train.samples import Sample
 
@@ -207,11 +208,11 @@ def caption(sample: Sample, rng: np.random.Generator, as_written: bool = False) 
     if sample.captions:
         return _sentence(sample, rng, as_written)
     if sample.phrases:
-        return f"a drawing of {rng.choice(sample.phrases)}"
+        return DRAWN.replace("{text}", str(rng.choice(sample.phrases)))
     if sample.label is None:
         return None
-    kind = "drawing" if sample.style else "photo"
-    return f"a {kind} of {name_of(sample, colour=rng.random() < 0.5, rng=rng)}"
+    name = name_of(sample, colour=rng.random() < 0.5, rng=rng)
+    return DRAWN.replace("{text}", name) if sample.style else f"a photo of {name}"
 
 
 def _sentence(sample: Sample, rng: np.random.Generator, as_written: bool) -> str:

@@ -113,6 +113,15 @@ def test_negative_words_change_what_is_drawn(run):
     assert Path("again.png").read_bytes() == Path("b-1.png").read_bytes()
 
 
+def test_it_is_drawn_as_often_as_asked_and_one_is_kept(run):
+    def drawn(*more):
+        hot = ("draw", "a house", "-n", 8, "--seed", 3, "--temperature", 5, "-o", "a.png", "--json")
+        return [json.loads(line)["codes"] for line in run(*hot, *more).stdout.splitlines()]
+
+    assert drawn() == drawn("--tries", 1) != drawn("--tries", 6) == drawn("--tries", 6)
+    assert "17 is not in the range" in run("draw", "a house", "--tries", 17, fails=True).stderr
+
+
 def test_a_size_is_that_of_the_file(run):
     run("draw", "a house", "--seed", 1, "--size", 40, "-o", "a.png")
     assert Image.open("a.png").size == (40, 40)

@@ -11,6 +11,7 @@ from seed_edge.runtime.decoding import (
     pick,
     write_answer,
     write_codes,
+    write_several,
     write_text,
 )
 from seed_edge.vocab import Vocab
@@ -57,6 +58,34 @@ def test_guidance_leaves_behind_what_is_drawn_unasked():
     wanted = [write_codes(Guided(asked, unasked, [18], g), VOCAB, [1, 18], GREEDY, 0).tolist() for g in (1, 20)]
     assert wanted == [[1] * 4, [2] * 4]
     assert asked.fed == [1, 18, 12, 12, 12] and unasked.fed == [18, 12, 12, 12] and unasked.room == 4
+
+
+class Branching(Scripted):
+    def branch(self, ids, parents):
+        self.fed.append((list(ids), list(parents)))
+        return np.tile(self._logits(), (len(ids), 1))
+
+
+def test_several_drawings_are_written_side_by_side_the_first_as_it_would_be_alone():
+    hot, seen = Sampling(2.0, 0, 1.0, tries=5), []
+    several = write_several(Branching(), VOCAB, [1, 18], hot, 3, progress=lambda done, total: seen.append((done, total)))
+    assert several.shape == (5, 4) and len({tuple(codes) for codes in several.tolist()}) > 3
+    assert several[0].tolist() == write_codes(Scripted(), VOCAB, [1, 18], hot, 3).tolist()
+    assert seen == [(1, 4), (2, 4), (3, 4), (4, 4)]
+    assert not (write_several(Branching(), VOCAB, [1, 18], hot, 4) == several).all()
+
+
+def test_each_of_several_drawings_follows_its_own_codes():
+    model, hot = Branching(), Sampling(1.0, 0, 1.0, tries=3)
+    codes = write_several(model, VOCAB, [1, 18], hot, 0)
+    assert model.fed == [1, 18, *(((codes[:, i] + 10).tolist(), [0, 0, 0] if i == 0 else [0, 1, 2]) for i in range(3))]
+    assert model.room == 4
+
+
+def test_guidance_leads_several_drawings_too():
+    asked, unasked = Branching(11, 12), Branching(11)
+    guided = Guided(asked, unasked, [18], 20)
+    assert write_several(guided, VOCAB, [1, 18], Sampling(0.1, 0, 1.0, tries=2), 0).tolist() == [[2] * 4] * 2
 
 
 def test_progress_counts_codes():

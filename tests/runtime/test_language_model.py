@@ -98,6 +98,17 @@ def test_branches_are_what_each_would_be_alone(model):
         branching.close()
 
 
+def test_reading_what_was_said_gives_the_numbers_of_one_id_after_the_other(model, vocab):
+    prompt, said = [vocab.bos_id, *model.tokenize("a red"), vocab.boi_id], [vocab.first_code_id + i for i in (3, 1, 2, 7)]
+    alone = [model.start(prompt, room=5), *(model.step(token_id) for token_id in said[:3])]
+    for _ in range(2):
+        assert model.read(prompt, said) == pytest.approx(np.stack(alone), abs=1e-3)
+    assert model.read(prompt, said[:1]) == pytest.approx(alone[0][None], abs=1e-3)
+    assert model.step(said[0]) == pytest.approx(alone[1], abs=1e-3)  # and goes on from there
+    with pytest.raises(PromptError, match="fit beside"):
+        model.read(prompt, said * 30)
+
+
 def test_there_is_room_for_all_branches_to_the_end(model):
     branching = model.conversation(branches=3, branch_length=40)
     try:

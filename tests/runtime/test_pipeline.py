@@ -11,6 +11,7 @@ import seed_edge
 from seed_edge.bundle import entry_for
 from seed_edge.errors import BundleError, CodesError, ImageError, PromptError
 from seed_edge.manifest import MANIFEST, Sampling
+from seed_edge.runtime.decoding import GREEDY, write_several
 from seed_edge.runtime.pipeline import SeedEdge
 from seed_edge.runtime.sessions import choose_device
 
@@ -119,6 +120,41 @@ def test_guidance_changes_what_is_drawn(edge):
         for how in (hot, dataclasses.replace(hot, guidance=1.0), dataclasses.replace(hot, guidance=8.0))
     )
     assert plain == one != far
+
+
+def test_of_several_drawings_the_one_is_kept_that_is_seen_as_what_was_asked_for(edge):
+    hot, model, language = Sampling(1.0, 0, 1.0), edge._language_model, edge.bundle.language
+    vocab, prompt = language.vocab, language.prompts.for_drawing(language.vocab, model.tokenize, "a house")
+    mask = np.arange(vocab.size)
+    mask = (mask >= vocab.first_code_id) & (mask < vocab.first_code_id + vocab.codebook_size)
+
+    def liked(codes):
+        ids = [int(code) + vocab.first_code_id for code in edge.encode([edge.decode(codes)])[0]]
+        rows = [model.start([*prompt, *ids[:i]], room=1) for i in range(len(ids))]
+        return sum(row[i] - np.logaddexp.reduce(row[mask].astype(float)) for row, i in zip(rows, ids, strict=True))
+
+    kept = 0
+    for seed in range(6):
+        tries = write_several(model.kept("test", 5, 4), vocab, prompt, dataclasses.replace(hot, tries=5), seed)
+        best = max((codes for codes in tries.tolist()), key=liked)
+        found = edge.draw_codes("a house", seed=seed, sampling=dataclasses.replace(hot, tries=5)).tolist()
+        assert liked(found) == pytest.approx(liked(best), abs=1e-2)
+        kept += found != edge.draw_codes("a house", seed=seed, sampling=hot).tolist()
+    assert kept
+    cold = Sampling(0.0, 0, 1.0, tries=5)
+    assert edge.draw_codes("a house", sampling=cold).tolist() == edge.draw_codes("a house", sampling=GREEDY).tolist()
+
+
+def test_several_tries_go_with_guidance(edge):
+    several = Sampling(1.0, 0, 1.0, guidance=3.0, tries=4)
+    drawn = [edge.draw_codes("a house", seed=seed, sampling=several, negative="a cat").tolist() for seed in (0, 0, 1, 2, 3)]
+    assert drawn[0] == drawn[1] and len({tuple(codes) for codes in drawn}) > 1
+
+
+@pytest.mark.parametrize("tries", [0, 17])
+def test_how_often_to_try_has_bounds(tries):
+    with pytest.raises(BundleError, match="tries is 1 to 16"):
+        Sampling(1.0, 0, 1.0, tries=tries)
 
 
 def test_an_empty_and_an_overlong_prompt_are_refused(edge):

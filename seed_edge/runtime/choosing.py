@@ -1,0 +1,61 @@
+"""Which of several drawings is most like what was asked for, as the model itself sees them.
+
+Codes that do not go together become a blot, and a blot has other codes than those it was made of. So each drawing is looked
+at, and what is seen is judged in both directions: would it have been drawn for these words, and would it be called that?
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from seed_edge.manifest import Language
+from seed_edge.prompts import Tokenize
+from seed_edge.runtime.language_model import ReadingModel
+from seed_edge.vocab import Vocab
+
+CODES_COUNT = 1 / 4
+"""What a nat of codes counts beside one of words; 32 codes tell much that no words ask for."""
+
+
+def best_seen(
+    model: ReadingModel,
+    tokenize: Tokenize,
+    language: Language,
+    prompt: Sequence[int],
+    words: Sequence[int],
+    seen: Sequence[NDArray[np.int64]],
+) -> int:
+    """Number of the drawing that fits best; the first of equals.
+
+    Args:
+        prompt: ids after which the drawings' codes were written.
+        words: ids of a caption that would be right; may be none.
+        seen: codes (codes_per_image,) of each drawing, after it became a picture and was encoded.
+    """
+    vocab, scores = language.vocab, []
+    for codes in seen:
+        written = vocab.codes_to_ids(codes)[1:-1]
+        score = CODES_COUNT * log_probability(model, prompt, written, code_mask(vocab))
+        if words:
+            caption = language.prompts.for_caption(vocab, tokenize, codes)
+            score += log_probability(model, caption, words, vocab.text_mask())
+        scores.append(score)
+    return int(np.argmax(scores))
+
+
+def log_probability(model: ReadingModel, prompt: Sequence[int], said: Sequence[int], allowed: NDArray[np.bool_]) -> float:
+    """Natural logarithm of how likely `said` follows the prompt, where only allowed ids may follow."""
+    logits = model.read(prompt, said).astype(np.float64)
+    known = logits[:, allowed]
+    most = known.max(1)
+    total = most + np.log(np.exp(known - most[:, None]).sum(1))
+    return float((logits[np.arange(len(said)), said] - total).sum())
+
+
+def code_mask(vocab: Vocab) -> NDArray[np.bool_]:
+    """(size,) True for ids of codes."""
+    ids = np.arange(vocab.size) - vocab.first_code_id
+    return (ids >= 0) & (ids < vocab.codebook_size)
