@@ -161,7 +161,7 @@ def load_geometry(folder: Path) -> Geometry:
     try:
         fields = json.loads(path.read_text())
     except FileNotFoundError:
-        raise CheckpointError(f"{path} is missing; --ckpt takes a folder written by `seed-edge train`") from None
+        raise CheckpointError(f"{path} is missing; give a folder that `seed-edge train tokenizer` wrote") from None
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{path} cannot be read as JSON: {error}") from error
     if not isinstance(fields, dict):

@@ -33,6 +33,12 @@ def test_things_come_in_the_colour_that_is_asked_for(edge, colour):
     assert sum((red > blue) == (colour == "red") for red, blue in drawn) >= 3
 
 
+def test_of_several_tries_a_jumble_is_not_kept(edge):
+    """Drawn once, a blue star is one only every other time."""
+    told = [edge.caption(edge.draw("a blue star", seed=seed)) for seed in range(6)]
+    assert sum("blue" in text and "star" in text for text in told) >= 5, told
+
+
 def test_as_many_as_are_asked_for_are_drawn(edge):
     """Two apples stand side by side: paint left and right, none in between."""
     pixels = np.asarray(edge.draw("two apples", seed=1), dtype=float)
