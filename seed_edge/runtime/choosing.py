@@ -35,15 +35,21 @@ def best_seen(
         words: ids of a caption that would be right; may be none.
         seen: codes (codes_per_image,) of each drawing, after it became a picture and was encoded.
     """
-    vocab, scores = language.vocab, []
-    for codes in seen:
+    vocab = language.vocab
+
+    def score(codes: NDArray[np.int64]) -> float:
         written = vocab.codes_to_ids(codes)[1:-1]
-        score = CODES_COUNT * log_probability(model, prompt, written, code_mask(vocab))
+        found = CODES_COUNT * log_probability(model, prompt, written, code_mask(vocab))
         if words:
             caption = language.prompts.for_caption(vocab, tokenize, codes)
-            score += log_probability(model, caption, words, vocab.text_mask())
-        scores.append(score)
-    return int(np.argmax(scores))
+            found += log_probability(model, caption, words, vocab.text_mask())
+        return found
+
+    scores: dict[tuple[int, ...], float] = {}  # what looks the same is judged once: a second number would differ by a rounding
+    for codes in seen:
+        if tuple(codes) not in scores:
+            scores[tuple(codes)] = score(codes)
+    return int(np.argmax([scores[tuple(codes)] for codes in seen]))
 
 
 def log_probability(model: ReadingModel, prompt: Sequence[int], said: Sequence[int], allowed: NDArray[np.bool_]) -> float:

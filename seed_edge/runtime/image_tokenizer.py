@@ -96,10 +96,7 @@ class ImageTokenizer:
 
     def decoded(self, codes: NDArray[np.int64]) -> NDArray[np.float32]:
         """What the decoder's graph gives: pixels or image embeddings, by kind."""
-        decoder = self._session(DECODER)
-        most = self._residents.at_once(DECODER, min(len(codes), TOGETHER))
-        parts = [decoder(codes[start : start + most])[0] for start in range(0, len(codes), most)]
-        return np.concatenate(parts).astype(np.float32)
+        return self._session(DECODER)(codes)[0].astype(np.float32)
 
     def decode(
         self,

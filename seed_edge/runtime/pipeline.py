@@ -407,10 +407,11 @@ class SeedEdge:
         different = list({tuple(codes): codes for codes in drawn.tolist()}.values())
         if len(different) == 1:
             return np.array(different[0], np.int64)
-        pictures = self._images.decode(np.array(different), 0, DiffusionOptions())
-        seen = self._images.encode(pictures)
+        # one by one, as where memory is short: several at once differ by roundings, and a code may hang on one
+        pictures = [self.decode(codes) for codes in different]
+        seen = [self._images.encode([picture])[0] for picture in pictures]
         model = self._language_model  # opened anew where it had to make room
-        chosen = best_seen(model, model.tokenize, self.bundle.language, prompt, words, [*seen])
+        chosen = best_seen(model, model.tokenize, self.bundle.language, prompt, words, seen)
         return np.array(different[chosen], np.int64)
 
     @exclusive

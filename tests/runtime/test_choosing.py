@@ -45,9 +45,9 @@ def test_what_would_be_called_that_is_kept_and_counts_more_than_codes():
     assert chosen(named, [A, B, C]) == 0  # without words nobody is asked for a name; the first of equals
 
 
-def test_every_drawing_is_read_once_in_both_directions():
+def test_all_that_looks_different_is_read_once_in_both_directions():
     model = Knowing({})
-    best_seen(model, lambda text: [5], LANGUAGE, [1, 5, 18], [5], [np.array(A), np.array(B)])
+    best_seen(model, lambda text: [5], LANGUAGE, [1, 5, 18], [5], [np.array(A), np.array(B), np.array(A)])
     assert model.asked == [
         ([1, 5, 18], list(SEEN["A"])),
         (list(NAMED["A"]), [5]),

@@ -39,6 +39,13 @@ def test_of_several_tries_a_jumble_is_not_kept(edge):
     assert sum("blue" in text and "star" in text for text in told) >= 5, told
 
 
+def test_what_is_kept_does_not_depend_on_memory(edge):
+    with seed_edge.load(device="cpu", low_memory=True) as careful:
+        for prompt in ("a blue star", "two rockets", "three elephants"):
+            for seed in range(3):
+                assert careful.draw_codes(prompt, seed=seed).tolist() == edge.draw_codes(prompt, seed=seed).tolist()
+
+
 def test_as_many_as_are_asked_for_are_drawn(edge):
     """Two apples stand side by side: paint left and right, none in between."""
     pixels = np.asarray(edge.draw("two apples", seed=1), dtype=float)
