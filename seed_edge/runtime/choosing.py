@@ -42,7 +42,8 @@ def best_seen(
         found = CODES_COUNT * log_probability(model, prompt, written, code_mask(vocab))
         if words:
             caption = language.prompts.for_caption(vocab, tokenize, codes)
-            found += log_probability(model, caption, words, vocab.text_mask())
+            fitting = words[: language.context_length - len(caption)]  # a prompt may be longer than a caption can be
+            found += log_probability(model, caption, fitting, vocab.text_mask())
         return found
 
     scores: dict[tuple[int, ...], float] = {}  # what looks the same is judged once: a second number would differ by a rounding

@@ -57,6 +57,13 @@ def test_all_that_looks_different_is_read_once_in_both_directions():
     assert 0 < CODES_COUNT < 1
 
 
+def test_a_caption_longer_than_the_context_is_judged_as_far_as_it_fits():
+    model, words = Knowing({}), [5, 6] * 40
+    best_seen(model, lambda text: [5], LANGUAGE, [1, 5, 18], words, [np.array(A)])
+    assert [len(prompt) + len(said) for prompt, said in model.asked] == [3 + 4, LANGUAGE.context_length]
+    assert model.asked[1][1] == words[: LANGUAGE.context_length - 7]
+
+
 def test_a_probability_is_among_what_may_follow():
     allowed = np.zeros(20, bool)
     allowed[[3, 4, 5, 6]] = True
