@@ -86,6 +86,12 @@ class Vocab:
         """Codes (codes_per_image,) of code ids, BOI and EOI not included."""
         return self.check_codes(np.asarray(ids, dtype=np.int64) - self.first_code_id)
 
+    def code_mask(self) -> NDArray[np.bool_]:
+        """(size,) True for ids of codes."""
+        mask = np.zeros(self.size, dtype=bool)
+        mask[self.first_code_id : self.first_code_id + self.codebook_size] = True
+        return mask
+
     def text_mask(self) -> NDArray[np.bool_]:
         """(size,) True for ids that may stand in text: everything but codes, BOI, EOI and BOS."""
         mask = np.ones(self.size, dtype=bool)

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 
 from seed_edge.manifest import Language
 from seed_edge.prompts import Tokenize
+from seed_edge.runtime.decoding import log_probabilities
 from seed_edge.runtime.language_model import ReadingModel
-from seed_edge.vocab import Vocab
 
 CODES_COUNT = 1 / 4
 """What a nat of codes counts beside one of words; 32 codes tell much that no words ask for."""
@@ -39,7 +39,7 @@ def best_seen(
 
     def score(codes: NDArray[np.int64]) -> float:
         written = vocab.codes_to_ids(codes)[1:-1]
-        found = CODES_COUNT * log_probability(model, prompt, written, code_mask(vocab))
+        found = CODES_COUNT * log_probability(model, prompt, written, vocab.code_mask())
         if words:
             caption = language.prompts.for_caption(vocab, tokenize, codes)
             fitting = words[: language.context_length - len(caption)]  # a prompt may be longer than a caption can be
@@ -55,14 +55,6 @@ def best_seen(
 
 def log_probability(model: ReadingModel, prompt: Sequence[int], said: Sequence[int], allowed: NDArray[np.bool_]) -> float:
     """Natural logarithm of how likely `said` follows the prompt, where only allowed ids may follow."""
-    logits = model.read(prompt, said).astype(np.float64)
-    known = logits[:, allowed]
-    most = known.max(1)
-    total = most + np.log(np.exp(known - most[:, None]).sum(1))
-    return float((logits[np.arange(len(said)), said] - total).sum())
-
-
-def code_mask(vocab: Vocab) -> NDArray[np.bool_]:
-    """(size,) True for ids of codes."""
-    ids = np.arange(vocab.size) - vocab.first_code_id
-    return (ids >= 0) & (ids < vocab.codebook_size)
+    columns = np.cumsum(allowed) - 1
+    found = log_probabilities(model.read(prompt, said)[:, allowed])
+    return float(found[np.arange(len(said)), columns[said]].sum())

@@ -240,7 +240,7 @@ def best_text(model: BranchingModel, vocab: Vocab, prompt: list[int], beams: int
     highest mean log-probability is taken. EOS is not returned.
     """
     allowed = np.flatnonzero(vocab.text_mask())
-    found = _log_probabilities(model.start(prompt, room=max_ids)[None, allowed])
+    found = log_probabilities(model.start(prompt, room=max_ids)[None, allowed])
     written: list[tuple[int, ...]] = [()]
     scores = np.zeros(1)
     ended: list[tuple[float, tuple[int, ...]]] = []
@@ -261,11 +261,12 @@ def best_text(model: BranchingModel, vocab: Vocab, prompt: list[int], beams: int
         written = [(*written[parent], token_id) for parent, token_id, _ in kept]
         scores = np.array([score for *_, score in kept])
         parents, ids = [parent for parent, *_ in kept], [token_id for _, token_id, _ in kept]
-        found = _log_probabilities(model.branch(ids, parents)[:, allowed])
+        found = log_probabilities(model.branch(ids, parents)[:, allowed])
     return list(best[1] if ended else (*written[kept[0][0]], kept[0][1]))
 
 
-def _log_probabilities(logits: NDArray[np.float32]) -> NDArray[np.float64]:
+def log_probabilities(logits: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Of logits (rows, ids), those in a row being all that may come."""
     shifted: NDArray[np.float64] = logits.astype(np.float64) - logits.max(-1, keepdims=True)
     shifted -= np.log(np.exp(shifted).sum(-1, keepdims=True))
     return shifted

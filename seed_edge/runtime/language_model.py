@@ -287,12 +287,7 @@ class LlamaCpp:
         for branch in self._branches:
             if branch != 0:
                 llama_cpp.llama_memory_seq_rm(self._memory, branch, -1, -1)
-        batch = self._batch
-        batch.n_tokens = len(ids)
-        for row, (token_id, branch) in enumerate(zip(ids, branches, strict=True)):
-            batch.token[row], batch.pos[row], batch.logits[row] = token_id, len(self._read) + self._depth, True
-            batch.n_seq_id[row], batch.seq_id[row][0] = 1, branch
-        self._run(batch)
+        self._run(_filled(self._batch, ids, [len(self._read) + self._depth] * len(ids), branches))
         self._branches, self._depth = branches, self._depth + 1
         found = np.empty((len(ids), self.vocab_size), np.float32)
         for row, logits in enumerate(found):
@@ -311,11 +306,7 @@ class LlamaCpp:
             return found[0][None]
         batch = llama_cpp.llama_batch_init(len(ids), 0, 1)
         try:
-            batch.n_tokens = len(ids)
-            for row, token_id in enumerate(ids):
-                batch.token[row], batch.pos[row], batch.logits[row] = token_id, len(self._read) + row, True
-                batch.n_seq_id[row], batch.seq_id[row][0] = 1, 0
-            self._run(batch)
+            self._run(_filled(batch, ids, range(len(self._read), len(self._read) + len(ids)), [0] * len(ids)))
         finally:
             llama_cpp.llama_batch_free(batch)
         self._read += ids
@@ -341,6 +332,15 @@ class LlamaCpp:
         """Where llama.cpp has them, until it runs again."""
         logits = llama_cpp.llama_get_logits_ith(self._context, row)
         return np.ctypeslib.as_array(logits, shape=(self.vocab_size,))
+
+
+def _filled(batch: Any, ids: Sequence[int], positions: Sequence[int], sequences: Sequence[int]) -> Any:
+    """The batch with these ids, and logits wanted for each."""
+    batch.n_tokens = len(ids)
+    for row, (token_id, position, sequence) in enumerate(zip(ids, positions, sequences, strict=True)):
+        batch.token[row], batch.pos[row], batch.logits[row] = token_id, position, True
+        batch.n_seq_id[row], batch.seq_id[row][0] = 1, sequence
+    return batch
 
 
 def _last_log() -> str:

@@ -42,3 +42,9 @@ def test_an_impossible_layout_is_refused(change):
 def test_code_range_is_exact():
     assert [SEED.is_code(i) for i in (31999, 32000, 40191, 40192)] == [False, True, True, False]
     assert np.array_equal(SEED.ids_to_codes([32005] * 32), np.full(32, 5))
+
+
+def test_ids_of_codes_are_those_of_no_text():
+    vocab = Vocab(size=20, first_code_id=10, codebook_size=8, codes_per_image=4, bos_id=1, eos_id=2, boi_id=18, eoi_id=19)
+    assert [int(i) for i in vocab.code_mask().nonzero()[0]] == list(range(10, 18))
+    assert not (vocab.code_mask() & vocab.text_mask()).any()
