@@ -5,11 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from seed_edge import native
+
 if TYPE_CHECKING:
     from seed_edge.runtime.pipeline import SeedEdge
 
 __all__ = ["__version__", "load"]
 __version__ = "0.1.0"
+native.configure()
 
 
 def load(

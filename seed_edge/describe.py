@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from seed_edge.bundle import Bundle, find
-from seed_edge.errors import BundleError, printable
+from seed_edge.display import printable
+from seed_edge.errors import BundleError
 from seed_edge.gguf_header import MAGIC, GgufHeader, Items
 from seed_edge.manifest import MANIFEST
 from seed_edge.onnx_header import OnnxHeader

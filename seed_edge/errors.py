@@ -1,11 +1,6 @@
 """Every error a user can cause; the command line turns these, and only these, into one-line messages."""
 
 
-def printable(text: str) -> str:
-    """Text of a file that may be hostile, in one line and without what a terminal would obey."""
-    return "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in text)
-
-
 class SeedEdgeError(Exception):
     """Something a user can put right. The message says what is wrong, where, and what to do next."""
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from seed_edge.errors import BundleError
-from seed_edge.files import replacing
+from seed_edge.atomic import replacing
 
 log = logging.getLogger("seed_edge")
 

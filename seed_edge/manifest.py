@@ -13,7 +13,8 @@ import typing
 from dataclasses import dataclass, field
 from typing import Any
 
-from seed_edge.errors import BundleError, printable
+from seed_edge.display import printable
+from seed_edge.errors import BundleError
 from seed_edge.preprocess import FILTERS, MOST_VIEWS, Preprocessing
 from seed_edge.prompts import Prompts
 from seed_edge.vocab import CodeSpace, Vocab

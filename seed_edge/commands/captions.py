@@ -14,7 +14,7 @@ from typing import IO, Any, Protocol
 import click
 
 from seed_edge.errors import ImageError
-from seed_edge.files import replacing
+from seed_edge.atomic import replacing
 
 if sys.platform == "win32":
     import msvcrt

@@ -15,7 +15,7 @@ from typing import Any
 import seed_edge
 from seed_edge.bundle import publish, refuse_existing
 from seed_edge.errors import BundleError
-from seed_edge.files import replacing
+from seed_edge.atomic import replacing
 
 RECORD = ".stages.json"
 LOCK = ".lock"

@@ -19,7 +19,7 @@ from sentencepiece import sentencepiece_model_pb2 as proto
 from seed_edge.bundle import Bundle
 from seed_edge.errors import BundleError
 from seed_edge.export.gguf import gguf_names
-from seed_edge.files import replacing
+from seed_edge.atomic import replacing
 from seed_edge.models.llama import CONFIG_FILE, PIECES_FILE, TEMPLATE, write_added_tokens
 from seed_edge.prompts import family_of
 from seed_edge.vocab import Vocab

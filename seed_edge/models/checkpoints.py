@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from seed_edge.errors import CheckpointError
-from seed_edge.files import replacing
+from seed_edge.atomic import replacing
 from seed_edge.models.config import FILE as GEOMETRY_FILE
 from seed_edge.models.config import PixelGeometry, SeedGeometry, load_geometry
 from seed_edge.models.image_tokenizer import ImageTokenizer, PixelTokenizer, SeedTokenizer

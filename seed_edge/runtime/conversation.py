@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from seed_edge.errors import CodesError, PromptError, SeedEdgeError
-from seed_edge.files import replacing
+from seed_edge.atomic import replacing
 from seed_edge.manifest import Sampling
 from seed_edge.prompts import Turn
 from seed_edge.runtime.decoding import write_answer, write_codes

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from seed_edge.errors import CodesError, DataError, ImageError
-from seed_edge.files import replacing
+from seed_edge.atomic import replacing
 from seed_edge.train.samples import Picture, Sample
 from seed_edge.train.shards import ShardWriter, read_shard
 from seed_edge.vocab import CodeSpace

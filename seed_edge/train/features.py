@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageEnhance, ImageOps
 
 from seed_edge.errors import DataError
-from seed_edge.files import replacing
+from seed_edge.atomic import replacing
 from seed_edge.memory import available_memory
 from seed_edge.models.config import PixelGeometry
 from seed_edge.models.trunk import EfficientNetLite, preprocessing_of

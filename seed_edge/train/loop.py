@@ -22,7 +22,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from seed_edge.errors import DataError
-from seed_edge.files import replacing
+from seed_edge.atomic import replacing
 from seed_edge.train.recipe import Schedule
 
 STATE, LOG = "state.pt", "log.jsonl"

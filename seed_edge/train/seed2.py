@@ -22,7 +22,7 @@ from torch.distributed.nn.functional import all_gather
 from transformers import BertTokenizer, CLIPVisionModelWithProjection
 
 from seed_edge.errors import CheckpointError, DataError
-from seed_edge.files import replacing
+from seed_edge.atomic import replacing
 from seed_edge.models.checkpoints import VIT_PREFIX, read_state
 from seed_edge.models.config import SeedGeometry
 from seed_edge.models.eva import EvaViT

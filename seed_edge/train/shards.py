@@ -11,7 +11,7 @@ from pathlib import Path
 from types import TracebackType
 
 from seed_edge.errors import DataError
-from seed_edge.files import replacing
+from seed_edge.atomic import replacing
 
 IMAGE_TYPES = ("webp", "png", "jpg", "jpeg")
 

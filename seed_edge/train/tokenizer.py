@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from seed_edge.errors import DataError
-from seed_edge.files import replacing
+from seed_edge.atomic import replacing
 from seed_edge.models.checkpoints import is_run, load_image_tokenizer, save_image_tokenizer
 from seed_edge.models.config import PixelGeometry
 from seed_edge.models.image_tokenizer import PixelTokenizer

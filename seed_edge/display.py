@@ -1,0 +1,38 @@
+"""Strings of unknown origin as they are shown: the one place where they are escaped for a terminal, TSV or JSON."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+
+ESCAPES = {"\n": "\\n", "\r": "\\r", "\t": "\\t"}
+UNSAFE = re.compile("[\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+"""What `json.dumps` leaves as it is and a terminal may obey, or UTF-8 cannot hold."""
+
+
+def printable(text: str) -> str:
+    """Text in one line and without anything a terminal obeys: control and formatting characters become escapes.
+
+    A byte of a file name that is not UTF-8 is shown as `\\xff`. What is printable stays as it is.
+    """
+    return "".join(letter if letter.isprintable() else _escape(letter) for letter in text)
+
+
+def _escape(letter: str) -> str:
+    code = ord(letter)
+    if letter in ESCAPES:
+        return ESCAPES[letter]
+    if 0xDC80 <= code <= 0xDCFF:  # a byte, by "surrogateescape"
+        return f"\\x{code - 0xDC00:02x}"
+    return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
+
+
+def json_line(value: Any) -> str:
+    """A JSON value in one line: valid UTF-8 whatever strings it holds, and read back exactly as it was.
+
+    Raises:
+        ValueError: it holds NaN or an infinity, which are not JSON.
+    """
+    text = json.dumps(value, ensure_ascii=False, allow_nan=False)
+    return UNSAFE.sub(lambda match: f"\\u{ord(match[0]):04x}", text)

@@ -1,0 +1,132 @@
+"""Settings of the whole process: environment variables, log callbacks, log severities, warnings. Nothing else sets any.
+
+`configure` runs when `seed_edge` is imported, so that it comes before the native libraries in every entry: command line, `load`,
+export, training, evaluation, helper processes, benchmarks. `own_process` is for programs of our own, never for a host process.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any, TextIO
+
+log = logging.getLogger("seed_edge")
+
+PRIVATE = {
+    "ORT_DISABLE_TELEMETRY": "1",  # ONNX Runtime: no machine id on disk, no look-up of its collector
+    "ORT_TELEMETRY_DISABLED": "1",
+    "DO_NOT_TRACK": "1",
+    "HF_HUB_OFFLINE": "1",  # huggingface_hub, and with it transformers, diffusers, accelerate, peft
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "HF_HUB_DISABLE_UPDATE_CHECK": "1",
+    "HF_DATASETS_OFFLINE": "1",
+    "TRANSFORMERS_OFFLINE": "1",
+    "RAY_USAGE_STATS_ENABLED": "0",
+}
+"""Variables that keep libraries off the network and off the disk. Set in every process, whatever the environment says."""
+QUIET = {
+    "OMP_WAIT_POLICY": "passive",  # threads of libgomp sleep while they wait; spinning ones slow a busy machine a hundredfold
+    "TOKENIZERS_PARALLELISM": "false",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+}
+"""Variables that a choice made in the environment overrides."""
+ORT_FATAL = 4
+"""ONNX Runtime's log severity for fatal errors only; failures reach us as exceptions."""
+LLAMA_ERROR = 3
+"""Level of llama.cpp's error messages."""
+MAX_LOG_LINES = 20
+_llama_errors: list[str] = []
+
+
+def configure() -> None:
+    """Set the environment of this process and of those it starts. Called once, at import of `seed_edge`.
+
+    A host program that imported ONNX Runtime before seed-edge has started its telemetry; it is stopped then, and a warning says
+    what would have prevented it.
+    """
+    too_late = "onnxruntime" in sys.modules and not telemetry_off()
+    os.environ.update(PRIVATE)
+    for name, value in QUIET.items():
+        os.environ.setdefault(name, value)
+    if too_late:
+        onnxruntime()
+        log.warning(
+            "onnxruntime was imported before seed_edge, with its telemetry on; import seed_edge first, or set ORT_DISABLE_TELEMETRY=1"
+        )
+
+
+def telemetry_off() -> bool:
+    """Whether the environment keeps every library's telemetry off."""
+    return all(os.environ.get(name) == value for name, value in PRIVATE.items())
+
+
+@functools.cache
+def onnxruntime() -> ModuleType:
+    """ONNX Runtime, with telemetry off and only fatal errors logged. The only import of it."""
+    import onnxruntime as ort
+
+    ort.disable_telemetry_events()  # Windows' event tracing asks for this besides the variables
+    ort.set_default_logger_severity(ORT_FATAL)
+    return ort
+
+
+@functools.cache
+def llama_cpp() -> ModuleType:
+    """llama.cpp's bindings, with its messages kept by `last_llama_error` and nothing printed. The only import of them."""
+    import llama_cpp
+
+    llama_cpp.llama_log_set(_llama_callback(), ctypes.c_void_p(0))
+    llama_cpp.llama_backend_init()
+    return llama_cpp
+
+
+@functools.cache
+def _llama_callback() -> Any:
+    import llama_cpp
+
+    @llama_cpp.llama_log_callback  # type: ignore[untyped-decorator]
+    def on_log(level: int, text: bytes, _: Any) -> None:
+        if level == LLAMA_ERROR:
+            _llama_errors.append(text.decode("utf-8", "replace").strip())
+            del _llama_errors[:-MAX_LOG_LINES]
+
+    return on_log
+
+
+def forget_llama_errors() -> None:
+    """Empty the list that `last_llama_error` looks at; before a call whose errors are wanted."""
+    _llama_errors.clear()
+
+
+def last_llama_error() -> str:
+    """Last error message of llama.cpp, in any thread."""
+    return _llama_errors[-1] if _llama_errors else "no reason given"
+
+
+def own_process() -> None:
+    """Settings for a process that runs nothing but seed-edge's command line.
+
+    Output that stdout's encoding cannot hold is escaped instead of raising; warnings of libraries become debug messages.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        reconfigure: Callable[..., None] | None = getattr(stream, "reconfigure", None)
+        if reconfigure is not None:
+            reconfigure(errors="backslashreplace")
+
+    def to_log(
+        message: Warning | str,
+        category: type[Warning],
+        filename: str,
+        lineno: int,
+        file: TextIO | None = None,
+        line: str | None = None,
+    ) -> None:
+        log.debug("%s: %s", category.__name__, message)
+
+    warnings.showwarning = to_log
