@@ -25,6 +25,22 @@ log = logging.getLogger("seed_edge")
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 """Formats that are opened; Pillow's other readers are never reached."""
 
+ENDINGS = {
+    "JPEG": ".jpg .jpeg .jpe .jfif .jif .mpo",
+    "PNG": ".png .apng",
+    "WebP": ".webp",
+    "GIF": ".gif",
+    "BMP": ".bmp .dib",
+    "TIFF": ".tif .tiff",
+    "HEIC": ".heic .heics .heif .heifs .hif",
+    "AVIF": ".avif .avifs",
+    "others": ".jxl .jp2 .j2k .jpf .jpx .jxr .wdp .psd .psb .svg .svgz .tga .ico .exr .hdr .qoi .ppm .pgm .pbm .pnm",
+    "RAW": ".3fr .arw .cr2 .cr3 .crw .dcr .dng .erf .iiq .kdc .mef .mos .mrw .nef .nrw .orf .pef .raf .raw .rw2 .rwl .sr2 .srw .x3f",
+}
+"""Lower-case endings that picture files have, by format. The last two rows are not read: each such file fails with an error."""
+IMAGE_ENDINGS = frozenset(ending for row in ENDINGS.values() for ending in row.split())
+"""Lower-case endings, with their dot, of files in a folder that are taken for pictures. Their content decides what they are."""
+
 MAX_PIXELS = 200_000_000
 """Default limit on width x height, checked in the header before anything is decoded."""
 
