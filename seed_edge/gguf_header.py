@@ -10,9 +10,10 @@ import struct
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import IO, Any
 
 from seed_edge.errors import BundleError
+from seed_edge.inputs import open_regular
 
 MAGIC, VERSIONS = b"GGUF", (2, 3)
 MOST_VALUES, MOST_TENSORS, MOST_DIMENSIONS = 4096, 65536, 4
@@ -43,7 +44,7 @@ class Items:
 
     count: int
     first: tuple[Any, ...]
-    """At most `KEPT_ITEMS`."""
+    """At most `KEPT_ITEMS`, or all where the reader was asked for the whole array."""
 
 
 @dataclass(frozen=True)
@@ -71,15 +72,20 @@ class GgufHeader:
     tensors: dict[str, TensorInfo]
 
     @classmethod
-    def read(cls, path: Path) -> GgufHeader:
+    def read(cls, path: Path, whole: frozenset[str] = frozenset()) -> GgufHeader:
         """Read and check a header.
+
+        Args:
+            whole: keys of arrays that are kept whole.
 
         Raises:
             BundleError: this is no GGUF file, it is cut off, or it contradicts itself.
         """
+        if not path.exists():
+            raise BundleError(f"{path} cannot be read (no such file)")
         try:
-            with open(path, "rb") as file:
-                return _Reader(file, path).header()
+            with open_regular(path, BundleError) as file:
+                return _Reader(file, path, whole).header()
         except OSError as error:
             raise BundleError(f"{path} cannot be read ({error.strerror})") from error
 
@@ -103,8 +109,8 @@ class GgufHeader:
 
 
 class _Reader:
-    def __init__(self, file: BinaryIO, path: Path) -> None:
-        self.file, self.path = file, path
+    def __init__(self, file: IO[bytes], path: Path, whole: frozenset[str]) -> None:
+        self.file, self.path, self.whole = file, path, whole
         self.size = file.seek(0, 2)
         file.seek(0)
 
@@ -122,7 +128,7 @@ class _Reader:
             key = self.string(LONGEST_KEY)
             if key in said:
                 raise self.broken(f"{key} stands there twice")
-            said[key] = self.value(self.scalar("I"))
+            said[key] = self.value(self.scalar("I"), LONGEST_ARRAY if key in self.whole else KEPT_ITEMS)
         announced = [self.tensor() for _ in range(tensors)]
         return GgufHeader(version, said, self.placed(announced, said.get("general.alignment", 32)))
 
@@ -155,24 +161,27 @@ class _Reader:
             end = place + info.size
         return tensors
 
-    def value(self, kind: int) -> Any:
+    def value(self, kind: int, kept: int) -> Any:
         if kind == STRING:
             return self.string(LONGEST_STRING)
         if kind == ARRAY:
-            return self.array()
+            return self.array(kept)
         if kind not in SCALARS:
             raise self.broken(f"a value is of type {kind}, which is unknown")
         return self.scalar(SCALARS[kind])
 
-    def array(self) -> Items:
+    def array(self, kept: int) -> Items:
         kind, count = self.scalar("I"), self.scalar("Q")
         if count > LONGEST_ARRAY or not (kind == STRING or kind in SCALARS):
             raise self.broken(f"an array of {count:,} values of type {kind}")
         if kind != STRING:
-            first = tuple(self.scalar(SCALARS[kind]) for _ in range(min(count, KEPT_ITEMS)))
-            self.skip((count - len(first)) * struct.calcsize("<" + SCALARS[kind]))
+            size, taken = struct.calcsize("<" + SCALARS[kind]), min(count, kept)
+            if taken * size > self.size:
+                raise self.broken(f"an array of {count:,} values of type {kind}")
+            first = struct.unpack(f"<{taken}{SCALARS[kind]}", self.bytes(taken * size))
+            self.skip((count - taken) * size)
             return Items(count, first)
-        strings = tuple(self.string(LONGEST_STRING) for _ in range(min(count, KEPT_ITEMS)))
+        strings = tuple(self.string(LONGEST_STRING) for _ in range(min(count, kept)))
         for _ in range(count - len(strings)):
             self.skip(self.length(LONGEST_STRING))
         return Items(count, strings)

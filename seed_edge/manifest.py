@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import re
 import types
 import typing
@@ -15,9 +16,11 @@ from typing import Any
 
 from seed_edge.display import printable
 from seed_edge.errors import BundleError
+from seed_edge.graphs import GraphSpec, embedding_decoder_graph, encoder_graph, pixel_decoder_graph, unet_graph, vae_graph
+from seed_edge.inputs import parse_json
 from seed_edge.preprocess import FILTERS, MOST_VIEWS, Preprocessing
 from seed_edge.prompts import Prompts
-from seed_edge.vocab import CodeSpace, Vocab
+from seed_edge.vocab import MAX_VOCAB, CodeSpace, Vocab
 
 FORMAT = 1
 """Version of the manifest's layout."""
@@ -35,7 +38,33 @@ DATA = ".data"
 """Behind the name of a graph: the file with its weights, where they do not fit into the graph."""
 MOST_BEAMS = 16
 MOST_TRIES = 16
+MAX_SIDE = 8192
+"""Pixels a side of what a graph takes or gives."""
+MAX_EMBED_DIM = 1 << 16
+MAX_CONTEXT = 1 << 18
+"""Ids of prompt and answer together."""
+MAX_TEMPERATURE, MAX_GUIDANCE = 100.0, 1000.0
+MAX_STEPS = 500
+"""Steps of a diffusion."""
+MAX_LATENT_SIDE, MAX_LATENT_CHANNELS = 512, 64
+MAX_DECODED = 16
+"""Values of the decoder's output in a self-test."""
+MAX_BYTES = 1 << 48
+MAX_NAME, MAX_TEXT, MAX_SOURCES = 200, 1 << 16, 1000
+"""Characters of a name and of any other text; number of sources."""
+SCHEDULER_NAMES = ("pndm", "ddim", "dpm++")
+HASH = re.compile("[0-9a-f]{64}")
 GGUF_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,120}\.gguf")
+
+
+def ranged(name: str, value: float, least: float, most: float) -> None:
+    """Refuse a number outside [least, most], NaN among them.
+
+    Raises:
+        BundleError: it lies outside; `name`, the value and the range are in the message.
+    """
+    if not least <= value <= most:
+        raise BundleError(f"{name} must be {least:g} to {most:g}, not {value:.10g}")
 
 
 @dataclass(frozen=True)
@@ -46,6 +75,11 @@ class FileEntry:
     """Bytes."""
     sha256: str
     """Lower-case hexadecimal."""
+
+    def __post_init__(self) -> None:
+        ranged("size of a file", self.size, 0, MAX_BYTES)
+        if not HASH.fullmatch(self.sha256):
+            raise BundleError(f"sha256 {self.sha256[:70]!r} is not 64 hexadecimal digits; export again")
 
 
 @dataclass(frozen=True)
@@ -73,12 +107,11 @@ class Sampling:
     """Pictures drawn of a prompt, of which the one most like it is kept (`runtime.choosing`); a change is drawn once."""
 
     def __post_init__(self) -> None:
-        if not 1 <= self.tries <= MOST_TRIES:
-            raise BundleError(f"sampling {self}: tries is 1 to {MOST_TRIES}")
-        if self.temperature < 0 or self.top_k < 0 or not 0 < self.top_p <= 1 or self.guidance < 1:
-            raise BundleError(
-                f"sampling {self}: temperature and top_k are at least 0, top_p is in (0, 1], guidance at least 1"
-            )
+        ranged("tries", self.tries, 1, MOST_TRIES)
+        ranged("temperature", self.temperature, 0, MAX_TEMPERATURE)
+        ranged("top_k", self.top_k, 0, MAX_VOCAB)
+        ranged("top_p", self.top_p, math.ulp(0.0), 1)
+        ranged("guidance", self.guidance, 1, MAX_GUIDANCE)
 
 
 @dataclass(frozen=True)
@@ -88,6 +121,11 @@ class SelfTest:
     codes: tuple[int, ...]
     decoded: tuple[float, ...]
     """Some values of the decoder's output for these codes."""
+
+    def __post_init__(self) -> None:
+        ranged("number of decoded values of the self-test", len(self.decoded), 1, MAX_DECODED)
+        if not all(map(math.isfinite, self.decoded)):
+            raise BundleError("a decoded value of the self-test is not finite; export again")
 
 
 @dataclass(frozen=True)
@@ -100,6 +138,10 @@ class MemoryUse:
     """At most, while it is opened."""
     running: int
     """At most, while it works on one picture."""
+
+    def __post_init__(self) -> None:
+        for name, value in dataclasses.asdict(self).items():
+            ranged(f"memory: {name}", value, 0, MAX_BYTES)
 
 
 @dataclass(frozen=True)
@@ -121,10 +163,10 @@ class Language:
     """Ways to see a picture that a caption has to fit, each with other codes; see `Preprocessing.views`."""
 
     def __post_init__(self) -> None:
-        if not 1 <= self.caption_beams <= MOST_BEAMS:
-            raise BundleError(f"caption_beams is {self.caption_beams}; it must be 1 to {MOST_BEAMS}; export again")
-        if not 1 <= self.caption_views <= MOST_VIEWS:
-            raise BundleError(f"caption_views is {self.caption_views}; it must be 1 to {MOST_VIEWS}; export again")
+        ranged("caption_beams", self.caption_beams, 1, MOST_BEAMS)
+        ranged("caption_views", self.caption_views, 1, MOST_VIEWS)
+        ranged("context_length", self.context_length, self.vocab.codes_per_image + 3, MAX_CONTEXT)
+        ranged("max_caption_ids", self.max_caption_ids, 1, self.context_length)
         if not GGUF_NAME.fullmatch(self.file):
             raise BundleError(f"language model file {self.file!r} is no plain name of a .gguf file; export again")
 
@@ -144,6 +186,15 @@ class Diffusion:
     """Added to the evenly spaced timesteps."""
     final_alpha_one: bool
     """Whether the walk ends at no noise at all."""
+
+    def __post_init__(self) -> None:
+        if self.scheduler not in SCHEDULER_NAMES:
+            raise BundleError(f"scheduler {self.scheduler[:40]!r} is unknown; known are {', '.join(SCHEDULER_NAMES)}")
+        ranged("steps", self.steps, 2, MAX_STEPS)
+        ranged("guidance", self.guidance, 1, MAX_GUIDANCE)
+        ranged("latent_channels", self.latent_channels, 1, MAX_LATENT_CHANNELS)
+        ranged("latent_size", self.latent_size, 1, MAX_LATENT_SIDE)
+        ranged("steps_offset", self.steps_offset, 0, 1000)
 
 
 @dataclass(frozen=True)
@@ -177,10 +228,29 @@ class Manifest:
     def __post_init__(self) -> None:
         if self.format != FORMAT:
             raise BundleError(f"manifest format {self.format}, this version reads {FORMAT}; export again or update")
+        for name, text in (("name", self.name), ("licence", self.licence)):
+            ranged(f"characters of {name}", len(text), 0, MAX_NAME if name == "name" else MAX_TEXT)
+        ranged("number of sources", len(self.sources), 0, MAX_SOURCES)
         if self.kind not in KINDS:
             raise BundleError(f"bundle kind {self.kind!r} is unknown (known: {', '.join(KINDS)}); update seed-edge")
         if self.preprocessing.resize_filter not in FILTERS:
             raise BundleError(f"resize filter {self.preprocessing.resize_filter!r} is unknown; export again")
+        ranged("image_size", self.preprocessing.image_size, 1, MAX_SIDE)
+        for value in self.preprocessing.mean:
+            ranged("mean", value, -100, 100)
+        for value in self.preprocessing.std:
+            ranged("std", value, 1e-6, 100)
+        draws = self.kind == "pixels" or self.diffusion is not None
+        ranged("output_size", self.output_size, 1 if draws else 0, MAX_SIDE)
+        ranged("image_embed_dim", self.image_embed_dim, *((0, 0) if self.kind == "pixels" else (1, MAX_EMBED_DIM)))
+        if self.diffusion and (self.output_size < self.diffusion.latent_size or self.output_size % self.diffusion.latent_size):
+            raise BundleError(
+                f"output_size {self.output_size} is no multiple of latent_size {self.diffusion.latent_size}; export again"
+            )
+        if self.self_test and len(self.self_test.codes) != self.codes.codes_per_image:
+            raise BundleError(
+                f"the self-test has {len(self.self_test.codes)} codes, an image has {self.codes.codes_per_image}; export again"
+            )
         if self.language and self.language.vocab.codes != self.codes:
             raise BundleError("the vocabulary's codes are not those of the image tokenizer; export again")
         if self.diffusion and self.kind != "unclip":
@@ -200,9 +270,22 @@ class Manifest:
         files |= {self.language.file} if self.language else set()
         return files | ({UNET, VAE, IMAGE_NOISE} if self.diffusion else set())
 
+    def graphs(self) -> dict[str, GraphSpec]:
+        """What each graph takes and gives, by file name."""
+        count, dim = self.codes.codes_per_image, self.image_embed_dim
+        pixels = self.kind == "pixels"
+        found = {
+            ENCODER: encoder_graph(self.preprocessing.image_size, count),
+            DECODER: pixel_decoder_graph(count, self.output_size) if pixels else embedding_decoder_graph(count, dim),
+        }
+        if self.diffusion is not None:
+            channels, size = self.diffusion.latent_channels, self.diffusion.latent_size
+            found |= {UNET: unet_graph(channels, size, dim), VAE: vae_graph(channels)}
+        return found
+
     def to_json(self) -> str:
         """Text of `manifest.json`."""
-        return json.dumps(dataclasses.asdict(self), indent=2, ensure_ascii=False) + "\n"
+        return json.dumps(dataclasses.asdict(self), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
     @classmethod
     def from_json(cls, text: str) -> Manifest:
@@ -211,10 +294,7 @@ class Manifest:
         Raises:
             BundleError: not JSON, or a field is missing, unknown, or of the wrong type.
         """
-        try:
-            value = json.loads(text)
-        except (ValueError, RecursionError) as error:
-            raise BundleError(f"{MANIFEST} is not JSON ({error}); export again") from error
+        value = parse_json(text, MANIFEST, BundleError)
         try:
             manifest: Manifest = parse(cls, value, MANIFEST)
         except BundleError as error:

@@ -6,7 +6,6 @@ export, training, evaluation, helper processes, benchmarks. `own_process` is for
 
 from __future__ import annotations
 
-import ctypes
 import functools
 import logging
 import os
@@ -79,6 +78,8 @@ def onnxruntime() -> ModuleType:
 @functools.cache
 def llama_cpp() -> ModuleType:
     """llama.cpp's bindings, with its messages kept by `last_llama_error` and nothing printed. The only import of them."""
+    import ctypes
+
     import llama_cpp
 
     llama_cpp.llama_log_set(_llama_callback(), ctypes.c_void_p(0))

@@ -10,6 +10,9 @@ from numpy.typing import NDArray
 
 from seed_edge.errors import BundleError, CodesError
 
+MAX_VOCAB, MAX_CODES = 1 << 22, 4096
+"""Most token ids of a language model, and codes of an image."""
+
 
 @dataclass(frozen=True)
 class CodeSpace:
@@ -17,6 +20,14 @@ class CodeSpace:
 
     codebook_size: int
     codes_per_image: int
+
+    def __post_init__(self) -> None:
+        for name, value, most in (
+            ("codebook_size", self.codebook_size, MAX_VOCAB),
+            ("codes_per_image", self.codes_per_image, MAX_CODES),
+        ):
+            if not 1 <= value <= most:
+                raise BundleError(f"{name} is {value}; it must be 1 to {most:,}; export again")
 
     def check(self, codes: Sequence[int] | NDArray[np.int64]) -> NDArray[np.int64]:
         """Codes of one image as an array (codes_per_image,).
@@ -56,6 +67,9 @@ class Vocab:
     """Ends an image."""
 
     def __post_init__(self) -> None:
+        _ = self.codes  # ranges
+        if not 1 <= self.size <= MAX_VOCAB:
+            raise BundleError(f"vocabulary of {self.size} ids; it must have 1 to {MAX_VOCAB:,}; export again")
         special = {"bos_id": self.bos_id, "eos_id": self.eos_id, "boi_id": self.boi_id, "eoi_id": self.eoi_id}
         outside = [name for name, value in special.items() if not 0 <= value < self.size]
         if self.first_code_id < 0 or self.first_code_id + self.codebook_size > self.size:

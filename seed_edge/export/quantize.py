@@ -6,16 +6,16 @@ Embeddings and output stay at Q8_0: the rows of the codes lie close together and
 from __future__ import annotations
 
 import ctypes
+import os
 import re
 from pathlib import Path
-from typing import Any
 
-import llama_cpp
-
+from seed_edge import native
 from seed_edge.errors import CheckpointError
 from seed_edge.export.gguf import LlamaFolder, write_gguf
 from seed_edge.vocab import Vocab
 
+llama_cpp = native.llama_cpp()
 DIRECT = ("F32", "F16", "BF16", "Q8_0")
 """Written without llama.cpp, by `gguf`."""
 _NAMES = {
@@ -24,7 +24,6 @@ _NAMES = {
     if (match := re.fullmatch(r"LLAMA_FTYPE_(?:MOSTLY|ALL)_([A-Z0-9_]+)", name)) and match[1] != "MXFP4_MOE"
 }
 KEPT = llama_cpp.GGML_TYPE_Q8_0
-LOG_ERROR = 3
 
 
 def weight_types() -> tuple[str, ...]:
@@ -43,23 +42,12 @@ def quantize(source: Path, path: Path, weight_type: str, threads: int) -> None:
     Raises:
         CheckpointError: llama.cpp refuses; its reason is given.
     """
-    lines: list[str] = []
-
-    @llama_cpp.llama_log_callback
-    def on_log(level: int, text: bytes, _: Any) -> None:
-        if level == LOG_ERROR:
-            lines.append(text.decode("utf-8", "replace").strip())
-
     params = llama_cpp.llama_model_quantize_default_params()
     params.ftype, params.nthread = _NAMES[weight_type], threads
     params.output_tensor_type = params.token_embedding_type = KEPT
-    llama_cpp.llama_log_set(on_log, ctypes.c_void_p(0))
-    try:
-        status = llama_cpp.llama_model_quantize(str(source).encode(), str(path).encode(), ctypes.byref(params))
-    finally:
-        llama_cpp.llama_log_set(llama_cpp.llama_log_callback(0), ctypes.c_void_p(0))
-    if status:
-        reason = lines[-1] if lines else "no reason given"
+    native.forget_llama_errors()
+    if llama_cpp.llama_model_quantize(os.fsencode(source), os.fsencode(path), ctypes.byref(params)):
+        reason = native.last_llama_error()
         raise CheckpointError(f"llama.cpp cannot write {weight_type} ({reason}); choose another --weight-type")
 
 

@@ -11,7 +11,6 @@ from PIL import Image
 
 from seed_edge.bundle import Bundle
 from seed_edge.errors import BundleError
-from seed_edge.graphs import GraphSpec, embedding_decoder_graph, encoder_graph, pixel_decoder_graph
 from seed_edge.manifest import DECODER, ENCODER
 from seed_edge.preprocess import to_images
 from seed_edge.runtime.residents import Residents
@@ -36,18 +35,10 @@ class ImageTokenizer:
         """Where graphs run; what is meant to be, until one is open."""
 
     def _session(self, name: str) -> Session:
-        session = self._residents.use(name, lambda: Session(self._bundle.path / name, self._spec(name), self._device))
+        spec = self._bundle.manifest.graphs()[name]
+        session = self._residents.use(name, lambda: Session(self._bundle.path / name, spec, self._device))
         self.device = session.device
         return session
-
-    def _spec(self, name: str) -> GraphSpec:
-        manifest = self._bundle.manifest
-        count = manifest.codes.codes_per_image
-        if name == ENCODER:
-            return encoder_graph(manifest.preprocessing.image_size, count)
-        if manifest.kind == "pixels":
-            return pixel_decoder_graph(count, manifest.output_size)
-        return embedding_decoder_graph(count, manifest.image_embed_dim)
 
     @cached_property
     def _unclip(self) -> Unclip:

@@ -15,18 +15,15 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from seed_edge import native
 from seed_edge.errors import BundleError, PromptError
-from seed_edge.runtime.threads import cpu_flags, sleep_while_waiting, threads_for_language_model
+from seed_edge.runtime.threads import cpu_flags, threads_for_language_model
 
-sleep_while_waiting()
-import llama_cpp  # noqa: E402  (loads libgomp, which reads its environment then)
-
-LOG_ERROR = 3
+llama_cpp = native.llama_cpp()
 BUILD_HERE = "pip install --force-reinstall --no-cache-dir --no-binary llama-cpp-python llama-cpp-python"
 WITHOUT_AMX = f"CFLAGS=-U__AMX_INT8__ CXXFLAGS=-U__AMX_INT8__ {BUILD_HERE}"
 FIRST_CONTEXT = 512
 """Ids there is room for at first; keys and values of 2,048 take a gigabyte in a LLaMA of 7 billion weights."""
-_log_lines: list[str] = []
 
 
 class LanguageModel(Protocol):
@@ -66,13 +63,6 @@ class ReadingModel(Protocol):
 
     def read(self, prompt: Sequence[int], said: Sequence[int]) -> NDArray[np.float32]:
         """Logits (len(said), vocabulary) for each id of `said`, given the prompt and those before it."""
-
-
-@llama_cpp.llama_log_callback  # type: ignore[untyped-decorator]
-def _on_log(level: int, text: bytes, _: Any) -> None:
-    if level == LOG_ERROR:
-        _log_lines.append(text.decode("utf-8", "replace").strip())
-        del _log_lines[:-20]
 
 
 def amx_in_use() -> bool:
@@ -146,13 +136,11 @@ class LlamaCpp:
         self._context: Any = None
         self._batch: Any = None
         self._kept: dict[Hashable, LlamaCpp] = {}
-        llama_cpp.llama_log_set(_on_log, ctypes.c_void_p(0))
-        llama_cpp.llama_backend_init()
-        _log_lines.clear()
+        native.forget_llama_errors()
         if not self._borrowed:
-            self._model = llama_cpp.llama_model_load_from_file(str(path).encode(), model_params(gpu_layers, repack))
+            self._model = llama_cpp.llama_model_load_from_file(os.fsencode(path), model_params(gpu_layers, repack))
         if not self._model:
-            raise BundleError(f"{path} cannot be loaded by llama.cpp ({_last_log()}); export again")
+            raise BundleError(f"{path} cannot be loaded by llama.cpp ({native.last_llama_error()}); export again")
         self._vocab = llama_cpp.llama_model_get_vocab(self._model)
         self.vocab_size: int = llama_cpp.llama_vocab_n_tokens(self._vocab)
         self._context_length, self._most_branches, self._branch_length = context_length, branches, branch_length
@@ -176,7 +164,7 @@ class LlamaCpp:
         if not self._context:
             self.close()
             raise BundleError(
-                f"{self._path}: llama.cpp cannot make a context of {length} ids ({_last_log()}); "
+                f"{self._path}: llama.cpp cannot make a context of {length} ids ({native.last_llama_error()}); "
                 "close other programs if memory is short"
             )
         self._memory, self._room = llama_cpp.llama_get_memory(self._context), length
@@ -323,7 +311,7 @@ class LlamaCpp:
             raise BundleError(f"{self._path} was closed while it was in use; ask again")
         status = llama_cpp.llama_decode(self._context, batch)
         if status != 0:
-            raise BundleError(f"llama.cpp could not read {batch.n_tokens} ids (status {status}; {_last_log()})")
+            raise BundleError(f"llama.cpp could not read {batch.n_tokens} ids (status {status}; {native.last_llama_error()})")
 
     def _logits(self, row: int) -> NDArray[np.float32]:
         return self._seen_logits(row).copy()
@@ -341,10 +329,6 @@ def _filled(batch: Any, ids: Sequence[int], positions: Sequence[int], sequences:
         batch.token[row], batch.pos[row], batch.logits[row] = token_id, position, True
         batch.n_seq_id[row], batch.seq_id[row][0] = 1, sequence
     return batch
-
-
-def _last_log() -> str:
-    return _log_lines[-1] if _log_lines else "no reason given"
 
 
 def gpu_offload() -> bool:

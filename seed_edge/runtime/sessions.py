@@ -13,22 +13,21 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime as ort
 from numpy.typing import NDArray
 
+from seed_edge import native
 from seed_edge.errors import BundleError, DeviceError, MemoryShortError
 from seed_edge.graphs import GraphSpec
 from seed_edge.memory import give_back
 from seed_edge.runtime.threads import available_cores
 
+ort = native.onnxruntime()
 DEVICES = ("auto", "cpu", "cuda")
 CUDA, CPU = "CUDAExecutionProvider", "CPUExecutionProvider"
 DRIVER_FILES = (Path("/dev/nvidiactl"), Path("/dev/dxg"))
 DTYPES = {"tensor(float)": "float32", "tensor(int64)": "int64"}
 NO_MEMORY = re.compile("bad_alloc|bad allocation|[Ff]ailed to allocate")
 """What ONNX Runtime and the C++ library say when memory runs out."""
-FATAL = 4
-"""ONNX Runtime's log severity for fatal errors only; failures reach us as exceptions."""
 
 
 @dataclass(frozen=True)
@@ -69,17 +68,16 @@ def choose_device(requested: str) -> Device:
     return Device("cpu", problem) if problem else Device("cuda", "NVIDIA driver found")
 
 
-def session_options() -> ort.SessionOptions:
+def session_options() -> Any:
     """How graphs are run: on all cores that may be used, which sleep while they wait."""
     options = ort.SessionOptions()
     options.intra_op_num_threads = available_cores()
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    options.log_severity_level = FATAL
-    ort.set_default_logger_severity(FATAL)
+    options.log_severity_level = native.ORT_FATAL
     return options
 
 
-def open_on_cpu(path: Path) -> ort.InferenceSession:
+def open_on_cpu(path: Path) -> Any:
     """A graph as ONNX Runtime opens it, without any check."""
     return ort.InferenceSession(path, session_options(), providers=[CPU])
 
@@ -141,7 +139,7 @@ class Session:
     def operators(path: Path, inputs: Sequence[NDArray[np.generic]]) -> list[dict[str, Any]]:
         """Operators of one run of a graph on the CPU, each with `op_name` and the shapes of its `inputs` and `outputs`."""
         options = ort.SessionOptions()
-        options.enable_profiling, options.log_severity_level = True, FATAL
+        options.enable_profiling, options.log_severity_level = True, native.ORT_FATAL
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED  # beyond, channels are padded
         with tempfile.TemporaryDirectory() as folder:
             options.profile_file_prefix = str(Path(folder) / "run")

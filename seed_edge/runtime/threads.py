@@ -1,7 +1,7 @@
 """How many threads to use, how they wait, and what the processor can do.
 
 Both native runtimes keep threads spinning between two operations unless told otherwise; on a busy machine that
-turns a millisecond into hundreds. Import this module before `llama_cpp`.
+turns a millisecond into hundreds (`native` sets how they wait).
 """
 
 from __future__ import annotations
@@ -17,14 +17,6 @@ CPUINFO = Path("/proc/cpuinfo")
 FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "amx_int8", "asimd", "asimddp", "i8mm", "sve")
 """Of a processor: those that the two runtimes have faster code for."""
 CGROUP_QUOTA = Path("/sys/fs/cgroup/cpu.max")
-
-
-def sleep_while_waiting() -> None:
-    """Make OpenMP threads sleep, not spin, while they wait; a choice made in the environment stands.
-
-    Takes effect only before libgomp is loaded.
-    """
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 
 def available_cores(quota: Path = CGROUP_QUOTA) -> int:

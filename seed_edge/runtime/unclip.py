@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 
 from seed_edge.bundle import Bundle
 from seed_edge.errors import BundleError, MemoryShortError, PromptError
-from seed_edge.graphs import unet_graph, vae_graph
 from seed_edge.manifest import UNET, VAE
 from seed_edge.runtime.diffusion import SCHEDULERS, Array, ImageNoise, Schedule, Scheduler, denoise, guided
 from seed_edge.runtime.residents import Residents
@@ -100,13 +99,12 @@ class Unclip:
         self._dim = bundle.manifest.image_embed_dim
 
     def _unet(self) -> Session:
-        s = self._settings
-        spec = unet_graph(s.latent_channels, s.latent_size, self._dim)
+        spec = self._bundle.manifest.graphs()[UNET]
         return self._residents.use(UNET, lambda: Session(self._bundle.unet, spec, self._device))
 
     def _vae(self, running: int) -> Session:
         # an arena would keep half as much again, for speed in a second run that seldom comes
-        spec = vae_graph(self._settings.latent_channels)
+        spec = self._bundle.manifest.graphs()[VAE]
         return self._residents.use(VAE, lambda: Session(self._bundle.vae, spec, self._device, arena=False), running)
 
     @cached_property

@@ -153,7 +153,7 @@ def test_several_tries_go_with_guidance(edge):
 
 @pytest.mark.parametrize("tries", [0, 17])
 def test_how_often_to_try_has_bounds(tries):
-    with pytest.raises(BundleError, match="tries is 1 to 16"):
+    with pytest.raises(BundleError, match="tries must be 1 to 16"):
         Sampling(1.0, 0, 1.0, tries=tries)
 
 
