@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from seed_edge.commands.codes_input import lines_of, parse_codes, read_codes, read_latents
 from seed_edge.commands.common import (
     Engine,
     Progress,
@@ -26,7 +27,6 @@ from seed_edge.commands.pictures import (
     grid_of,
     kept_latents,
     numbered,
-    read_latents,
     resized,
     save_picture,
     show_picture,
@@ -34,7 +34,7 @@ from seed_edge.commands.pictures import (
     with_diffusion_options,
     with_finish_options,
 )
-from seed_edge.errors import CodesError, PromptError
+from seed_edge.errors import PromptError
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -44,7 +44,6 @@ if TYPE_CHECKING:
     from seed_edge.runtime.pipeline import SeedEdge
     from seed_edge.runtime.unclip import DiffusionOptions
 
-CODES_FILE_LIMIT = 1 << 20
 MOST_AT_ONCE = 1000
 
 output_option = click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="Picture to write.")
@@ -295,22 +294,6 @@ def draw_again(brush: Brush, record: Record, path: Path, as_json: bool) -> None:
     tell(path, record.prompt, drawn, as_json)
 
 
-def lines_of(name: str) -> Iterator[str]:
-    """Lines of a text file, or of stdin for `-`; empty ones are passed over.
-
-    Raises:
-        PromptError: it cannot be read, or holds nothing.
-    """
-    try:
-        with click.open_file(name, encoding="utf-8") as file:
-            lines = [line.strip() for line in file]
-    except (OSError, UnicodeDecodeError) as error:
-        raise PromptError(f"{name} cannot be read as text ({error})") from error
-    if not any(lines):
-        raise PromptError(f"{name} holds no prompts; write one on each line")
-    yield from filter(None, lines)
-
-
 @click.command()
 @click.argument("image", type=click.Path())
 @click.argument("change")
@@ -411,37 +394,3 @@ def decode(
         else:
             brush.save(brush.picture(numbers, seed, output), output, "", [(seed, numbers)])
     click.echo(str(output))
-
-
-def read_codes(name: str) -> str:
-    """Text of a codes file, or of stdin for `-`.
-
-    Raises:
-        CodesError: it cannot be read, is no text, or is far too large.
-    """
-    try:
-        with click.open_file(name, "rb") as file:  # - is stdin
-            data: bytes = file.read(CODES_FILE_LIMIT + 1)
-        if len(data) > CODES_FILE_LIMIT:
-            raise CodesError(f"{name} is over {CODES_FILE_LIMIT:,} bytes; one image has a few hundred")
-        return data.decode()
-    except OSError as error:
-        raise CodesError(f"{name} cannot be read ({error.strerror})") from error
-    except UnicodeDecodeError:
-        raise CodesError(f"{name} is no text; give a file that `seed-edge encode` wrote") from None
-
-
-def parse_codes(text: str, name: str) -> list[int]:
-    """Codes of one image: JSON with `codes`, a JSON list, or numbers with spaces between.
-
-    Raises:
-        CodesError: none of these.
-    """
-    try:
-        value = json.loads(text)
-        value = value.get("codes") if isinstance(value, dict) else value
-    except ValueError:
-        value = [int(word) if word.lstrip("-").isdecimal() else None for word in text.split()]
-    if not isinstance(value, list) or not value or not all(type(code) is int for code in value):
-        raise CodesError(f"{name} holds no codes; give a file that `seed-edge encode --json` wrote, of one image")
-    return value

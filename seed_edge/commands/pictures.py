@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
-from seed_edge.errors import CodesError, SeedEdgeError
+from seed_edge.errors import SeedEdgeError
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -205,17 +205,3 @@ def kept_latents(output: Path) -> Iterator[Callable[[Any], None]]:
     finally:
         if not failed:
             path.unlink(missing_ok=True)
-
-
-def read_latents(path: Path) -> Any:
-    """Latents that `kept_latents` kept.
-
-    Raises:
-        CodesError: the file is missing or holds no array.
-    """
-    import numpy as np
-
-    try:
-        return np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise CodesError(f"{path} cannot be read as latents ({error}); give a file that `draw` kept") from error
