@@ -11,7 +11,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 from seed_edge.display import printable
 from seed_edge.errors import CodesError, PromptError, SeedEdgeError
-from seed_edge.inputs import open_regular, parse_json, read_bytes
+from seed_edge.inputs import kind_of, open_regular, parse_json, read_bytes
 
 if TYPE_CHECKING:
     import numpy as np
@@ -134,10 +134,23 @@ def _read(file: IO[bytes], size: int, name: str) -> bytes:
         raise CodesError(f"{name} cannot be read ({error.strerror})") from error
 
 
+def _file(path: Path, limit: int, error: type[SeedEdgeError]) -> bytes:
+    name = printable(str(path))
+    try:
+        size = path.stat().st_size
+    except OSError as reason:
+        raise error(f"{name} cannot be read ({reason.strerror})") from reason
+    if kind := kind_of(path):
+        raise error(f"{name} cannot be read ({kind}, not a regular file)")
+    if size > limit:
+        raise error(f"{name} is over {limit:,} bytes, the limit for an input of this kind")
+    return read_bytes(path, limit, error)
+
+
 def _content(name: str, limit: int, error: type[SeedEdgeError]) -> bytes:
     """Content of a regular file, or of stdin for `-`; at most `limit` bytes."""
     if name != STDIN:
-        return read_bytes(Path(name), limit, error)
+        return _file(Path(name), limit, error)
     stream: Any = sys.stdin
     if stream is None:
         raise error("stdin is closed; give a file")
