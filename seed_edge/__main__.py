@@ -1,5 +1,5 @@
 """`python -m seed_edge`."""
 
-from seed_edge.cli import cli
+from seed_edge.cli import main
 
-cli()
+main()

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import errno
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import click
 
-from seed_edge import __version__
+from seed_edge import __version__, native
 from seed_edge.commands import bundles, chatting, drawing, keeping, seeing, shell, training
 from seed_edge.commands.common import choose
-from seed_edge.commands.settings import LEVELS, defaults_in, log_to_stderr
+from seed_edge.commands.settings import FILE, LEVELS, defaults_in, log_to_stderr
 from seed_edge.commands.shell import EXIT_CODES
+from seed_edge.display import printable
 from seed_edge.errors import SeedEdgeError
 from seed_edge.home import CONFIG, folder
 
@@ -28,25 +31,55 @@ SYSTEM_FAULTS = {
     errno.ENOENT,
     errno.ENOTDIR,
     errno.EISDIR,
+    errno.ENAMETOOLONG,
+    errno.ELOOP,
+    errno.EEXIST,
+    errno.ENOTEMPTY,
+    errno.EXDEV,
+    errno.EBUSY,
+    errno.EIO,
+    errno.ENXIO,
+    errno.ENODEV,
+    errno.EMFILE,
+    errno.ENFILE,
+    errno.ENOMEM,
+    errno.EOPNOTSUPP,
 }
-"""What the system, not the program, is at fault for: a full disk, permissions, a path that is not there."""
+"""What the system, not the program, is at fault for: a full disk, permissions, a path that is not there or no path."""
 
 
 class Commands(click.Group):
-    """Turns errors a user can put right into one line and exit code 1; anything else is a bug, with its traceback."""
+    """Turns errors a user can put right into one line and exit code 1; anything else is a bug, with its traceback.
+
+    Every message of an error passes here on its way to stderr, and is escaped here.
+    """
+
+    def make_context(self, *args: Any, **kwargs: Any) -> click.Context:
+        with told():
+            return super().make_context(*args, **kwargs)
 
     def invoke(self, ctx: click.Context) -> Any:
-        try:
+        with told():
             return super().invoke(ctx)
-        except KeyboardInterrupt:
-            click.echo("interrupted", err=True)
-            raise click.exceptions.Exit(INTERRUPTED) from None
-        except SeedEdgeError as error:
-            raise click.ClickException(str(error)) from error
-        except OSError as error:
-            if error.errno in SYSTEM_FAULTS:
-                raise click.ClickException(f"{error.filename or 'a file'}: {error.strerror}") from error
-            raise
+
+
+@contextmanager
+def told() -> Iterator[None]:
+    """Turn errors into those that click shows, with messages a terminal does not obey."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        click.echo("interrupted", err=True)
+        raise click.exceptions.Exit(INTERRUPTED) from None
+    except click.ClickException as error:
+        vars(error)["message"] = printable(error.message)  # declared final
+        raise
+    except SeedEdgeError as error:
+        raise click.ClickException(printable(str(error))) from error
+    except OSError as error:
+        if error.errno in SYSTEM_FAULTS:
+            raise click.ClickException(printable(f"{error.filename or 'a file'}: {error.strerror}")) from error
+        raise
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]}, epilog=f"Exit codes: {EXIT_CODES}")
@@ -66,12 +99,18 @@ def cli(context: click.Context, log_level: str, log_json: bool, config: Path | N
     Images become codes that a language model reads (caption) and writes (draw).
     """
     choose("--log-level", log_level, LEVELS)
-    if log_json or log_level != "warning":
-        log_to_stderr(log_level, log_json)
+    log_to_stderr(log_level, log_json)
     path = config or folder("config") / CONFIG
-    if config is not None or path.is_file():
+    if config is not None or path.exists():
         assert isinstance(context.command, click.Group)
+        context.meta[FILE] = printable(str(path))
         context.default_map = defaults_in(path, context.command)
+
+
+def main() -> None:
+    """The console script: settings of a process of our own, then the command."""
+    native.own_process()
+    cli()
 
 
 for command in (

@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import click
 
-from seed_edge.commands.common import bundle_option, choose, device_option, json_option, need, note, quiet_option
+from seed_edge.commands.common import (
+    COUNT,
+    TEXT,
+    bundle_option,
+    choose,
+    device_option,
+    json_option,
+    need,
+    note,
+    print_json,
+    print_path,
+    quiet_option,
+)
 
 
 @click.command()
@@ -23,12 +34,12 @@ from seed_edge.commands.common import bundle_option, choose, device_option, json
 @click.option("--template", help="Prompts the LLaMA knows: vicuna, llama2 or plain.  [default: told from it]")
 @click.option("--resize-filter", default="bilinear", show_default=True, help="For SEED-2: bilinear or bicubic.")
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Bundle to write.")
-@click.option("--name", help="Name of the bundle.  [default: that of --out]")
+@click.option("--name", type=TEXT, help="Name of the bundle.  [default: that of --out]")
 @click.option("--weight-type", default="Q8_0", show_default=True, help="Of the language model: F16, Q8_0, Q4_K_M, ...")
 @click.option("--image-weights", default="fp16", show_default=True, help="How graphs store weights: fp32, fp16 or int8.")
 @click.option("--decoder-weights", help="The same for the decoder, which can do with less.  [default: as --image-weights]")
 @click.option("--photo", "photos", multiple=True, type=click.Path(path_type=Path), help="Also compare codes on this image.")
-@click.option("--licence", default="", help="What the weights may be used for; goes into the manifest.")
+@click.option("--licence", type=TEXT, default="", help="What the weights may be used for; goes into the manifest.")
 @click.option("--sources", type=click.Path(path_type=Path), help="JSON list of name, licence, role; into the manifest.")
 @click.option("--replace", is_flag=True, help="Replace the bundle at --out.")
 @quiet_option
@@ -78,7 +89,7 @@ def export(
         replace=replace,
     )
     export_bundle(Parts(ckpt or EMBEDDED, vit, llm, lora, diffusion), out, options, lambda text: note(text, quiet))
-    click.echo(str(out))
+    print_path(out)
 
 
 @click.command()
@@ -95,7 +106,7 @@ def verify(bundle: Path | None) -> None:
 @click.command()
 @bundle_option
 @device_option
-@click.option("--tries", type=click.IntRange(1), default=5, show_default=True, help="Of each stage; the median counts.")
+@click.option("--tries", type=COUNT, default=5, show_default=True, help="Of each stage; the median counts.")
 @json_option
 @quiet_option
 def bench(bundle: Path | None, device: str, tries: int, as_json: bool, quiet: bool) -> None:
@@ -104,4 +115,7 @@ def bench(bundle: Path | None, device: str, tries: int, as_json: bool, quiet: bo
     from seed_edge.runtime.sessions import choose_device
 
     found = bench.bench(bundle, choose_device(device), tries, lambda text: note(f"timing: {text}", quiet))
-    click.echo(json.dumps(found) if as_json else bench.table(found))
+    if as_json:
+        print_json(found)
+    else:
+        click.echo(bench.table(found))

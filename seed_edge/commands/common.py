@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import json
+import math
+import os
 import re
 import sys
 from collections.abc import Callable
@@ -13,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from seed_edge.commands.settings import log_to_stderr
+from seed_edge.commands.settings import log_to_stderr, settings_file
+from seed_edge.display import json_line, printable
 
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
@@ -21,19 +25,84 @@ if TYPE_CHECKING:
     from seed_edge.runtime.pipeline import SeedEdge
 
 
+MOST_SEED = (1 << 63) - 1
+MOST_BYTES = (1 << 63) - 1
+MOST_COUNT = 10**9
+MOST_TEMPERATURE, MOST_GUIDANCE = 100.0, 1000.0
+"""As in `manifest`, which is not imported for `--help`; a test compares them."""
+LONGEST_NUMBER = 24
+"""Characters of a refused number that are shown."""
+
+
 class Bytes(click.ParamType[int]):
-    """A number of bytes, with or without unit: `6G`, `500M`, `1.5GB`, `800MiB`."""
+    """A number of bytes, with or without unit: `6G`, `500M`, `1.5GB`, `800MiB`; 1 to 2**63 - 1."""
 
     name = "size"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        if isinstance(value, int):
-            return value
-        match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(i?)b?", value.strip().lower())
+        match = re.fullmatch(r"([0-9]{1,20}(?:\.[0-9]{1,20})?)\s*([kmgt]?)(i?)b?", str(value).strip().lower())
         if match is None:
-            self.fail(f"{value!r} is no size; write it as 6G or 500M", param, ctx)
+            self.fail(f"{shortened(value)} is no size; write it as 6G or 500M", param, ctx)
         number, unit, binary = match.groups()
-        return int(float(number) * (1024 if binary else 1000) ** " kmgt".index(unit or " "))
+        size = int(float(number) * (1024 if binary else 1000) ** " kmgt".index(unit or " "))
+        if not 0 < size <= MOST_BYTES:
+            self.fail(f"{shortened(value)} is not between 1 and 2**63 - 1 bytes; write it as 6G or 500M", param, ctx)
+        return size
+
+
+class Integer(click.IntRange):
+    """An integer between two bounds, of which help names only the first: the second is far off."""
+
+    def __init__(self, least: int, most: int) -> None:
+        super().__init__(least)
+        self.most = most
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        if isinstance(value, str) and len(value) > LONGEST_NUMBER:
+            self.fail(f"{shortened(value)} is not between {self.min} and {self.most}", param, ctx)
+        number = int(super().convert(value, param, ctx))
+        if number > self.most:
+            self.fail(f"{shortened(value)} is not between {self.min} and {self.most}", param, ctx)
+        return number
+
+
+class Number(click.FloatRange):
+    """A real number between two bounds; neither NaN nor infinite."""
+
+    def __init__(self, least: float, most: float) -> None:
+        super().__init__(least)
+        self.most = most
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        number = float(super().convert(value, param, ctx))
+        if not math.isfinite(number) or number > self.most:
+            self.fail(f"{shortened(value)} is not between {self.min:g} and {self.most:g}", param, ctx)
+        return number
+
+
+class Text(click.ParamType[str]):
+    """Text for a language model or a file: valid UTF-8, without NUL."""
+
+    name = "text"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        text = str(value)
+        try:
+            text.encode("utf-8")
+        except UnicodeEncodeError as error:
+            self.fail(f"it holds a byte that is not UTF-8 (character {error.start + 1}); write it in UTF-8", param, ctx)
+        if "\0" in text:
+            self.fail("it holds a NUL character; leave that out", param, ctx)
+        return text
+
+
+def shortened(value: Any) -> str:
+    """A value as messages show it: in one line, and not all of a long one."""
+    text = printable(str(value))
+    return repr(text if len(text) <= LONGEST_NUMBER else text[:LONGEST_NUMBER] + "...")
+
+
+SEED, COUNT, TEMPERATURE, TEXT = Integer(0, MOST_SEED), Integer(1, MOST_COUNT), Number(0, MOST_TEMPERATURE), Text()
 
 
 def complete_bundle(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
@@ -62,17 +131,34 @@ memory_options = (
     ),
     click.option("-v", "--verbose", is_flag=True, help="Tell what memory is needed and what is opened, on stderr."),
 )
-seed_option = click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
+seed_option = click.option("--seed", type=SEED, default=0, show_default=True)
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 max_pixels_option = click.option(
-    "--max-pixels", type=click.IntRange(1), help="Refuse images with more pixels.  [default: said when one is refused]"
+    "--max-pixels", type=Integer(1, 1 << 40), help="Refuse images with more pixels.  [default: said when one is refused]"
 )
 
 
 def note(text: str, quiet: bool) -> None:
-    """A line for people, on stderr."""
+    """A line for people, on stderr; what a terminal would obey is escaped."""
     if not quiet:
-        click.echo(text, err=True)
+        click.echo(printable(text), err=True)
+
+
+def print_json(value: Any, indent: int | None = None) -> None:
+    """A JSON value on stdout, in one line unless indented; valid JSON whatever stdout's encoding."""
+    encoding = (getattr(sys.stdout, "encoding", None) or "ascii").lower().replace("_", "-")
+    if indent is None and encoding in ("utf-8", "utf8"):
+        click.echo(json_line(value))
+    else:
+        click.echo(json.dumps(value, allow_nan=False, indent=indent))
+
+
+def print_path(path: Path | str) -> None:
+    """A path on stdout: exact where a program reads it, escaped where a terminal would obey it."""
+    if sys.stdout is not None and sys.stdout.isatty():
+        click.echo(printable(str(path)))
+    else:
+        click.echo(os.fsencode(path))
 
 
 @dataclass(frozen=True)
@@ -100,7 +186,7 @@ class Engine:
         if self.verbose:
             log_to_stderr("debug", as_json=False)
             for line in edge.memory_plan():
-                click.echo(line, err=True)
+                note(line, quiet=False)
         return edge
 
 
@@ -120,7 +206,7 @@ def engine_options(command: Callable[..., None]) -> Callable[..., None]:
 def choose(option: str, value: str, choices: tuple[str, ...]) -> None:
     """Refuse a value that is none of the choices. Checked here, so that `--help` imports nothing heavy."""
     if value not in choices:
-        raise click.ClickException(f"{option} {value}: choose one of {', '.join(choices)}")
+        raise click.ClickException(f"{settings_file(option)}{option} {value}: choose one of {', '.join(choices)}")
 
 
 def need(extra: str, *modules: str) -> None:

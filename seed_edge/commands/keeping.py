@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import click
 
-from seed_edge.commands.common import json_option
+from seed_edge.commands.common import json_option, print_json, print_path
+from seed_edge.display import printable
 
 EXIT_CODES = {"ok": 0, "warning": 1, "broken": 2}
 """Of `doctor`, by the worst that was found."""
@@ -34,10 +34,10 @@ def list_bundles(as_json: bool) -> None:
         except SeedEdgeError as error:
             record["error"] = str(error)
         if as_json:
-            click.echo(json.dumps(record))
+            print_json(record)
         else:
             told = record.get("error") or f"{record['bytes']:,} bytes, {record['kind']}"
-            click.echo(f"{name}\t{told}\t{record['path']}")
+            click.echo("\t".join(printable(str(part)) for part in (name, told, record["path"])))
 
 
 @bundles.command()
@@ -49,7 +49,10 @@ def info(name: str, as_json: bool) -> None:
     from seed_edge.describe import describe_bundle, lines
 
     told = describe_bundle(Bundle.open(name))
-    click.echo(json.dumps(told) if as_json else "\n".join(lines(told)))
+    if as_json:
+        print_json(told)
+    else:
+        click.echo("\n".join(lines(told)))
 
 
 @bundles.command()
@@ -58,7 +61,7 @@ def path(name: str) -> None:
     """Folder of a bundle."""
     from seed_edge.bundle import find
 
-    click.echo(str(find(name)))
+    print_path(find(name))
 
 
 @bundles.command()
@@ -69,7 +72,7 @@ def add(folder: Path, name: str | None, replace: bool) -> None:
     """Copy the bundle in FOLDER to where every command finds it by name."""
     from seed_edge.bundle import Bundle, add
 
-    click.echo(str(add(Bundle.open(folder), name or folder.resolve().name, replace).path))
+    print_path(add(Bundle.open(folder), name or folder.resolve().name, replace).path)
 
 
 @bundles.command()
@@ -82,7 +85,7 @@ def remove(name: str, yes: bool) -> None:
 
     if not yes and bundle_folder(name).is_dir():
         click.confirm(f"Delete {bundle_folder(name)}?", abort=True)
-    click.echo(str(remove(name)))
+    print_path(remove(name))
 
 
 @click.command()
@@ -93,7 +96,10 @@ def inspect(what: str, as_json: bool) -> None:
     from seed_edge.describe import describe, lines
 
     told = describe(what)
-    click.echo(json.dumps(told, ensure_ascii=False) if as_json else "\n".join(lines(told)))
+    if as_json:
+        print_json(told)
+    else:
+        click.echo("\n".join(lines(told)))
 
 
 @click.command()
@@ -107,10 +113,10 @@ def doctor(as_json: bool) -> None:
 
     checks = examine()
     if as_json:
-        click.echo(json.dumps(report(checks)))
+        print_json(report(checks))
     else:
         for check in checks:
-            click.echo(f"{'' if check.state == OK else check.state + ': '}{check.id}: {check.found}")
+            click.echo(printable(f"{'' if check.state == OK else check.state + ': '}{check.id}: {check.found}"))
             if check.advice:
-                click.echo(f"    try: {check.advice}")
+                click.echo(printable(f"    try: {check.advice}"))
     raise click.exceptions.Exit(EXIT_CODES[worst(checks)])

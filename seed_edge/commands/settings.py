@@ -9,56 +9,175 @@ from pathlib import Path
 from typing import Any
 
 import click
+from click.core import ParameterSource
+
+from seed_edge.display import printable
+from seed_edge.errors import SeedEdgeError
+from seed_edge.inputs import read_text
 
 LEVELS = ("debug", "info", "warning", "error")
+LARGEST_FILE = 1 << 16
+"""Bytes of a settings file."""
+LONGEST_WORD = 60
+"""Characters of a key or value that are shown."""
+FILE = "seed_edge.settings"
+"""Key of a context's `meta`: path of the settings file."""
+
+
+class ValueRefused(click.ClickException):
+    """A settings file gives an option a value that the option does not take: exit code 2, as on the command line."""
+
+    exit_code = 2
 
 
 def defaults_in(path: Path, group: click.Group) -> dict[str, Any]:
     """Defaults of options, by command, for click's `default_map`.
 
     A key is the long name of an option without dashes. At the top it counts for every command that has the option; in the
-    table of a command, such as `[draw]` or `[train.llm]`, for that one.
+    table of a command, such as `[draw]` or `[train.llm]`, for that one. Every value is checked, also those of other commands
+    than the one that runs.
 
     Raises:
         click.ClickException: the file is no TOML, or names what is no command or option.
+        ValueRefused: a value is not what its option takes.
     """
     import tomllib
 
+    name = printable(str(path))
     try:
-        told = tomllib.loads(path.read_text("utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise click.ClickException(f"{path} cannot be read as TOML ({error})") from error
+        told = tomllib.loads(read_text(path, LARGEST_FILE))
+    except SeedEdgeError as error:
+        raise click.ClickException(f"settings cannot be read: {error}") from error
+    except RecursionError:
+        raise click.ClickException(f"{name} cannot be read as TOML (it nests too deeply)") from None
+    except ValueError as error:  # TOMLDecodeError, or an integer of thousands of digits
+        raise click.ClickException(f"{name} cannot be read as TOML ({error})") from error
     for_all = {key: value for key, value in told.items() if not isinstance(value, dict)}
-    known = set(_options_below(group))
+    known = {key: option for command in _commands_below(group) for key, option in options_by_name(command).items()}
     for key in for_all:
         if key not in known:
-            raise click.ClickException(f"{path}: no command has an option --{key}{_nearest(key, known)}")
-    return _defaults(path, group, told, for_all, "")
+            raise click.ClickException(f"{name}: no command has an option --{_short(key)}{_nearest(key, set(known))}")
+    return _defaults(name, group, told, for_all, "")
 
 
-def _defaults(path: Path, group: click.Group, told: dict[str, Any], for_all: dict[str, Any], where: str) -> dict[str, Any]:
+def _defaults(path: str, group: click.Group, told: dict[str, Any], for_all: dict[str, Any], where: str) -> dict[str, Any]:
     found: dict[str, Any] = {}
     tables = {key: value for key, value in told.items() if isinstance(value, dict)}
     for name in tables:
         if name not in group.commands:
-            raise click.ClickException(f"{path}: [{where}{name}] is no command{_nearest(name, set(group.commands))}")
+            raise click.ClickException(f"{path}: [{where}{_short(name)}] is no command{_nearest(name, set(group.commands))}")
     for name, command in group.commands.items():
         table = tables.get(name, {})
         if isinstance(command, click.Group):
+            values = [key for key, value in table.items() if not isinstance(value, dict)]
+            if values:
+                one = next(iter(command.commands))
+                raise click.ClickException(
+                    f"{path}: [{where}{name}] holds {_short(values[0])}; options go into the table of a command, "
+                    f"such as [{where}{name}.{one}]"
+                )
             found[name] = _defaults(path, command, table, for_all, f"{where}{name}.")
             continue
-        options = options_of(command)
+        options = options_by_name(command)
         for key in table:
             if key not in options:
-                raise click.ClickException(f"{path}: [{where}{name}] has no option --{key}{_nearest(key, set(options))}")
-        found[name] = {options[key]: value for key, value in (for_all | table).items() if key in options}
+                raise click.ClickException(
+                    f"{path}: [{where}{name}] has no option --{_short(key)}{_nearest(key, set(options))}"
+                )
+        found[name] = {}
+        for key, value in (for_all | table).items():
+            if key in options:
+                _check(options[key], value, f"{path}: [{where}{name}] {key}" if key in table else f"{path}: {key}")
+                found[name][str(options[key].name)] = value
     return found
 
 
-def options_of(command: click.Command) -> dict[str, str]:
-    """Names of parameters by the long names of a command's options."""
+def _check(option: click.Option, value: Any, where: str) -> None:
+    """Refuse a value that an option does not take.
+
+    Raises:
+        ValueRefused: it is of another type, or outside the option's range.
+    """
+    if not option.multiple:
+        _check_one(option, value, where)
+        return
+    if not isinstance(value, list):
+        raise ValueRefused(f"{where}: {_shown(value)} is not an array; expected an array, each value {_expected(option)}")
+    for each in value:
+        _check_one(option, each, where)
+
+
+def _check_one(option: click.Option, value: Any, where: str) -> None:
+    if type(value) not in _types(option):
+        raise ValueRefused(f"{where}: {_shown(value)} is {_kind(value)}; expected {_expected(option)}")
+    if isinstance(value, str) and "\0" in value:
+        raise ValueRefused(f"{where}: it holds a NUL character; expected {_expected(option)}")
+    if isinstance(value, bool):
+        return
+    try:
+        option.type.convert(value, option, None)
+    except click.UsageError as error:
+        raise ValueRefused(f"{where}: {printable(error.message)}; expected {_expected(option)}") from error
+
+
+def _types(option: click.Option) -> tuple[type, ...]:
+    """Types of the TOML values that an option takes."""
+    if option.is_flag:
+        return (bool,)
+    if isinstance(option.type, click.types.FloatParamType):
+        return (int, float, str)
+    return (int, str) if _is_number(option) else (str,)
+
+
+def _is_number(option: click.Option) -> bool:
+    return isinstance(option.type, click.types.IntParamType) or option.type.name == "size"
+
+
+def _expected(option: click.Option) -> str:
+    if option.is_flag:
+        return "true or false"
+    if isinstance(option.type, click.types.FloatParamType):
+        return "a number"
+    if _is_number(option):
+        return 'a size such as "6G"' if option.type.name == "size" else "an integer"
+    return "a path in quotes" if isinstance(option.type, click.Path) else "a text in quotes"
+
+
+def _kind(value: Any) -> str:
+    """What a TOML value is, in words."""
+    words = {
+        bool: "a truth value",
+        int: "an integer",
+        float: "a real number",
+        str: "a text",
+        list: "an array",
+        dict: "a table",
+    }
+    return words.get(type(value), "a date or time")
+
+
+def _shown(value: Any) -> str:
+    return "it" if isinstance(value, dict | list) else _short(str(value))
+
+
+def _short(text: str) -> str:
+    told = printable(text[: LONGEST_WORD + 1])
+    return told if len(text) <= LONGEST_WORD else told[:LONGEST_WORD] + "..."
+
+
+def settings_file(option: str) -> str:
+    """`FILE: ` where the current command has the value of an option from a settings file; else an empty text."""
+    context = click.get_current_context(silent=True)
+    found = options_by_name(context.command).get(option.removeprefix("--")) if context else None
+    if context is None or found is None or context.get_parameter_source(str(found.name)) is not ParameterSource.DEFAULT_MAP:
+        return ""
+    return f"{context.meta.get(FILE, 'settings')}: "
+
+
+def options_by_name(command: click.Command) -> dict[str, click.Option]:
+    """A command's options by their long names, without dashes."""
     return {
-        name.removeprefix("--"): str(option.name)
+        name.removeprefix("--"): option
         for option in command.params
         if isinstance(option, click.Option)
         for name in option.opts
@@ -66,18 +185,25 @@ def options_of(command: click.Command) -> dict[str, str]:
     }
 
 
-def _options_below(group: click.Group) -> list[str]:
-    found: list[str] = []
+def _commands_below(group: click.Group) -> list[click.Command]:
+    found: list[click.Command] = []
     for command in group.commands.values():
-        found += _options_below(command) if isinstance(command, click.Group) else options_of(command)
+        found += _commands_below(command) if isinstance(command, click.Group) else [command]
     return found
 
 
 def _nearest(word: str, known: set[str]) -> str:
     import difflib
 
-    near = difflib.get_close_matches(word, sorted(known), 1)
+    near = difflib.get_close_matches(word[:LONGEST_WORD], sorted(known), 1)
     return f"; did you mean {near[0]}?" if near else ""
+
+
+class Plain(logging.Formatter):
+    """The message alone, in one line; what a terminal would obey is escaped."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return printable(record.getMessage())
 
 
 class Lines(logging.Formatter):
@@ -85,20 +211,32 @@ class Lines(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         when = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(record.created))
-        return json.dumps({"time": when, "level": record.levelname.lower(), "message": record.getMessage()})
+        return json.dumps({"time": when, "level": record.levelname.lower(), "message": printable(record.getMessage())})
 
 
 def log_to_stderr(level: str, as_json: bool) -> None:
-    """Let the package tell on stderr what it does, from that level on, until the command ends."""
-    log, handler = logging.getLogger("seed_edge"), logging.StreamHandler()
-    handler.setFormatter(Lines() if as_json else logging.Formatter("%(message)s"))
-    before, propagate = log.level, log.propagate
-    log.setLevel(level.upper())
+    """Write the package's log to stderr, from that level on, until the command ends.
+
+    A second call for the same command only lowers the level.
+    """
+    log = logging.getLogger("seed_edge")
+    root = click.get_current_context().find_root()
+    wanted = logging.getLevelNamesMapping()[level.upper()]
+    if root.meta.get(HANDLER) is not None:
+        log.setLevel(min(log.level, wanted))
+        return
+    handler, before = logging.StreamHandler(), log.level
+    handler.setFormatter(Lines() if as_json else Plain())
+    log.setLevel(wanted)
     log.addHandler(handler)
+    root.meta[HANDLER] = handler
 
     def stop() -> None:
         log.removeHandler(handler)
         log.setLevel(before)
-        log.propagate = propagate
 
-    click.get_current_context().call_on_close(stop)
+    root.call_on_close(stop)
+
+
+HANDLER = "seed_edge.handler"
+"""Key of a context's `meta`: the handler that `log_to_stderr` added."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,7 +10,21 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from seed_edge.commands.common import Engine, bundle_option, engine_options, need, note, quiet_option, seed_option
+from seed_edge.commands.common import (
+    COUNT,
+    MOST_COUNT,
+    TEXT,
+    Engine,
+    Integer,
+    bundle_option,
+    engine_options,
+    need,
+    note,
+    print_json,
+    print_path,
+    quiet_option,
+    seed_option,
+)
 
 if TYPE_CHECKING:
     import numpy as np
@@ -50,8 +63,12 @@ def train() -> None:
 @train.command()
 @click.option("--packages", type=click.Path(path_type=Path), required=True, help="Folder with tarballs from `npm pack`.")
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Tar to write.")
-@click.option("--recolours", type=click.IntRange(0), default=4, show_default=True, help="Other colours for a thing of one.")
-@click.option("--composites", type=click.IntRange(0), default=12_000, show_default=True, help="Pictures of several things.")
+@click.option(
+    "--recolours", type=Integer(0, MOST_COUNT), default=4, show_default=True, help="Other colours for a thing of one."
+)
+@click.option(
+    "--composites", type=Integer(0, MOST_COUNT), default=12_000, show_default=True, help="Pictures of several things."
+)
 @click.option("--only-made", is_flag=True, help="Only these two kinds, not the drawings as their designers made them.")
 @seed_option
 @quiet_option
@@ -61,7 +78,7 @@ def drawings(packages: Path, out: Path, recolours: int, composites: int, only_ma
     from seed_edge.train.drawings import write_drawings
 
     note(f"{write_drawings(packages, out, recolours, composites, seed, only_made):,} drawings", quiet)
-    click.echo(str(out))
+    print_path(out)
 
 
 @train.command()
@@ -112,7 +129,7 @@ def tokenizer(
     else:
         told(recipe, files, also=("--more",))
         train_pixel_tokenizer(data, out, chosen, report, images, more=more)
-    click.echo(str(out))
+    print_path(out)
 
 
 def told(recipe: str, files: dict[str, Path | None], *needed: str, also: tuple[str, ...] = ()) -> list[Path]:
@@ -133,7 +150,11 @@ def told(recipe: str, files: dict[str, Path | None], *needed: str, also: tuple[s
 @click.option("--llm", "start", type=PATH, help="LLaMA folder to start from, for recipes that tune one.")
 @click.option("--pictures", type=PATH, help="A run or a bundle; with it, a sheet of drawings is made at each checkpoint.")
 @click.option(
-    "--prompt", "prompts", multiple=True, help="What is drawn on the sheets; may be repeated.  [default: eight things]"
+    "--prompt",
+    "prompts",
+    multiple=True,
+    type=TEXT,
+    help="What is drawn on the sheets; may be repeated.  [default: eight things]",
 )
 @set_option
 @quiet_option
@@ -165,7 +186,7 @@ def llm(
             train_new_llama(codes, out, chosen, functools.partial(note, quiet=quiet), sheet)
         else:
             tune_llama(start, codes, out, chosen, functools.partial(note, quiet=quiet), sheet)
-    click.echo(str(out))
+    print_path(out)
 
 
 @contextmanager
@@ -198,7 +219,7 @@ def merge(start: Path, lora: Path, out: Path, quiet: bool) -> None:
 
     merge_lora(start, lora, out)
     note(f"merged {lora} into {start}", quiet)
-    click.echo(str(out))
+    print_path(out)
 
 
 @train.command()
@@ -211,7 +232,7 @@ def start(bundle: Path | None, out: Path) -> None:
     from seed_edge.export.unpack import unpack_language
 
     unpack_language(Bundle.open(bundle), out)
-    click.echo(str(out))
+    print_path(out)
 
 
 @click.command()
@@ -223,7 +244,7 @@ def start(bundle: Path | None, out: Path) -> None:
 @click.option("--out", type=PATH, required=True, help="Folder for the codes.")
 @click.option(
     "--variations",
-    type=click.IntRange(0),
+    type=Integer(0, MOST_COUNT),
     help="Without --data: other codes for each picture besides, as like ones have them; for reading it, not for drawing.  "
     f"[default: {VARIATIONS}]",
 )
@@ -266,7 +287,7 @@ def tokenize(
             if failed:
                 engine.note(f"{failed:,} samples were left out")
     engine.note(f"{count:,} samples")
-    click.echo(str(out))
+    print_path(out)
 
 
 @contextmanager
@@ -284,8 +305,8 @@ def encoder_of(run: Path | None, engine: Engine) -> Iterator[tuple[CodeSpace, Ca
 
 @click.command("eval")
 @data_option
-@click.option("--limit", type=click.IntRange(1), default=500, show_default=True, help="Pictures of each kind.")
-@click.option("--nouns", type=click.IntRange(1), default=200, show_default=True, help="Drawings to judge.")
+@click.option("--limit", type=COUNT, default=500, show_default=True, help="Pictures of each kind.")
+@click.option("--nouns", type=COUNT, default=200, show_default=True, help="Drawings to judge.")
 @click.option("--sheets", type=click.Path(path_type=Path), help="Folder for sheets of random drawings and captions.")
 @seed_option
 @engine_options
@@ -317,4 +338,4 @@ def evaluate(
         if sheets is not None:
             write_sheet(sheets / "captions.jpg", evaluation.cells)
             write_sheet(sheets / "drawings.jpg", evaluation.sheet_of_prompts(48))
-    click.echo(json.dumps(result, indent=1))
+    print_json(result, indent=1)
