@@ -12,6 +12,7 @@ import os
 import sys
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 from types import ModuleType
 from typing import Any, TextIO
 
@@ -41,6 +42,8 @@ LLAMA_ERROR = 3
 """Level of llama.cpp's error messages."""
 MAX_LOG_LINES = 20
 _llama_errors: list[str] = []
+_own = False
+"""Whether this process runs nothing but seed-edge's command line; set by `own_process`."""
 
 
 def configure() -> None:
@@ -110,6 +113,28 @@ def last_llama_error() -> str:
     return _llama_errors[-1] if _llama_errors else "no reason given"
 
 
+def libtiff() -> ctypes.CDLL | None:
+    """The libtiff that Pillow has loaded; None where it cannot be told, or is a part of Pillow's own library."""
+    import PIL
+
+    loaded = Path("/proc/self/maps")
+    if loaded.exists():
+        names = {line.split(maxsplit=5)[-1] for line in loaded.read_text(errors="surrogateescape").splitlines()}
+    else:  # macOS: beside Pillow, in its wheel
+        names = {str(path) for path in Path(PIL.__file__).parent.glob(".dylibs/libtiff*")}
+    name = next((name for name in sorted(names) if Path(name).name.startswith("libtiff")), None)
+    return None if name is None else ctypes.CDLL(name)
+
+
+@functools.cache
+def quiet_libtiff() -> None:
+    """Keep libtiff from printing on stderr what is wrong with a file; Pillow raises that too. Only in a process of our own."""
+    library = libtiff() if _own else None
+    if library is not None:
+        for name in ("TIFFSetErrorHandler", "TIFFSetWarningHandler"):
+            getattr(library, name)(ctypes.c_void_p(None))
+
+
 def own_process() -> None:
     """Settings for a process that runs nothing but seed-edge's command line.
 
@@ -131,3 +156,5 @@ def own_process() -> None:
         log.debug("%s: %s", category.__name__, message)
 
     warnings.showwarning = to_log
+    global _own
+    _own = True

@@ -8,41 +8,22 @@ from __future__ import annotations
 import io
 import itertools
 import logging
-import warnings
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import IO
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageEnhance, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageEnhance, ImageOps
 
 from seed_edge.errors import ImageError
+from seed_edge.picture_files import FORMATS as FORMATS
+from seed_edge.picture_files import IMAGE_ENDINGS as IMAGE_ENDINGS
+from seed_edge.picture_files import MAX_PIXELS as MAX_PIXELS
+from seed_edge.picture_files import frames_of, name_of, opened, upright
 
 log = logging.getLogger("seed_edge")
-
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
-"""Formats that are opened; Pillow's other readers are never reached."""
-
-ENDINGS = {
-    "JPEG": ".jpg .jpeg .jpe .jfif .jif .mpo",
-    "PNG": ".png .apng",
-    "WebP": ".webp",
-    "GIF": ".gif",
-    "BMP": ".bmp .dib",
-    "TIFF": ".tif .tiff",
-    "HEIC": ".heic .heics .heif .heifs .hif",
-    "AVIF": ".avif .avifs",
-    "others": ".jxl .jp2 .j2k .jpf .jpx .jxr .wdp .psd .psb .svg .svgz .tga .ico .exr .hdr .qoi .ppm .pgm .pbm .pnm",
-    "RAW": ".3fr .arw .cr2 .cr3 .crw .dcr .dng .erf .iiq .kdc .mef .mos .mrw .nef .nrw .orf .pef .raf .raw .rw2 .rwl .sr2 .srw .x3f",
-}
-"""Lower-case endings that picture files have, by format. The last two rows are not read: each such file fails with an error."""
-IMAGE_ENDINGS = frozenset(ending for row in ENDINGS.values() for ending in row.split())
-"""Lower-case endings, with their dot, of files in a folder that are taken for pictures. Their content decides what they are."""
-
-MAX_PIXELS = 200_000_000
-"""Default limit on width x height, checked in the header before anything is decoded."""
 
 DRAFT_PIXELS = 50_000_000
 """JPEGs larger than this are decoded at a reduced size, to bound memory."""
@@ -91,9 +72,10 @@ class Preprocessing:
         return self.normalise(np.stack([np.asarray(square) for square in itertools.islice(self._seen(image), count)]))
 
     def _seen(self, image: Image.Image) -> Iterator[Image.Image]:
-        square = self.square(image)
+        rgb = to_rgb(image)
+        square = self.square(rgb)
         yield square
-        yield ImageOps.mirror(self.square(_nearer(image)))
+        yield ImageOps.mirror(self.square(_nearer(rgb)))
         yield _farther(square, FILTERS[self.resize_filter])
         yield ImageOps.mirror(ImageEnhance.Color(square).enhance(PALER))
 
@@ -114,11 +96,11 @@ MOST_VIEWS = 4
 """Ways to see a picture that `Preprocessing.views` knows."""
 
 
-def _nearer(image: Image.Image) -> Image.Image:
-    """The image without its margins."""
-    width, height = image.size
+def _nearer(rgb: Image.Image) -> Image.Image:
+    """The image without its margins; not by `crop`, which asks Pillow's limit on pixels."""
+    width, height = rgb.size
     x, y = int(NEARER * width), int(NEARER * height)
-    return image.crop((x, y, width - x, height - y))
+    return rgb.transform((width - 2 * x, height - 2 * y), Image.Transform.EXTENT, (x, y, width - x, height - y))
 
 
 def _farther(square: Image.Image, resample: Image.Resampling) -> Image.Image:
@@ -150,51 +132,26 @@ def to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def open_image(source: str | Path | IO[bytes], max_pixels: int = MAX_PIXELS) -> Image.Image:
+def open_image(source: str | os.PathLike[str] | IO[bytes], max_pixels: int = MAX_PIXELS) -> Image.Image:
     """Read an image file as upright 8-bit RGB; of an animation, the first frame.
 
     Args:
-        source: a path, or a binary file object.
-        max_pixels: refuse images whose header says more than this many pixels.
+        source: a path of a regular file, or a binary file object.
+        max_pixels: refuse images of more than this many pixels.
 
     Raises:
-        ImageError: no such file, not an image, damaged, or too large.
+        ImageError: no such file, not a regular one, not an image, damaged, or too large.
     """
-    name = str(source) if isinstance(source, str | Path) else getattr(source, "name", "image")
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # remarks on damaged metadata; pixels are what counts
-            return _decode(source, name, max_pixels)
-    except FileNotFoundError:
-        raise ImageError(f"{name}: no such file") from None
-    except UnidentifiedImageError:
-        raise ImageError(f"{name}: not an image this program reads ({', '.join(FORMATS)})") from None
-    except (OSError, SyntaxError, ValueError, EOFError) as error:
-        raise ImageError(f"{name}: the image is damaged or cannot be read ({error})") from error
-
-
-def _decode(source: str | Path | IO[bytes], name: str, max_pixels: int) -> Image.Image:
-    # Pillow's own limit is a module-wide switch with two thresholds; ours is one number, per call.
-    limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
-    try:
-        image = Image.open(source, formats=FORMATS)
-    finally:
-        Image.MAX_IMAGE_PIXELS = limit
-    with image:
-        width, height = image.size
-        if width * height > max_pixels:
-            raise ImageError(
-                f"{name}: {width} x {height} is {width * height:,} pixels, over the limit of {max_pixels:,}; "
-                "make it smaller, or raise --max-pixels"
-            )
-        frames = getattr(image, "n_frames", 1)
-        if frames > 1 and image.format != "MPO":  # cameras put previews behind a photo
-            log.warning("an image has %s frames or pages; the first is taken", frames)
-        if image.format == "JPEG" and width * height > DRAFT_PIXELS:
-            image.draft("RGB", (width // 2, height // 2))
+    with opened(source, max_pixels) as image:
+        name = name_of(source)
+        frames = frames_of(image)
+        if frames > 1:
+            log.warning("%s has %s frames or pages; the first is taken", name, frames)
+        if image.format == "JPEG" and image.width * image.height > DRAFT_PIXELS:
+            image.draft("RGB", (image.width // 2, image.height // 2))
         image.load()
         try:
-            return in_srgb(ImageOps.exif_transpose(image))
+            return in_srgb(upright(image))
         except ImageError as error:
             raise ImageError(f"{name}: {error}") from error
 
