@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 from collections.abc import Callable
@@ -12,10 +13,11 @@ from urllib.parse import unquote, urlsplit
 
 import click
 
-from seed_edge.commands.common import Engine, engine_options
+from seed_edge.commands.common import MOST_SEED, TEMPERATURE, Engine, Integer, engine_options, note, print_path
 from seed_edge.commands.drawing import Brush, brush_of
 from seed_edge.commands.pictures import unused, with_diffusion_options, with_finish_options
-from seed_edge.errors import SeedEdgeError
+from seed_edge.display import printable
+from seed_edge.errors import PromptError, SeedEdgeError
 
 if TYPE_CHECKING:
     from typing import Any
@@ -26,6 +28,10 @@ if TYPE_CHECKING:
 
 WORD = re.compile(r"""\s*(?:'([^']*)'|"([^"]*)"|((?:\\.|[^\s'"\\])+))(?=\s|$)""")
 """A path at the beginning of a line, as terminals write one that is dropped on them."""
+LONGEST_LINE = 1 << 16
+"""Bytes of a line on stdin that is no terminal."""
+MOST_TURNS = 1 << 20
+"""Seeds count up from turn to turn."""
 HELP = """Write a message. An image goes with it: /image PATH, or drop its file on the terminal.
   /draw TEXT   let the answer be a picture      /undo          take the last exchange back
   /save FILE   keep the conversation            /load FILE     go on with one that was kept
@@ -40,8 +46,10 @@ HELP = """Write a message. An image goes with it: /image PATH, or drop its file 
     default=Path(),
     help="Folder for pictures.  [default: .]",
 )
-@click.option("--temperature", type=click.FloatRange(0), default=0.0, show_default=True, help="Of words; 0: the likeliest.")
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of the first answer; it counts up.")
+@click.option("--temperature", type=TEMPERATURE, default=0.0, show_default=True, help="Of words; 0: the likeliest.")
+@click.option(
+    "--seed", type=Integer(0, MOST_SEED - MOST_TURNS), default=0, show_default=True, help="Of the first answer; it counts up."
+)
 @click.option("--load", type=click.Path(path_type=Path), help="Go on with a conversation that /save wrote.")
 @with_diffusion_options
 @with_finish_options
@@ -63,12 +71,13 @@ def chat(
 
     if not output.is_dir():
         raise click.ClickException(f"{output}: no such folder; make it first, or choose another -o")
+    terminal = sys.stdin is not None and sys.stdin.isatty()
     with engine.opened() as edge:
         conversation = Conversation(edge, temperature=temperature, seed=seed)
         if load is not None:
             conversation.load(load)
         chat = Chat(conversation, brush_of(edge, engine, walk, finish), output, seed)
-        if sys.stdin.isatty():
+        if terminal:
             engine.note("/help tells what can be done here")
         while chat.going:
             line = read_line(chat.prompt())
@@ -78,10 +87,14 @@ def chat(
 
 
 def read_line(prompt: str) -> str | None:
-    """A line of input, None at its end; with the habits of readline at a terminal, and no history kept on disk."""
+    """A line of input, None at its end; with the habits of readline at a terminal, and no history kept on disk.
+
+    Bytes that are not text in stdin's encoding come as surrogates, as in file names.
+    """
+    if sys.stdin is None:
+        return None
     if not sys.stdin.isatty():
-        line = sys.stdin.readline()
-        return line.rstrip("\n") if line else None
+        return _piped_line()
     with suppress(ImportError):  # Windows has none
         import readline  # noqa: F401  (input() uses it from now on)
     try:
@@ -92,6 +105,21 @@ def read_line(prompt: str) -> str | None:
     except KeyboardInterrupt:  # as in a shell: the line is given up
         click.echo()
         return ""
+    except UnicodeDecodeError as error:
+        note(f"this line is not text in {error.encoding}, and was left out", quiet=False)
+        return ""
+
+
+def _piped_line() -> str | None:
+    line = sys.stdin.buffer.readline(LONGEST_LINE + 1)
+    if not line:
+        return None
+    if len(line) > LONGEST_LINE and not line.endswith(b"\n"):
+        while line and not line.endswith(b"\n"):
+            line = sys.stdin.buffer.readline(LONGEST_LINE)
+        note(f"a line of over {LONGEST_LINE:,} bytes was left out", quiet=False)
+        return ""
+    return line.rstrip(b"\r\n").decode(sys.stdin.encoding or "utf-8", "surrogateescape")
 
 
 class Chat:
@@ -112,9 +140,9 @@ class Chat:
         commands: dict[str, Callable[[str], None]] = {
             "/image": self.attach,
             "/draw": lambda text: self.say(text, draw=True),
-            "/undo": lambda _: click.echo("taken back" if self.conversation.undo() else "nothing to take back", err=True),
-            "/save": lambda name: self.conversation.save(Path(_named(name))),
-            "/load": lambda name: self.conversation.load(Path(_named(name))),
+            "/undo": lambda _: note("taken back" if self.conversation.undo() else "nothing to take back", quiet=False),
+            "/save": lambda name: self.conversation.save(_named(name)),
+            "/load": lambda name: self.conversation.load(_named(name)),
             "/clear": lambda _: self.conversation.clear(),
             "/help": lambda _: click.echo(HELP, err=True),
             "/quit": lambda _: self.leave(),
@@ -122,16 +150,18 @@ class Chat:
         try:
             if command in commands:
                 commands[command](rest.strip())
-            elif command.startswith("/") and not Path(command).exists():
-                click.echo(f"{command} is no command; /help tells them", err=True)
+            elif command.startswith("/") and not os.path.exists(command):
+                note(f"{command} is no command; /help tells them", quiet=False)
             else:
                 text = self.take_paths(line)
                 if text:
                     self.say(text)
+        except KeyboardInterrupt:
+            note("(stopped)", quiet=False)
         except (SeedEdgeError, click.ClickException) as error:
-            click.echo(f"Error: {error}", err=True)
+            note(f"Error: {error}", quiet=False)
         except OSError as error:
-            click.echo(f"Error: {error.filename or 'a file'}: {error.strerror}", err=True)
+            note(f"Error: {error.filename or 'a file'}: {error.strerror}", quiet=False)
 
     def leave(self) -> None:
         """End."""
@@ -143,22 +173,23 @@ class Chat:
 
         match = WORD.fullmatch(name)
         self._images.append(open_image(_path(match) if match else name))
-        click.echo(f"{len(self._images)} with the next message", err=True)
+        note(f"{len(self._images)} with the next message", quiet=False)
 
     def take_paths(self, line: str) -> str:
         """What is left of a line when the image files it begins with are attached."""
-        from seed_edge.runtime.many import ENDINGS
+        from seed_edge.preprocess import IMAGE_ENDINGS
 
         while (match := WORD.match(line)) is not None:
-            path = Path(_path(match))
-            if path.suffix.lower() not in ENDINGS or not path.is_file():
+            path = _path(match)
+            if os.path.splitext(path)[1].lower() not in IMAGE_ENDINGS or not os.path.exists(path) or os.path.isdir(path):
                 break
-            self.attach(str(path))
+            self.attach(path)
             line = line[match.end() :]
         return line.strip()
 
     def say(self, text: str, draw: bool = False) -> None:
         """Send a message and tell the answer as it comes; Ctrl-C stops it."""
+        text, turns = _in_utf8(text), len(self.conversation.turns)
         images, self._images = self._images, []
         told, drawn = False, []
         try:
@@ -170,6 +201,8 @@ class Chat:
                     drawn.append(piece.tolist())
         except KeyboardInterrupt:
             click.echo(" (stopped)", err=True)
+            if len(self.conversation.turns) == turns:  # nothing was answered yet
+                self._images = images
         except SeedEdgeError:
             self._images = images
             raise
@@ -183,18 +216,42 @@ class Chat:
         path = unused(self.folder / "chat.png")
         seed = self.seed + len(self.conversation.turns) - 1
         self.brush.save(self.brush.picture(codes, seed, path), path, text, [(seed, codes)])
-        click.echo(str(path))
+        print_path(path)
 
 
-def _named(name: str) -> str:
+def _named(name: str) -> Path:
+    """The path behind a command.
+
+    Raises:
+        PromptError: there is none.
+    """
     if not name:
-        raise click.ClickException("say which file: /save talk.json")
+        raise PromptError("say which file: /save talk.json")
     match = WORD.fullmatch(name)
-    return _path(match) if match else name
+    path = _path(match) if match else name
+    if "\0" in path:
+        raise PromptError(f"{printable(path)}: no file can have this name")
+    return Path(path)
+
+
+def _in_utf8(text: str) -> str:
+    """A message with what is not UTF-8 replaced by question marks, which is said."""
+    plain = text.encode(
+        "utf-8",
+        "surrogateescape",
+    ).decode("utf-8", "replace")
+    if plain != text:
+        note("bytes that are not UTF-8 were replaced", quiet=False)
+    return plain
 
 
 def _path(match: re.Match[str]) -> str:
     """The path that a word means: quotes and backslashes taken away, `file:` followed."""
     single, double, bare = match.groups()
     name = single if single is not None else double if double is not None else re.sub(r"\\(.)", r"\1", bare)
-    return unquote(urlsplit(name).path) if name.startswith("file://") else name
+    if not name.startswith("file://"):
+        return name
+    try:
+        return unquote(urlsplit(name).path)
+    except ValueError:  # no address at all
+        return name

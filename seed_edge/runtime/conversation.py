@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,8 +9,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from seed_edge.atomic import is_special, replacing
+from seed_edge.display import json_line, printable
 from seed_edge.errors import CodesError, PromptError, SeedEdgeError
-from seed_edge.atomic import replacing
+from seed_edge.inputs import read_json
 from seed_edge.manifest import Sampling
 from seed_edge.prompts import Turn
 from seed_edge.runtime.decoding import write_answer, write_codes
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 Codes = NDArray[np.int64]
 FORMAT = 1
 LARGEST_FILE = 16 << 20
+"""Bytes of a saved conversation."""
+TURN_KEYS = {"text", "images", "answer"}
 MOST_ANSWER_IDS = 512
 UNFINISHED = "\N{REPLACEMENT CHARACTER}"
 """What the beginning of a letter of several bytes is read as."""
@@ -48,6 +51,7 @@ class Conversation:
         """Answer a message: pieces of text, and codes of pictures, as they are written.
 
         The turn is part of the conversation from the first piece on; where the caller stops early, with what was written.
+        Where it is stopped before that, there is no turn.
         Where the context is too short for all turns, the oldest are forgotten.
 
         Args:
@@ -69,6 +73,10 @@ class Conversation:
                 yield piece
         except SeedEdgeError:
             self.turns.pop()
+            raise
+        except BaseException:  # Ctrl-C, or the caller closed the generator
+            if not answer:
+                self.turns.pop()
             raise
 
     def undo(self) -> bool:
@@ -131,7 +139,14 @@ class Conversation:
         return prompts.for_conversation(vocab, model.tokenize, self.turns[-1:])
 
     def save(self, path: Path) -> None:
-        """Write the turns to a file, as JSON."""
+        """Write the turns to a file, as JSON. Of files that exist, only a saved conversation is replaced.
+
+        Raises:
+            PromptError: another file has that name; it stays as it is.
+            OSError: the folder cannot be written.
+        """
+        if path.exists() and not is_special(path) and not _is_saved(path):
+            raise PromptError(f"{printable(str(path))} is no conversation that was saved here, and stays; choose another name")
         turns = [
             {
                 "text": turn.text,
@@ -141,28 +156,71 @@ class Conversation:
             for turn in self.turns
         ]
         with replacing(path) as partial:
-            partial.write_text(json.dumps({"format": FORMAT, "turns": turns}, ensure_ascii=False), "utf-8")
+            partial.write_text(json_line({"format": FORMAT, "turns": turns}), "utf-8")
 
     def load(self, path: Path) -> None:
         """Take the turns from a file that `save` wrote; what was said before is forgotten.
 
         Raises:
-            PromptError: it is no such file, or its codes are not this bundle's.
+            PromptError: it is no such file, or its codes are not this bundle's; the turns stay as they are.
         """
         space = self._edge.bundle.manifest.codes
         try:
-            if path.stat().st_size > LARGEST_FILE:
-                raise ValueError(f"over {LARGEST_FILE:,} bytes")
-            told: Any = json.loads(path.read_text("utf-8"))
-            if told["format"] != FORMAT:
-                raise ValueError(f"format {told['format']}")
             self.turns = [
                 Turn(
-                    str(turn["text"]),
-                    tuple(space.check(codes) for codes in turn["images"]),
-                    tuple(part if isinstance(part, str) else space.check(part) for part in turn["answer"]),
+                    text,
+                    tuple(space.check(codes) for codes in images),
+                    tuple(part if isinstance(part, str) else space.check(part) for part in answer),
                 )
-                for turn in told["turns"]
+                for text, images, answer in _saved_turns(path)
             ]
-        except (CodesError, OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-            raise PromptError(f"{path} is no conversation that was saved here ({error})") from error
+        except CodesError as error:
+            raise PromptError(f"{printable(str(path))} is a conversation with another bundle ({error})") from error
+
+
+def _saved_turns(path: Path) -> list[tuple[str, list[list[int]], list[str | list[int]]]]:
+    """Text, images and answer of each turn in a file that `Conversation.save` wrote.
+
+    Raises:
+        PromptError: it is no such file.
+    """
+    name = printable(str(path))
+    try:
+        told = read_json(path, LARGEST_FILE, PromptError)
+    except PromptError as error:
+        raise PromptError(f"{name} is no conversation that was saved here ({error})") from error
+    if not isinstance(told, dict) or type(told.get("format")) is not int or not isinstance(told.get("turns"), list):
+        raise PromptError(f"{name} is no conversation that was saved here (format or turns are missing)")
+    if told["format"] != FORMAT:
+        raise PromptError(
+            f"{name} is a conversation of format {told['format']}, this version reads {FORMAT}; update seed-edge"
+        )
+    for number, turn in enumerate(told["turns"], 1):
+        if not _is_turn(turn):
+            raise PromptError(f"{name} is no conversation that was saved here (turn {number} is none)")
+    return [(turn["text"], turn["images"], turn["answer"]) for turn in told["turns"]]
+
+
+def _is_turn(turn: Any) -> bool:
+    return (
+        isinstance(turn, dict)
+        and turn.keys() == TURN_KEYS
+        and isinstance(turn["text"], str)
+        and isinstance(turn["images"], list)
+        and all(map(_are_codes, turn["images"]))
+        and isinstance(turn["answer"], list)
+        and all(isinstance(part, str) or _are_codes(part) for part in turn["answer"])
+    )
+
+
+def _are_codes(value: Any) -> bool:
+    return isinstance(value, list) and all(type(code) is int for code in value)
+
+
+def _is_saved(path: Path) -> bool:
+    """Whether a file is a conversation that was saved here, by whatever bundle."""
+    try:
+        _saved_turns(path)
+    except PromptError:
+        return False
+    return True
