@@ -6,6 +6,7 @@ export, training, evaluation, helper processes, benchmarks. `own_process` is for
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import logging
 import os
