@@ -15,7 +15,7 @@ import click
 
 from seed_edge.commands.common import MOST_SEED, TEMPERATURE, Engine, Integer, engine_options, note, print_path
 from seed_edge.commands.drawing import Brush, brush_of
-from seed_edge.commands.pictures import unused, with_diffusion_options, with_finish_options
+from seed_edge.commands.pictures import Output, with_diffusion_options, with_finish_options
 from seed_edge.display import printable
 from seed_edge.errors import PromptError, SeedEdgeError
 
@@ -213,9 +213,9 @@ class Chat:
 
     def keep(self, text: str, codes: list[int]) -> None:
         """Save and show a picture of an answer."""
-        path = unused(self.folder / "chat.png")
+        output = Output(self.folder / "chat.png", free=True)
         seed = self.seed + len(self.conversation.turns) - 1
-        self.brush.save(self.brush.picture(codes, seed, path), path, text, [(seed, codes)])
+        path = self.brush.save(self.brush.picture(codes, seed, output.path), output, text, [(seed, codes)])
         print_path(path)
 
 

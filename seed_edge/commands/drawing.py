@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
-import json
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from seed_edge.commands.captions import Pace
 from seed_edge.commands.codes_input import lines_of, parse_codes, read_codes, read_latents
 from seed_edge.commands.common import (
+    MOST_SEED,
+    SEED,
+    TEMPERATURE,
+    TEXT,
     Engine,
     Progress,
     engine_options,
@@ -19,14 +24,19 @@ from seed_edge.commands.common import (
     json_option,
     max_pixels_option,
     note,
+    print_json,
+    print_path,
 )
 from seed_edge.commands.pictures import (
     LATENTS,
+    Grid,
+    Output,
+    check_grid,
     check_output,
-    free_name,
-    grid_of,
     kept_latents,
+    name_of,
     numbered,
+    overwrite_option,
     resized,
     save_picture,
     show_picture,
@@ -35,6 +45,7 @@ from seed_edge.commands.pictures import (
     with_finish_options,
 )
 from seed_edge.errors import PromptError
+from seed_edge.outputs import is_stdout
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -47,11 +58,9 @@ if TYPE_CHECKING:
 MOST_AT_ONCE = 1000
 
 output_option = click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="Picture to write.")
-seed_option = click.option(
-    "--seed", type=click.IntRange(0), help="Same seed, same picture.  [default: a new one, said on stderr]"
-)
+seed_option = click.option("--seed", type=SEED, help="Same seed, same picture.  [default: a new one, said on stderr]")
 temperature_option = click.option(
-    "--temperature", type=click.FloatRange(0), help="Higher varies more, 0 not at all.  [default: the bundle's]"
+    "--temperature", type=TEMPERATURE, help="Higher varies more, 0 not at all.  [default: the bundle's]"
 )
 
 
@@ -83,14 +92,20 @@ class Brush:
             picture = self.edge.decode(codes, seed=seed, options=self.options, negative=negative, progress=progress, keep=keep)
         return resized(picture, self.side)
 
-    def save(self, picture: Image, path: Path, prompt: str, drawn: Sequence[tuple[int, Sequence[int]]]) -> None:
-        """Write a picture, with how it was made unless it is not to be told.
+    def save(self, picture: Image, output: Output, prompt: str, drawn: Sequence[tuple[int, Sequence[int]]]) -> Path:
+        """Write a picture, with how it was made unless it is not to be told; return the name it got.
 
         Args:
             drawn: seed and codes of each picture in it.
         """
-        save_picture(picture, path, self.record(prompt, drawn) if self.metadata else None)
-        show_picture(picture, self.show)
+        path = save_picture(picture, output, self.record(prompt, drawn) if self.metadata else None)
+        if not is_stdout(path):
+            show_picture(picture, self.show)
+        return path
+
+    def drawn_side(self) -> int:
+        """Pixels a side of a picture as it is saved."""
+        return self.side or self.edge.bundle.manifest.output_size
 
     def record(self, prompt: str, drawn: Sequence[tuple[int, Sequence[int]]]) -> Record:
         """How it was made."""
@@ -147,13 +162,14 @@ def brush_of(
 
 
 @click.command()
-@click.argument("prompt", required=False)
+@click.argument("prompt", required=False, type=TEXT)
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Picture to write.  [default: made of the prompt]")
+@overwrite_option
 @click.option("-n", "--count", type=click.IntRange(1, MOST_AT_ONCE), default=1, show_default=True, help="So many pictures.")
 @click.option("--grid", is_flag=True, help="All of them in one picture.")
 @click.option("--prompts", type=click.Path(), help="A file of prompts, one a line, or - for stdin; -o is a folder then.")
 @click.option("--from", "source", type=click.Path(), help="A picture that was drawn: draw the same again.")
-@click.option("--negative", help="What to keep away from, in words.")
+@click.option("--negative", type=TEXT, help="What to keep away from, in words.")
 @seed_option
 @temperature_option
 @click.option(
@@ -168,6 +184,7 @@ def brush_of(
 def draw(
     prompt: str | None,
     output: Path | None,
+    overwrite: bool,
     count: int,
     grid: bool,
     prompts: str | None,
@@ -189,31 +206,39 @@ def draw(
     finish = unshown(finish) if as_json else finish
     if sum(said is not None for said in (prompt, prompts, source)) != 1:
         raise click.ClickException('say what to draw: a PROMPT such as "a red fox", or --prompts FILE, or --from PICTURE')
+    refuse_json_beside_picture(output, as_json)
+    if output is not None and is_stdout(output) and count > 1 and not grid:
+        raise click.UsageError("stdout takes one picture; add --grid, or choose another -o")
     if source is not None:
         from seed_edge.record import record_in
 
         record = record_in(source)
-        path = output or free_name(record.prompt or Path(source).stem)
-        check_output(path)
+        target = Output(output or name_of(record.prompt or Path(source).stem), output is None, overwrite)
+        check_output(target, engine, source)
         with engine.opened() as edge:
             refuse_other_bundle(edge, record, source)
             negative = record.negative or None
             brush = brush_of(edge, engine, walk, finish, temperature=record.temperature, negative=negative)
-            draw_again(as_recorded(brush, record), record, path, as_json)
+            draw_again(as_recorded(brush, record), record, target, as_json)
         return
     folder = output if prompts is not None else None
     if folder is not None and not folder.is_dir():
         raise click.ClickException(f"{folder}: no such folder; with --prompts, -o is a folder that exists")
-    check_output(output if output is not None and folder is None else free_name("", folder))
+    named = None if folder is not None or output is None else Output(output, count > 1 and not grid, overwrite)
+    check_output(named or Output(name_of("", folder), free=True), engine, *([prompts] if prompts not in (None, "-") else []))
     asked = [prompt] if prompt is not None else list(lines_of(str(prompts)))
     seed = new_seed(engine) if seed is None else seed
+    if seed + count - 1 > MOST_SEED:
+        raise click.UsageError(f"--seed {seed} with -n {count} counts past 2**63 - 1; choose a lower seed")
     failed = 0
     with engine.opened() as edge:
         brush = brush_of(edge, engine, walk, finish, temperature=temperature, tries=tries, negative=negative)
+        if grid:
+            check_grid(count, brush.drawn_side(), (named or Output(name_of(""))).path)
         for text in asked:
-            first = output if folder is None and output is not None else free_name(text, folder)
+            target = named or Output(name_of(text, folder), free=True)
             try:
-                draw_one(brush, text, range(seed, seed + count), first, grid, as_json)
+                (draw_grid if grid else draw_each)(brush, text, range(seed, seed + count), target, as_json)
             except PromptError as error:
                 if len(asked) == 1:
                     raise
@@ -228,6 +253,12 @@ def unshown(finish: dict[str, Any]) -> dict[str, Any]:
     return finish | {"show": bool(finish["show"])}
 
 
+def refuse_json_beside_picture(output: Path | None, as_json: bool) -> None:
+    """Refuse JSON where the picture goes to stdout."""
+    if as_json and output is not None and is_stdout(output):
+        raise click.UsageError("stdout takes the picture and nothing else: leave out --json, or choose another -o")
+
+
 def new_seed(engine: Engine) -> int:
     """A seed nobody asked for, said so that the picture can be drawn again."""
     import secrets
@@ -237,34 +268,47 @@ def new_seed(engine: Engine) -> int:
     return seed
 
 
-def draw_one(brush: Brush, prompt: str, seeds: range, path: Path, grid: bool, as_json: bool) -> None:
+def draw_each(brush: Brush, prompt: str, seeds: range, output: Output, as_json: bool) -> None:
     """Draw and write the pictures of a prompt, one for each seed."""
-    drawn, pictures = [], []
-    for number, seed in enumerate(seeds):
+    pace = Pace(len(seeds), brush.quiet or len(seeds) == 1 or sys.stderr.isatty())
+    for number, seed in enumerate(seeds, 1):
         codes = brush.codes(prompt, seed)
-        own = path if grid or len(seeds) == 1 else numbered(path, number + 1)
-        picture = brush.picture(codes, seed, own)
-        if grid:
+        own = output if len(seeds) == 1 else Output(numbered(output.path, number), free=True)
+        path = brush.save(brush.picture(codes, seed, own.path), own, prompt, [(seed, codes)])
+        tell(path, prompt, [(seed, codes)], as_json)
+        pace.step()
+
+
+def draw_grid(brush: Brush, prompt: str, seeds: range, output: Output, as_json: bool) -> None:
+    """Draw the pictures of a prompt, one for each seed, and write them as one. Stopped, it keeps those that are drawn."""
+    drawn: list[tuple[int, list[int]]] = []
+    sheet, pace = Grid(len(seeds)), Pace(len(seeds), brush.quiet or sys.stderr.isatty())
+    try:
+        for seed in seeds:
+            codes = brush.codes(prompt, seed)
+            sheet.add(brush.picture(codes, seed, output.path))
             drawn.append((seed, codes))
-            pictures.append(picture)
-            continue
-        brush.save(picture, own, prompt, [(seed, codes)])
-        tell(own, prompt, [(seed, codes)], as_json)
-    if grid:
-        brush.save(grid_of(pictures), path, prompt, drawn)
-        tell(path, prompt, drawn, as_json)
+            pace.step()
+    finally:
+        if drawn:
+            path = brush.save(sheet.image(), output, prompt, drawn)
+            tell(path, prompt, drawn, as_json)
+        if 0 < len(drawn) < len(seeds):
+            note(f"{len(drawn)} of {len(seeds)} pictures were drawn, and are kept in {path}", False)
 
 
 def tell(path: Path, prompt: str, drawn: Sequence[tuple[int, Sequence[int]]], as_json: bool) -> None:
-    """What was written, on stdout."""
+    """What was written, on stdout, unless the picture is there."""
+    if is_stdout(path):
+        return
     if not as_json:
-        click.echo(str(path))
+        print_path(path)
         return
     seed, codes = drawn[0]
     record: dict[str, Any] = {"image": str(path), "prompt": prompt, "seed": seed, "codes": list(codes)}
     if len(drawn) > 1:
         record |= {"seed": [seed for seed, _ in drawn], "codes": [list(codes) for _, codes in drawn]}
-    click.echo(json.dumps(record, ensure_ascii=False))
+    print_json(record)
 
 
 def refuse_other_bundle(edge: SeedEdge, record: Record, source: str) -> None:
@@ -286,18 +330,22 @@ def as_recorded(brush: Brush, record: Record) -> Brush:
     return dataclasses.replace(brush, options=dataclasses.replace(said, **missing))
 
 
-def draw_again(brush: Brush, record: Record, path: Path, as_json: bool) -> None:
+def draw_again(brush: Brush, record: Record, output: Output, as_json: bool) -> None:
     """Draw what a picture says it shows, from its codes."""
-    pictures = [brush.picture(each.codes, each.seed, path) for each in record.drawn]
+    if len(record.drawn) > 1:
+        check_grid(len(record.drawn), brush.drawn_side(), output.path)
+    sheet = Grid(len(record.drawn))
+    for each in record.drawn:
+        sheet.add(brush.picture(each.codes, each.seed, output.path))
     drawn = [(each.seed, each.codes) for each in record.drawn]
-    brush.save(pictures[0] if len(pictures) == 1 else grid_of(pictures), path, record.prompt, drawn)
-    tell(path, record.prompt, drawn, as_json)
+    tell(brush.save(sheet.image(), output, record.prompt, drawn), record.prompt, drawn, as_json)
 
 
 @click.command()
 @click.argument("image", type=click.Path())
-@click.argument("change")
+@click.argument("change", type=TEXT)
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Picture to write.  [default: made of the change]")
+@overwrite_option
 @seed_option
 @temperature_option
 @with_diffusion_options
@@ -309,6 +357,7 @@ def edit(
     image: str,
     change: str,
     output: Path | None,
+    overwrite: bool,
     seed: int | None,
     temperature: float | None,
     walk: dict[str, Any],
@@ -321,8 +370,9 @@ def edit(
     from seed_edge.preprocess import open_image
 
     finish = unshown(finish) if as_json else finish
-    path = output or free_name(change)
-    check_output(path)
+    target = Output(output or name_of(change), output is None, overwrite)
+    refuse_json_beside_picture(output, as_json)
+    check_output(target, engine, image)
     picture = open_image(image, **given(max_pixels=max_pixels))
     seed = new_seed(engine) if seed is None else seed
     with engine.opened() as edge:
@@ -330,14 +380,15 @@ def edit(
         with Progress("codes", engine.quiet) as progress:
             before = edge.encode([picture])[0]
             codes = edge.edit_codes(before, change, seed=seed, sampling=brush.sampling, progress=progress).tolist()
-        brush.save(brush.picture(codes, seed, path), path, change, [(seed, codes)])
+        path = brush.save(brush.picture(codes, seed, target.path), target, change, [(seed, codes)])
     tell(path, change, [(seed, codes)], as_json)
 
 
 @click.command()
 @click.argument("image", type=click.Path())
 @output_option
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="For decoders that start from noise.")
+@overwrite_option
+@click.option("--seed", type=SEED, default=0, show_default=True, help="For decoders that start from noise.")
 @with_diffusion_options
 @with_finish_options
 @max_pixels_option
@@ -345,6 +396,7 @@ def edit(
 def reconstruct(
     image: str,
     output: Path,
+    overwrite: bool,
     seed: int,
     walk: dict[str, Any],
     finish: dict[str, Any],
@@ -354,25 +406,28 @@ def reconstruct(
     """Draw what is left of IMAGE in its codes: what the language model sees of it."""
     from seed_edge.preprocess import open_image
 
-    check_output(output)
+    target = Output(output, overwrite=overwrite)
+    check_output(target, engine, image)
     picture = open_image(image, **given(max_pixels=max_pixels))
     with engine.opened() as edge:
         brush = brush_of(edge, engine, walk, finish)
         codes = edge.encode([picture])[0].tolist()
-        brush.save(brush.picture(codes, seed, output), output, "", [(seed, codes)])
-    click.echo(str(output))
+        path = brush.save(brush.picture(codes, seed, output), target, "", [(seed, codes)])
+    tell(path, "", [(seed, codes)], as_json=False)
 
 
 @click.command()
 @click.argument("codes", type=click.Path(allow_dash=True))
 @output_option
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="For decoders that start from noise.")
+@overwrite_option
+@click.option("--seed", type=SEED, default=0, show_default=True, help="For decoders that start from noise.")
 @with_diffusion_options
 @with_finish_options
 @engine_options
 def decode(
     codes: str,
     output: Path,
+    overwrite: bool,
     seed: int,
     walk: dict[str, Any],
     finish: dict[str, Any],
@@ -382,15 +437,17 @@ def decode(
 
     A file of latents (.npy), which `draw` leaves behind when its last stage fails, is finished likewise.
     """
-    check_output(output)
+    target = Output(output, overwrite=overwrite)
+    check_output(target, engine, *([codes] if codes != "-" else []))
     latents = read_latents(Path(codes)) if Path(codes).suffix == LATENTS else None
     numbers = parse_codes(read_codes(codes), codes) if latents is None else []
     with engine.opened() as edge:
         brush = brush_of(edge, engine, walk, finish)
         if latents is not None:
             picture = resized(edge.develop(latents, tiled=walk["tiled"]), brush.side)
-            save_picture(picture, output, None)
-            show_picture(picture, brush.show)
+            path = save_picture(picture, target, None)
+            if not is_stdout(path):
+                show_picture(picture, brush.show)
         else:
-            brush.save(brush.picture(numbers, seed, output), output, "", [(seed, numbers)])
-    click.echo(str(output))
+            path = brush.save(brush.picture(numbers, seed, output), target, "", [(seed, numbers)])
+    tell(path, "", [(seed, numbers)], as_json=False)

@@ -3,31 +3,48 @@
 from __future__ import annotations
 
 import functools
+import io
+import itertools
+import logging
 import math
 import os
 import re
+import shlex
 import sys
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import click
 from click.core import ParameterSource
 
+from seed_edge.atomic import is_special, replacing, write_new
+from seed_edge.commands.common import MOST_GUIDANCE, Number
 from seed_edge.errors import SeedEdgeError
+from seed_edge.outputs import is_stdout, refuse_input, refuse_inside, regular_stdin, why
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+    from seed_edge.commands.common import Engine
     from seed_edge.record import Record
     from seed_edge.runtime.pipeline import SeedEdge
     from seed_edge.runtime.unclip import DiffusionOptions
 
+log = logging.getLogger("seed_edge")
+
 LATENTS = ".npy"
 PICTURE_TYPES = {".png": "PNG", ".webp": "WEBP", ".jpg": "JPEG", ".jpeg": "JPEG"}
+LONGEST_SIDE = {"PNG": (1 << 31) - 1, "WEBP": 16_383, "JPEG": 65_500}
+"""Pixels a side that a picture of each format can have, as Pillow writes it."""
+LONGEST_STEM = 120
+"""Bytes of a prompt in a file name; names have 255 at most, in some file systems 143."""
+RESERVED = re.compile(r"con|prn|aux|nul|com[0-9]|lpt[0-9]")
+"""Names of devices on Windows, with any ending."""
 
+overwrite_option = click.option("--overwrite", is_flag=True, help="Replace a file at -o that seed-edge did not draw.")
 
 finish_options = (
     click.option(
@@ -43,7 +60,7 @@ finish_options = (
 diffusion_options = (
     click.option("--fast", is_flag=True, default=None, help="Of a diffusion: a third of the steps, by a better solver."),
     click.option("--steps", type=click.IntRange(2, 500), help="Of a diffusion.  [default: the bundle's]"),
-    click.option("--guidance", type=click.FloatRange(1), help="Of a diffusion; 1 for none.  [default: the bundle's]"),
+    click.option("--guidance", type=Number(1, MOST_GUIDANCE), help="Of a diffusion; 1 for none.  [default: the bundle's]"),
     click.option("--scheduler", help="Of a diffusion: pndm, ddim or dpm++.  [default: the bundle's]"),
     click.option(
         "--tiled/--whole", default=None, help="Last stage in tiles, in less memory.  [default: where memory is short]"
@@ -98,45 +115,140 @@ def resized(image: Image, side: int | None) -> Image:
     return image if side is None or image.size == (side, side) else image.resize((side, side), Resampling.LANCZOS)
 
 
-def grid_of(images: Sequence[Image]) -> Image:
-    """Pictures of one size side by side, in rows as nearly square as can be."""
-    from PIL import Image as pillow
+class Grid:
+    """Pictures of one size side by side, in rows as nearly square as can be. Each is put in its place as it comes."""
 
-    width, height = images[0].size
-    columns = math.ceil(math.sqrt(len(images)))
-    sheet = pillow.new("RGB", (columns * width, math.ceil(len(images) / columns) * height), "white")
-    for number, image in enumerate(images):
-        sheet.paste(image, (number % columns * width, number // columns * height))
-    return sheet
+    def __init__(self, count: int) -> None:
+        self.count, self._columns, self._rows, self._done = count, *columns_and_rows(count), 0
+        self._sheet: Image | None = None
+
+    def add(self, image: Image) -> None:
+        """Put the next picture in its place."""
+        from PIL import Image as pillow
+
+        width, height = image.size
+        if self._sheet is None:
+            self._sheet = pillow.new("RGB", (self._columns * width, self._rows * height), "white")
+        self._sheet.paste(image, (self._done % self._columns * width, self._done // self._columns * height))
+        self._done += 1
+
+    def image(self) -> Image:
+        """The whole; of fewer pictures than were to come, what a grid of these alone would be."""
+        assert self._sheet is not None
+        if self._done == self.count:
+            return self._sheet
+        width, height = self._sheet.width // self._columns, self._sheet.height // self._rows
+        fewer = Grid(self._done)
+        for number in range(self._done):
+            x, y = number % self._columns * width, number // self._columns * height
+            fewer.add(self._sheet.crop((x, y, x + width, y + height)))
+        return fewer.image()
 
 
-def save_picture(image: Image, path: Path, record: Record | None) -> None:
-    """Write a picture so that it appears under its name only when complete.
+def columns_and_rows(count: int) -> tuple[int, int]:
+    """How many pictures stand side by side in a grid, and how many above each other."""
+    columns = math.ceil(math.sqrt(count))
+    return columns, math.ceil(count / columns)
+
+
+def check_grid(count: int, side: int, path: Path) -> None:
+    """Refuse a grid that is too large to be kept in memory, saved, or opened again; before anything is drawn.
+
+    Args:
+        side: of each picture, in pixels.
+
+    Raises:
+        click.ClickException: it is.
+    """
+    from seed_edge.memory import available_memory
+    from seed_edge.preprocess import MAX_PIXELS
+
+    width, height = (side * number for number in columns_and_rows(count))
+    longest = LONGEST_SIDE[kind_of_picture(path)]
+    needed, free = 2 * 3 * width * height, available_memory()  # the sheet, and what it becomes in its file
+    if width * height > MAX_PIXELS:
+        fault = f"over the limit of {MAX_PIXELS:,} in all"
+    elif max(width, height) > longest:
+        fault = f"over the {longest:,} a side that {path.suffix} can have"
+    elif free is not None and needed > free:
+        fault = f"which takes {needed:,} bytes, {free:,} are free"
+    else:
+        return
+    raise click.ClickException(
+        f"a grid of {count} pictures of {side} pixels a side has {width:,} x {height:,} pixels, {fault}; "
+        "draw fewer, choose a smaller --size, or leave out --grid"
+    )
+
+
+@dataclass(frozen=True)
+class Output:
+    """Where a picture goes."""
+
+    path: Path
+    free: bool = False
+    """Whether the first name like it is taken that no file has."""
+    overwrite: bool = False
+    """Whether a file may be replaced that seed-edge did not draw."""
+
+
+def kind_of_picture(path: Path) -> str:
+    """Pillow's name of the format that a file of this name has; of standard output, pipes and devices PNG.
+
+    Raises:
+        click.ClickException: the ending is none of a format that is written.
+    """
+    kind = PICTURE_TYPES.get(path.suffix.lower())
+    if kind is None and (is_stdout(path) or is_special(path)):
+        return "PNG"
+    if kind is None:
+        raise click.ClickException(f"{path}: pictures are written as {', '.join(PICTURE_TYPES)}; choose one of these")
+    return kind
+
+
+def encoded(image: Image, kind: str, record: Record | None) -> bytes:
+    """A picture as the content of a file. A record that the format has no room for is left out, and that is said."""
+    from seed_edge.record import saving_options
+
+    buffer = io.BytesIO()
+    try:
+        image.save(buffer, kind, quality=95, **saving_options(kind, record, image))
+    except ValueError as error:  # Pillow's, of metadata over a format's limit
+        if record is None:
+            raise
+        log.warning("the picture does not tell how it was made: %s", error)
+        return encoded(image, kind, None)
+    return buffer.getvalue()
+
+
+def save_picture(image: Image, output: Output, record: Record | None) -> Path:
+    """Write a picture so that it appears under its name only when complete; return that name.
 
     Args:
         record: how it was made, which the file is to carry; None to tell only that a machine made it.
-    """
-    from seed_edge.record import saving_options
 
-    kind = PICTURE_TYPES.get(path.suffix.lower())
-    if kind is None:
-        raise click.ClickException(f"{path}: pictures are written as {', '.join(PICTURE_TYPES)}; choose one of these")
+    Raises:
+        click.ClickException: it cannot be written, or a file would be lost.
+    """
+    path = output.path
+    data = encoded(image, kind_of_picture(path), record)
     try:
-        handle, partial = tempfile.mkstemp(prefix=f".{path.stem[:40]}-", suffix=path.suffix, dir=path.parent)
+        if is_stdout(path):
+            stream: IO[bytes] = click.get_binary_stream("stdout")
+            stream.write(data)
+            stream.flush()
+        elif output.free and not is_special(path):
+            return write_new(path, lambda partial: _write(partial, data), alike(path))
+        else:
+            refuse_foreign(output)
+            with replacing(path) as partial:
+                _write(partial, data)
     except OSError as error:
-        raise click.ClickException(f"{path}: the folder cannot be written ({error.strerror})") from error
-    try:
-        with os.fdopen(handle, "wb") as file:
-            image.save(file, kind, quality=95, **saving_options(kind, record, image))
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(partial, 0o666 & ~umask)
-        os.replace(partial, path)
-    except BaseException as error:
-        Path(partial).unlink(missing_ok=True)
-        if isinstance(error, OSError):
-            raise click.ClickException(f"{path} cannot be written ({error.strerror})") from error
-        raise
+        raise click.ClickException(why(error, path)) from error
+    return path
+
+
+def _write(path: Path, data: bytes) -> None:
+    path.write_bytes(data)
 
 
 def show_picture(image: Image, wanted: bool | None) -> None:
@@ -152,56 +264,125 @@ def show_picture(image: Image, wanted: bool | None) -> None:
         click.echo(shown(image, how, get_terminal_size().columns), nl=False, color=True)
 
 
-def check_output(path: Path) -> None:
-    """Refuse an output that cannot be written, before any work."""
-    if path.suffix.lower() not in PICTURE_TYPES:
-        raise click.ClickException(f"{path}: pictures are written as {', '.join(PICTURE_TYPES)}; choose one of these")
-    if path.is_dir():
+def bundle_place(engine: Engine) -> Path:
+    """Folder of the bundle that a command runs.
+
+    Raises:
+        BundleError: there is none.
+    """
+    from seed_edge.bundle import EMBEDDED, find
+
+    return EMBEDDED if engine.bundle is None else find(engine.bundle)
+
+
+def read_files(engine: Engine) -> list[Path]:
+    """Files that a command reads besides its arguments: settings, the bundle's files, a file on stdin. None may be written to.
+
+    Raises:
+        BundleError: there is no such bundle.
+    """
+    from seed_edge.home import CONFIG, folder
+
+    config = click.get_current_context().find_root().params.get("config")
+    bundle = bundle_place(engine)
+    return [config or folder("config") / CONFIG, *sorted(bundle.iterdir()), *regular_stdin()]
+
+
+def check_output(output: Output, engine: Engine, *inputs: str | Path) -> None:
+    """Refuse an output that cannot be written or may not be, before any work.
+
+    Args:
+        inputs: files that the command reads.
+
+    Raises:
+        click.ClickException: the name, the folder or what is there stands against it.
+        SeedEdgeError: it is an input, or lies in the bundle.
+    """
+    path = output.path
+    if is_stdout(path):
+        if sys.stdout.isatty():
+            raise click.ClickException("stdout is a terminal; lead it into a file or a program, or choose another -o")
+        return
+    refuse_input(path, (*map(Path, inputs), *read_files(engine)), "-o")
+    kind_of_picture(path)
+    if is_special(path):
+        return
+    refuse_inside(path, bundle_place(engine), "-o")
+    if os.path.isdir(path):
         raise click.ClickException(f"{path} is a folder; give a file name")
-    if not path.parent.is_dir():
+    if not os.path.isdir(path.parent):
         raise click.ClickException(f"{path.parent}: no such folder; make it first, or choose another -o")
     if not os.access(path.parent, os.W_OK):
         raise click.ClickException(f"{path.parent}: the folder cannot be written; choose another -o")
+    try:
+        path.lstat()
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise click.ClickException(why(error, path)) from error
+    if not output.free:
+        refuse_foreign(output)
 
 
-def free_name(prompt: str, folder: Path | None = None) -> Path:
-    """A file name made of the prompt that does not exist yet: `a-red-fox.png`, `a-red-fox-2.png`, ..."""
-    stem = re.sub(r"[^\w]+", "-", prompt.lower()).strip("-")[:60] or "picture"
-    return unused((folder or Path()) / f"{stem}.png")
+def refuse_foreign(output: Output) -> None:
+    """Refuse to replace a file that seed-edge did not draw, unless that was asked for.
+
+    Raises:
+        click.ClickException: such a file is there.
+    """
+    from seed_edge.record import drawn_here
+
+    path = output.path
+    if not output.overwrite and path.exists() and not is_special(path) and not drawn_here(path):
+        raise click.ClickException(f"{path} was not drawn by seed-edge; choose another -o, or add --overwrite")
+
+
+def name_of(prompt: str, folder: Path | None = None) -> Path:
+    """A file name made of the prompt: `a-red-fox.png`."""
+    stem = re.sub(r"[^\w]+", "-", prompt.lower()).strip("-")[:60]
+    stem = stem.encode()[:LONGEST_STEM].decode("utf-8", "ignore") or "picture"
+    if RESERVED.fullmatch(stem):
+        stem = f"picture-{stem}"
+    return (folder or Path()) / f"{stem}.png"
 
 
 def numbered(path: Path, number: int) -> Path:
-    """`fox.png` -> `fox-1.png`, or the next number that makes it a name of no file."""
-    return unused(path.with_stem(f"{path.stem}-{number}"))
+    """`fox.png` -> `fox-1.png`."""
+    return path.with_stem(f"{path.stem}-{number}")
 
 
-def unused(path: Path) -> Path:
-    """`path`, or with the first number that makes it a name of no file."""
-    number, free = 1, path
-    while free.exists():
-        number += 1
-        free = path.with_stem(f"{path.stem}-{number}")
-    return free
+def alike(path: Path) -> Iterator[Path]:
+    """`fox.png`, `fox-2.png`, `fox-3.png`, ...; without end."""
+    yield path
+    for number in itertools.count(2):
+        yield numbered(path, number)
 
 
 @contextmanager
 def kept_latents(output: Path) -> Iterator[Callable[[Any], None]]:
     """Keeps the latents of a picture in a file beside it while the last stage works, which may run out of memory."""
-    path, failed = unused(output.with_suffix(LATENTS)), False
+    beside = output.with_suffix(LATENTS) if not is_stdout(output) and not is_special(output) else Path("picture" + LATENTS)
+    kept: list[Path] = []
 
     def keep(latents: Any) -> None:
         import numpy as np
 
-        np.save(path, latents)
+        def write(partial: Path) -> None:
+            with open(partial, "wb") as file:
+                np.save(file, latents)
+
+        try:
+            kept.append(write_new(beside, write, alike(beside)))
+        except OSError as error:
+            log.warning("what is half drawn is not kept: %s", why(error, beside))
 
     try:
         yield keep
     except (SeedEdgeError, MemoryError) as error:
-        failed = True
-        if path.exists():
-            again = f"seed-edge decode {path} -o {output} --tiled"
-            raise click.ClickException(f"{error}; what was drawn is kept: try `{again}` with the same --bundle") from error
-        raise
+        if not kept:
+            raise
+        again = f"seed-edge decode {shlex.quote(str(kept.pop()))} -o {shlex.quote(str(output))} --tiled"
+        raise click.ClickException(f"{error}; what was drawn is kept: try `{again}` with the same --bundle") from error
     finally:
-        if not failed:
+        for path in kept:
             path.unlink(missing_ok=True)

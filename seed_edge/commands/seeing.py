@@ -3,22 +3,30 @@
 from __future__ import annotations
 
 import io
-import json
+import os
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from seed_edge.commands.captions import Lines, Pace, Printed, Sidecars, Sink, chosen_images
+from seed_edge.commands.captions import Chosen, Lines, Pace, Printed, Sidecars, Sink, Unkept, chosen_images, sidecar_ending
 from seed_edge.commands.common import (
+    SEED,
+    TEMPERATURE,
+    TEXT,
     Engine,
     engine_options,
     given,
     json_option,
     max_pixels_option,
+    print_json,
+    print_path,
 )
+from seed_edge.commands.pictures import bundle_place, read_files
+from seed_edge.display import printable
 from seed_edge.errors import ImageError
+from seed_edge.outputs import is_stdout, refuse_inside
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -28,21 +36,26 @@ if TYPE_CHECKING:
 SOME_FAILED = 3
 """Exit code where some of many files could not be captioned."""
 STDIN_LIMIT = 1 << 28
+MOST_ENDINGS = 8
+"""Endings of files that were passed over that are told."""
 
 temperature_option = click.option(
-    "--temperature", type=click.FloatRange(0), default=0.0, show_default=True, help="0: the likeliest words."
+    "--temperature", type=TEMPERATURE, default=0.0, show_default=True, help="0: the likeliest words."
 )
-seed_option = click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Used with --temperature.")
+seed_option = click.option("--seed", type=SEED, default=0, show_default=True, help="Used with --temperature.")
 
 
 @click.command()
 @click.argument("images", nargs=-1, type=click.Path(allow_dash=True))
-@click.option("--out", type=click.Path(path_type=Path), help="File of JSON lines to write.")
-@click.option("--sidecar", metavar="ENDING", help="Write a text file beside each image: `--sidecar txt`.")
+@click.option("--out", type=click.Path(path_type=Path), help="File of JSON lines to write; - for stdout.")
+@click.option(
+    "--sidecar", metavar="ENDING", callback=sidecar_ending, help="Write a text file beside each image: `--sidecar txt`."
+)
+@click.option("--full-names", is_flag=True, help="With --sidecar: `photo.jpg.txt` instead of `photo.txt`.")
 @click.option("--resume", is_flag=True, help="Go on: images that have their caption in --out or --sidecar are passed over.")
 @click.option("--overwrite", is_flag=True, help="Replace what --out or --sidecar hold.")
-@click.option("--prefix", default="", help="Put before each caption.")
-@click.option("--append", default="", help="Put behind each caption.")
+@click.option("--prefix", type=TEXT, default="", help="Put before each caption.")
+@click.option("--append", type=TEXT, default="", help="Put behind each caption.")
 @click.option("--stdin0", is_flag=True, help="Read names of images from stdin, each ended by a zero byte.")
 @temperature_option
 @seed_option
@@ -54,6 +67,7 @@ def caption(
     images: tuple[str, ...],
     out: Path | None,
     sidecar: str | None,
+    full_names: bool,
     resume: bool,
     overwrite: bool,
     prefix: str,
@@ -76,6 +90,8 @@ def caption(
         raise click.UsageError("--out and --sidecar exclude each other")
     if out is None and sidecar is None and (resume or overwrite):
         raise click.UsageError("--resume and --overwrite go with --out or --sidecar")
+    if full_names and sidecar is None:
+        raise click.UsageError("--full-names goes with --sidecar")
     options: dict[str, Any] = {"temperature": temperature, "seed": seed, "beams": beams}
     if images == ("-",):
         if out is not None or sidecar is not None:
@@ -84,28 +100,57 @@ def caption(
         with engine.opened() as edge:
             Printed(as_json, alone=True).put(Path("-"), prefix + edge.caption(picture, **options) + append)
         return
-    paths = chosen_images(images, stdin0)
-    alone = len(paths) == 1 and not Path(images[0] if images else "").is_dir() and not stdin0
+    chosen = chosen_images(images, stdin0)
+    tell_left_out(chosen, engine)
+    alone = len(chosen.paths) == 1 and not chosen.failed and not stdin0 and not os.path.isdir(images[0])
     with ExitStack() as stack:
-        sink: Sink = Printed(as_json, alone)
-        if out is not None:
-            sink = stack.enter_context(Lines.opened(out, resume, overwrite))
-        elif sidecar is not None:
-            sink = Sidecars(sidecar, resume, overwrite)
-        waiting = [path for path in paths if not sink.has(path)]
-        if len(waiting) < len(paths):
-            engine.note(f"{len(paths) - len(waiting):,} of {len(paths):,} have their caption")
-        edge = stack.enter_context(engine.opened())
-        failed = caption_all(
-            edge, waiting, sink, prefix, append, alone, engine.quiet, **options, **given(max_pixels=max_pixels)
-        )
-    if out is not None:
-        click.echo(str(out))
+        sink: Sink
+        if sidecar is not None:
+            sink = Sidecars(sidecar, full_names, resume, overwrite, chosen.paths, read_files(engine))
+        elif out is None or is_stdout(out):
+            sink = Printed(as_json or out is not None, alone)
+        else:
+            refuse_inside(out, bundle_place(engine), "--out")
+            sink = stack.enter_context(Lines.opened(out, resume, overwrite, (*chosen.paths, *read_files(engine))))
+        waiting, failed = still_to_do(chosen.paths, sink, alone)
+        had = len(chosen.paths) - len(waiting) - len(failed)
+        if had:
+            engine.note(f"{had:,} of {len(chosen.paths):,} have their caption")
+        total, failed = len(waiting) + len(failed) + len(chosen.failed), chosen.failed + failed
+        if waiting:
+            edge = stack.enter_context(engine.opened())
+            failed += caption_all(
+                edge, waiting, sink, prefix, append, alone, engine.quiet, **options, **given(max_pixels=max_pixels)
+            )
+    if out is not None and not is_stdout(out):
+        print_path(out)
     if failed:
-        click.echo(f"{len(failed):,} of {len(waiting):,} images have no caption:", err=True)
+        click.echo(f"{len(failed):,} of {total:,} images have no caption:", err=True)
         for path, error in failed:
-            click.echo(f"  {error if str(path) in error else f'{path}: {error}'}", err=True)
+            click.echo(f"  {printable(error if str(path) in error else f'{path}: {error}')}", err=True)
         raise click.exceptions.Exit(SOME_FAILED)
+
+
+def tell_left_out(chosen: Chosen, engine: Engine) -> None:
+    """Say which files of folders were passed over."""
+    told = [f"{printable(ending)} {count:,}" for ending, count in chosen.left_out.most_common(MOST_ENDINGS) if count]
+    if told:
+        more = ", ..." if len(chosen.left_out) > MOST_ENDINGS else ""
+        engine.note(f"passed over, as no images by their ending: {', '.join(told)}{more}")
+
+
+def still_to_do(paths: list[Path], sink: Sink, alone: bool) -> tuple[list[Path], list[tuple[Path, str]]]:
+    """Images that have no caption yet, and those that can have none, with the reason."""
+    waiting, failed = [], []
+    for path in paths:
+        try:
+            if not sink.has(path):
+                waiting.append(path)
+        except Unkept as error:
+            if alone:
+                raise
+            failed.append((path, str(error)))
+    return waiting, failed
 
 
 def caption_all(
@@ -117,15 +162,18 @@ def caption_all(
     failed, pace = [], Pace(len(paths), quiet or alone)
     try:
         for each in caption_files(edge, paths, **options):
-            if each.caption is None:
-                if alone:
+            pace.clear()
+            try:
+                if each.caption is None:
                     raise ImageError(str(each.error))
-                failed.append((each.path, str(each.error)))
-            else:
                 sink.put(each.path, prefix + each.caption + append)
+            except (ImageError, Unkept) as error:
+                if alone:
+                    raise
+                failed.append((each.path, str(error)))
             pace.step()
     finally:
-        pace.end()
+        pace.clear()
     return failed
 
 
@@ -156,12 +204,15 @@ def encode(images: tuple[str, ...], max_pixels: int | None, engine: Engine, as_j
     with engine.opened() as edge:
         for image in images:
             codes = edge.encode([open_image(image, **given(max_pixels=max_pixels))])[0].tolist()
-            click.echo(json.dumps({"image": image, "codes": codes}) if as_json else " ".join(map(str, codes)))
+            if as_json:
+                print_json({"image": image, "codes": codes})
+            else:
+                click.echo(" ".join(map(str, codes)))
 
 
 @click.command()
 @click.argument("images", nargs=-1, required=True, type=click.Path())
-@click.argument("question")
+@click.argument("question", type=TEXT)
 @temperature_option
 @seed_option
 @max_pixels_option
@@ -183,4 +234,7 @@ def ask(
     with engine.opened() as edge:
         text = edge.ask(pictures, question, temperature=temperature, seed=seed)
     record = {"images": list(images), "question": question, "answer": text}
-    click.echo(json.dumps(record, ensure_ascii=False) if as_json else text)
+    if as_json:
+        print_json(record)
+    else:
+        click.echo(text)

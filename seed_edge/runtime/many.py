@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -14,12 +14,13 @@ from pathlib import Path
 from PIL import Image
 
 from seed_edge.errors import ImageError
-from seed_edge.preprocess import MAX_PIXELS, open_image
+from seed_edge.inputs import kind_of
+from seed_edge.preprocess import IMAGE_ENDINGS, MAX_PIXELS, open_image
 from seed_edge.runtime.pipeline import SeedEdge
 from seed_edge.runtime.threads import available_cores
 
-ENDINGS = frozenset((".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"))
-"""What is taken for an image in a folder."""
+LINKS, NO_ENDING = "links to folders", "no ending"
+"""Of files that are left out, beside their endings."""
 TOGETHER = 16
 """Images encoded at once."""
 
@@ -33,21 +34,30 @@ class Captioned:
     error: str | None = None
 
 
-def images_in(folder: Path) -> Iterator[Path]:
+def images_in(folder: Path, failed: list[tuple[Path, str]], left_out: Counter[str]) -> Iterator[Path]:
     """Image files of a folder and those in it, in order; hidden ones and links to folders are passed over.
 
-    Raises:
-        ImageError: a folder cannot be read.
+    Args:
+        failed: gets folders that cannot be read and images that are no regular files, with the reason.
+        left_out: counts the files whose endings are none of images, by their ending, and links to folders.
     """
 
     def fail(error: OSError) -> None:
-        raise ImageError(f"{error.filename}: the folder cannot be read ({error.strerror})") from error
+        failed.append((Path(error.filename), f"{error.filename}: the folder cannot be read ({error.strerror})"))
 
     for place, folders, files in os.walk(folder, onerror=fail):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
+        left_out[LINKS] += sum(os.path.islink(os.path.join(place, name)) for name in folders)
         for name in sorted(files):
-            if not name.startswith(".") and Path(name).suffix.lower() in ENDINGS:
-                yield Path(place, name)
+            path = Path(place, name)
+            if name.startswith("."):
+                continue
+            if path.suffix.lower() not in IMAGE_ENDINGS:
+                left_out[path.suffix.lower() or NO_ENDING] += 1
+            elif kind := kind_of(path):
+                failed.append((path, f"{path}: {kind}, not a regular file"))
+            else:
+                yield path
 
 
 def caption_files(

@@ -91,7 +91,7 @@ def test_a_prompt_that_cannot_be_drawn_does_not_stop_the_others(run, tmp_path):
         (("--prompts", "empty.txt", "-o", "nowhere"), "-o is a folder that exists"),
         (("--from", "none.png"), "no such file"),
         (("--from", "photo.png"), "does not say how it was made"),
-        (("--from", "empty.txt"), "not a picture"),
+        (("--from", "empty.txt"), "not an image"),
     ],
 )
 def test_what_cannot_be_drawn_says_why(run, photo, tmp_path, arguments, says):

@@ -1,0 +1,122 @@
+"""What stands in the way of an output: an input under the same name, or something that seed-edge did not write."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from seed_edge.atomic import OPEN_FLAGS, TEMPORARY, same_file
+from seed_edge.display import printable
+from seed_edge.errors import DataError, SeedEdgeError
+
+STDOUT = Path("-")
+"""Name of standard output on the command line."""
+MARK = ".seed-edge-{}"
+"""Name of the empty file that tells a folder of ours from any other; filled in with what the folder is for."""
+
+
+def is_stdout(path: Path) -> bool:
+    """Whether a path is standard output: `-`, or a name such as `/dev/stdout` of what it is connected to."""
+    if path == STDOUT:
+        return True
+    try:
+        return os.path.samestat(os.stat(path), os.fstat(1))
+    except (OSError, ValueError):
+        return False
+
+
+def regular_stdin() -> list[Path]:
+    """The file that standard input is read from, where it is a regular one and the system names it."""
+    name = Path("/dev/stdin")
+    return [name] if name.is_file() else []
+
+
+def refuse_input(out: Path, inputs: Iterable[Path], option: str, error: type[SeedEdgeError] = SeedEdgeError) -> None:
+    """Refuse an output that is one of the inputs, by whatever links.
+
+    Args:
+        option: that names the output, for the message.
+
+    Raises:
+        SeedEdgeError: it is, whatever else was said.
+    """
+    for given in inputs:
+        if same_file(out, given):
+            names = str(out) if out == given else f"{out} is {given}, which"
+            raise error(f"{names} is read by this command and is never written to; choose another {option}")
+
+
+def refuse_inside(out: Path, folder: Path, option: str, error: type[SeedEdgeError] = SeedEdgeError) -> None:
+    """Refuse an output in a folder whose files are all accounted for, such as a bundle's.
+
+    Raises:
+        SeedEdgeError: it lies there.
+    """
+    place = Path(os.path.realpath(out)).parent
+    if any(same_file(parent, folder) for parent in (place, *place.parents)):
+        raise error(f"{out} lies in the bundle {folder}, which holds nothing else; choose another {option}")
+
+
+def claim(out: Path, kind: str, inputs: Iterable[Path | None] = (), signs: Sequence[str] = ()) -> None:
+    """Make `out` a folder of ours, unless it is one already; files in it are replaced by what is written later.
+
+    Taken are: a folder that is not there yet, an empty one, and one that was claimed for the same kind before.
+
+    Args:
+        kind: what the folder is for: `run`, `codes`, `sheets`.
+        inputs: what the command reads; none of it can be the output.
+        signs: patterns of files by which a folder is known that an earlier version wrote.
+
+    Raises:
+        DataError: `out` is an input, no folder, or holds what seed-edge did not write; or it cannot be written.
+    """
+    refuse_input(out, [path for path in inputs if path is not None], "--out", DataError)
+    mark = out / MARK.format(kind)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        if _is_plain(mark):
+            return
+        others = sorted(name for name in os.listdir(out) if not TEMPORARY.fullmatch(name) and name != mark.name)
+        if others and not any(next(out.glob(sign), None) for sign in signs):
+            raise DataError(
+                f"{out} holds {others[0]}, and was not written as a folder of {kind} by seed-edge; choose a new folder"
+            )
+        os.close(os.open(mark, os.O_WRONLY | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | OPEN_FLAGS, 0o666))
+    except FileExistsError:
+        raise DataError(f"{out} is no folder; choose another --out") from None
+    except OSError as error:
+        raise DataError(f"{out} cannot be written ({error.strerror}); choose another --out") from error
+
+
+def _is_plain(path: Path) -> bool:
+    try:
+        return stat.S_ISREG(path.lstat().st_mode)
+    except OSError:
+        return False
+
+
+def refuse_any(out: Path, inputs: Iterable[Path] = (), option: str = "--out") -> None:
+    """Refuse a file that exists, whatever it is; devices and pipes are let through.
+
+    Raises:
+        DataError: it exists, or is an input.
+    """
+    refuse_input(out, inputs, option, DataError)
+    try:
+        mode = out.lstat().st_mode
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise DataError(f"{out}: {error.strerror}; choose another {option}") from error
+    if stat.S_ISREG(mode) or stat.S_ISDIR(mode) or stat.S_ISLNK(mode):
+        raise DataError(f"{out} exists already; choose another {option}")
+
+
+def why(error: OSError, path: Path) -> str:
+    """One line on a failed write: what could not be written, and what the system says."""
+    if error.errno == errno.ENAMETOOLONG:
+        return f"{printable(path.name[:60])}...: the name is too long for a file system"
+    return f"{path} cannot be written ({error.strerror})"
