@@ -1,6 +1,7 @@
 """Picture files from anywhere: told apart by content, opened by Pillow's readers, whatever these raise told in one line.
 
-Nothing global is touched, neither of Pillow nor of `warnings`: a host program may set those as it likes, and many threads may read.
+Nothing global is touched, neither of Pillow nor of `warnings`: a host program may set those as it likes, and threads may read
+side by side.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from PIL import Image
+import numpy as np
+from PIL import Image, ImageChops
 
 from seed_edge import native
 from seed_edge.display import printable
@@ -178,6 +180,7 @@ RAISED = (
 ORIENTATION = 0x0112
 SENSOR_FILE = "a camera's RAW (DNG, NEF, ARW or a similar format)"
 DNG_VERSION, SUB_FILE, SUB_IMAGES, PHOTOMETRIC = 50706, 254, 330, 262
+WHITE_IS_ZERO, CIE_LAB, ICC_LAB = 0, 8, 9
 SENSOR = (32803, 34892)
 """Photometric interpretations of pixels as a camera's sensor saw them."""
 UPRIGHT = {
@@ -256,17 +259,20 @@ def name_of(source: object) -> str:
 
 
 @contextlib.contextmanager
-def opened(source: str | os.PathLike[str] | IO[bytes], max_pixels: int = MAX_PIXELS) -> Iterator[ImageFile]:
+def opened(
+    source: str | os.PathLike[str] | IO[bytes], max_pixels: int = MAX_PIXELS, name: str | None = None
+) -> Iterator[ImageFile]:
     """A picture file whose header was read; whatever Pillow raises in the block becomes one line that names the file.
 
     Args:
         source: a path of a regular file, or a binary file object, which may be one that cannot seek.
         max_pixels: refuse images of more than this many pixels.
+        name: what messages call it; by default its path, or the `name` of a file object.
 
     Raises:
         ImageError: no such file, not a regular one, not an image, damaged, or too large.
     """
-    name = name_of(source)
+    name = name_of(source) if name is None else printable(name)
     with contextlib.ExitStack() as stack, told(name, max_pixels):
         if isinstance(source, str | os.PathLike):
             file = stack.enter_context(open_regular(Path(source), ImageError))
@@ -319,17 +325,16 @@ def _reason(error: Exception) -> str:
 
 def _seekable(file: IO[bytes], name: str) -> IO[bytes]:
     """The file object at its beginning; one that cannot seek is read into memory."""
-    try:
+    with contextlib.suppress(AttributeError, OSError):  # io.UnsupportedOperation is an OSError
         file.seek(0)
         return file
-    except (AttributeError, OSError):  # io.UnsupportedOperation is an OSError
-        parts, size = [], 0
-        while data := file.read(1 << 20):
-            parts.append(data)
-            size += len(data)
-            if size > LARGEST_STREAM:
-                raise ImageError(f"{name}: over {LARGEST_STREAM:,} bytes, the limit for what cannot seek; save it as a file")
-        return io.BytesIO(b"".join(parts))
+    parts, size = [], 0
+    while data := file.read(1 << 20):
+        parts.append(data)
+        size += len(data)
+        if size > LARGEST_STREAM:
+            raise ImageError(f"{name}: over {LARGEST_STREAM:,} bytes, the limit for what cannot seek; save it as a file")
+    return io.BytesIO(b"".join(parts))
 
 
 def _of_a_sensor(tags: Any) -> bool:
@@ -352,8 +357,8 @@ def readable(kind: str) -> bool:
 def _reader(kind: str, max_pixels: int) -> Callable[[IO[bytes], str], Any] | None:
     """What opens a format; None where it is none that this installation reads.
 
-    Pillow's limit on pixels is one switch for the whole process, and its remarks on metadata go through `warnings`, which a host
-    program may have turned into errors. The readers made here look up both in names of their own.
+    Pillow's limit on pixels is one switch for the whole process, and its remarks on metadata go through `warnings`, which a
+    host program may have turned into errors. The readers made here look up both in names of their own.
     """
     if kind not in READERS:
         return None
@@ -371,6 +376,9 @@ def _reader(kind: str, max_pixels: int) -> Callable[[IO[bytes], str], Any] | Non
     names = {"Image": _image_limited(max_pixels), "warnings": _Remarks}
     for part in {"TIFF": ("ImageFileDirectory_v2",), "PNG": ("PngStream",)}.get(kind, ()):
         names[part] = _apart(getattr(module, part), names)
+    if kind == "TIFF":
+        known = module.OPEN_INFO
+        names["OPEN_INFO"] = known | {(k[0], ICC_LAB, *k[2:]): v for k, v in known.items() if k[1] == CIE_LAB}
     reader = _apart(getattr(module, class_name), names)
     reader.getexif = _exif_of_orientation  # type: ignore[attr-defined]
     return reader
@@ -421,10 +429,52 @@ def _exif_of_orientation(image: ImageFile) -> Image.Exif:
     return exif
 
 
-def upright(image: ImageFile) -> Image.Image:
-    """A picture that was loaded, turned as its EXIF or XMP says; Pillow's reader of TIFF has done so on loading."""
+def loaded(image: ImageFile) -> Image.Image:
+    """The pixels of an opened picture: upright, and where Pillow takes them for something else, as the file means them."""
+    keyed = _key_of_16_bit(image)
+    image.load()
+    right = _tiff_as_meant(image) if image.format == "TIFF" else image if keyed is None else keyed(image)
+    # Pillow's reader of TIFF has turned the pixels while it loaded them
     method = None if image.format == "TIFF" else UPRIGHT.get(orientation(image))
-    return image if method is None else image.transpose(method)
+    return right if method is None else right.transpose(method)
+
+
+def _key_of_16_bit(image: ImageFile) -> Callable[[ImageFile], Image.Image] | None:
+    """What makes the one transparent colour of a 16-bit RGB picture transparent; None for other pictures.
+
+    Pillow keeps the upper eight bits, which many colours share with it. The lower ones are decoded for this besides.
+    """
+    key, file = image.info.get("transparency"), image.fp
+    if image.format != "PNG" or not isinstance(key, tuple) or not image.tile or image.tile[0][3] != "RGB;16B":
+        return None
+
+    def keyed(upper: ImageFile) -> Image.Image:
+        assert file is not None
+        file.seek(0)
+        lower = type(upper)(file, "")
+        lower.tile = [lower.tile[0]._replace(args="RGB;16L")]
+        matches = Image.new("L", upper.size, 255)
+        for value, bands in zip(key, zip(upper.split(), lower.split(), strict=True), strict=True):
+            for byte, band in zip(divmod(value, 256), bands, strict=True):
+                matches = ImageChops.darker(matches, band.point([255 * (level == byte) for level in range(256)]))
+        result = upper.convert("RGB")
+        result.info.pop("transparency", None)
+        result.putalpha(ImageChops.invert(matches))
+        return result
+
+    return keyed
+
+
+def _tiff_as_meant(image: Any) -> Image.Image:
+    """A TIFF picture that was loaded: 16-bit grey where 0 is white becomes positive, ICC's Lab what other Lab is."""
+    photometric = image.tag_v2.get(PHOTOMETRIC)
+    if photometric == WHITE_IS_ZERO and image.mode.startswith("I;16"):
+        return Image.fromarray(65535 - np.asarray(image))
+    if photometric == ICC_LAB and image.mode == "LAB":
+        signed = [level ^ 128 for level in range(256)]
+        result: Image.Image = image.point([*range(256), *signed, *signed])
+        return result
+    return image  # type: ignore[no-any-return]
 
 
 def orientation(image: Image.Image) -> int:

@@ -21,13 +21,15 @@ from seed_edge.errors import ImageError
 from seed_edge.picture_files import FORMATS as FORMATS
 from seed_edge.picture_files import IMAGE_ENDINGS as IMAGE_ENDINGS
 from seed_edge.picture_files import MAX_PIXELS as MAX_PIXELS
-from seed_edge.picture_files import frames_of, name_of, opened, upright
+from seed_edge.picture_files import frames_of, loaded, name_of, opened
 
 log = logging.getLogger("seed_edge")
 
 DRAFT_PIXELS = 50_000_000
 """JPEGs larger than this are decoded at a reduced size, to bound memory."""
 
+LINEAR = 0.75
+"""Gamma of a PNG file above which its values are taken for linear light; below, for what a screen shows."""
 LARGEST_PROFILE = 4 << 20
 """Bytes of an ICC profile that is looked at; printers' have two million."""
 PROFILED = {"RGB": "RGB", "GRAY": "L", "CMYK": "CMYK"}
@@ -122,7 +124,12 @@ def to_rgb(image: Image.Image) -> Image.Image:
     if image.mode == "RGB" and "transparency" not in image.info:
         return image
     if image.mode.startswith("I;16"):
-        return Image.fromarray((np.asarray(image).astype(np.uint32) * 255 // 65535).astype(np.uint8)).convert("RGB")
+        levels = np.asarray(image)
+        grey = (levels.astype(np.uint32) * 255 // 65535).astype(np.uint8)
+        key = image.info.get("transparency")
+        if isinstance(key, int):
+            grey[levels == key] = 255
+        return Image.fromarray(grey).convert("RGB")
     if image.mode in ("I", "F"):
         raise ImageError(f"32-bit pixels (mode {image.mode}) have no fixed range; save the image as 8 or 16 bit")
     if image.has_transparency_data:
@@ -149,16 +156,20 @@ def open_image(source: str | os.PathLike[str] | IO[bytes], max_pixels: int = MAX
             log.warning("%s has %s frames or pages; the first is taken", name, frames)
         if image.format == "JPEG" and image.width * image.height > DRAFT_PIXELS:
             image.draft("RGB", (image.width // 2, image.height // 2))
-        image.load()
         try:
-            return in_srgb(upright(image))
+            return in_srgb(loaded(image))
         except ImageError as error:
             raise ImageError(f"{name}: {error}") from error
 
 
 def in_srgb(image: Image.Image) -> Image.Image:
-    """Any mode as 8-bit RGB (`to_rgb`), its colours brought from its ICC profile to sRGB; a damaged profile is passed over."""
+    """Any mode as 8-bit RGB (`to_rgb`), its colours brought from its ICC profile to sRGB; a damaged profile is passed over.
+
+    A PNG file without a profile whose gamma says that it holds linear light is encoded as sRGB is.
+    """
     data = image.info.get("icc_profile")
+    if not data and "srgb" not in image.info and image.info.get("gamma", 0) > LINEAR:
+        return to_rgb(_encoded(image))
     if not data or len(data) > LARGEST_PROFILE:
         return to_rgb(image)
     from PIL import ImageCms
@@ -178,6 +189,26 @@ def in_srgb(image: Image.Image) -> Image.Image:
         return to_rgb(image)
     assert found is not None
     return found
+
+
+def _encoded(image: Image.Image) -> Image.Image:
+    """A picture of linear light as sRGB encodes it: RGB or RGBA, or 16-bit grey."""
+    if image.mode.startswith("I;16"):
+        table = (_srgb(np.arange(65536) / 65535) * 65535).round().astype(np.uint16)
+        result = Image.fromarray(table[np.asarray(image)])
+        key = image.info.get("transparency")
+        if isinstance(key, int):
+            result.info["transparency"] = int(table[key & 65535])
+        return result
+    bands = (_srgb(np.arange(256) / 255) * 255).round().astype(int).tolist()
+    if image.has_transparency_data:
+        return image.convert("RGBA").point([*bands * 3, *range(256)])
+    return image.convert("RGB").point(bands * 3)
+
+
+def _srgb(light: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Light in [0, 1] as sRGB encodes it, in [0, 1]."""
+    return np.where(light <= 0.0031308, 12.92 * light, 1.055 * light ** (1 / 2.4) - 0.055)
 
 
 def to_images(pixels: NDArray[np.float32]) -> list[Image.Image]:

@@ -15,9 +15,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 
+from seed_edge.display import printable
 from seed_edge.errors import DataError, ImageError
+from seed_edge.picture_files import loaded, opened
 from seed_edge.train.shards import IMAGE_TYPES, Member, list_shard
 
 VALIDATION_SHARE = 10
@@ -229,12 +231,13 @@ def load_picture(picture: Picture) -> Image.Image:
     Raises:
         ImageError: it is missing, damaged or no picture.
     """
-    name = str(picture) if isinstance(picture, Path) else f"{picture.tar}: {picture.name}"
+    if isinstance(picture, Path):
+        with opened(picture) as image:
+            return loaded(image)
+    name = f"{picture.tar}: {picture.name}"
     try:
-        image = Image.open(picture if isinstance(picture, Path) else io.BytesIO(picture.read()))
-        image.load()
-    except FileNotFoundError:
-        raise ImageError(f"{name}: no such file") from None
-    except (OSError, UnidentifiedImageError, SyntaxError, ValueError) as error:
-        raise ImageError(f"{name}: damaged, or no picture ({error})") from error
-    return ImageOps.exif_transpose(image)
+        content = picture.read()
+    except OSError as error:
+        raise ImageError(f"{printable(name)}: cannot be read ({error.strerror})") from error
+    with opened(io.BytesIO(content), name=name) as image:
+        return loaded(image)
