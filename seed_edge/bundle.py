@@ -9,15 +9,16 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from seed_edge.atomic import create_temporary_folder
 from seed_edge.errors import BundleError
 from seed_edge.gguf_header import GgufHeader
 from seed_edge.home import BUNDLE_NAME, Checked, bundle_folder, bundle_names
+from seed_edge.inputs import read_json
 from seed_edge.manifest import DECODER, ENCODER, IMAGE_NOISE, MANIFEST, UNET, VAE, Diffusion, FileEntry, Language, Manifest
 from seed_edge.onnx_header import OnnxHeader
 
@@ -241,11 +242,12 @@ def remove(name: str) -> Path:
         BundleError: there is none of that name.
     """
     folder = bundle_folder(name)
-    if not folder.is_dir():
+    if not os.path.lexists(folder):
         raise BundleError(f"{name}: no such bundle in {folder.parent}; there are: {', '.join(bundle_names()) or 'none'}")
-    doomed = Path(tempfile.mkdtemp(prefix=f".{name}-gone-", dir=folder.parent))
-    os.replace(folder, doomed / name)  # gone at once, however long the rest takes
-    shutil.rmtree(doomed)
+    foreign = foreign_in(folder)
+    if foreign is not None:
+        raise BundleError(f"{folder} is not removed: {foreign}; look at it, and remove it yourself if it can go")
+    _discard(folder)
     return folder
 
 
@@ -264,37 +266,112 @@ def staging(out: Path, replace: bool = False) -> Iterator[Path]:
     refuse_existing(out, replace)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        folder = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
+        folder = create_temporary_folder(out)
     except OSError as error:
         raise BundleError(f"{out.parent} cannot be written ({error.strerror}); choose another --out") from error
     try:
         yield folder
-        publish(folder, out)
+        publish(folder, out, replace)
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
         raise
 
 
 def refuse_existing(out: Path, replace: bool) -> None:
-    """Raise BundleError where something is at `out` that may not be replaced."""
-    if out.exists() and not (replace and (out / MANIFEST).is_file()):
-        hint = "it is no bundle" if replace else "use --replace, or another --out"
-        raise BundleError(f"{out} exists already; {hint}")
+    """Refuse an output where something is that may not be replaced: anything but a bundle, and that only when told.
+
+    Raises:
+        BundleError: it is.
+    """
+    try:
+        out.lstat()
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise BundleError(f"{out} cannot be written ({error.strerror}); choose another --out") from error
+    foreign = foreign_in(out)
+    if foreign is not None:
+        raise BundleError(f"{out} exists already, and {foreign}; choose another --out")
+    if not replace:
+        raise BundleError(f"{out} exists already; use --replace, or another --out")
 
 
-def publish(folder: Path, out: Path) -> None:
-    """Flush every file of `folder` to disk and give it the name `out`, in place of a bundle that may be there."""
+def foreign_in(folder: Path) -> str | None:
+    """What in a folder is not a bundle's, so that it is neither replaced nor deleted; None where all of it is.
+
+    A bundle that is damaged, or of another version, is one still: its manifest says which files are its own.
+    """
+    if folder.is_symlink():
+        return "it is a link"
+    if not folder.is_dir():
+        return "it is no folder, so no bundle"
+    try:
+        listed = _listed_in(folder / MANIFEST)
+        entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
+    except BundleError as error:
+        return f"it is no bundle ({error})"
+    except OSError as error:
+        return f"it cannot be read ({error.strerror})"
+    for entry in entries:
+        if entry.name not in listed:
+            return f"{entry.name} in it is no file of the bundle"
+        if not entry.is_file(follow_symlinks=False):
+            return f"{entry.name} in it is no plain file"
+    return None
+
+
+def _listed_in(path: Path) -> set[str]:
+    """Names of a bundle's files by its manifest, and the manifest's own; for manifests of any version.
+
+    Raises:
+        BundleError: this is no manifest.
+    """
+    if path.is_symlink():
+        raise BundleError(f"{path.name} is a link")
+    record = read_json(path, MANIFEST_LIMIT, BundleError)
+    files = record.get("files") if isinstance(record, dict) and type(record.get("format")) is int else None
+    if not isinstance(files, dict) or not all(_is_entry(entry) for entry in files.values()):
+        raise BundleError(f"{path.name} is not the manifest of a bundle")
+    return {MANIFEST, *files}
+
+
+def _is_entry(entry: object) -> bool:
+    return isinstance(entry, dict) and entry.keys() == {"size", "sha256"} and isinstance(entry["sha256"], str)
+
+
+def _discard(folder: Path) -> None:
+    """Delete a bundle, file by file, so that what is put into it at this moment is not lost.
+
+    Raises:
+        BundleError: something else is in it now; it stays, under the name that is told.
+    """
+    outer = create_temporary_folder(folder)
+    doomed = outer / folder.name
+    os.replace(folder, doomed)  # gone at once, however long the rest takes
+    if foreign_in(doomed) is not None:
+        raise BundleError(f"{folder} was changed while it was to be deleted; it is in {doomed} now")
+    for name in _listed_in(doomed / MANIFEST):
+        (doomed / name).unlink(missing_ok=True)
+    doomed.rmdir()
+    outer.rmdir()
+
+
+def publish(folder: Path, out: Path, replace: bool = False) -> None:
+    """Flush every file of `folder` to disk and give it the name `out`, in place of a bundle that may be there.
+
+    Raises:
+        BundleError: what is at `out` now may not be replaced.
+    """
     for name in os.listdir(folder):
         _flush(folder / name)
     _flush(folder)
-    folder.chmod(0o777 & ~_umask())
+    refuse_existing(out, replace)
     if out.exists():
-        old = Path(tempfile.mkdtemp(prefix=f".{out.name}-old-", dir=out.parent))
-        os.replace(out, old / out.name)
+        _discard(out)
+    try:
         os.replace(folder, out)
-        shutil.rmtree(old)
-    else:
-        os.replace(folder, out)
+    except OSError as error:
+        raise BundleError(f"{out} cannot be written ({error.strerror}); choose another --out") from error
     _flush(out.parent)
 
 
@@ -306,9 +383,3 @@ def _flush(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

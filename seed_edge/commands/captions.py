@@ -34,7 +34,9 @@ LONGEST_LINE = 1 << 20
 """Bytes of a line of captions, with its end."""
 LONGEST_SIDECAR = 1 << 16
 """Bytes of a text file that can be a caption."""
-SIDECAR_ENDINGS = "alt cap caption captions desc description lab label labels md prompt tag tags text txt".split()
+SIDECAR_ENDINGS = frozenset(
+    ("cap", "caption", "captions", "desc", "description", "label", "labels", "md", "prompt", "tag", "tags", "text", "txt")
+)
 """Endings, without dot, of text files beside images. None is that of a file which anything else writes there."""
 BEFORE_ENDING = re.compile(r"[A-Za-z0-9_-]{1,32}")
 """What may stand before the ending, with a dot between: a language, a model."""
@@ -109,7 +111,7 @@ def sidecar_ending(context: click.Context, parameter: click.Parameter, value: st
     *before, last = value.removeprefix(".").split(".")
     if last.lower() not in SIDECAR_ENDINGS or not all(map(BEFORE_ENDING.fullmatch, before)):
         raise click.BadParameter(
-            f"{value!r} is no ending of a text file beside an image; give one of {', '.join(SIDECAR_ENDINGS)}, "
+            f"{value!r} is no ending of a text file beside an image; give one of {', '.join(sorted(SIDECAR_ENDINGS))}, "
             "or a word and one of these, such as en.txt"
         )
     return "." + value.removeprefix(".")

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any
 
 import click
 from click.core import ParameterSource
@@ -233,9 +233,8 @@ def save_picture(image: Image, output: Output, record: Record | None) -> Path:
     data = encoded(image, kind_of_picture(path), record)
     try:
         if is_stdout(path):
-            stream: IO[bytes] = click.get_binary_stream("stdout")
-            stream.write(data)
-            stream.flush()
+            sys.stdout.buffer.write(data)
+            sys.stdout.buffer.flush()
         elif output.free and not is_special(path):
             return write_new(path, lambda partial: _write(partial, data), alike(path))
         else:

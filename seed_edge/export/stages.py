@@ -13,34 +13,46 @@ from pathlib import Path
 from typing import Any
 
 import seed_edge
+from seed_edge.atomic import OPEN_FLAGS, TEMPORARY, replacing, sweep
 from seed_edge.bundle import publish, refuse_existing
 from seed_edge.errors import BundleError
-from seed_edge.atomic import replacing
+from seed_edge.inputs import read_json
 
 RECORD = ".stages.json"
 LOCK = ".lock"
+RECORD_LIMIT = 16 << 20
+"""Bytes of a record of stages."""
 
 
 class Stages:
     """Finished stages of the export in one folder, with what each returned."""
 
     def __init__(self, folder: Path, key: str, report: Callable[[str], None]) -> None:
-        """Read what an earlier run left; all of it is dropped if `key` differs."""
+        """Read what an earlier run left; all of it is dropped if `key` differs.
+
+        Args:
+            folder: locked by the caller.
+
+        Raises:
+            BundleError: the folder holds anything, and is not one that an export left.
+        """
         self.folder, self._report = folder, report
         self._record: dict[str, Any] = {"key": key, "done": {}}
-        path = folder / RECORD
-        if path.exists():
-            record = json.loads(path.read_text("utf-8"))
-            if record["key"] == key:
-                self._record = record
-                for entry in folder.iterdir():
-                    if entry.is_dir():  # scratch of a stage that was killed; a bundle has no folders
-                        remove(entry)
-                return
-            report("other inputs or options than last time: starting anew")
-        for name in os.listdir(folder):
-            if name != LOCK:
-                remove(folder / name)
+        record = _record_in(folder)
+        sweep(folder)
+        if record is not None and record["key"] == key:
+            self._record = record
+            for entry in folder.iterdir():
+                if entry.is_dir() and not entry.is_symlink():  # scratch of a stage that was killed; a bundle has no folders
+                    remove(entry)
+            return
+        if record is not None:
+            if record["done"]:
+                report("other inputs or options than last time: starting anew")
+            for name in os.listdir(folder):
+                if name != LOCK:
+                    remove(folder / name)
+        self._save()
 
     @property
     def size(self) -> int:
@@ -58,14 +70,38 @@ class Stages:
             self._report(f"{name}: done before")
         else:
             self._record["done"][name] = work()
-            with replacing(self.folder / RECORD) as partial:
-                partial.write_text(json.dumps(self._record), "utf-8")
+            self._save()
         return self._record["done"][name]
+
+    def _save(self) -> None:
+        with replacing(self.folder / RECORD) as partial:
+            partial.write_text(json.dumps(self._record), "utf-8")
+
+
+def _record_in(folder: Path) -> dict[str, Any] | None:
+    """What an earlier export into this folder wrote down; None for an empty folder.
+
+    Raises:
+        BundleError: the folder holds anything, and is not one that an export left.
+    """
+    path = folder / RECORD
+    others = [name for name in os.listdir(folder) if name not in (LOCK, RECORD) and not TEMPORARY.fullmatch(name)]
+    if not path.exists() and not path.is_symlink() and not others:
+        return None
+    refusal = f"{folder} was not left by an export, and is in its way; remove it, or choose another --out"
+    if path.is_symlink() or not path.is_file():
+        raise BundleError(refusal)
+    record = read_json(path, RECORD_LIMIT, BundleError)
+    if not isinstance(record, dict) or record.keys() != {"key", "done"}:
+        raise BundleError(refusal)
+    if not isinstance(record["key"], str) or not isinstance(record["done"], dict):
+        raise BundleError(refusal)
+    return record
 
 
 def remove(path: Path) -> None:
-    """Delete a file, or a folder with all that is in it."""
-    shutil.rmtree(path) if path.is_dir() else path.unlink()
+    """Delete a file, a link, or a folder with all that is in it; what links point to stays."""
+    shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
 
 
 def fingerprint(options: Any, *paths: Path | None) -> str:
@@ -89,6 +125,8 @@ def resumable(out: Path, replace: bool, key: str, report: Callable[[str], None])
     """
     refuse_existing(out, replace)
     folder = out.parent / f".{out.name}.export"
+    if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
+        raise BundleError(f"{folder} is a link or no folder, and is in the way; remove it, or choose another --out")
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -97,9 +135,10 @@ def resumable(out: Path, replace: bool, key: str, report: Callable[[str], None])
         stages = Stages(folder, key, report)
         try:
             yield stages
+            refuse_existing(out, replace)
             (folder / RECORD).unlink()
             (folder / LOCK).unlink()
-            publish(folder, out)
+            publish(folder, out, replace)
         except BaseException:
             if stages.any_done:
                 report(f"finished stages are kept in {folder}; the same command goes on there")
@@ -111,7 +150,11 @@ def resumable(out: Path, replace: bool, key: str, report: Callable[[str], None])
 @contextmanager
 def _alone(folder: Path) -> Iterator[None]:
     """Refuse a second export into the same folder; the system lets go of the lock when the process ends, however."""
-    with open(folder / LOCK, "w") as file:
+    path = folder / LOCK
+    if path.is_symlink() or (path.exists() and not path.is_file()):
+        raise BundleError(f"{path} is a link or no plain file, and is in the way; remove it, or choose another --out")
+    flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | OPEN_FLAGS
+    with os.fdopen(os.open(path, flags, 0o666), "r+b") as file:
         try:
             if os.name == "nt":
                 import msvcrt

@@ -144,7 +144,10 @@ def test_staging_replaces_a_bundle_only_when_told_and_nothing_else_ever(tmp_path
     (out / "thesis.txt").write_text("precious")
     with pytest.raises(BundleError, match="no bundle"), staging(out, replace=True):
         pass
-    (out / "thesis.txt").rename(out / MANIFEST)
+    (out / MANIFEST).write_text('{"format": 2, "files": {}}')
+    with pytest.raises(BundleError, match="thesis"), staging(out, replace=True):
+        pass
+    (out / "thesis.txt").unlink()
     with pytest.raises(BundleError, match="--replace"), staging(out):
         pass
     with staging(out, replace=True) as folder:

@@ -1,5 +1,7 @@
 import dataclasses
+import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,7 +18,13 @@ def export(out, key, work, said=None, replace=False):
     with resumable(out, replace, key, (said if said is not None else []).append) as stages:
         for name, what in work.items():
             stages.run(name, lambda what=what: what(stages.folder))
-        (stages.folder / MANIFEST).write_text("whole")
+        (stages.folder / MANIFEST).write_text(manifest_of(stages.folder))
+
+
+def manifest_of(folder):
+    """What says of a folder's files that they are a bundle's."""
+    files = {path.name: {"size": path.stat().st_size, "sha256": "0" * 64} for path in folder.iterdir() if path.name[0] != "."}
+    return json.dumps({"format": 2, "files": files})
 
 
 def write(name, times=None):
@@ -94,6 +102,103 @@ def test_what_exists_is_replaced_only_when_told(tmp_path):
         export(tmp_path / "out", "k", {"b": write("b")})
     export(tmp_path / "out", "k", {"b": write("b")}, replace=True)
     assert names(tmp_path) == ["out"] and names(tmp_path / "out") == ["b", MANIFEST]
+
+
+@pytest.mark.parametrize("kind", ["more", "folder", "link", "garbage", "file", "link to a bundle"])
+def test_what_is_no_bundle_or_more_than_one_is_never_replaced(tmp_path, kind):
+    out = tmp_path / "out"
+    export(out, "k", {"a": write("a")})
+    if kind == "more":
+        (out / "notes.txt").write_text("mine")
+    elif kind == "folder":
+        (out / "a").unlink()
+        (out / "a").mkdir()
+    elif kind == "link":
+        (tmp_path / "mine").write_text("mine")
+        (out / "a").unlink()
+        (out / "a").symlink_to(tmp_path / "mine")
+    elif kind == "garbage":
+        (out / MANIFEST).write_text('{"name": "an app", "files": ["a"]}')
+    elif kind == "link to a bundle":
+        out.rename(tmp_path / "elsewhere")
+        out.symlink_to(tmp_path / "elsewhere")
+    else:
+        shutil.rmtree(out)
+        out.write_text("mine")
+    before = tree(tmp_path)
+    times = []
+    with pytest.raises(BundleError, match="exists already") as caught:
+        export(out, "k", {"b": write("b", times)}, replace=True)
+    assert tree(tmp_path) == before and times == [] and "\n" not in str(caught.value)
+
+
+def test_what_was_put_into_a_bundle_while_another_was_made_is_kept(tmp_path):
+    out, key = tmp_path / "out", "k"
+    export(out, key, {"a": write("a")})
+
+    def meanwhile(folder):
+        (out / "notes.txt").write_text("mine")
+        return write("b")(folder)
+
+    with pytest.raises(BundleError, match=r"notes.txt"):
+        export(out, key, {"b": meanwhile}, replace=True)
+    assert (out / "notes.txt").read_text() == "mine" and (out / "a").exists()
+    (out / "notes.txt").unlink()
+    said = []
+    export(out, key, {"b": write("b")}, said, replace=True)  # the stage is not done again
+    assert names(out) == ["b", MANIFEST] and "b: done before" in said
+
+
+@pytest.mark.parametrize(
+    "record", [None, "garbage", "[]", '{"key": 1, "done": {}}', '{"key": "k", "done": {}, "more": 1}', "link"]
+)
+def test_a_folder_in_the_way_that_no_export_left_is_not_emptied(tmp_path, record):
+    place = tmp_path / ".out.export"
+    place.mkdir()
+    (place / "thesis.txt").write_text("mine")
+    if record == "link":
+        (tmp_path / "record").write_text('{"key": "other", "done": {}}')
+        (place / ".stages.json").symlink_to(tmp_path / "record")
+    elif record is not None:
+        (place / ".stages.json").write_text(record)
+    with pytest.raises(BundleError) as caught:
+        export(tmp_path / "out", "k", {"a": write("a")})
+    assert (place / "thesis.txt").read_text() == "mine" and "\n" not in str(caught.value)
+
+
+def test_planted_links_are_not_followed(tmp_path):
+    target, place = tmp_path / "target", tmp_path / ".out.export"
+    target.mkdir()
+    (target / "thesis.txt").write_text("mine")
+    place.symlink_to(target)
+    with pytest.raises(BundleError, match="link"):
+        export(tmp_path / "out", "k", {"a": write("a")})
+    place.unlink()
+    place.mkdir()
+    (place / ".lock").symlink_to(target / "thesis.txt")
+    with pytest.raises(BundleError, match="link"):
+        export(tmp_path / "out", "k", {"a": write("a")})
+    (place / ".lock").unlink()
+    (place / ".stages.json").write_text('{"key": "other", "done": {"a": 1}}')
+    (place / "scratch").symlink_to(target)
+    export(tmp_path / "out", "k", {"a": write("a")})
+    assert (target / "thesis.txt").read_text() == "mine" and names(tmp_path / "out") == ["a", MANIFEST]
+
+
+def test_temporary_files_of_a_killed_export_go(tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        export(tmp_path / "out", "k", {"a": write("a"), "b": stop})
+    (tmp_path / ".out.export" / ".stages.json-0123456789abcdef.partial").write_text("half")
+    export(tmp_path / "out", "k", {"a": write("a"), "b": write("half")})
+    assert names(tmp_path / "out") == ["a", "half", MANIFEST]
+
+
+def tree(folder):
+    """Every path below a folder with its content, or with what it links to."""
+    return {
+        str(path.relative_to(folder)): path.readlink() if path.is_symlink() else path.read_bytes() if path.is_file() else None
+        for path in sorted(folder.rglob("*"))
+    }
 
 
 PROGRAM = """
