@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from seed_edge.errors import CheckpointError
 from seed_edge.export.lora import Lora
 from seed_edge.export.shards import Shards
-from seed_edge.models.llama import ADDED_TOKENS_FILE, CONFIG_FILE, PIECES_FILE, read_json, read_pieces, vocab_of
+from seed_edge.models.llama import PIECES_FILE, read_added_tokens, read_config, read_pieces, vocab_of
 from seed_edge.vocab import Vocab
 
 WEIGHT_TYPES = {
@@ -83,12 +83,12 @@ class LlamaFolder:
         """
         holder = path if tokenizer is None or (path / PIECES_FILE).is_file() else tokenizer
         pieces = read_pieces(holder)
-        config, adapter = read_json(path / CONFIG_FILE), None
+        config, adapter = read_config(path), None
         if lora is not None:
             adapter = Lora.open(lora)
             rows = adapter.shape(EMBEDDINGS, (int(config["vocab_size"]),))[0]  # fine-tuning may have added the codes
             config = config | {"vocab_size": rows}
-        return cls(path, holder, config, pieces, read_json(holder / ADDED_TOKENS_FILE), adapter)
+        return cls(path, holder, config, pieces, read_added_tokens(holder), adapter)
 
     @cached_property
     def _shards(self) -> Shards:

@@ -5,7 +5,6 @@ Source: Hu et al. 2021, arXiv:2106.09685; scaling for `use_rslora` from Kalajdzi
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -17,14 +16,17 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from seed_edge.display import printable
 from seed_edge.errors import CheckpointError
 from seed_edge.models.checkpoints import read_state
+from seed_edge.models.fields import Fields
 
 CONFIG = "adapter_config.json"
 WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
 TENSOR = re.compile(
     r"base_model\.model\.(?P<module>.+?)(?:\.(?P<half>lora_[AB])(?:\.default)?|\.modules_to_save(?:\.default)?)?\.weight"
 )
+MAX_ALPHA = 1e6
 UNSUPPORTED = {"use_dora": False, "fan_in_fan_out": False, "bias": "none", "alpha_pattern": {}}
 """Settings of PEFT that change how an adapter is merged, with the only values known here."""
 
@@ -101,25 +103,29 @@ class Lora:
 
 
 def _pair(path: Path, name: str, found: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-    if set(found) != {"lora_A", "lora_B"} or found["lora_A"].shape[0] != found["lora_B"].shape[1]:
+    fit = set(found) == {"lora_A", "lora_B"} and all(half.ndim == 2 and half.numel() > 0 for half in found.values())
+    if not fit or found["lora_A"].shape[0] != found["lora_B"].shape[1]:
         raise CheckpointError(f"{path}: the two halves of {name} are missing or do not fit; copy the adapter again")
     return found["lora_B"], found["lora_A"]
 
 
 def _scale(config: dict[str, Any], rank: int) -> float:
-    return float(config["lora_alpha"]) / (rank**0.5 if config.get("use_rslora") else rank)
+    return float(config["lora_alpha"]) / (rank**0.5 if config["use_rslora"] else rank)
 
 
 def _read_config(path: Path) -> dict[str, Any]:
-    try:
-        config = json.loads(path.read_text("utf-8"))
-    except FileNotFoundError:
-        raise CheckpointError(f"{path} is missing; --lora takes a folder that PEFT wrote") from None
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path} cannot be read as JSON ({error})") from error
-    if not isinstance(config, dict) or config.get("peft_type") != "LORA" or "lora_alpha" not in config:
+    if not path.exists():
+        raise CheckpointError(f"{path} is missing; --lora takes a folder that PEFT wrote")
+    fields = Fields.read(path)
+    config = dict(fields.values)
+    if config.get("peft_type") != "LORA" or "lora_alpha" not in config:
         raise CheckpointError(f"{path} is no LoRA's; other kinds of adapters cannot be merged")
     for name, known in UNSUPPORTED.items():
         if (config.get(name) or known) != known:
-            raise CheckpointError(f"{path}: {name} {config[name]} cannot be merged here; merge it with PEFT first")
-    return config
+            raise CheckpointError(
+                f"{path}: {name} {printable(str(config[name])[:40])} cannot be merged here; merge it with PEFT first"
+            )
+    return config | {
+        "lora_alpha": fields.number("lora_alpha", -MAX_ALPHA, MAX_ALPHA),
+        "use_rslora": fields.flag("use_rslora", default=False),
+    }

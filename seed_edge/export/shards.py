@@ -5,19 +5,22 @@ Files are mapped, read for one tensor and unmapped again, so that memory holds o
 
 from __future__ import annotations
 
-import json
+import re
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 
 from seed_edge.errors import CheckpointError
-from seed_edge.models.checkpoints import read_state
+from seed_edge.inputs import open_regular
+from seed_edge.models.checkpoints import UNREADABLE, read_state, reason_of
+from seed_edge.models.fields import Fields, shown
 
 SINGLE = ("model.safetensors", "pytorch_model.bin")
+SHARD = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,200}\.(?:safetensors|bin)")
 INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 
 
@@ -37,9 +40,9 @@ class Shards:
             CheckpointError: there are none, or an index names a file or a tensor that is not there.
         """
         for single, index in zip(SINGLE, INDEXES, strict=True):
-            if (folder / index).is_file():
+            if (folder / index).exists():
                 return cls._from_index(folder, folder / index)
-            if (folder / single).is_file():
+            if (folder / single).exists():
                 shapes = shapes_in(folder / single)
                 return cls(folder / single, shapes, dict.fromkeys(shapes, folder / single))
         raise CheckpointError(f"{folder} holds no weights ({', '.join((*SINGLE, *INDEXES))})")
@@ -47,10 +50,17 @@ class Shards:
     @classmethod
     def _from_index(cls, folder: Path, index: Path) -> Shards:
         try:
-            where = json.loads(index.read_text("utf-8"))["weight_map"]
-            files = {str(name): folder / Path(str(file)).name for name, file in where.items()}
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise CheckpointError(f"{index} is no index of shards ({error!r})") from error
+            where = Fields.of(Fields.read(index).values.get("weight_map"), "weight_map").values
+        except CheckpointError as error:
+            raise CheckpointError(f"{index} is no index of shards ({error})") from error
+        for name, file in where.items():
+            if not isinstance(file, str) or not SHARD.fullmatch(PurePosixPath(file).name):
+                raise CheckpointError(
+                    f"{index} is no index of shards ({shown(name)} is in {shown(file)}, which is no file name)"
+                )
+        files = {name: folder / PurePosixPath(file).name for name, file in where.items()}  # beside the index, nowhere else
+        if not files:
+            raise CheckpointError(f"{index} is no index of shards (it names no tensors)")
         found = {file: shapes_in(file) for file in sorted(set(files.values()))}
         for name, file in files.items():
             if name not in found[file]:
@@ -71,10 +81,11 @@ def shapes_in(file: Path) -> dict[str, tuple[int, ...]]:
     """Shape of every tensor in a file."""
     if file.suffix != ".safetensors":
         return {name: tuple(tensor.shape) for name, tensor in read_state(file).items()}
+    if not file.exists():
+        raise CheckpointError(f"{file} is missing")
+    open_regular(file, CheckpointError).close()
     try:
         with safe_open(file, framework="pt") as opened:
             return {name: tuple(opened.get_slice(name).get_shape()) for name in opened.keys()}  # noqa: SIM118
-    except FileNotFoundError:
-        raise CheckpointError(f"{file} is missing") from None
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{file} is damaged ({error}); copy or download it again") from error
+    except UNREADABLE as error:
+        raise CheckpointError(f"{file} is damaged ({reason_of(error)}); copy or download it again") from error

@@ -7,6 +7,8 @@ or one merged file). Pickled files are only ever read with `weights_only=True`.
 from __future__ import annotations
 
 import pickle
+import struct
+import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,8 +18,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from seed_edge.errors import CheckpointError
 from seed_edge.atomic import replacing
+from seed_edge.display import printable
+from seed_edge.errors import CheckpointError
+from seed_edge.inputs import open_regular
 from seed_edge.models.config import FILE as GEOMETRY_FILE
 from seed_edge.models.config import PixelGeometry, SeedGeometry, load_geometry
 from seed_edge.models.image_tokenizer import ImageTokenizer, PixelTokenizer, SeedTokenizer
@@ -34,6 +38,26 @@ QUANTIZER_FILES = (
 """Names under which SEED-2's own part is looked for, first match first."""
 VIT_FILES = ("eva_vit_g.pth", "eva_vit_g.pt", "eva_vit_g.safetensors")
 VIT_PREFIX = "visual_encoder."
+LARGEST_PICKLE = 64 << 20
+"""Bytes of the part of a pickled checkpoint that says what its tensors are; those themselves lie beside it."""
+MAX_MEMBERS = 1 << 17
+"""Files in the zip of a pickled checkpoint, one for each tensor."""
+UNREADABLE = (
+    OSError,
+    SafetensorError,
+    RuntimeError,
+    EOFError,
+    ValueError,
+    TypeError,
+    LookupError,
+    AttributeError,
+    AssertionError,
+    ArithmeticError,
+    ImportError,
+    MemoryError,
+    struct.error,
+)
+"""What torch, safetensors and transformers raise for damaged files."""
 
 
 def save_image_tokenizer(model: PixelTokenizer, folder: Path) -> None:
@@ -49,29 +73,72 @@ def is_run(folder: Path) -> bool:
     return (folder / IMAGE_TOKENIZER_FILE).is_file()
 
 
+def reason_of(error: BaseException) -> str:
+    """First line of an error's message, or its class where it has none."""
+    lines = str(error).strip().splitlines()
+    return printable(lines[0][:200]) if lines else type(error).__name__
+
+
+def refuse_inflated(path: Path) -> None:
+    """Refuse a pickled checkpoint that would take more memory than it has bytes: PyTorch itself never compresses.
+
+    Raises:
+        CheckpointError: it is no regular file, no zip archive, or its members are compressed, overlap or are too many.
+    """
+    with open_regular(path, CheckpointError) as file:
+        size = file.seek(0, 2)
+        try:
+            with zipfile.ZipFile(file) as archive:
+                members = archive.infolist()
+        except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError, LookupError, struct.error) as error:
+            raise CheckpointError(
+                f"{path} is damaged or in another format ({reason_of(error)}); copy or download it again"
+            ) from error
+    packed = any(each.compress_type != zipfile.ZIP_STORED or each.file_size != each.compress_size for each in members)
+    if packed or len(members) > MAX_MEMBERS or sum(each.file_size for each in members) > size:
+        raise CheckpointError(f"{path} is damaged or in another format (its parts are compressed); save it with PyTorch")
+    if any(each.file_size > LARGEST_PICKLE for each in members if each.filename.endswith(".pkl")):
+        raise CheckpointError(f"{path} is damaged or in another format (its index is too large); save it with PyTorch")
+
+
 def read_state(path: Path) -> Mapping[str, Tensor]:
     """All tensors of a file, mapped rather than copied where the format allows; nothing but tensors is unpickled.
 
     Raises:
         CheckpointError: the file is missing, damaged, or holds anything but named tensors.
     """
+    if not path.exists():
+        raise CheckpointError(f"{path} is missing")
     try:
         if path.suffix == ".safetensors":
+            open_regular(path, CheckpointError).close()
             return load_file(path)
+        refuse_inflated(path)
         state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except FileNotFoundError:
-        raise CheckpointError(f"{path} is missing") from None
     except pickle.UnpicklingError as error:
-        reason = str(error).strip().splitlines()[0]
-        raise CheckpointError(f"{path} holds more than tensors and was not unpickled ({reason})") from error
-    except (OSError, SafetensorError, RuntimeError, EOFError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise CheckpointError(f"{path} is damaged or in another format ({reason}); copy or download it again") from error
+        raise CheckpointError(f"{path} holds more than tensors and was not unpickled ({reason_of(error)})") from error
+    except UNREADABLE as error:
+        raise CheckpointError(
+            f"{path} is damaged or in another format ({reason_of(error)}); copy or download it again"
+        ) from error
     if isinstance(state, dict) and isinstance(state.get("model"), dict):
         state = state["model"]  # the wrapper of LAVIS
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise CheckpointError(f"{path} holds no dictionary of tensors")
+    for name, tensor in state.items():
+        if not isinstance(name, str) or not _is_plain(tensor):
+            raise CheckpointError(f"{path}: {printable(str(name)[:100])} is no plain tensor with all its values in the file")
     return state
+
+
+def _is_plain(tensor: Tensor) -> bool:
+    """Whether a tensor is dense, in memory, and not one value shown as many."""
+    return (
+        tensor.layout is torch.strided
+        and tensor.device.type == "cpu"
+        and not tensor.is_quantized
+        and tensor.untyped_storage().nbytes() >= tensor.numel() * tensor.element_size()
+    )
 
 
 @dataclass(frozen=True)

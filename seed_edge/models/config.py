@@ -11,8 +11,39 @@ import math
 from pathlib import Path
 
 from seed_edge.errors import CheckpointError
+from seed_edge.models.fields import Fields, shown
 
 FILE = "geometry.json"
+LARGEST_FILE = 1 << 16
+"""Bytes of `geometry.json`."""
+LIMITS = {
+    "image_size": (14, 2048),
+    "vit_width": (1, 1 << 14),
+    "num_queries": (1, 1024),
+    "qformer_width": (1, 1 << 14),
+    "qformer_depth": (1, 256),
+    "qformer_heads": (1, 1024),
+    "qformer_mlp": (1, 1 << 16),
+    "cross_attention_every": (1, 256),
+    "codebook_size": (1, 1 << 20),
+    "code_dim": (1, 4096),
+    "decoder_depth": (0, 256),
+    "decoder_heads": (1, 1024),
+    "semantic_queries": (0, 1024),
+    "semantic_rows": (0, 1 << 20),
+    "output_size": (1, 8192),
+    "pixel_grid": (1, 256),
+    "pixel_channels": (1, 4096),
+    "memory_width": (1, 1 << 16),
+    "memory_channels": (1, 4096),
+    "patch_size": (1, 256),
+    "vit_depth": (1, 256),
+    "vit_heads": (1, 1024),
+    "vit_mlp": (1, 1 << 16),
+    "image_embed_dim": (1, 1 << 16),
+}
+"""Least and largest value of each field, far beyond any model there is: a file must not ask for gigabytes."""
+MOST_DOUBLINGS = 10
 COLOUR_SIDE = 8
 """Each vision token of the embedded model carries its own square of the picture, brought to this many pixels a side."""
 
@@ -44,6 +75,24 @@ class Geometry:
     decoder_depth: int
     """Transformer blocks over the code vectors (`blocks_image`)."""
     decoder_heads: int
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            value, (least, most) = getattr(self, field.name), LIMITS[field.name]
+            values = value if field.name == "pixel_channels" else (value,)
+            if not isinstance(values, tuple) or not 0 < len(values) <= MOST_DOUBLINGS:
+                raise CheckpointError(f"geometry: {field.name} is {shown(value)}; it must be 1 to {MOST_DOUBLINGS} integers")
+            if not all(type(each) is int and least <= each <= most for each in values):
+                raise CheckpointError(f"geometry: {field.name} is {shown(value)}; it must lie in {least} to {most:,}")
+        for width, heads in (
+            ("qformer_width", "qformer_heads"),
+            ("qformer_width", "decoder_heads"),
+            ("vit_width", "vit_heads"),
+        ):
+            if getattr(self, width) % getattr(self, heads, 1):
+                raise CheckpointError(
+                    f"geometry: {width} {getattr(self, width)} cannot be divided into {getattr(self, heads)} {heads}"
+                )
 
     @property
     def own_rows(self) -> tuple[int, int]:
@@ -104,6 +153,9 @@ class PixelGeometry(Geometry):
         return 3, side // rows, side // columns
 
     def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.image_size < 32:
+            raise CheckpointError(f"geometry: image_size is {self.image_size}; the trunk takes 32 pixels a side and more")
         if self.semantic_queries * self.semantic_rows >= self.codebook_size:
             raise CheckpointError(
                 f"geometry: {self.semantic_queries} queries with {self.semantic_rows} rows of their own leave none of "
@@ -150,6 +202,11 @@ class SeedGeometry(Geometry):
     image_embed_dim: int = 1024
     """Width of the image embedding that conditions the diffusion."""
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.image_size < self.patch_size:
+            raise CheckpointError(f"geometry: image_size {self.image_size} is smaller than patch_size {self.patch_size}")
+
 
 def load_geometry(folder: Path) -> Geometry:
     """Read `geometry.json` from `folder`; its fields tell which kind it is.
@@ -158,18 +215,16 @@ def load_geometry(folder: Path) -> Geometry:
         CheckpointError: the file is missing, is not JSON, or its fields are those of no kind.
     """
     path = folder / FILE
-    try:
-        fields = json.loads(path.read_text())
-    except FileNotFoundError:
-        raise CheckpointError(f"{path} is missing; give a folder that `seed-edge train tokenizer` wrote") from None
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path} cannot be read as JSON: {error}") from error
-    if not isinstance(fields, dict):
-        raise CheckpointError(f"{path} is no JSON object")
+    if not path.exists():
+        raise CheckpointError(f"{path} is missing; give a folder that `seed-edge train tokenizer` wrote")
+    fields = Fields.read(path, LARGEST_FILE).values
     odd = {}
     for kind in (PixelGeometry, SeedGeometry):
         names = {field.name for field in dataclasses.fields(kind)}
         if set(fields) == names:
-            return kind(**{name: tuple(v) if isinstance(v, list) else v for name, v in fields.items()})
+            try:
+                return kind(**{name: tuple(v) if isinstance(v, list) else v for name, v in fields.items()})
+            except CheckpointError as error:
+                raise CheckpointError(f"{path}: {error}") from error
         odd[kind] = sorted(set(fields) ^ names)
-    raise CheckpointError(f"{path}: missing or unknown fields: {', '.join(min(odd.values(), key=len))}")
+    raise CheckpointError(f"{path}: missing or unknown fields: {shown(', '.join(min(odd.values(), key=len)))}")

@@ -10,7 +10,10 @@ from typing import Any
 
 import sentencepiece
 
+from seed_edge.display import printable
 from seed_edge.errors import CheckpointError
+from seed_edge.inputs import read_bytes
+from seed_edge.models.fields import Fields, read_checked_json, shown
 from seed_edge.vocab import Vocab
 
 LLM_FOLDER = "llm"
@@ -19,8 +22,15 @@ PIECES_FILE, ADDED_TOKENS_FILE, CONFIG_FILE = "tokenizer.model", "added_tokens.j
 TEMPLATE = "seed_template"
 """In a configuration: the family of prompts that the model was trained on."""
 CODE_TOKEN = "<img_{:05d}>"
-CODE_PATTERN = re.compile(r"<img_(\d+)>")
+CODE_PATTERN = re.compile(r"<img_([0-9]{1,9})>")
 BOI_TOKEN, EOI_TOKEN = "<img>", "</img>"
+
+
+LARGEST_PIECES = 64 << 20
+"""Bytes of `tokenizer.model`."""
+MAX_IDS = 1 << 22
+MAX_LAYERS, MAX_WIDTH, MAX_HEADS, MAX_CONTEXT = 512, 1 << 16, 1 << 10, 1 << 24
+MIN_EPSILON, MAX_EPSILON, MAX_ROPE_BASE = 1e-12, 1e-1, 1e12
 
 
 def read_json(path: Path) -> Any:
@@ -29,12 +39,79 @@ def read_json(path: Path) -> Any:
     Raises:
         CheckpointError: it is missing or is not JSON.
     """
-    try:
-        return json.loads(path.read_text("utf-8"))
-    except FileNotFoundError:
-        raise CheckpointError(f"{path} is missing") from None
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path} cannot be read as JSON ({error})") from error
+    return read_checked_json(path)
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """`config.json` of a LLaMA: every key that anything is built from has its type, and lies in its range.
+
+    Raises:
+        CheckpointError: the file is missing or damaged, or tells of what is no LLaMA; the key is named.
+    """
+    fields = Fields.read(folder / CONFIG_FILE)
+    fields.bounded("rope_theta")
+    heads = fields.integer("num_attention_heads", 1, MAX_HEADS)
+    width = fields.integer("hidden_size", 1, MAX_WIDTH)
+    config = dict(fields.values) | {
+        "num_attention_heads": heads,
+        "num_key_value_heads": fields.integer("num_key_value_heads", 1, heads, default=heads),
+        "num_hidden_layers": fields.integer("num_hidden_layers", 1, MAX_LAYERS),
+        "hidden_size": width,
+        "intermediate_size": fields.integer("intermediate_size", 1, 8 * MAX_WIDTH),
+        "vocab_size": fields.integer("vocab_size", 1, MAX_IDS),
+        "max_position_embeddings": fields.integer("max_position_embeddings", 1, MAX_CONTEXT),
+        "rms_norm_eps": fields.number("rms_norm_eps", MIN_EPSILON, MAX_EPSILON),
+        "rope_theta": fields.number("rope_theta", 1.0, MAX_ROPE_BASE, default=10000.0),
+    }
+    if width % heads or width // heads % 2:
+        raise CheckpointError(f"{fields.where}: hidden_size {width} cannot be divided into {heads} heads of an even width")
+    if heads % config["num_key_value_heads"]:
+        raise CheckpointError(
+            f"{fields.where}: num_key_value_heads {config['num_key_value_heads']} does not divide num_attention_heads {heads}"
+        )
+    fields.only("head_dim", width // heads)
+    fields.only("model_type", "llama")
+    fields.only("hidden_act", "silu")
+    fields.only("attention_bias", False)
+    fields.only("mlp_bias", False)
+    fields.only("quantization_config")
+    for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
+        if not isinstance(fields.values.get(name), list):
+            fields.integer(name, -1, MAX_IDS, default=0)
+    _check_rope(fields)
+    fields.text(TEMPLATE, default="")
+    return config
+
+
+def _check_rope(fields: Fields) -> None:
+    """Refuse positions that are scaled: a GGUF file written here would not say so."""
+    scaling = fields.values.get("rope_scaling")
+    if scaling is None:
+        return
+    plain = isinstance(scaling, dict) and all(scaling.get(name) in (None, "default") for name in ("rope_type", "type"))
+    if not plain:
+        raise CheckpointError(f"{fields.where}: rope_scaling is {shown(scaling)}; only models without it can be converted")
+
+
+def read_added_tokens(folder: Path) -> dict[str, int]:
+    """`added_tokens.json`: ids by token.
+
+    Raises:
+        CheckpointError: it is missing, or no object of distinct texts and integers.
+    """
+    path = folder / ADDED_TOKENS_FILE
+    fields = Fields.read(path)
+    if len(fields.values) > MAX_IDS:
+        raise CheckpointError(f"{path}: {len(fields.values):,} tokens; a model has at most {MAX_IDS:,}")
+    added = {token: fields.integer(token, 0, MAX_IDS) for token in fields.values}
+    odd = next((token for token in added if not token or not _is_utf8(token)), None)
+    if odd is not None:
+        raise CheckpointError(f"{path}: the token {shown(odd)} is empty or no text")
+    return added
+
+
+def _is_utf8(text: str) -> bool:
+    return not any("\ud800" <= letter <= "\udfff" for letter in text)
 
 
 def read_pieces(folder: Path) -> sentencepiece.SentencePieceProcessor:
@@ -44,12 +121,20 @@ def read_pieces(folder: Path) -> sentencepiece.SentencePieceProcessor:
         CheckpointError: the file is missing or is no SentencePiece model.
     """
     model = folder / PIECES_FILE
-    if not model.is_file():
+    if not model.exists():
         raise CheckpointError(f"{model} is missing; it holds the language model's text pieces")
+    data = read_bytes(model, LARGEST_PIECES, CheckpointError)
+    if not data:
+        raise CheckpointError(f"{model} is no SentencePiece model (it is empty)")
     try:
-        return sentencepiece.SentencePieceProcessor(model_file=str(model))
+        pieces = sentencepiece.SentencePieceProcessor(model_proto=data)
     except RuntimeError as error:
-        raise CheckpointError(f"{model} is no SentencePiece model ({error})") from error
+        raise CheckpointError(f"{model} is no SentencePiece model ({printable(str(error))})") from error
+    if not 0 < pieces.get_piece_size() <= MAX_IDS:
+        raise CheckpointError(f"{model} is no SentencePiece model (it holds no pieces)")
+    if min(pieces.bos_id(), pieces.eos_id(), pieces.unk_id()) < 0:
+        raise CheckpointError(f"{model}: BOS, EOS or the unknown piece is missing; it is not that of a LLaMA")
+    return pieces
 
 
 def extended_vocab(pieces: sentencepiece.SentencePieceProcessor, codebook_size: int, codes_per_image: int) -> Vocab:
@@ -103,7 +188,7 @@ def vocab_of(
         if token not in added:
             raise CheckpointError(f"{file} does not name {token}")
     text = pieces.get_piece_size()
-    if sorted(added.values()) != list(range(text, size)):
+    if len(added) != size - text or sorted(added.values()) != list(range(text, size)):
         raise CheckpointError(
             f"{file}: added ids must be {text} to {size - 1}, all of them once: {text} text pieces come before, "
             f"{CONFIG_FILE} says {size} ids in all"

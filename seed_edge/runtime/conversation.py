@@ -175,7 +175,9 @@ class Conversation:
                 for text, images, answer in _saved_turns(path)
             ]
         except CodesError as error:
-            raise PromptError(f"{printable(str(path))} is a conversation with another bundle ({error})") from error
+            raise PromptError(
+                f"{printable(str(path))} is no conversation that was saved here, with this bundle ({error})"
+            ) from error
 
 
 def _saved_turns(path: Path) -> list[tuple[str, list[list[int]], list[str | list[int]]]]:
