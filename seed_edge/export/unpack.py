@@ -16,11 +16,12 @@ from numpy.typing import NDArray
 from safetensors.torch import save_file
 from sentencepiece import sentencepiece_model_pb2 as proto
 
+from seed_edge.atomic import replacing
 from seed_edge.bundle import Bundle
 from seed_edge.errors import BundleError
 from seed_edge.export.gguf import gguf_names
-from seed_edge.atomic import replacing
 from seed_edge.models.llama import CONFIG_FILE, PIECES_FILE, TEMPLATE, write_added_tokens
+from seed_edge.outputs import claim
 from seed_edge.prompts import family_of
 from seed_edge.vocab import Vocab
 
@@ -39,6 +40,7 @@ def unpack_language(bundle: Bundle, out: Path) -> None:
     Raises:
         BundleError: the bundle has no language model, or one of another architecture.
     """
+    claim(out, "model", [bundle.path])
     vocab, path = bundle.language.vocab, bundle.language_model
     reader = gguf.GGUFReader(path)
 
@@ -79,7 +81,6 @@ def unpack_language(bundle: Bundle, out: Path) -> None:
         weight = gguf.quants.dequantize(stored[ours].data, stored[ours].tensor_type).astype(np.float32)
         rotated = heads if ours.endswith("attn_q.weight") else kv_heads if ours.endswith("attn_k.weight") else 0
         weights[theirs] = torch.from_numpy(np.ascontiguousarray(unpermuted(weight, rotated) if rotated else weight))
-    out.mkdir(parents=True, exist_ok=True)
     (out / PIECES_FILE).write_bytes(pieces_of(field, vocab))
     write_added_tokens(vocab, out)
     (out / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n")

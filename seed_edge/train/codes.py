@@ -8,21 +8,30 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import struct
+import zipfile
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from seed_edge.errors import CodesError, DataError, ImageError
 from seed_edge.atomic import replacing
-from seed_edge.train.samples import Picture, Sample
-from seed_edge.train.shards import ShardWriter, read_shard
+from seed_edge.errors import BundleError, CodesError, DataError, ImageError
+from seed_edge.inputs import open_regular, parse_json
+from seed_edge.models.fields import Fields
+from seed_edge.outputs import claim
+from seed_edge.train.samples import LARGEST_RECORD, Picture, Sample
+from seed_edge.train.shards import Member, ShardWriter, list_shard
 from seed_edge.vocab import CodeSpace
 
 INFO, CODEBOOK, SHARD, SHARDS = "codes.json", "codebook.npz", "codes-{:05d}.tar", "codes-*.tar"
 SAMPLES_PER_SHARD = 10_000
+MAX_CODEBOOK, MAX_CODES = 1 << 20, 4096
+LARGEST_CODEBOOK = 1 << 30
+"""Bytes of `codebook.npz`."""
 ENCODED_AT_ONCE = 16
 
 Codes = NDArray[np.int64]
@@ -61,10 +70,11 @@ def write_code_shards(
     Args:
         codebook: where it is known.
     """
-    out.mkdir(parents=True, exist_ok=True)
+    claim(out, "codes")
     (out / CODEBOOK).unlink(missing_ok=True)
     if codebook is not None:
-        np.savez(out / CODEBOOK, vectors=codebook.vectors, own_rows=codebook.own_rows)
+        with replacing(out / CODEBOOK) as partial, open(partial, "wb") as file:
+            np.savez(file, vectors=codebook.vectors, own_rows=codebook.own_rows)
     for left in out.glob(SHARDS):
         left.unlink()
     remaining, count, shard = iter(samples), 0, 0
@@ -93,36 +103,78 @@ def read_code_shards(folders: Sequence[Path]) -> tuple[CodeSpace, dict[str, list
     found: dict[str, list[CodeSample]] = {}
     for folder in folders:
         try:
-            own = CodeSpace(**json.loads((folder / INFO).read_text("utf-8")))
-        except (OSError, ValueError, TypeError) as error:
+            fields = Fields.read(folder / INFO, error=DataError)
+            own = CodeSpace(fields.integer("codebook_size", 1, MAX_CODEBOOK), fields.integer("codes_per_image", 1, MAX_CODES))
+        except (DataError, BundleError) as error:
             raise DataError(f"{folder} holds no finished codes ({error}); make them with `seed-edge tokenize`") from error
         if space not in (None, own):
             raise DataError(f"{folder} has {own}, the folders before have {space}; tokenize all with one bundle")
         space = own
         samples = found.setdefault(folder.resolve().name, [])
         for path in sorted(folder.glob(SHARDS)):
-            for key, files in read_shard(path):
-                samples.append(_from_record(f"{path}: {key}", json.loads(files["json"]), own))
+            for key, files in list_shard(path):
+                samples.append(_from_record(f"{path}: {key}", _record_in(f"{path}: {key}", files), own))
     if space is None or not any(found.values()):
         raise DataError(f"no samples in {', '.join(map(str, folders))}; make them with `seed-edge tokenize`")
     return space, found
 
 
 def read_codebook(folders: Sequence[Path]) -> Codebook | None:
-    """What is known of the codes; None where no folder tells."""
-    for folder in folders:
-        if (folder / CODEBOOK).exists():
-            with np.load(folder / CODEBOOK, allow_pickle=False) as kept:
-                queries, rows = map(int, kept["own_rows"])
-                return Codebook(kept["vectors"], (queries, rows))
-    return None
+    """What is known of the codes; None where no folder tells.
+
+    Raises:
+        DataError: a file of it is damaged.
+    """
+    found = next((folder / CODEBOOK for folder in folders if (folder / CODEBOOK).exists()), None)
+    if found is None:
+        return None
+    try:
+        vectors, own_rows = _arrays(found)
+    except (OSError, ValueError, LookupError, EOFError, NotImplementedError, zipfile.BadZipFile, struct.error) as error:
+        raise DataError(f"{found} holds no codebook ({error}); tokenize again") from error
+    if vectors.dtype != np.float32 or vectors.ndim != 2 or not np.isfinite(vectors).all():
+        raise DataError(f"{found} holds no codebook (its vectors are {vectors.dtype} of shape {vectors.shape}); tokenize again")
+    if own_rows.dtype.kind != "i" or own_rows.shape != (2,) or not 0 <= own_rows.min() <= own_rows.max() <= MAX_CODEBOOK:
+        raise DataError(f"{found} holds no codebook (own_rows is {own_rows.dtype} of shape {own_rows.shape}); tokenize again")
+    return Codebook(vectors, (int(own_rows[0]), int(own_rows[1])))
+
+
+def _arrays(path: Path) -> tuple[NDArray[Any], NDArray[Any]]:
+    """The two arrays of a codebook; the archive must take no more memory than it has bytes."""
+    with open_regular(path, DataError) as file:
+        size = file.seek(0, 2)
+        with zipfile.ZipFile(file) as archive:
+            members = archive.infolist()
+        if size > LARGEST_CODEBOOK or any(each.compress_type != zipfile.ZIP_STORED for each in members):
+            raise ValueError("it is compressed, or too large")
+        if sum(each.file_size for each in members) > size:
+            raise ValueError("its parts are larger than the file")
+        file.seek(0)
+        with np.load(file, allow_pickle=False) as kept:
+            return kept["vectors"], kept["own_rows"]
+
+
+def _record_in(where: str, files: Mapping[str, Member]) -> dict[str, Any]:
+    """The JSON object of a sample.
+
+    Raises:
+        DataError: it is missing, too large, or no object.
+    """
+    member = files.get("json")
+    if member is None or member.size > LARGEST_RECORD:
+        raise DataError(f"{where} is no sample with codes (its JSON is missing or too large); tokenize again")
+    try:
+        text = member.read().decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{where} is no sample with codes ({error}); tokenize again") from error
+    return dict(Fields.of(parse_json(text, where, DataError), where, DataError).values)
 
 
 def _from_record(where: str, record: dict, space: CodeSpace) -> CodeSample:
     try:
         images, views = (tuple(space.check(codes) for codes in record.pop(n, ())) for n in ("codes", "views"))
         return CodeSample(Sample.from_saved(record.pop("key"), record), images, views)
-    except (CodesError, KeyError, TypeError) as error:
+    except (CodesError, DataError, KeyError, TypeError, ValueError) as error:
         raise DataError(f"{where} is no sample with codes ({error}); tokenize again") from error
 
 

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from seed_edge.errors import DataError
+from seed_edge.outputs import refuse_any
 from seed_edge.train.everyday import everyday_names
 from seed_edge.train.shards import ShardWriter
 
@@ -237,6 +238,7 @@ def write_drawings(
     """
     from seed_edge.train.composites import composed
 
+    refuse_any(out, [folder])
     count, things = 0, []
     with ShardWriter(out) as shard:
 

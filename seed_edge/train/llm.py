@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
+from seed_edge.atomic import replacing
 from seed_edge.errors import CheckpointError, DataError
 from seed_edge.models.llama import (
     ADDED_TOKENS_FILE,
@@ -40,6 +41,7 @@ from seed_edge.models.llama import (
     vocab_of,
     write_added_tokens,
 )
+from seed_edge.outputs import RUN_SIGNS, claim
 from seed_edge.prompts import FAMILIES
 from seed_edge.train.codes import Codebook, CodeSample, read_code_shards, read_codebook
 from seed_edge.train.drawings import CANONICAL
@@ -294,9 +296,9 @@ def train_new_llama(
 
     Interrupted, the same call goes on at the last saved step.
     """
+    claim(out, "run", codes, RUN_SIGNS)
     space, folders = read_code_shards(codes)
     samples = [each for some in folders.values() for each in said_of(some, recipe.unsaid)]
-    out.mkdir(parents=True, exist_ok=True)
     seed = recipe.schedule.seed
     pieces = train_pieces([each.sample for each in samples], recipe.model.text_pieces, out, seed)
     vocab = extended_vocab(pieces, space.codebook_size, space.codes_per_image)
@@ -333,6 +335,7 @@ def tune_llama(
     Raises:
         CheckpointError: the checkpoint is incomplete, or its codes are others.
     """
+    claim(out, "run", (llm, *codes), RUN_SIGNS)
     space, folders = read_code_shards(codes)
     if recipe.template not in FAMILIES:
         raise DataError(f"template is {recipe.template!r}; it must be one of {', '.join(FAMILIES)}")
@@ -379,7 +382,6 @@ def tune_llama(
             pools[task] = [([about[task][i][1] for i in pool], share) for pool, share in chosen]
         return Mixture(writer, recipe.tasks, pools)
 
-    out.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(llm / PIECES_FILE, out / PIECES_FILE)
     write_added_tokens(vocab, out)
     worth = None
@@ -450,9 +452,9 @@ def open_llama(path: Path, space: CodeSpace, half: bool = False) -> tuple[LlamaF
     Raises:
         CheckpointError: a file is missing or damaged, or its codes are others.
     """
-    pieces, size = read_pieces(path), int(read_json(path / CONFIG_FILE)["vocab_size"])
+    pieces, size = read_pieces(path), int(read_config(path)["vocab_size"])
     if (path / ADDED_TOKENS_FILE).exists():
-        vocab = vocab_of(read_json(path / ADDED_TOKENS_FILE), pieces, size, space.codes_per_image, path)
+        vocab = vocab_of(read_added_tokens(path), pieces, size, space.codes_per_image, path)
     else:
         vocab = extended_vocab(pieces, space.codebook_size, space.codes_per_image)
     if vocab.codes != space:
@@ -470,10 +472,13 @@ def load_llama(path: Path, half: bool) -> LlamaForCausalLM:
     Raises:
         CheckpointError: a file is missing or damaged.
     """
+    read_config(path)
+    for weights in path.glob("*.bin"):
+        refuse_inflated(weights)
     try:
         return LlamaForCausalLM.from_pretrained(path, dtype=torch.bfloat16 if half else torch.float32)
-    except (OSError, ValueError, RuntimeError) as error:
-        raise CheckpointError(f"{path} cannot be read ({str(error).strip().splitlines()[0]})") from error
+    except UNREADABLE as error:
+        raise CheckpointError(f"{path} cannot be read ({reason_of(error)})") from error
 
 
 def merge_lora(llm: Path, adapter: Path, out: Path) -> None:
@@ -482,16 +487,16 @@ def merge_lora(llm: Path, adapter: Path, out: Path) -> None:
     Raises:
         CheckpointError: a file is missing or damaged.
     """
+    claim(out, "model", (llm, adapter))
     model = load_llama(llm, half=False)
-    added = read_json(adapter / ADDED_TOKENS_FILE)
+    added = read_added_tokens(adapter)
     size = read_pieces(adapter).get_piece_size() + len(added)
     if size != model.config.vocab_size:  # the adapter's training gave it rows for codes
         model.resize_token_embeddings(size, mean_resizing=False)
     try:
         merged = PeftModel.from_pretrained(model, str(adapter)).merge_and_unload()
-    except (OSError, ValueError, RuntimeError) as error:
-        raise CheckpointError(f"{adapter} cannot be merged ({str(error).strip().splitlines()[0]})") from error
-    out.mkdir(parents=True, exist_ok=True)
+    except UNREADABLE as error:
+        raise CheckpointError(f"{adapter} cannot be merged ({reason_of(error)})") from error
     for name in (PIECES_FILE, ADDED_TOKENS_FILE):
         shutil.copyfile(adapter / name, out / name)
     save_whole_or_not_at_all(merged, out)
@@ -567,7 +572,8 @@ def write_drawings(model: PreTrainedModel | PeftModel, writer: Writer, sheet: Sh
     for number, picture in enumerate(pictures):
         row.paste(picture, (number * width, 0))
     path.parent.mkdir(parents=True, exist_ok=True)
-    row.save(path)
+    with replacing(path) as partial:
+        row.save(partial, "PNG")
 
 
 def drawn_codes(model: PreTrainedModel | PeftModel, writer: Writer, text: str, seed: int) -> NDArray[np.int64]:

@@ -21,12 +21,13 @@ from torch import Tensor, distributed, nn
 from torch.distributed.nn.functional import all_gather
 from transformers import BertTokenizer, CLIPVisionModelWithProjection
 
-from seed_edge.errors import CheckpointError, DataError
 from seed_edge.atomic import replacing
+from seed_edge.errors import CheckpointError, DataError
 from seed_edge.models.checkpoints import VIT_PREFIX, read_state
 from seed_edge.models.config import SeedGeometry
 from seed_edge.models.eva import EvaViT
 from seed_edge.models.image_tokenizer import SeedTokenizer
+from seed_edge.outputs import RUN_SIGNS, claim
 from seed_edge.preprocess import CLIP_MEAN, CLIP_STD, Preprocessing, to_rgb
 from seed_edge.train.loop import Batch, Loop, Objective, Report
 from seed_edge.train.objectives import ContrastiveQFormer, code_losses
@@ -159,6 +160,7 @@ def train_contrastive(
         words: `vocab.txt` of bert-base-uncased.
         start: BLIP-2's `blip2_pretrained.pth`, or what this stage wrote before; without it, random weights.
     """
+    claim(out, "run", (*paths, images, vit, words, start), RUN_SIGNS)
     torch.manual_seed(recipe.schedule.seed)
     pairs = Pairs(paths, images, recipe.geometry, recipe.smallest_crop)
     pieces = open_words(words)
@@ -196,6 +198,7 @@ def train_codes(
         clip: folder of CLIP's ViT-H, such as `image_encoder` of stable-diffusion-2-1-unclip.
         start: folder or file that stage 1 wrote, or SEED-2's own checkpoint.
     """
+    claim(out, "run", (*paths, images, vit, clip, start), RUN_SIGNS)
     torch.manual_seed(recipe.schedule.seed)
     pairs = Pairs(paths, images, recipe.geometry, recipe.smallest_crop)
     model = SeedTokenizer(recipe.geometry, training=True)

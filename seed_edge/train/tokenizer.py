@@ -26,13 +26,14 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from seed_edge.errors import DataError
 from seed_edge.atomic import replacing
+from seed_edge.errors import DataError
 from seed_edge.models.checkpoints import is_run, load_image_tokenizer, save_image_tokenizer
 from seed_edge.models.config import PixelGeometry
 from seed_edge.models.image_tokenizer import PixelTokenizer
 from seed_edge.models.quantizer import Quantized
 from seed_edge.models.trunk import preprocessing_of, pretrained_trunk
+from seed_edge.outputs import RUN_SIGNS, claim
 from seed_edge.preprocess import to_images
 from seed_edge.train.codes import Codebook, CodeSample
 from seed_edge.train.features import VIEWS, Cache, build_cache, make_room, open_cache, view
@@ -248,6 +249,7 @@ def train_pixel_tokenizer(
     Args:
         more: pictures that only the decoder is trained on besides; no features of them are kept.
     """
+    claim(out, "run", (*paths, *more, images), RUN_SIGNS)
     torch.manual_seed(recipe.reading.seed)
     trunk = pretrained_trunk(trunk_weights)
     cache = build_cache(paths, out / CACHE_FOLDER, trunk, recipe.geometry, report, images)
@@ -399,7 +401,8 @@ def _fill_more(
         if start // MORE_AT_ONCE % 100 == 0:
             report(f"more pictures: {start:,} of {len(found):,}")
     pixels.flush()
-    np.save(folder / MORE_CODES, codes)
+    with replacing(folder / MORE_CODES) as partial, open(partial, "wb") as file:
+        np.save(file, codes)
     with replacing(folder / MORE_KEYS) as partial:
         partial.write_text("".join(f"{sample.key}\n" for sample, _ in found), "utf-8")
 
@@ -574,4 +577,5 @@ def write_sheet(model: PixelTokenizer, cache: Cache, path: Path, columns: int = 
         for x, picture in enumerate(line):
             sheet.paste(picture, (x * side, y * side))
     path.parent.mkdir(parents=True, exist_ok=True)
-    sheet.save(path)
+    with replacing(path) as partial:
+        sheet.save(partial, "PNG")
