@@ -6,8 +6,8 @@ that neither text encoder nor vision tower is part of a bundle.
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +17,39 @@ from torch import Tensor, nn
 
 from seed_edge.errors import CheckpointError
 from seed_edge.export.onnx import export_graph
+from seed_edge.export.shards import shapes_in
 from seed_edge.graphs import unet_graph, vae_graph
 from seed_edge.manifest import IMAGE_NOISE, UNET, VAE, Diffusion
+from seed_edge.models.checkpoints import UNREADABLE, reason_of, refuse_inflated
+from seed_edge.models.fields import Fields
 
 REFERENCE_STEPS, REFERENCE_GUIDANCE = 20, 10.0
+SCHEDULER, CONFIG = "scheduler_config.json", "config.json"
+BETA_SCHEDULES = ("linear", "scaled_linear", "squaredcos_cap_v2", "sigmoid")
+MAX_TIMESTEPS, MAX_OFFSET = 10_000, 1000
+MOST_BLOCKS = 16
+LARGEST = {
+    "sample_size": 512,
+    "in_channels": 64,
+    "out_channels": 64,
+    "latent_channels": 64,
+    "block_out_channels": 4096,
+    "layers_per_block": 16,
+    "transformer_layers_per_block": 64,
+    "attention_head_dim": 1024,
+    "num_attention_heads": 1024,
+    "norm_num_groups": 1024,
+    "cross_attention_dim": 8192,
+    "projection_class_embeddings_input_dim": 1 << 16,
+    "num_hidden_layers": 128,
+    "hidden_size": 8192,
+    "intermediate_size": 1 << 16,
+    "projection_dim": 1 << 16,
+    "embedding_dim": 1 << 16,
+    "vocab_size": 1 << 20,
+    "max_position_embeddings": 1 << 16,
+}
+"""Largest value of what sizes depend on, in configurations of UNet, VAE, text encoder and normaliser."""
 PARTS = ("unet", "vae", "text_encoder", "tokenizer", "image_normalizer", "image_noising_scheduler", "scheduler")
 
 TRACED = ("unet", "vae")
@@ -101,11 +130,16 @@ class UnclipFolder:
         for part in PARTS:
             if not (path / part).is_dir():
                 raise CheckpointError(f"{path} has no folder {part}; --diffusion takes a whole stable-diffusion-2-1-unclip")
-        schedule = _read_json(path / "scheduler" / "scheduler_config.json")
-        if schedule.get("prediction_type") != "v_prediction":
-            raise CheckpointError(
-                f"{path / 'scheduler'} predicts {schedule.get('prediction_type')}, not v; this is another model"
-            )
+        schedule = Fields.read(path / "scheduler" / SCHEDULER)
+        predicted = schedule.text("prediction_type", default="nothing")
+        if predicted != "v_prediction":
+            raise CheckpointError(f"{path / 'scheduler'} predicts {predicted}, not v; this is another model")
+        known = _schedule(schedule)
+        _schedule(Fields.read(path / "image_noising_scheduler" / SCHEDULER))
+        for part in ("unet", "vae", "text_encoder", "image_normalizer"):
+            _check_part(path / part)
+        for part, kind in (("unet", UNet2DConditionModel), ("vae", AutoencoderKL)):
+            _check_size(kind, path / part)
         try:
             options = {"local_files_only": True, "torch_dtype": torch.float32}
             unet = UNet2DConditionModel.from_pretrained(path / "unet", **options).eval()
@@ -114,13 +148,11 @@ class UnclipFolder:
             tokenizer = CLIPTokenizer.from_pretrained(path / "tokenizer", local_files_only=True)
             normalizer = StableUnCLIPImageNormalizer.from_pretrained(path / "image_normalizer", **options)
             noising = DDPMScheduler.from_pretrained(path / "image_noising_scheduler", local_files_only=True)
-        except (OSError, ValueError, RuntimeError, KeyError) as error:
-            reason = str(error).strip().splitlines()[0][:200]
-            raise CheckpointError(f"{path}: a part cannot be read ({reason}); copy or download it again") from error
+        except UNREADABLE as error:
+            raise CheckpointError(f"{path}: a part cannot be read ({reason_of(error)}); copy or download it again") from error
         ids = tokenizer("", padding="max_length", max_length=tokenizer.model_max_length, truncation=True, return_tensors="pt")
         with torch.inference_mode():
             empty = text(ids.input_ids)[0].clone()
-        known = {k: schedule[k] for k in ("beta_start", "beta_end", "beta_schedule", "num_train_timesteps") if k in schedule}
         return cls(
             path,
             unet,
@@ -130,8 +162,8 @@ class UnclipFolder:
             normalizer.std.detach(),
             float(noising.alphas_cumprod[0]),
             DDPMScheduler(**known).alphas_cumprod,
-            int(schedule.get("steps_offset", 0)),
-            bool(schedule.get("set_alpha_to_one", False)),
+            schedule.integer("steps_offset", 0, MAX_OFFSET, default=0),
+            schedule.flag("set_alpha_to_one", default=False),
         )
 
     @property
@@ -172,11 +204,56 @@ class UnclipFolder:
         )
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def _schedule(fields: Fields) -> dict[str, Any]:
+    """What a noise schedule is made of, where the file says so.
+
+    Raises:
+        CheckpointError: a value is of another type, or outside its range.
+    """
+    fields.bounded()
+    known: dict[str, Any] = {}
+    for name in ("beta_start", "beta_end"):
+        if name in fields.values:
+            known[name] = fields.number(name, 1e-8, 0.999)
+    if "num_train_timesteps" in fields.values:
+        known["num_train_timesteps"] = fields.integer("num_train_timesteps", 1, MAX_TIMESTEPS)
+    if "beta_schedule" in fields.values:
+        fields.only("beta_schedule", *BETA_SCHEDULES)
+        known["beta_schedule"] = fields.text("beta_schedule")
+    fields.only("trained_betas")
+    return known
+
+
+def _check_size(kind: Any, folder: Path) -> None:
+    """Refuse a part whose configuration asks for more weights than the file has.
+
+    Raises:
+        CheckpointError: so it is, or nothing can be built from the configuration.
+    """
     try:
-        value = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path} cannot be read as JSON ({error})") from error
-    if not isinstance(value, dict):
-        raise CheckpointError(f"{path} is no JSON object")
-    return value
+        with torch.device("meta"):
+            model = kind.from_config(dict(Fields.read(folder / CONFIG).values))
+    except UNREADABLE as error:
+        raise CheckpointError(f"{folder / CONFIG}: nothing can be built from it ({reason_of(error)})") from error
+    file = weight_file(folder)
+    wanted, found = (sum(sizes) for sizes in ((p.numel() for p in model.parameters()), map(prod, shapes_in(file).values())))
+    if wanted > found:
+        raise CheckpointError(f"{file} holds {found:,} values, {CONFIG} asks for {wanted:,}; copy or download it again")
+
+
+def _check_part(folder: Path) -> None:
+    """Refuse a part whose configuration asks for more than any diffusion has, before anything is built from it.
+
+    Raises:
+        CheckpointError: so it is, or the file is missing.
+    """
+    fields = Fields.read(folder / CONFIG)
+    fields.bounded()
+    for name, most in LARGEST.items():
+        value = fields.values.get(name)
+        if isinstance(value, list):
+            fields.integers(name, 0, most, MOST_BLOCKS)
+        elif value is not None:
+            fields.integer(name, 0, most)
+    for weights in folder.glob("*.bin"):
+        refuse_inflated(weights)

@@ -194,9 +194,7 @@ def _saved_turns(path: Path) -> list[tuple[str, list[list[int]], list[str | list
     if not isinstance(told, dict) or type(told.get("format")) is not int or not isinstance(told.get("turns"), list):
         raise PromptError(f"{name} is no conversation that was saved here (format or turns are missing)")
     if told["format"] != FORMAT:
-        raise PromptError(
-            f"{name} is a conversation of format {told['format']}, this version reads {FORMAT}; update seed-edge"
-        )
+        raise PromptError(f"{name} is no conversation that was saved here (format {told['format']}, not {FORMAT})")
     for number, turn in enumerate(told["turns"], 1):
         if not _is_turn(turn):
             raise PromptError(f"{name} is no conversation that was saved here (turn {number} is none)")

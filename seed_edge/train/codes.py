@@ -133,7 +133,9 @@ def read_codebook(folders: Sequence[Path]) -> Codebook | None:
     except (OSError, ValueError, LookupError, EOFError, NotImplementedError, zipfile.BadZipFile, struct.error) as error:
         raise DataError(f"{found} holds no codebook ({error}); tokenize again") from error
     if vectors.dtype != np.float32 or vectors.ndim != 2 or not np.isfinite(vectors).all():
-        raise DataError(f"{found} holds no codebook (its vectors are {vectors.dtype} of shape {vectors.shape}); tokenize again")
+        raise DataError(
+            f"{found} holds no codebook (its vectors are {vectors.dtype} of shape {vectors.shape}); tokenize again"
+        )
     if own_rows.dtype.kind != "i" or own_rows.shape != (2,) or not 0 <= own_rows.min() <= own_rows.max() <= MAX_CODEBOOK:
         raise DataError(f"{found} holds no codebook (own_rows is {own_rows.dtype} of shape {own_rows.shape}); tokenize again")
     return Codebook(vectors, (int(own_rows[0]), int(own_rows[1])))

@@ -9,7 +9,7 @@ import dataclasses
 import json
 import shutil
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from math import prod
 from pathlib import Path
 
@@ -18,13 +18,15 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageEnhance, ImageOps
 
-from seed_edge.errors import DataError
 from seed_edge.atomic import replacing
+from seed_edge.errors import DataError
+from seed_edge.inputs import parse_json, read_text
 from seed_edge.memory import available_memory
 from seed_edge.models.config import PixelGeometry
+from seed_edge.models.fields import Fields
 from seed_edge.models.trunk import EfficientNetLite, preprocessing_of
 from seed_edge.preprocess import to_rgb
-from seed_edge.train.samples import Picture, Sample, load_picture, read_samples
+from seed_edge.train.samples import LARGEST_FILE, Picture, Sample, load_picture, read_samples
 
 VIEWS = 2
 SAMPLES_FILE, FEATURES_FILE, PIXELS_FILE = "samples.jsonl", "features.f16", "pixels.u8"
@@ -111,12 +113,24 @@ def open_cache(folder: Path, geometry: PixelGeometry) -> Cache:
     """
     if not (folder / SAMPLES_FILE).exists():
         raise DataError(f"{folder} holds no finished features; `seed-edge train tokenizer` makes them")
-    lines = (folder / SAMPLES_FILE).read_text("utf-8").splitlines()
-    samples = [Sample.from_saved(record.pop("key"), record) for record in map(json.loads, lines)]
+    samples = [_saved(f"{folder / SAMPLES_FILE}: line {number}", line) for number, line in _lines(folder / SAMPLES_FILE)]
     features, pixels = _shapes(len(samples), geometry)
     return Cache(
         samples, _opened(folder / FEATURES_FILE, np.float16, features), _opened(folder / PIXELS_FILE, np.uint8, pixels)
     )
+
+
+def _lines(path: Path) -> Iterator[tuple[int, str]]:
+    """Lines of a text file with their numbers."""
+    yield from enumerate(filter(None, read_text(path, LARGEST_FILE, DataError).split("\n")), 1)
+
+
+def _saved(where: str, line: str) -> Sample:
+    record = dict(Fields.of(parse_json(line, where, DataError), where, DataError).values)
+    key = record.pop("key", None)
+    if not isinstance(key, str):
+        raise DataError(f"{where}: key is missing; remove the folder and start again")
+    return Sample.from_saved(key, record)
 
 
 def make_room(folder: Path, needed: int, what: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import tomllib
 import types
 from collections.abc import Mapping, Sequence
@@ -11,10 +12,16 @@ from pathlib import Path
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 from seed_edge.errors import DataError
+from seed_edge.inputs import read_text
+from seed_edge.models.fields import shown
 
 T = TypeVar("T")
 OPTIMIZERS = ("muon", "adamw")
 PRECISIONS = ("bf16", "fp32")
+LARGEST_FILE = 4 << 20
+"""Bytes of a recipe, and of a file of lines beside one."""
+MAX_INTEGER, MAX_SEED, MAX_NUMBER = 1 << 31, (1 << 63) - 1, 1e9
+"""Largest integer, seed and real number of a recipe; none is negative."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,6 +61,11 @@ class Schedule:
         for name in ("steps", "batch", "accumulate", "save_every", "log_every"):
             if getattr(self, name) < 1:
                 raise DataError(f"schedule.{name} is {getattr(self, name)}; it must be at least 1")
+        for name in ("rate", "eps", "clip"):
+            if not getattr(self, name) > 0:
+                raise DataError(f"schedule.{name} is {getattr(self, name)}; it must be more than 0")
+        if not all(0 <= beta < 1 for beta in self.betas) or not 0 <= self.floor <= 1:
+            raise DataError(f"schedule.betas is {self.betas}, floor {self.floor}; betas are in [0, 1), the floor in [0, 1]")
 
 
 def load_recipe(kinds: Mapping[str, type[T]], name: str, changes: Sequence[str] = ()) -> T:
@@ -70,18 +82,20 @@ def load_recipe(kinds: Mapping[str, type[T]], name: str, changes: Sequence[str] 
     if path.suffix != ".toml":
         path = Path(str(resources.files("seed_edge"))) / "recipes" / f"{name}.toml"
     try:
-        table = tomllib.loads(path.read_text("utf-8"))
-    except FileNotFoundError:
-        known = ", ".join(sorted(p.stem for p in path.parent.glob("*.toml"))) or "none there"
-        raise DataError(f"recipe {name} is missing; --recipe takes a .toml file or one of: {known}") from None
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        if not path.exists():
+            known = ", ".join(sorted(p.stem for p in path.parent.glob("*.toml"))) or "none there"
+            raise DataError(f"recipe {name} is missing; --recipe takes a .toml file or one of: {known}")
+        table = tomllib.loads(read_text(path, LARGEST_FILE, DataError))
+    except RecursionError:
+        raise DataError(f"recipe {path} cannot be read as TOML (it nests too deeply)") from None
+    except ValueError as error:  # TOMLDecodeError, or an integer of thousands of digits
         raise DataError(f"recipe {path} cannot be read as TOML ({error})") from error
     for change in changes:
         _change(table, change)
     table = {key: _lines_beside(path, value) for key, value in table.items()}
     kind = table.pop("kind", None)
-    if kind not in kinds:
-        raise DataError(f"recipe {path}: kind is {kind!r}; this command trains {' and '.join(map(repr, kinds))}")
+    if not isinstance(kind, str) or kind not in kinds:
+        raise DataError(f"recipe {path}: kind is {shown(kind)}; this command trains {' and '.join(map(repr, kinds))}")
     return from_table(kinds[kind], table, f"recipe {path.name}")
 
 
@@ -89,11 +103,11 @@ def _lines_beside(recipe: Path, value: Any) -> Any:
     """For `@NAME` the lines of the file of that name beside the recipe; anything else as it is."""
     if not (isinstance(value, str) and value.startswith("@")):
         return value
-    path = recipe.with_name(value[1:])
     try:
-        return path.read_text("utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"recipe {recipe}: {path} cannot be read ({error})") from error
+        path = recipe.with_name(value[1:])
+        return read_text(path, LARGEST_FILE, DataError).splitlines()
+    except (DataError, OSError, ValueError) as error:
+        raise DataError(f"recipe {recipe}: {value[1:]} cannot be read ({error})") from error
 
 
 def _change(table: dict[str, Any], change: str) -> None:
@@ -101,8 +115,9 @@ def _change(table: dict[str, Any], change: str) -> None:
     if not equals:
         raise DataError(f"--set {change}: write KEY=VALUE, for example --set schedule.steps=100")
     try:
-        value = tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+        told = tomllib.loads(f"value = {text}")
+        value = told["value"] if len(told) == 1 else text
+    except (ValueError, RecursionError):
         value = text
     *tables, last = key.strip().split(".")
     for part in tables:
@@ -143,8 +158,11 @@ def _value(hint: Any, value: Any, where: str) -> Any:
         return tuple(_value(kind, each, where) for kind, each in zip(kinds, value, strict=True))
     if origin is dict and isinstance(value, dict):
         return {key: _value(arguments[1], each, f"{where}.{key}") for key, each in value.items()}
-    if hint is float and type(value) is int:
-        return float(value)
+    if hint in (int, float) and type(value) in (int, hint):
+        most = MAX_NUMBER if hint is float else MAX_SEED if where.endswith(": seed") else MAX_INTEGER
+        if not math.isfinite(value) or not 0 <= value <= most:
+            raise DataError(f"{where} is {shown(value)}; it must lie in 0 to {most:g}")
+        return hint(value)
     if isinstance(hint, type) and type(value) is hint:
         return value
-    raise DataError(f"{where} is {value!r}; it must be {getattr(hint, '__name__', hint)}")
+    raise DataError(f"{where} is {shown(value)}; it must be {getattr(hint, '__name__', hint)}")

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import io
-import json
 import zlib
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,6 +18,8 @@ from PIL import Image
 
 from seed_edge.display import printable
 from seed_edge.errors import DataError, ImageError
+from seed_edge.inputs import parse_json, read_text
+from seed_edge.models.fields import shown
 from seed_edge.picture_files import loaded, opened
 from seed_edge.train.shards import IMAGE_TYPES, Member, list_shard
 
@@ -29,6 +30,13 @@ VALIDATION_NAME = "-val"
 METADATA = "metadata.jsonl"
 IMAGE_MARK = "<image>"
 """Stands in LLaVA's questions where the picture belongs."""
+
+LARGEST_FILE = 4 << 30
+"""Bytes of a file of records; LLaVA's have one billion."""
+LARGEST_RECORD = 1 << 20
+"""Bytes of the JSON or text of one sample in a tar."""
+MOST_PICTURES = 64
+"""Of one sample."""
 
 Picture = Member | Path
 """Where an encoded picture lies."""
@@ -62,24 +70,29 @@ class Sample:
 
     @classmethod
     def from_record(cls, key: str, record: Mapping[str, Any], held_out: bool) -> Sample:
-        """From a JSON object: `captions`, `caption` or `text`; `label`; `conversations`; `question` with `answer`."""
-        label = record.get("label") or None
-        photo_of_label = label is not None and record.get("style") is None
-        captions = record.get("captions") or [record[name] for name in ("caption", "text") if record.get(name)]
+        """From a JSON object: `captions`, `caption` or `text`; `label`; `conversations`; `question` with `answer`.
+
+        Raises:
+            DataError: one of them is of another type.
+        """
+        label, style = _text_in(key, record, "label"), _text_in(key, record, "style")
+        photo_of_label = label is not None and style is None
+        captions = _texts_in(key, record, "captions")
+        single = tuple(text for name in ("caption", "text") if (text := _text_in(key, record, name)))
         return cls(
             key=key,
-            captions=tuple(map(str, captions)),
+            captions=captions or single,
             turns=_turns(key, record),
             label=label,
-            phrases=tuple(record.get("phrases", ())),
-            tags=tuple(record.get("tags", ())),
-            synonyms=tuple(record.get("synonyms", ())),
-            style=record.get("style"),
-            colour=record.get("colour"),
+            phrases=_texts_in(key, record, "phrases"),
+            tags=_texts_in(key, record, "tags"),
+            synonyms=_texts_in(key, record, "synonyms"),
+            style=style,
+            colour=_text_in(key, record, "colour"),
             recoloured=bool(record.get("recoloured", False)),
             held_out=held_out
             or bool(record.get("held_out", False))
-            or (photo_of_label and zlib.crc32(key.encode()) % VALIDATION_SHARE == 0),
+            or (photo_of_label and zlib.crc32(key.encode("utf-8", "surrogatepass")) % VALIDATION_SHARE == 0),
         )
 
     def to_record(self) -> dict[str, Any]:
@@ -89,22 +102,78 @@ class Sample:
 
     @classmethod
     def from_saved(cls, key: str, record: Mapping[str, Any]) -> Sample:
-        """From what `to_record` gave."""
-        fields = {name: tuple(value) if isinstance(value, list) else value for name, value in record.items()}
-        fields["turns"] = tuple((question, answer) for question, answer in record.get("turns", ()))
+        """From what `to_record` gave.
+
+        Raises:
+            DataError: a field is unknown, or of another type.
+        """
+        known = {field.name: field for field in dataclasses.fields(cls) if field.name != "key"}
+        unknown = next((name for name in record if name not in known), None)
+        if unknown is not None:
+            raise DataError(f"{key}: {shown(unknown)} is no field of a sample")
+        fields: dict[str, Any] = {}
+        for name in record:
+            default = known[name].default
+            if name == "turns":
+                fields[name] = _pairs_in(key, record)
+            elif isinstance(default, bool):
+                fields[name] = _flag_in(key, record, name)
+            else:
+                fields[name] = (_texts_in if isinstance(default, tuple) else _text_in)(key, record, name)
         return cls(key=key, **fields)
+
+
+def _text_in(key: str, record: Mapping[str, Any], name: str) -> str | None:
+    """A text, or a number as text; None where it is missing, null or empty."""
+    value = record.get(name)
+    if value is None or value == "":
+        return None
+    if type(value) not in (str, int, float):
+        raise DataError(f"{key}: {name} is {shown(value)}; it must be a text")
+    return str(value)
+
+
+def _texts_in(key: str, record: Mapping[str, Any], name: str) -> tuple[str, ...]:
+    value = record.get(name)
+    if value is None:
+        return ()
+    if not isinstance(value, list) or not all(type(each) in (str, int, float) for each in value):
+        raise DataError(f"{key}: {name} is {shown(value)}; it must be a list of texts")
+    return tuple(map(str, value))
+
+
+def _flag_in(key: str, record: Mapping[str, Any], name: str) -> bool:
+    value = record.get(name, False)
+    if type(value) is not bool:
+        raise DataError(f"{key}: {name} is {shown(value)}; it must be true or false")
+    return value
+
+
+def _pairs_in(key: str, record: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
+    """Saved turns: pairs of texts."""
+    value = record["turns"]
+    pairs = isinstance(value, list) and all(isinstance(pair, list) and len(pair) == 2 for pair in value)
+    if not pairs or not all(isinstance(text, str) for pair in value for text in pair):
+        raise DataError(f"{key}: turns is {shown(value)}; it must be a list of pairs of texts")
+    return tuple((question, answer) for question, answer in value)
 
 
 def _turns(key: str, record: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
     if "conversations" in record:
-        said = [(str(part["from"]), str(part["value"])) for part in record["conversations"]]
+        parts = record["conversations"]
+        if not isinstance(parts, list) or not all(
+            isinstance(part, dict) and {"from", "value"} <= part.keys() for part in parts
+        ):
+            raise DataError(f"{key}: conversations is {shown(parts)}; it must be a list of objects with from and value")
+        said = [(str(part["from"]), str(part["value"])) for part in parts]
         asked = [text.replace(IMAGE_MARK, " ").strip() for who, text in said if who in ("human", "user")]
         answered = [text.strip() for who, text in said if who in ("gpt", "assistant")]
         if len(asked) != len(answered) or not asked:
             raise DataError(f"{key}: conversations must alternate between human and gpt and end with gpt")
         return tuple(zip(asked, answered, strict=True))
     if "question" in record:
-        answer = record.get("answer") or next(iter(record.get("answers", ())), None)
+        answers = record.get("answers")
+        answer = record.get("answer") or (answers[0] if isinstance(answers, list) and answers else None)
         if answer is None:
             raise DataError(f"{key}: a question without an answer")
         return ((str(record["question"]), str(answer)),)
@@ -159,6 +228,8 @@ def _of_tar(path: Path) -> Iterator[tuple[str, Mapping[str, Any], tuple[Picture,
 
 
 def _decoded(path: Path, member: Member) -> str:
+    if member.size > LARGEST_RECORD:
+        raise DataError(f"{path}: {member.name} has {member.size:,} bytes; a record has at most {LARGEST_RECORD:,}")
     try:
         return member.read().decode()
     except UnicodeDecodeError as error:
@@ -166,7 +237,7 @@ def _decoded(path: Path, member: Member) -> str:
 
 
 def _of_lines(path: Path, images: Path) -> Iterator[tuple[str, Mapping[str, Any], tuple[Picture, ...]]]:
-    for number, line in enumerate(_text(path).splitlines(), 1):
+    for number, line in enumerate(_text(path).split("\n"), 1):
         if line.strip():
             where = f"{path}: line {number}"
             yield _of_record(where, _object(where, _json(where, line)), images, f"{path.stem}-{number}")
@@ -184,7 +255,11 @@ def _of_record(
     where: str, record: Mapping[str, Any], images: Path, key: str
 ) -> tuple[str, Mapping[str, Any], tuple[Picture, ...]]:
     named = record.get("file_name") or record.get("image") or ()
-    names = [named] if isinstance(named, str) else list(named)
+    names = [named] if isinstance(named, str) else list(named) if isinstance(named, list | tuple) else [named]
+    if len(names) > MOST_PICTURES or not all(isinstance(name, str) and name and "\0" not in name for name in names):
+        raise DataError(
+            f"{where}: image is {shown(named)}; it must be the name of a file, or a list of at most {MOST_PICTURES}"
+        )
     if not names and "conversations" not in record:
         raise DataError(f"{where} names no picture; it needs `image` or `file_name`")
     key = str(record.get("id") or (Path(names[0]).stem if len(names) == 1 and "question" not in record else key))
@@ -197,25 +272,25 @@ def _of_coco(
     try:
         captions: dict[Any, list[str]] = defaultdict(list)
         for annotation in content["annotations"]:
-            captions[annotation["image_id"]].append(annotation["caption"])
+            captions[annotation["image_id"]].append(str(annotation["caption"]))
         for image in content["images"]:
             if captions[image["id"]]:
                 yield str(image["id"]), {"captions": captions[image["id"]]}, (images / image["file_name"],)
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, AttributeError) as error:
         raise DataError(f"{path} lacks {error}; a .json is COCO's captions or a list of conversations") from error
 
 
 def _text(path: Path) -> str:
     try:
-        return path.read_text("utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+        return read_text(path, LARGEST_FILE, DataError)
+    except DataError as error:
         raise DataError(f"{path} cannot be read ({error})") from error
 
 
 def _json(where: Path | str, text: str) -> Any:
     try:
-        return json.loads(text)
-    except ValueError as error:
+        return parse_json(text, str(where), DataError)
+    except DataError as error:
         raise DataError(f"{where} is not JSON ({error})") from error
 
 

@@ -10,8 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
-from seed_edge.errors import DataError
 from seed_edge.atomic import replacing
+from seed_edge.display import printable
+from seed_edge.errors import DataError
+from seed_edge.inputs import open_regular
 
 IMAGE_TYPES = ("webp", "png", "jpg", "jpeg")
 
@@ -61,12 +63,17 @@ def list_shard(path: Path) -> Iterator[tuple[str, dict[str, Member]]]:
         DataError: the file is missing or is no tar.
     """
     try:
-        with tarfile.open(path, "r:") as tar:
-            key, files = "", {}
+        with open_regular(path, DataError) as file, tarfile.open(fileobj=file, mode="r:") as tar:
+            key, files, whole = "", {}, file.seek(0, 2)
+            file.seek(0)
             for member in tar:
                 name, _, extension = member.name.rpartition(".")
                 if not member.isfile():
                     continue
+                if member.issparse() or not 0 <= member.size <= whole - member.offset_data:
+                    raise DataError(
+                        f"{path} cannot be read as a tar ({printable(member.name)} is cut off or sparse); make it anew"
+                    )
                 if name != key and files:
                     yield key, files
                     files = {}
@@ -74,8 +81,10 @@ def list_shard(path: Path) -> Iterator[tuple[str, dict[str, Member]]]:
                 files[extension.lower()] = Member(path, member.name, member.offset_data, member.size)
             if files:
                 yield key, files
-    except (OSError, tarfile.TarError) as error:
-        raise DataError(f"{path} cannot be read as a tar ({error}); give WebDataset tars, not compressed") from error
+    except (OSError, tarfile.TarError, ValueError, OverflowError, MemoryError, RecursionError) as error:
+        raise DataError(
+            f"{path} cannot be read as a tar ({printable(str(error))}); give WebDataset tars, not compressed"
+        ) from error
 
 
 def read_shard(path: Path) -> Iterator[tuple[str, dict[str, bytes]]]:
