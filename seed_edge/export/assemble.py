@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -33,6 +32,7 @@ from seed_edge.models.checkpoints import (
     load_seed_tokenizer,
 )
 from seed_edge.models.config import load_geometry
+from seed_edge.models.fields import Fields, read_checked_json, shown
 from seed_edge.models.image_tokenizer import PixelTokenizer, SeedTokenizer
 from seed_edge.models.llama import LLM_FOLDER, TEMPLATE
 from seed_edge.models.trunk import preprocessing_of
@@ -46,6 +46,8 @@ OWN_BEAMS = 5
 OWN_VIEWS = 4
 REFERENCE_SAMPLING = Sampling(temperature=1.0, top_k=0, top_p=0.5)
 PARITY_IMAGES = 8
+LARGEST_SOURCES = 1 << 20
+"""Bytes of a list of sources."""
 PARITY_CONTEXT = 128
 Report = Callable[[str], None]
 
@@ -324,9 +326,20 @@ def read_sources(path: Path) -> tuple[Source, ...]:
         CheckpointError: the file is missing or is no such list.
     """
     try:
-        return tuple(Source(**fields) for fields in json.loads(path.read_text("utf-8")))
-    except (OSError, ValueError, TypeError) as error:
+        value = read_checked_json(path, LARGEST_SOURCES)
+        if not isinstance(value, list):
+            raise CheckpointError("it is no list")
+        return tuple(_source(Fields.of(each, f"source {number}")) for number, each in enumerate(value, 1))
+    except (CheckpointError, BundleError) as error:
         raise CheckpointError(f"{path} must be a JSON list of objects with name, licence and role ({error})") from error
+
+
+def _source(fields: Fields) -> Source:
+    known = [field.name for field in dataclasses.fields(Source)]
+    unknown = next((key for key in fields.values if key not in known), None)
+    if unknown is not None:
+        raise CheckpointError(f"{fields.where}: {shown(unknown)} is unknown")
+    return Source(*(fields.text(name) for name in known))
 
 
 def smooth_images(count: int, preprocessing: Preprocessing, seed: int = 0) -> NDArray[np.float32]:

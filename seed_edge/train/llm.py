@@ -30,13 +30,20 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from seed_edge.atomic import replacing
 from seed_edge.errors import CheckpointError, DataError
+from seed_edge.models.checkpoints import UNREADABLE, reason_of, refuse_inflated
+from seed_edge.models.fields import Fields
 from seed_edge.models.llama import (
     ADDED_TOKENS_FILE,
-    CONFIG_FILE,
+    MAX_CONTEXT,
+    MAX_HEADS,
+    MAX_IDS,
+    MAX_LAYERS,
+    MAX_WIDTH,
     PIECES_FILE,
     TEMPLATE,
     extended_vocab,
-    read_json,
+    read_added_tokens,
+    read_config,
     read_pieces,
     vocab_of,
     write_added_tokens,
@@ -80,6 +87,20 @@ class LlamaShape:
     heads: int = 8
     mlp: int = 704
     context: int = 128
+
+    def __post_init__(self) -> None:
+        for name, most in (
+            ("text_pieces", MAX_IDS),
+            ("width", MAX_WIDTH),
+            ("depth", MAX_LAYERS),
+            ("heads", MAX_HEADS),
+            ("mlp", 8 * MAX_WIDTH),
+            ("context", MAX_CONTEXT),
+        ):
+            if not 1 <= getattr(self, name) <= most:
+                raise DataError(f"model.{name} is {getattr(self, name)}; it must lie in 1 to {most:,}")
+        if self.width % self.heads or self.width // self.heads % 2:
+            raise DataError(f"model.width is {self.width}; it cannot be divided into {self.heads} heads of an even width")
 
 
 @dataclass(frozen=True)
@@ -493,6 +514,7 @@ def merge_lora(llm: Path, adapter: Path, out: Path) -> None:
     size = read_pieces(adapter).get_piece_size() + len(added)
     if size != model.config.vocab_size:  # the adapter's training gave it rows for codes
         model.resize_token_embeddings(size, mean_resizing=False)
+    _check_adapter(adapter)
     try:
         merged = PeftModel.from_pretrained(model, str(adapter)).merge_and_unload()
     except UNREADABLE as error:
@@ -500,6 +522,21 @@ def merge_lora(llm: Path, adapter: Path, out: Path) -> None:
     for name in (PIECES_FILE, ADDED_TOKENS_FILE):
         shutil.copyfile(adapter / name, out / name)
     save_whole_or_not_at_all(merged, out)
+
+
+def _check_adapter(folder: Path) -> None:
+    """Refuse an adapter whose configuration asks for more than any has, or whose archive would unpack to more than it is.
+
+    Raises:
+        CheckpointError: so it is, or the configuration is missing.
+    """
+    fields = Fields.read(folder / "adapter_config.json")
+    fields.bounded()
+    fields.only("peft_type", "LORA")
+    fields.integer("r", 1, 1 << 14)
+    fields.number("lora_alpha", -1e6, 1e6)
+    for weights in folder.glob("*.bin"):
+        refuse_inflated(weights)
 
 
 def save_whole_or_not_at_all(model: Any, out: Path) -> None:
