@@ -1,11 +1,17 @@
 """Captions of whole folders: what comes out, what is gone on with, what stops nothing."""
 
+import contextlib
 import io
 import json
 import os
+import shutil
 import signal
+import socket
+import stat
 import subprocess
 import sys
+import tempfile
+import threading
 import time
 from pathlib import Path
 
@@ -202,3 +208,403 @@ def test_progress_tells_rate_and_time_left(monkeypatch):
     pace.step()
     pace.step()
     assert "2/7,202  0.5/s  4:00:00 left" in screen.getvalue()
+
+
+# ---- no file of the user's is lost -------------------------------------------------------------------------------
+
+
+def content(place):
+    """Every file below a folder, links by what they link to."""
+    return {
+        path.relative_to(place): os.readlink(path) if path.is_symlink() else path.read_bytes()
+        for path in place.rglob("*")
+        if path.is_symlink() or path.is_file()
+    }
+
+
+@pytest.mark.parametrize(
+    "ending",
+    [
+        *[
+            "",
+            ".",
+            "..",
+            "...",
+            "a/b",
+            "txt/",
+            "/txt",
+            "a\0b",
+            "jpg",
+            ".JPG",
+            "png",
+            "jfif",
+            "heic",
+            "cr2",
+            "xmp",
+            "mov",
+            "mp4",
+        ],
+        *["psd", "aae", "dng", "json", "py", "toml", "bak", "txt.jpg", "txt.", ".txt..txt", "a b.txt", "gguf", "db", "zip"],
+    ],
+)
+def test_an_ending_that_is_not_of_a_text_beside_an_image_is_a_usage_error(run, folder, ending):
+    (folder / "b.json").write_text("mine")
+    before = content(folder)
+    assert "no ending of a text file" in run("photos", "--sidecar", ending, "--overwrite", code=2).stderr
+    assert content(folder) == before
+
+
+@pytest.mark.parametrize("ending", ["txt", ".txt", "TXT", "caption", "en.txt", "model-2_b.txt", "md", "tags"])
+def test_endings_of_text_beside_images_are_taken(run, folder, ending):
+    run("photos", "--sidecar", ending)
+    assert (folder / f"b.{ending.removeprefix('.')}").read_text()
+
+
+def test_images_that_share_a_stem_do_not_share_a_text(run, folder):
+    for name in ("b.webp", "b.gif"):
+        Image.new("RGB", (8, 8), "red").save(folder / name)
+    result = run("photos", "--sidecar", "txt", code=3)
+    assert result.stderr.count("b.txt is for photos/b.gif; --full-names") == 2
+    assert "photos/b.png: photos/b.txt" in result.stderr and "photos/b.webp: photos/b.txt" in result.stderr
+    first = (folder / "b.txt").read_bytes()
+    for option in ("--resume", "--overwrite"):
+        assert "2 of" in run("photos", "--sidecar", "txt", option, code=3).stderr
+        assert (folder / "b.txt").read_bytes() == first
+    run("photos", "--sidecar", "txt", "--full-names")
+    assert (folder / "b.png.txt").exists() and (folder / "b.webp.txt").exists() and (folder / "more/c.webp.txt").exists()
+
+
+def test_an_image_named_twice_is_no_clash(run, folder):
+    run("photos/b.png", "photos/b.png", "photos", "--sidecar", "txt")
+    assert (folder / "b.txt").exists()
+
+
+def test_a_raw_file_does_not_take_the_text_of_the_photo_beside_it(run, folder):
+    (folder / "a.cr2").write_bytes(b"II*\0\x10\0\0\0CR\2\0" + bytes(100))
+    result = run("photos", "--sidecar", "txt", code=3)
+    assert (folder / "a.txt").exists() and "1 of 6 images" in result.stderr and "a.cr2" in result.stderr
+
+
+@pytest.mark.parametrize("kind", ["link", "folder", "binary", "long", "latin-1", "image", "hard link to an image", "settings"])
+def test_what_cannot_be_a_caption_is_not_overwritten(run, folder, tmp_path, kind, monkeypatch):
+    beside = folder / "b.txt"
+    if kind == "link":
+        (tmp_path / "mine").write_text("dear")
+        beside.symlink_to(tmp_path / "mine")
+    elif kind == "folder":
+        beside.mkdir()
+        (beside / "mine").write_text("dear")
+    elif kind == "image":
+        Image.new("RGB", (8, 8), "red").save(beside, "PNG")
+    elif kind == "hard link to an image":
+        os.link(folder / "e.bmp", beside)
+    elif kind == "settings":
+        beside.write_text("[caption]\nbeams = 2\n")
+        monkeypatch.setenv("SEED_EDGE_CONFIG", str(beside))
+    else:
+        beside.write_bytes({"binary": b"a\0b", "long": b"a" * 65_537, "latin-1": b"caf\xe9"}[kind])
+    before = content(folder)
+    result = run("photos", "--sidecar", "txt", "--overwrite", code=3)
+    after = content(folder)
+    assert "1 of 5 images" in result.stderr and "b.txt" in result.stderr
+    assert {path: after[path] for path in before} == before
+    assert {path.name for path in after if path not in before} == {"a.txt", "c.txt", "d.txt", "e.txt"}
+
+
+def test_a_text_is_replaced_when_told_and_its_other_names_keep_it(run, folder, tmp_path):
+    (folder / "b.txt").write_text("old")
+    os.link(folder / "b.txt", tmp_path / "kept.txt")
+    run("photos/b.png", "--sidecar", "txt", "--overwrite")
+    assert (folder / "b.txt").read_text() != "old" and (tmp_path / "kept.txt").read_text() == "old"
+
+
+def test_a_name_too_long_for_a_text_beside_it_fails_alone(run, folder):
+    long = "n" * 244 + ".png"
+    (folder / "b.png").rename(folder / long)
+    for option in ((), ("--resume",)):
+        result = run("photos", "--sidecar", "description.txt", *option, code=3)
+        assert "1 of" in result.stderr and "too long" in result.stderr
+        assert sorted(path.name for path in folder.rglob("*.description.txt")) == [f"{c}.description.txt" for c in "acde"]
+    (folder / long).rename(folder / ("n" * 251 + ".png"))
+    run("photos", "--sidecar", "txt")
+
+
+UNPRIVILEGED = """
+import os, sys
+from seed_edge.cli import cli
+cli(["caption", "photos/b.png", "--sidecar", "caption", *sys.argv[2:]], standalone_mode=False)  # loads what root alone may
+os.unlink("photos/b.caption")
+os.seteuid(65534)
+cli(["caption", *sys.argv[1].split(), *sys.argv[2:]])
+"""
+
+
+def unprivileged(tiny, place, *arguments):
+    """A command by a user whom permissions bind."""
+    os.chmod(place, 0o755)
+    words = [sys.executable, "-c", UNPRIVILEGED, " ".join(arguments), "--bundle", str(tiny), "--device", "cpu"]
+    home = os.environ | {"SEED_EDGE_HOME": str(place / "home")}
+    return subprocess.run(words, cwd=place, env=home, capture_output=True, text=True)
+
+
+@pytest.fixture
+def reachable(tiny, folder, tmp_path):
+    """The folder of images where any user reaches it, and a bundle there."""
+    if os.geteuid() != 0:
+        pytest.skip("needs to be root to become somebody else")
+    place = Path(tempfile.mkdtemp(dir="/tmp"))
+    shutil.copytree(folder, place / "photos")
+    shutil.copytree(tiny, place / "tiny")
+    (place / "photos" / "locked").mkdir()
+    shutil.copy(folder / "b.png", place / "photos" / "locked")
+    for path in place.rglob("*"):
+        path.chmod(0o777 if path.is_dir() else 0o644)
+    yield place
+    shutil.rmtree(place)
+
+
+@pytest.mark.parametrize("bits", [0o000, 0o555, 0o311])
+def test_a_folder_that_is_closed_to_us_stops_nothing(reachable, bits):
+    (reachable / "photos" / "locked").chmod(bits)
+    result = unprivileged(reachable / "tiny", reachable, "photos", "--sidecar", "txt")
+    assert result.returncode == 3 and "Traceback" not in result.stderr, result.stderr
+    assert "1 of 6 images" in result.stderr and "locked" in result.stderr
+    assert {path.name for path in reachable.rglob("*.txt")} == {"a.txt", "b.txt", "c.txt", "d.txt", "e.txt", "notes.txt"}
+
+
+def test_an_image_that_is_closed_to_us_stops_nothing(reachable):
+    (reachable / "photos" / "locked").chmod(0)
+    result = unprivileged(reachable / "tiny", reachable, "photos/locked/b.png", "photos/b.png")
+    assert result.returncode == 3 and "photos/b.png\t" in result.stdout and "1 of 2 images" in result.stderr
+
+
+def test_links_in_circles_pipes_sockets_and_what_vanished_stop_nothing(run, folder, monkeypatch):
+    (folder / "round.png").symlink_to("round.png")
+    (folder / "more" / "up").symlink_to("..")
+    os.mkfifo(folder / "pipe.jpg")
+    os.mkfifo(folder / "pipe.unknown")
+    with contextlib.closing(socket.socket(socket.AF_UNIX)) as opened:
+        monkeypatch.chdir(folder)
+        opened.bind("socket.png")
+        monkeypatch.chdir("..")
+        (folder / "gone.png").symlink_to("nowhere")
+        result = run("photos", "--json", code=3)
+    assert [json.loads(line)["image"] for line in result.stdout.splitlines()] == IMAGES
+    for name in ("round.png", "pipe.jpg: a named pipe", "socket.png: a socket", "gone.png: no such file"):
+        assert name in result.stderr
+    assert "4 of 9 images" in result.stderr and "links to folders 1" in result.stderr
+
+
+def test_a_folder_that_vanishes_while_it_is_searched_is_named(run, folder, monkeypatch):
+    real = os.scandir
+
+    def scandir(path):
+        if str(path).endswith("more"):
+            raise FileNotFoundError(2, "No such file or directory", str(path))
+        return real(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    result = run("photos", "--json", code=3)
+    assert len(result.stdout.splitlines()) == 3 and "photos/more: the folder cannot be read" in result.stderr
+
+
+@pytest.mark.parametrize("name", ["x.jfif", "x.JPE", "x.TIF", "x.DIB", "x.PNG", "x.apng"])
+def test_every_ending_of_images_is_taken_whatever_its_case(run, folder, name):
+    Image.new("RGB", (8, 8), "red").save(folder / name, "PNG")
+    assert f"photos/{name}" in run("photos").stdout
+
+
+@pytest.mark.parametrize("name", ["x.HEIC", "x.jxl", "x.nef", "x.psd"])
+def test_pictures_that_are_not_read_are_counted_and_named(run, folder, name):
+    (folder / name).write_bytes(b"content of no format")
+    result = run("photos", code=3)
+    assert "1 of 6 images" in result.stderr and f"photos/{name}" in result.stderr
+
+
+def test_what_is_no_image_is_counted(run, folder):
+    (folder / "LICENSE").write_text("x")
+    (folder / "more" / "b.TXT").write_text("x")
+    assert "passed over, as no images by their ending: .txt 2, no ending 1" in run("photos").stderr
+    assert "passed over" not in run("photos", "-q").stderr
+
+
+# ---- --out -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("how", ["same", "other spelling", "hard link", "link", "settings", "bundle", "in the bundle"])
+@pytest.mark.parametrize("option", [None, "--overwrite", "--resume"])
+def test_an_input_is_never_the_output(run, folder, tiny, tmp_path, monkeypatch, how, option):
+    out = Path("other.jsonl")
+    if how == "same":
+        out = Path("photos/b.png")
+    elif how == "other spelling":
+        out = Path("photos/more/../b.png")
+    elif how == "hard link":
+        os.link("photos/b.png", out)
+    elif how == "link":
+        out.symlink_to("photos/b.png")
+    elif how == "settings":
+        out.write_text("[caption]\nbeams = 2\n")
+        monkeypatch.setenv("SEED_EDGE_CONFIG", str(out))
+    elif how == "bundle":
+        out.symlink_to(tiny / "manifest.json")
+    else:
+        out = tiny / "captions.jsonl"
+    before, bundle = content(tmp_path), content(tiny)
+    result = run("photos", "--out", out, *([option] if option else []), code=1)
+    assert "choose another --out" in result.stderr and len(result.stderr.strip().splitlines()[-1:]) == 1
+    assert content(tmp_path) == before and content(tiny) == bundle
+
+
+OURS = b'{"image": "photos/a.JPG", "caption": "a"}\n'
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"no line end",
+        b"{",
+        b'{"image"',
+        b'{"image": "a", "caption": "b", "more": 1}',
+        b'{"images": "a", "captions": ["b"]}',
+        b"\x7fELF\0\0",
+        b"\xef\xbb\xbf" + OURS,
+        OURS + b"notes",
+        OURS + b'{"a": 1}',
+        OURS + b"\n",
+        OURS + b'{"image": 3, "caption": "b"}\n',
+        OURS + b'{"image": "b", "image": "c", "caption": "b"}',
+        OURS + b'{"image": "b\xff',
+        OURS + b'{"image": "b", "caption": "c", ',
+        OURS + b'{"image": "b" ',
+        OURS + b'{"image":"b", "cap',
+        OURS + b'{"image": "b\tc',
+        OURS + b'{"image": "' + b"x" * (1 << 20),
+        b"[" * 100_000,
+        b"x" * (3 << 20),
+    ],
+    ids=lambda data: repr(data[:60]),
+)
+def test_a_file_that_is_not_all_captions_is_not_shortened(run, folder, data):
+    Path("mine").write_bytes(data)
+    assert "did not write" in run("photos", "--out", "mine", "--resume", code=1).stderr
+    assert Path("mine").read_bytes() == data
+
+
+def test_every_beginning_of_a_line_that_was_cut_is_gone_on_with(run, folder):
+    from seed_edge.commands.captions import LONGEST_LINE, _is_begun
+    from seed_edge.display import json_line
+
+    name, caption = 'q"b\\s\x1b' + os.fsdecode(b"\xff") + "\N{HAMSTER FACE}", 'é "\n\u2028'
+    line = json_line({"image": name, "caption": caption}).encode()
+    assert len(line) < LONGEST_LINE and not _is_begun(line, alone=False)
+    for end in range(len(line)):
+        assert _is_begun(line[:end], alone=False), line[:end]
+        assert _is_begun(line[:end], alone=True) == (end >= len('{"image": "')), line[:end]
+
+
+def test_a_last_line_that_is_whole_but_for_its_end_is_kept(run, folder):
+    run("photos", "--out", "c.jsonl")
+    whole = Path("c.jsonl").read_bytes().splitlines(keepends=True)
+    mine = json.dumps({"image": "photos/b.png", "caption": "mine"}).replace(" ", "  ").encode()  # an editor's spaces
+    Path("c.jsonl").write_bytes(whole[0] + mine)
+    run("photos", "--out", "c.jsonl", "--resume")
+    assert Path("c.jsonl").read_bytes() == b"".join([whole[0], mine, b"\n", *whole[2:]])
+    Path("c.jsonl").write_bytes(b"")
+    run("photos", "--out", "c.jsonl", "--resume")
+    assert Path("c.jsonl").read_bytes() == b"".join(whole)
+
+
+def test_names_of_any_bytes_come_back_exactly(run, folder):
+    names = [os.fsdecode(b"caf\xe9.png"), "tab\tline\n\x1b[31m.png", "\N{HAMSTER FACE}\u202e.png"]
+    for name in names:
+        shutil.copy(folder / "b.png", folder / name)
+    run("photos", "--out", "c.jsonl")
+    text = Path("c.jsonl").read_bytes().decode("utf-8")
+    assert text.isprintable() or set(text) - {"\n"} == {c for c in text if c.isprintable()}
+    assert {f"photos/{name}" for name in names} < {json.loads(line)["image"] for line in text.splitlines()}
+    assert "8 of 8 have their caption" in run("photos", "--out", "c.jsonl", "--resume").stderr
+    assert Path("c.jsonl").read_bytes().decode() == text
+    told = run("photos").stdout.splitlines()
+    assert len(told) == 8 and all(line.count("\t") == 1 and line.replace("\t", "").isprintable() for line in told)
+
+
+def test_captions_replace_what_the_user_named_and_nothing_beside(run, folder, tmp_path):
+    Path("thesis").write_text("old")
+    os.link("thesis", "kept")
+    run("photos/b.png", "--out", "thesis", "--overwrite")
+    assert len(lines("thesis")) == 1 and Path("kept").read_text() == "old"
+
+
+@pytest.mark.parametrize("option", [None, "--overwrite", "--resume"])
+def test_captions_go_to_stdout_pipes_and_devices(run, folder, option):
+    extra = [option] if option else []
+    told = [json.loads(line)["image"] for line in run("photos", "--out", "-", *extra).stdout.splitlines()]
+    assert told == IMAGES and not Path("-").exists()
+    assert run("photos", "--out", "/dev/null", *extra).stdout == "/dev/null\n"
+    assert stat.S_ISCHR(os.stat("/dev/null").st_mode)
+    os.mkfifo("pipe")
+    found = []
+    reader = threading.Thread(target=lambda: found.append(Path("pipe").read_bytes()))
+    reader.start()
+    run("photos", "--out", "pipe", *extra)
+    reader.join(20)
+    assert found[0].count(b"\n") == 5 and stat.S_ISFIFO(os.stat("pipe").st_mode)
+
+
+def test_stdout_by_its_other_name_is_stdout(tiny, folder, tmp_path):
+    words = [sys.executable, "-m", "seed_edge", "caption", "photos", "--out", "/dev/stdout", "-q", "--bundle", str(tiny)]
+    with open(tmp_path / "told", "wb") as file:
+        subprocess.run(words, cwd=tmp_path, stdout=file, check=True)
+    assert [line["image"] for line in lines(tmp_path / "told")] == IMAGES
+
+
+def test_a_folder_is_no_file_to_write_to(run, folder):
+    (folder.parent / "out").mkdir()
+    for option in ((), ("--overwrite",), ("--resume",)):
+        assert "is a folder" in run("photos", "--out", "out", *option, code=1).stderr
+
+
+# ---- progress ----------------------------------------------------------------------------------------------------
+
+
+def test_progress_is_a_line_every_half_minute_where_nobody_sees_a_terminal(monkeypatch):
+    from seed_edge.commands import captions
+
+    screen, now = io.StringIO(), iter([0.0, *range(10, 110, 10), 200.0, 300.0])
+    monkeypatch.setattr(sys, "stderr", screen)
+    monkeypatch.setattr(captions.time, "monotonic", lambda: next(now))
+    pace = captions.Pace(20, quiet=False)
+    for _ in range(10):
+        pace.step()
+        pace.clear()
+    assert screen.getvalue().splitlines() == [
+        f"{n}/20  0.1/s  {left} left" for n, left in ((3, "0:02:50"), (6, "0:02:20"), (9, "0:01:50"))
+    ]
+    captions.Pace(20, quiet=True).step()
+    assert len(screen.getvalue().splitlines()) == 3
+
+
+def test_results_and_progress_never_share_a_line(run, folder, monkeypatch):
+    class Terminal(io.StringIO):
+        def isatty(self):
+            return True
+
+    from seed_edge.commands import captions, seeing
+
+    screen = Terminal()
+    monkeypatch.setattr(captions.sys, "stderr", screen)
+    monkeypatch.setattr(captions.click, "echo", lambda text="", err=False, nl=True, **_: screen.write(str(text) + "\n" * nl))
+    pace, sink = captions.Pace(2, quiet=False), captions.Printed(as_json=False, alone=False)
+    made = [(Path("a.png"), "one"), (Path("b.png"), "two")]
+
+    class Made:
+        def __init__(self, path, caption):
+            self.path, self.caption, self.error = path, caption, None
+
+    monkeypatch.setattr("seed_edge.runtime.many.caption_files", lambda *_, **__: iter([Made(*each) for each in made]))
+    assert seeing.caption_all(None, [path for path, _ in made], sink, "", "", False, False) == []
+    shown = screen.getvalue()
+    for result in ("a.png\tone\n", "b.png\ttwo\n"):
+        assert shown[: shown.index(result)].endswith("\r\033[K")
+    assert pace.rewritten
