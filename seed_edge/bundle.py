@@ -102,19 +102,26 @@ class Bundle:
         Raises:
             BundleError: no bundle there, or a file is missing, resized, changed, broken, unlisted, or not a plain file.
         """
-        folder = EMBEDDED if path is None else find(path)
-        text = _read_manifest(folder / MANIFEST)
-        try:
-            manifest = Manifest.from_json(text)
-        except BundleError as error:
-            raise BundleError(f"{folder}: {error}") from None
-        bundle = cls(folder, manifest)
+        bundle = cls.read(EMBEDDED if path is None else find(path))
         try:
             bundle._check_files()
             bundle._check_contents()
         except OSError as error:
             raise BundleError(f"{error.filename} cannot be read ({error.strerror}); look at its permissions") from error
         return bundle
+
+    @classmethod
+    def read(cls, folder: Path) -> Bundle:
+        """Read the manifest of a folder; no other file is looked at.
+
+        Raises:
+            BundleError: there is none, or it is damaged.
+        """
+        text = _read_manifest(folder / MANIFEST)
+        try:
+            return cls(folder, Manifest.from_json(text))
+        except BundleError as error:
+            raise BundleError(f"{folder}: {error}") from None
 
     def _check_files(self) -> None:
         present = {entry.name: entry for entry in os.scandir(self.path)}

@@ -12,9 +12,9 @@ UNSAFE = re.compile("[\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud80
 
 
 def printable(text: str) -> str:
-    """Text in one line and without anything a terminal obeys: control and formatting characters become escapes.
+    r"""Text in one line and without anything a terminal obeys: control and formatting characters become escapes.
 
-    A byte of a file name that is not UTF-8 is shown as `\\xff`. What is printable stays as it is.
+    A byte of a file name that is not UTF-8 is shown as `\xff`. What is printable stays as it is.
     """
     return "".join(letter if letter.isprintable() else _escape(letter) for letter in text)
 

@@ -1,13 +1,12 @@
-"""What a language model of a bundle is: exactly the keys, tensors and vocabulary that `export` writes. Anything else is refused.
+"""Rules for the language model of a bundle: exactly the keys, tensors and vocabulary that `export` writes; all else is refused.
 
-llama.cpp reads many architectures and ends the process on contradictions among their numbers; so a file is let through only if
-every number that it acts on is known and fits the others.
+llama.cpp reads many architectures and ends the process where their numbers contradict each other. So a file is let through only
+if every number that llama.cpp acts on is known and fits the others.
 """
 
 from __future__ import annotations
 
 import math
-
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -25,8 +24,33 @@ NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
 """Types of tokens."""
 BYTE_PIECES = frozenset(f"<0x{byte:02X}>" for byte in range(256))
 MATRIX_TYPES = frozenset(
-    ("F32", "F16", "BF16", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K")
-    + ("IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS", "IQ3_S", "IQ4_NL", "IQ4_XS", "TQ1_0", "TQ2_0", "MXFP4")
+    [
+        "F32",
+        "F16",
+        "BF16",
+        "Q4_0",
+        "Q4_1",
+        "Q5_0",
+        "Q5_1",
+        "Q8_0",
+        "Q2_K",
+        "Q3_K",
+        "Q4_K",
+        "Q5_K",
+        "Q6_K",
+        "IQ1_S",
+        "IQ1_M",
+        "IQ2_XXS",
+        "IQ2_XS",
+        "IQ2_S",
+        "IQ3_XXS",
+        "IQ3_S",
+        "IQ4_NL",
+        "IQ4_XS",
+        "TQ1_0",
+        "TQ2_0",
+        "MXFP4",
+    ]
 )
 """Types that `export --weight-type` stores matrices in; norms are F32."""
 
@@ -221,5 +245,3 @@ def _wrong_types(pieces: tuple[str, ...], types: tuple[int, ...], unknown: int, 
         if types[token] != CONTROL:
             yield f"token {token} is a code or a mark, and no control token"
             return
-
-

@@ -10,8 +10,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from seed_edge.errors import BundleError
 from seed_edge.atomic import replacing
+from seed_edge.errors import BundleError
 
 log = logging.getLogger("seed_edge")
 

@@ -1,7 +1,7 @@
 """Settings of the whole process: environment variables, log callbacks, log severities, warnings. Nothing else sets any.
 
-`configure` runs when `seed_edge` is imported, so that it comes before the native libraries in every entry: command line, `load`,
-export, training, evaluation, helper processes, benchmarks. `own_process` is for programs of our own, never for a host process.
+`configure` runs when `seed_edge` is imported, so that it comes before the native libraries in every entry: command line,
+`load`, export, training, evaluation, helper processes, benchmarks. `own_process` is for our own programs, never for a host's.
 """
 
 from __future__ import annotations
@@ -37,6 +37,8 @@ QUIET = {
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
 }
 """Variables that a choice made in the environment overrides."""
+LIBRARIES = ("onnxruntime", "onnxruntime-gpu", "llama-cpp-python")
+"""Native libraries, by the names of their packages."""
 ORT_FATAL = 4
 """ONNX Runtime's log severity for fatal errors only; failures reach us as exceptions."""
 LLAMA_ERROR = 3
@@ -50,8 +52,8 @@ _own = False
 def configure() -> None:
     """Set the environment of this process and of those it starts. Called once, at import of `seed_edge`.
 
-    A host program that imported ONNX Runtime before seed-edge has started its telemetry; it is stopped then, and a warning says
-    what would have prevented it.
+    A host program that imported ONNX Runtime before seed-edge has started its telemetry; it is stopped then, and a warning
+    says what would have prevented it.
     """
     too_late = "onnxruntime" in sys.modules and not telemetry_off()
     os.environ.update(PRIVATE)
@@ -60,7 +62,8 @@ def configure() -> None:
     if too_late:
         onnxruntime()
         log.warning(
-            "onnxruntime was imported before seed_edge, with its telemetry on; import seed_edge first, or set ORT_DISABLE_TELEMETRY=1"
+            "onnxruntime was imported before seed_edge and its telemetry was on; "
+            "import seed_edge first, or set ORT_DISABLE_TELEMETRY=1"
         )
 
 
@@ -76,7 +79,8 @@ def onnxruntime() -> ModuleType:
 
     ort.disable_telemetry_events()  # Windows' event tracing asks for this besides the variables
     ort.set_default_logger_severity(ORT_FATAL)
-    return ort
+    loaded: ModuleType = ort
+    return loaded
 
 
 @functools.cache
@@ -88,7 +92,8 @@ def llama_cpp() -> ModuleType:
 
     llama_cpp.llama_log_set(_llama_callback(), ctypes.c_void_p(0))
     llama_cpp.llama_backend_init()
-    return llama_cpp
+    loaded: ModuleType = llama_cpp
+    return loaded
 
 
 @functools.cache
@@ -102,6 +107,17 @@ def _llama_callback() -> Any:
             del _llama_errors[:-MAX_LOG_LINES]
 
     return on_log
+
+
+@functools.cache
+def installed_version(library: str) -> str:
+    """Version of an installed library, without loading it; an empty text where it is not installed."""
+    import importlib.metadata
+
+    try:
+        return importlib.metadata.version(library)
+    except importlib.metadata.PackageNotFoundError:
+        return ""
 
 
 def forget_llama_errors() -> None:

@@ -7,6 +7,7 @@ https://protobuf.dev/programming-guides/encoding). Field numbers here are those 
 from __future__ import annotations
 
 import mmap
+import struct
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from seed_edge.errors import BundleError
+from seed_edge.inputs import open_regular
 
 MOST_NODES, MOST_TENSORS, MOST_DIMENSIONS = 200_000, 100_000, 8
 LONGEST_NAME = 1 << 12
@@ -33,6 +35,11 @@ EXTERNAL = 1
 """TensorProto.DataLocation: the weights lie in another file."""
 VARINT, LONG, BYTES, SHORT = 0, 1, 2, 5
 """Wire types."""
+FLOAT, INT, STRING, FLOATS, INTS = 1, 2, 3, 6, 7
+"""AttributeProto.AttributeType: those whose values are read."""
+KEPT_BYTES = 1 << 10
+"""Weights of at most this size are kept: shapes and scales that decide the sizes of other tensors."""
+MAX_ATTRIBUTE_VALUES = 64
 
 
 @dataclass(frozen=True)
@@ -48,6 +55,23 @@ class OnnxTensor:
     """Name of the file beside the graph that holds them; None where the graph does itself."""
     offset: int = 0
     """In that file."""
+    stored: bool = True
+    """Whether the graph holds them as raw bytes, not as a list of numbers."""
+    content: bytes | None = None
+    """The weights themselves, little-endian, where they are at most `KEPT_BYTES`."""
+
+
+@dataclass(frozen=True)
+class OnnxNode:
+    """One operator of a graph."""
+
+    operator: str
+    """`MatMul`, or `domain::operator` for another domain than the standard one."""
+    inputs: tuple[str, ...]
+    """Names; an input that is left out is an empty one."""
+    outputs: tuple[str, ...]
+    attributes: dict[str, Any]
+    """Numbers, bytes, lists of numbers; None for an attribute of another kind."""
 
 
 @dataclass
@@ -63,6 +87,10 @@ class OnnxHeader:
     inputs: dict[str, tuple[int | str, ...]] = field(default_factory=dict)
     """Shapes; an axis that is not fixed is a name."""
     outputs: dict[str, tuple[int | str, ...]] = field(default_factory=dict)
+    types: dict[str, str] = field(default_factory=dict)
+    """Element types of inputs and outputs, by name."""
+    nodes: list[OnnxNode] = field(default_factory=list)
+    """In the order of the file."""
     tensors: dict[str, OnnxTensor] = field(default_factory=dict)
     functions: int = 0
     subgraphs: int = 0
@@ -75,7 +103,7 @@ class OnnxHeader:
             BundleError: this is no ONNX file, it is cut off, or it contradicts itself.
         """
         try:
-            with open(path, "rb") as file:
+            with open_regular(path, BundleError) as file:
                 if not file.read(1):
                     raise BundleError(f"{path} is empty; copy or export it again")
                 with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
@@ -104,6 +132,12 @@ class OnnxHeader:
                 raise BundleError(f"{path}: weights {tensor.name!r} lie in {tensor.location!r}, not in {beside.name}")
             if not beside.is_file() or beside.is_symlink() or tensor.offset + tensor.size > beside.stat().st_size:
                 raise BundleError(f"{path}: weights {tensor.name!r} lie outside {beside.name}; copy or export it again")
+
+
+def signed(number: int) -> int:
+    """A 64-bit integer as two's complement has it; the wire format knows no sign."""
+    number &= (1 << 64) - 1
+    return number - (1 << 64) if number >> 63 else number
 
 
 class _Reader:
@@ -147,18 +181,30 @@ class _Reader:
 
     def node(self, value: Any) -> None:
         kind, domain = "", ""
+        names: tuple[list[str], list[str]] = ([], [])
+        attributes: dict[str, Any] = {}
         for number, part in self.message(value):
-            if number == 4:
+            if number in (1, 2):
+                names[number - 1].append(self.text(part))
+            elif number == 4:
                 kind = self.text(part)
             elif number == 7:
                 domain = self.text(part)
             elif number == 5:
-                self.attribute(part)
-        self.header.operators[kind if domain in STANDARD else f"{domain}::{kind}"] += 1
-        if self.header.operators.total() > MOST_NODES:
+                name, said = self.attribute(part)
+                if name in attributes:
+                    raise self.broken(f"an attribute {name!r} stands there twice")
+                attributes[name] = said
+        operator = kind if domain in STANDARD else f"{domain}::{kind}"
+        self.header.nodes.append(OnnxNode(operator, tuple(names[0]), tuple(names[1]), attributes))
+        self.header.operators[operator] += 1
+        if len(self.header.nodes) > MOST_NODES:
             raise self.broken(f"over {MOST_NODES:,} operators")
 
-    def attribute(self, value: Any) -> None:
+    def attribute(self, value: Any) -> tuple[str, Any]:
+        """Name and value; None for a value of a kind that is not read."""
+        name, kind, found = "", 0, dict[int, Any]()
+        lists: dict[int, list[Any]] = {7: [], 8: []}
         for number, part in self.message(value):
             if number in (6, 11):
                 self.header.subgraphs += 1
@@ -166,25 +212,49 @@ class _Reader:
                 self.tensor(part)
             elif number in (10, 22, 23):
                 raise self.broken("an attribute of several tensors, or of sparse ones")
+            elif number == 1:
+                name = self.text(part)
+            elif number == 20:
+                kind = self.integer(part)
+            elif number == 2:
+                found[FLOAT] = self.float32(part)
+            elif number == 3:
+                found[INT] = signed(self.integer(part))
+            elif number == 4:
+                found[STRING] = self.short(part)
+            elif number == 7:
+                lists[7] += self.floats(part)
+            elif number == 8:
+                lists[8] += [signed(part)] if isinstance(part, int) else map(signed, self.packed(part, MAX_ATTRIBUTE_VALUES))
+        if max(map(len, lists.values())) > MAX_ATTRIBUTE_VALUES:
+            raise self.broken(f"attribute {name!r} has over {MAX_ATTRIBUTE_VALUES} values")
+        found |= {FLOATS: lists[7], INTS: lists[8]}
+        return name, found.get(kind)
 
     def value_info(self, value: Any) -> tuple[str, tuple[int | str, ...]]:
-        name, shape = "", []
+        name, shape, kind = "", list[int | str](), 0
         for number, part in self.message(value):
             if number == 1:
                 name = self.text(part)
-            elif number == 2:  # type: tensor_type: shape: dim
-                shape = [
-                    self.dimension(dimension)
-                    for kind, tensor in self.message(part)
-                    if kind == 1
-                    for inner, found in self.message(tensor)
-                    if inner == 2
-                    for axis, dimension in self.message(found)
-                    if axis == 1
-                ]
+            elif number == 2:
+                kind, shape = self.tensor_type(part)
         if len(shape) > MOST_DIMENSIONS:
             raise self.broken(f"{name!r} has {len(shape)} dimensions")
+        self.header.types[name] = ELEMENT_SIZES[kind][0] if kind in ELEMENT_SIZES else f"type {kind}"
         return name, tuple(shape)
+
+    def tensor_type(self, value: Any) -> tuple[int, list[int | str]]:
+        """Element type and shape of a TypeProto."""
+        kind, shape = 0, list[int | str]()
+        for number, tensor in self.message(value):
+            if number != 1:
+                raise self.broken("an input or output that is no tensor")
+            for inner, part in self.message(tensor):
+                if inner == 1:
+                    kind = self.integer(part)
+                elif inner == 2:
+                    shape = [self.dimension(dimension) for axis, dimension in self.message(part) if axis == 1]
+        return kind, shape
 
     def dimension(self, value: Any) -> int | str:
         found: int | str = "?"
@@ -201,17 +271,18 @@ class _Reader:
             raise self.broken(f"over {MOST_TENSORS:,} weights")
 
     def tensor(self, value: Any) -> OnnxTensor:
-        name, kind, place, held, outside = "", 0, 0, None, {}
+        name, kind, place, outside = "", 0, 0, dict[str, str]()
+        held: tuple[int, int] | None = None
         shape: list[int] = []
         for number, part in self.message(value):
             if number == 1:
-                shape += [part] if isinstance(part, int) else self.packed(part)
+                shape += [part] if isinstance(part, int) else self.packed(part, MOST_DIMENSIONS + 1)
             elif number == 2:
                 kind = self.integer(part)
             elif number == 8:
                 name = self.text(part)
             elif number == 9:
-                held = self.span(part)[1] - self.span(part)[0]
+                held = self.span(part)
             elif number == 13:
                 key, said = self.entry(part)
                 outside[key] = said
@@ -228,9 +299,10 @@ class _Reader:
             if length != size:
                 raise self.broken(f"weights {name!r} take {size:,} bytes, {length:,} are announced")
             return OnnxTensor(name, tuple(shape), word, size, outside.get("location", ""), offset)
-        if held is not None and size and held != size:
-            raise self.broken(f"weights {name!r} take {size:,} bytes, {held:,} are there")
-        return OnnxTensor(name, tuple(shape), word, size)
+        if held is not None and size and held[1] - held[0] != size:
+            raise self.broken(f"weights {name!r} take {size:,} bytes, {held[1] - held[0]:,} are there")
+        content = bytes(self.data[held[0] : held[1]]) if held is not None and size <= KEPT_BYTES else None
+        return OnnxTensor(name, tuple(shape), word, size, stored=held is not None or not size, content=content)
 
     def size_of(self, kind: int, count: int, name: str) -> tuple[int, str]:
         if kind in HALF_BYTES:
@@ -244,12 +316,11 @@ class _Reader:
         found = {number: self.text(part) for number, part in self.message(value)}
         return found.get(1, ""), found.get(2, "")
 
-    def packed(self, value: Any) -> list[int]:
+    def packed(self, value: Any, most: int) -> list[int]:
+        """The first `most` integers of a list; one more where there are more."""
         at, end = self.span(value)
         found: list[int] = []
-        while at < end:
-            if len(found) >= MOST_DIMENSIONS + 1:
-                break
+        while at < end and len(found) <= most:
             number, at = self.varint(at, end)
             found.append(number)
         return found
@@ -272,9 +343,11 @@ class _Reader:
                 yield number, (at, at + length)
                 at += length
             elif wire in (LONG, SHORT):
-                at += 8 if wire == LONG else 4
-                if at > end:
+                size = 8 if wire == LONG else 4
+                if size > end - at:
                     raise self.broken("it ends within a number")
+                yield number, (at, at + size)
+                at += size
             else:
                 raise self.broken(f"a field of kind {wire}")
 
@@ -288,6 +361,25 @@ class _Reader:
                 return found, at
             shift += 7
         raise self.broken("it ends within a number")
+
+    def float32(self, value: Any) -> float:
+        at, end = self.span(value)
+        if end - at != 4:
+            raise self.broken("bytes stand where a number belongs")
+        number: float = struct.unpack("<f", self.data[at:end])[0]
+        return number
+
+    def floats(self, value: Any) -> list[float]:
+        at, end = self.span(value)
+        if (end - at) % 4 or end - at > 4 * MAX_ATTRIBUTE_VALUES:
+            raise self.broken("a list of numbers is cut off or too long")
+        return list(struct.unpack(f"<{(end - at) // 4}f", self.data[at:end]))
+
+    def short(self, value: Any) -> bytes:
+        at, end = self.span(value)
+        if end - at > LONGEST_NAME:
+            raise self.broken(f"a text of {end - at:,} bytes")
+        return bytes(self.data[at:end])
 
     def span(self, value: Any) -> tuple[int, int]:
         if isinstance(value, int):

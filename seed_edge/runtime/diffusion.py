@@ -14,6 +14,8 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from seed_edge.errors import PromptError
+
 Array = NDArray[np.float32]
 Network = Callable[[Array, int], Array]
 """(latents (batch, 4, h, w), timestep) -> v of the same shape, guidance applied."""
@@ -39,8 +41,14 @@ class Schedule:
     """Whether the last step ends at no noise at all, rather than at the first training step's."""
 
     def spaced(self, steps: int) -> NDArray[np.int64]:
-        """`steps` timesteps, largest first."""
-        ratio = len(self.alphas_cumprod) // steps
+        """`steps` timesteps, largest first.
+
+        Raises:
+            PromptError: the schedule has not as many training steps.
+        """
+        count, ratio = len(self.alphas_cumprod), len(self.alphas_cumprod) // steps
+        if ratio < 1 or (steps - 1) * ratio + self.steps_offset >= count:
+            raise PromptError(f"{steps} steps do not fit the {count} training steps of this diffusion; take fewer")
         return (np.arange(steps) * ratio)[::-1] + self.steps_offset
 
     def noise_ratio(self, timestep: int) -> float:

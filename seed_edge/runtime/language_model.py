@@ -116,6 +116,7 @@ class LlamaCpp:
         weights: Any = None,
         branches: int = 1,
         branch_length: int = 0,
+        check_tensors: bool = False,
     ) -> None:
         """Load a model.
 
@@ -127,6 +128,7 @@ class LlamaCpp:
             weights: those of the same file, already loaded by another object, which must outlive this one.
             branches: most answers followed side by side.
             branch_length: most ids of each of these.
+            check_tensors: read all weights, and refuse those that are not numbers.
 
         Raises:
             BundleError: llama.cpp refuses the file.
@@ -138,7 +140,9 @@ class LlamaCpp:
         self._kept: dict[Hashable, LlamaCpp] = {}
         native.forget_llama_errors()
         if not self._borrowed:
-            self._model = llama_cpp.llama_model_load_from_file(os.fsencode(path), model_params(gpu_layers, repack))
+            params = model_params(gpu_layers, repack)
+            params.check_tensors = check_tensors
+            self._model = llama_cpp.llama_model_load_from_file(os.fsencode(path), params)
         if not self._model:
             raise BundleError(f"{path} cannot be loaded by llama.cpp ({native.last_llama_error()}); export again")
         self._vocab = llama_cpp.llama_model_get_vocab(self._model)

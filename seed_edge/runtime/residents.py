@@ -13,6 +13,7 @@ from seed_edge.errors import MemoryShortError
 from seed_edge.gguf_header import GgufHeader
 from seed_edge.manifest import DATA, MemoryUse
 from seed_edge.memory import available_memory, free_gpu_memory
+from seed_edge.runtime.isolated_load import ensure_safe
 
 log = logging.getLogger("seed_edge")
 
@@ -40,15 +41,23 @@ class Residents:
     """The open parts of a bundle, by file name; a part is opened when it is first used."""
 
     def __init__(
-        self, bundle: Bundle, *, limit: int | None = None, alone: bool = False, on_card: Collection[str] = ()
+        self,
+        bundle: Bundle,
+        *,
+        limit: int | None = None,
+        alone: bool = False,
+        on_card: Collection[str] = (),
+        trusted: bool = False,
     ) -> None:
         """
         Args:
+            trusted: open parts without checks; for the child process that tries them (`isolated_load`).
             limit: most bytes of memory this process may take; by default what is free at the time.
             alone: one part at a time, whatever is free.
             on_card: parts that lie in a graphics card's memory, which `limit` does not count.
         """
         self._bundle, self.limit, self.alone, self._on_card = bundle, limit, alone, frozenset(on_card)
+        self._trusted = trusted
         self._open: OrderedDict[str, Part] = OrderedDict()
         self._uses: dict[str, MemoryUse] = {}
         self.watching = limit is not None or alone or not self._plenty()
@@ -66,6 +75,8 @@ class Residents:
         if self.watching and not self.make_room(name, running):
             self._told_short(name, running)
         if name not in self._open:
+            if not self._trusted:
+                ensure_safe(self._bundle, name)
             log.debug("opening %s", name)
             self._open[name] = make()
         self._open.move_to_end(name)

@@ -12,6 +12,7 @@ from seed_edge.bundle import Bundle
 from seed_edge.errors import BundleError
 from seed_edge.manifest import SelfTest
 from seed_edge.runtime.image_tokenizer import ImageTokenizer
+from seed_edge.runtime.isolated_load import try_all
 from seed_edge.runtime.sessions import Device
 
 VALUES = 16
@@ -39,12 +40,13 @@ def measure(bundle: Bundle, device: Device) -> SelfTest:
 
 
 def verify(bundle: Bundle, device: Device) -> str:
-    """Check every hash and repeat the self-test; return what was found, in words.
+    """Check every hash, try every part in a child process, and repeat the self-test; return what was found, in words.
 
     Raises:
-        BundleError: a file differs, or the graphs do not give what the manifest says.
+        BundleError: a file differs, a part fails or ends the child, or the graphs do not give what the manifest says.
     """
     bundle.check_hashes()
+    try_all(bundle)
     expected = bundle.manifest.self_test
     if expected is None:
         raise BundleError(f"{bundle.path} was exported without a self-test; export again")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import math
-import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,6 +14,7 @@ from numpy.typing import NDArray
 from seed_edge.bundle import Bundle
 from seed_edge.errors import BundleError, MemoryShortError, PromptError
 from seed_edge.manifest import UNET, VAE
+from seed_edge.noise_file import noise_arrays
 from seed_edge.runtime.diffusion import SCHEDULERS, Array, ImageNoise, Schedule, Scheduler, denoise, guided
 from seed_edge.runtime.residents import Residents
 from seed_edge.runtime.sessions import Device, Session
@@ -109,16 +109,11 @@ class Unclip:
 
     @cached_property
     def _arrays(self) -> tuple[Schedule, ImageNoise]:
-        path, s = self._bundle.image_noise, self._settings
-        try:
-            with np.load(path, allow_pickle=False) as arrays:
-                alphas, mean, std = (arrays[name] for name in ("alphas_cumprod", "mean", "std"))
-                noise_alpha = float(arrays["noise_alpha"])
-        except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
-            raise BundleError(f"{path} does not hold the arrays of a diffusion ({error}); export again") from error
-        if mean.shape != (self._dim,) or std.shape != mean.shape:
-            raise BundleError(f"{path} is for {mean.shape} values, the manifest says {self._dim}; export again")
-        return Schedule(alphas, s.steps_offset, s.final_alpha_one), ImageNoise(mean, std, noise_alpha)
+        s = self._settings
+        arrays = noise_arrays(self._bundle.image_noise, self._dim, s.steps_offset)
+        mean, std = (arrays[name].astype(np.float32) for name in ("mean", "std"))
+        schedule = Schedule(arrays["alphas_cumprod"], s.steps_offset, s.final_alpha_one)
+        return schedule, ImageNoise(mean, std, float(arrays["noise_alpha"]))
 
     def noise(self, seed: int, batch: int) -> tuple[Array, Array]:
         """Latents (batch, channels, size, size) and noise (batch, dim) of image embeddings, drawn from a seed."""
