@@ -1,7 +1,13 @@
 """Everything about drawing beyond one picture: several, from a file, from a picture, what files tell, edits."""
 
+import io
 import json
+import os
 import shutil
+import stat
+import subprocess
+import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -10,6 +16,7 @@ from PIL import Image
 
 from seed_edge.bundle import Bundle
 from seed_edge.cli import cli
+from seed_edge.commands.pictures import name_of, numbered
 from seed_edge.errors import ImageError
 from seed_edge.manifest import MANIFEST
 from seed_edge.record import AI_MADE, Drawn, Record, bundle_hash, record_in, saving_options
@@ -208,3 +215,253 @@ def test_a_picture_is_shown_where_it_is_asked_for_or_stdout_is_a_terminal(run, m
     assert block in run("draw", "a thing", "-o", "c.png").stdout
     assert block not in run("draw", "a thing", "-o", "d.png", "--no-show").stdout
     assert block not in run("draw", "a thing", "-o", "e.png", "--json").stdout
+
+
+# ---- no file of the user's is lost -------------------------------------------------------------------------------
+
+
+def content(place):
+    """Every file below a folder."""
+    return {path.relative_to(place): path.read_bytes() for path in place.rglob("*") if path.is_file()}
+
+
+@pytest.fixture
+def inputs(run, photo, tmp_path):
+    """Files that the commands read."""
+    run("draw", "a house", "--seed", 1, "-o", "drawn.png")
+    (tmp_path / "codes.png").write_text("[0, 1, 2, 3]")  # any name may hold codes
+    (tmp_path / "prompts.jpg").write_text("a house\n")
+    (tmp_path / "settings.webp").write_text("[draw]\nseed = 3\n")
+    return tmp_path
+
+
+READING = {
+    "drawn.png": ("draw", "--from", "drawn.png"),
+    "codes.png": ("decode", "codes.png"),
+    "prompts.jpg": ("draw", "--prompts", "prompts.jpg"),
+    "settings.webp": ("--config", "settings.webp", "draw", "a house"),
+    "photo.png": ("reconstruct", "photo.png"),
+}
+
+
+@pytest.mark.parametrize("name", [*READING, "edited"])
+@pytest.mark.parametrize("how", ["same", "other spelling", "hard link", "link"])
+@pytest.mark.parametrize("option", [(), ("--overwrite",)])
+def test_an_input_is_never_the_output(run, inputs, tiny, taught, name, how, option):
+    words = READING.get(name, ("edit", "drawn.png", "make it green"))
+    given = "drawn.png" if name == "edited" else name
+    out = Path("other" + Path(given).suffix)
+    if how == "hard link":
+        out.hardlink_to(given)
+    elif how == "link":
+        out.symlink_to(given)
+    else:
+        out = Path(given) if how == "same" else Path("..", inputs.name, given)
+    before = content(inputs)
+    result = run(*words, "-o", out, *option, bundle=taught if name == "edited" else tiny, fails=True)
+    assert content(inputs) == before and len(result.stderr.strip().splitlines()) == 1
+    assert "choose another -o" in result.stderr or "-o is a folder" in result.stderr
+
+
+def test_nothing_is_written_into_the_bundle(run, taught):
+    before = content(taught)
+    for name in ("x.png", "manifest.json"):
+        (taught / "x.png").unlink(missing_ok=True)
+        assert run("draw", "a house", "-o", taught / name, "--overwrite", bundle=taught, fails=True).stderr
+    assert content(taught) == before
+
+
+MAKING = [("draw", "a house"), ("decode", "codes.png"), ("reconstruct", "photo.png"), ("draw", "a house", "-n", 4, "--grid")]
+
+
+@pytest.mark.parametrize("words", MAKING)
+@pytest.mark.parametrize("kind", ["photo", "text", "empty", "cut"])
+def test_a_file_that_was_not_drawn_is_replaced_only_when_told(run, inputs, words, kind):
+    if kind == "photo":
+        Image.new("RGB", (8, 8), "red").save("mine.png")
+    else:
+        data = {"text": b"dear", "empty": b"", "cut": Path("drawn.png").read_bytes()[:60]}[kind]
+        Path("mine.png").write_bytes(data)
+    before = content(inputs)
+    assert "was not drawn by seed-edge" in run(*words, "-o", "mine.png", fails=True).stderr
+    assert content(inputs) == before
+    run(*words, "-o", "mine.png", "--overwrite")
+    drawn = Path("mine.png").read_bytes()
+    assert drawn != before[Path("mine.png")]
+    run(*words, "-o", "mine.png", "--no-metadata")
+    run(*words, "-o", "mine.png")  # our own, whether it says how it was made or not
+
+
+def test_a_file_that_appears_while_a_picture_is_drawn_is_not_replaced(run, tmp_path, monkeypatch):
+    from seed_edge.runtime.pipeline import SeedEdge
+
+    real = SeedEdge.decode
+
+    def slow(self, *arguments, **options):
+        (tmp_path / "out.png").write_bytes(b"dear")
+        return real(self, *arguments, **options)
+
+    monkeypatch.setattr(SeedEdge, "decode", slow)
+    assert "was not drawn" in run("draw", "a house", "-o", "out.png", fails=True).stderr
+    assert (tmp_path / "out.png").read_bytes() == b"dear"
+
+
+TWICE = """
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from seed_edge.cli import cli
+cli(["draw", "a house", "-n", "12", "--seed", sys.argv[2], "-q", "--bundle", sys.argv[1], *sys.argv[3:]])
+"""
+
+
+@pytest.mark.parametrize("extra", [(), ("-o", "fox.png")])
+def test_pictures_drawn_at_the_same_moment_all_get_a_name(tiny, tmp_path, extra):
+    words = [sys.executable, "-c", TWICE, str(tiny)]
+    running = [
+        subprocess.Popen([*words, str(100 * n), *extra], cwd=tmp_path, stdout=subprocess.PIPE, text=True) for n in range(3)
+    ]
+    told = [process.communicate()[0].split() for process in running]
+    assert [process.returncode for process in running] == [0, 0, 0]
+    every = [name for names in told for name in names]
+    assert sorted(every) == sorted(os.listdir(tmp_path)) and len(set(every)) == 36
+    for number, names in enumerate(told):
+        assert [record_in(tmp_path / name).drawn[0].seed for name in names] == [100 * number + n for n in range(12)]
+
+
+def test_a_picture_goes_to_stdout(run, inputs):
+    for words in (*MAKING, ("draw", "--from", "drawn.png")):
+        before = set(os.listdir())
+        picture = Image.open(io.BytesIO(run(*words, "-o", "-", "-q", "--show").stdout_bytes))
+        assert picture.format == "PNG" and picture.size[0] in (16, 32) and set(os.listdir()) == before
+    assert "stdout takes one picture" in run("draw", "a house", "-n", 2, "-o", "-", fails=True).stderr
+    assert "stdout takes the picture" in run("draw", "a house", "--json", "-o", "-", fails=True).stderr
+
+
+def test_a_picture_goes_into_pipes_and_devices(run, tmp_path, tiny):
+    os.mkfifo("pipe")
+    os.mkfifo("pipe.jpg")
+    for name, kind in (("pipe", "PNG"), ("pipe.jpg", "JPEG")):
+        found = []
+        reader = threading.Thread(target=lambda name=name, found=found: found.append(Path(name).read_bytes()))
+        reader.start()
+        run("draw", "a house", "-o", name)
+        reader.join(20)
+        assert Image.open(io.BytesIO(found[0])).format == kind and stat.S_ISFIFO(os.stat(name).st_mode)
+    run("draw", "a house", "-o", "/dev/null")
+    words = [sys.executable, "-m", "seed_edge", "draw", "a house", "-q", "-o", "/dev/stdout", "--bundle", str(tiny)]
+    assert Image.open(io.BytesIO(subprocess.run(words, capture_output=True, check=True).stdout)).size == (16, 16)
+    assert stat.S_ISCHR(os.stat("/dev/null").st_mode)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "name"),
+    [
+        ("\N{HAMSTER FACE}x" * 50, None),
+        ("\U00020000" * 70, "\U00020000" * 30 + ".png"),
+        ("con", "picture-con.png"),
+        ("COM1", "picture-com1.png"),
+        ("../../etc/passwd", "etc-passwd.png"),
+        ("***", "picture.png"),
+        ("-o", "o.png"),
+        (os.fsdecode(b"caf\xe9"), "caf.png"),
+        (".hidden", "hidden.png"),
+    ],
+)
+def test_a_prompt_makes_a_name_that_file_systems_take(tmp_path, prompt, name):
+    path = name_of(prompt, tmp_path)
+    longest = numbered(numbered(path, 1000), 1000)  # the last of many, of which there are many already
+    longest.touch()
+    assert os.listdir(tmp_path) == [longest.name] and len(os.fsencode(longest.name)) <= 143
+    assert name is None or path.name == name
+
+
+@pytest.mark.parametrize("name", ["n" * 252 + ".png", "x" * 300 + ".jpg"])
+def test_a_name_that_is_too_long_is_told_before_any_work(run, name, monkeypatch):
+    monkeypatch.setattr("seed_edge.load", lambda *_, **__: pytest.fail("work has begun"))
+    assert "too long" in run("draw", "a house", "-o", name, fails=True).stderr
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (("-n", 64, "--size", 4096), "over the limit of 200,000,000 in all"),
+        (("-n", 900, "--size", 600, "-o", "g.webp"), "over the limit"),
+        (("-n", 2, "--size", 4096), None),
+        (("-n", 1000, "--size", 17, "-o", "g.webp"), None),
+    ],
+)
+def test_a_grid_is_estimated_before_anything_is_drawn(run, monkeypatch, options, says):
+    class Begun(Exception):
+        pass
+
+    def begin(*_):
+        raise Begun
+
+    monkeypatch.setattr("seed_edge.commands.drawing.Brush.codes", begin)
+    if says is None:
+        with pytest.raises(Begun):
+            run("draw", "a house", "--grid", *options)
+    else:
+        assert says in run("draw", "a house", "--grid", *options, fails=True).stderr
+
+
+def test_a_grid_has_the_sides_its_format_can_have_and_the_memory_there_is(monkeypatch):
+    from click import ClickException
+
+    from seed_edge.commands.pictures import check_grid
+
+    for path, count, side, says in (("a.webp", 4, 8_192, "16,383 a side"), ("a.png", 4, 7_000, "")):
+        if says:
+            with pytest.raises(ClickException, match=says):
+                check_grid(count, side, Path(path)) if side * side * count <= 200_000_000 else check_grid(2, side, Path(path))
+        else:
+            check_grid(count, side, Path(path))
+    monkeypatch.setattr("seed_edge.memory.available_memory", lambda: 10_000)
+    with pytest.raises(ClickException, match="are free"):
+        check_grid(4, 40, Path("a.png"))
+
+
+def test_a_grid_of_many_is_kept_whatever_its_file_can_say(run):
+    for name in ("g.png", "g.jpg", "g.webp"):
+        run("draw", "a house", "-n", 330, "--grid", "-o", name, "--size", 16)
+        assert Image.open(name).size == (19 * 16, 18 * 16)
+
+
+def test_a_grid_that_is_stopped_keeps_what_was_drawn(run, monkeypatch):
+    from seed_edge.commands.drawing import Brush
+
+    real, made = Brush.codes, []
+
+    def codes(self, prompt, seed):
+        if len(made) == 5:
+            raise KeyboardInterrupt
+        made.append(seed)
+        return real(self, prompt, seed)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Brush, "codes", codes)
+        result = run("draw", "a house", "-n", 16, "--grid", "-o", "g.png", "--seed", 1, fails=True)
+    assert "5 of 16 pictures were drawn" in result.stderr and Image.open("g.png").size == (48, 32)
+    assert [each.seed for each in record_in("g.png").drawn] == [1, 2, 3, 4, 5]
+
+
+def test_latents_are_kept_under_a_name_of_their_own(tmp_path, monkeypatch):
+    import numpy as np
+    from click import ClickException
+
+    from seed_edge.commands.pictures import kept_latents
+
+    monkeypatch.chdir(tmp_path)
+    Path("fox.npy").write_bytes(b"dear")
+    with kept_latents(Path("fox.png")) as keep:
+        keep(np.zeros(3))
+        Path("fox-3.npy").write_bytes(b"dear")  # a name that would have come next
+        assert sorted(os.listdir()) == ["fox-2.npy", "fox-3.npy", "fox.npy"]
+    assert sorted(os.listdir()) == ["fox-3.npy", "fox.npy"] and Path("fox.npy").read_bytes() == b"dear"
+    for output, name in (("fox.png", "fox-2.npy"), ("-", "picture.npy")):
+        with pytest.raises(ClickException, match=name), kept_latents(Path(output)) as keep:
+            keep(np.ones(3))
+            raise ImageError("no memory")
+        assert np.load(name).sum() == 3
+    with kept_latents(tmp_path / "none" / "fox.png") as keep:
+        keep(np.zeros(3))  # said, and no reason to lose the picture

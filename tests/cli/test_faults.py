@@ -8,6 +8,8 @@ import pytest
 from faults import command, killed, seconds_of, whole_or_absent
 from PIL import Image
 
+from seed_edge.atomic import TEMPORARY
+
 FULL = """
 import resource, signal, sys
 from seed_edge.cli import cli
@@ -31,13 +33,17 @@ def test_killed_at_any_moment_draw_leaves_a_whole_picture_or_none(tiny, tmp_path
     assert killed(words, tmp_path, 10, longest, lambda: whole_or_absent(tmp_path / "out.png"))
     subprocess.run(words, cwd=tmp_path, check=True)  # whatever was left does not stand in the way
     assert Image.open(tmp_path / "out.png").size == (16, 16)
-    assert [name for name in os.listdir(tmp_path) if not name.startswith(".out-")] == ["out.png"]
+    assert [name for name in os.listdir(tmp_path) if not TEMPORARY.fullmatch(name)] == ["out.png"]
 
 
 def test_a_picture_that_was_there_stays_until_the_new_one_is_whole(tiny, tmp_path):
     (tmp_path / "out.png").write_bytes(b"something dear")
-    result = full(100, "draw", "a house", "--bundle", tiny, "-o", "out.png", "-q", cwd=tmp_path)
-    assert result.returncode == 1 and (tmp_path / "out.png").read_bytes() == b"something dear"
+    result = full(100, "draw", "a house", "--bundle", tiny, "-o", "out.png", "-q", "--overwrite", cwd=tmp_path)
+    assert (
+        result.returncode == 1
+        and "File too large" in result.stderr
+        and (tmp_path / "out.png").read_bytes() == b"something dear"
+    )
     assert os.listdir(tmp_path) == ["out.png"]
 
 
