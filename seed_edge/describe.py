@@ -13,10 +13,10 @@ from seed_edge.bundle import Bundle, find
 from seed_edge.display import printable
 from seed_edge.errors import BundleError
 from seed_edge.gguf_header import MAGIC, GgufHeader, Items
+from seed_edge.inputs import open_regular
 from seed_edge.manifest import MANIFEST
 from seed_edge.onnx_header import OnnxHeader
 
-PICTURE_MAGIC = (b"\x89PNG", b"\xff\xd8\xff", b"RIFF")
 LONGEST_SAID = 200
 MOST_OPERATORS = 12
 
@@ -33,11 +33,13 @@ def describe(name: str) -> dict[str, Any]:
         return describe_bundle(Bundle.open(find(name)))
     if path.name == MANIFEST:
         return describe_bundle(Bundle.open(path.parent))
-    with open(path, "rb") as file:
-        magic = file.read(4)
-    if magic == MAGIC:
+    from seed_edge.picture_files import HEAD, READERS, format_of
+
+    with open_regular(path, BundleError) as file:
+        head = file.read(HEAD)
+    if head.startswith(MAGIC):
         return describe_language_model(path)
-    if magic.startswith(PICTURE_MAGIC):
+    if format_of(head) in READERS:
         return describe_picture(path)
     try:
         return describe_graph(path)
@@ -122,7 +124,7 @@ def describe_picture(path: Path) -> dict[str, Any]:
     """How a picture was made, as it says itself."""
     from seed_edge.record import record_in
 
-    made = dataclasses.asdict(record_in(str(path)))
+    made = dataclasses.asdict(record_in(path))
     return {"is": "drawn picture", "path": str(path), "bytes": path.stat().st_size} | made
 
 

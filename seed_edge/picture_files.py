@@ -80,7 +80,7 @@ MISSING = {
 SIGNATURES: tuple[tuple[int, bytes, str], ...] = (
     (0, b"\xff\xd8\xff\xf7", "JPEG-LS"),
     (0, b"\xff\xd8\xff", "JPEG"),
-    (0, b"\x89PNG\r\n\x1a\n", "PNG"),
+    (0, b"\x89PNG", "PNG"),
     (8, b"WEBP", "WEBP"),
     (0, b"GIF87a", "GIF"),
     (0, b"GIF89a", "GIF"),
@@ -373,7 +373,7 @@ def _reader(kind: str, max_pixels: int) -> Callable[[IO[bytes], str], Any] | Non
         return module.HeifImageFile  # type: ignore[no-any-return]
     if kind == "TIFF":
         native.quiet_libtiff()
-    names = {"Image": _image_limited(max_pixels), "warnings": _Remarks}
+    names = {"Image": _image_limited(max_pixels), "warnings": _Remarks, "logger": _Remarks}
     for part in {"TIFF": ("ImageFileDirectory_v2",), "PNG": ("PngStream",)}.get(kind, ()):
         names[part] = _apart(getattr(module, part), names)
     if kind == "TIFF":
@@ -397,11 +397,14 @@ def _apart(cls: type, names: dict[str, Any]) -> type:
 
 
 class _Remarks:
-    """Stands for the module `warnings` in Pillow's readers: remarks on metadata, where pixels are what counts."""
+    """Stands for the module `warnings`, and for the logger, of Pillow's readers: remarks on metadata become debug messages."""
 
     @staticmethod
-    def warn(message: Warning | str, *_: Any, **__: Any) -> None:
-        log.debug("Pillow: %s", printable(str(message)))
+    def warn(message: Warning | str, *values: Any, **_: Any) -> None:
+        if log.isEnabledFor(logging.DEBUG):
+            log.debug("Pillow: %s %s", printable(str(message)), printable(str(values)))
+
+    debug = info = warning = error = warn
 
 
 def _image_limited(max_pixels: int) -> types.ModuleType:

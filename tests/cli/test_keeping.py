@@ -121,7 +121,7 @@ def test_what_a_file_says_cannot_command_the_terminal(run, tmp_path):
         (b"hello", "a.txt", "is no bundle, no GGUF or ONNX file, and no picture"),
         (b"hello", "a.onnx", "is a broken ONNX file"),
         (b"GGUF", "a.gguf", "ends within its header"),
-        (b"\x89PNG\r\n", "a.png", "not a picture this program reads"),
+        (b"\x89PNG\r\n", "a.png", "the image is damaged or cannot be read"),
         (b"", "a", "is no bundle"),
     ],
 )
