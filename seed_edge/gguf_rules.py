@@ -1,7 +1,7 @@
-"""Rules for the language model of a bundle: exactly the keys, tensors and vocabulary that `export` writes; all else is refused.
+"""Rules for the language model of a bundle: exactly the keys, tensors and vocabulary that `export` writes, and nothing else.
 
-llama.cpp reads many architectures and ends the process where their numbers contradict each other. So a file is let through only
-if every number that llama.cpp acts on is known and fits the others.
+llama.cpp reads many architectures and ends the process where their numbers contradict each other. So a file is let through
+only if every number that llama.cpp acts on is known and fits the others.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from seed_edge.errors import BundleError
-from seed_edge.gguf_header import GgufHeader, Items, TensorInfo
+from seed_edge.gguf_header import TENSOR_TYPES, GgufHeader, Items, TensorInfo
 from seed_edge.vocab import Vocab
 
 ARCHITECTURE = "llama"
@@ -23,35 +23,7 @@ MAX_PIECE = 1024
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
 """Types of tokens."""
 BYTE_PIECES = frozenset(f"<0x{byte:02X}>" for byte in range(256))
-MATRIX_TYPES = frozenset(
-    [
-        "F32",
-        "F16",
-        "BF16",
-        "Q4_0",
-        "Q4_1",
-        "Q5_0",
-        "Q5_1",
-        "Q8_0",
-        "Q2_K",
-        "Q3_K",
-        "Q4_K",
-        "Q5_K",
-        "Q6_K",
-        "IQ1_S",
-        "IQ1_M",
-        "IQ2_XXS",
-        "IQ2_XS",
-        "IQ2_S",
-        "IQ3_XXS",
-        "IQ3_S",
-        "IQ4_NL",
-        "IQ4_XS",
-        "TQ1_0",
-        "TQ2_0",
-        "MXFP4",
-    ]
-)
+MATRIX_TYPES = frozenset(name for name, *_ in TENSOR_TYPES.values()) - {"F64", "I8", "I16", "I32", "I64"}
 """Types that `export --weight-type` stores matrices in; norms are F32."""
 
 

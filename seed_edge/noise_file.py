@@ -33,7 +33,7 @@ def noise_arrays(path: Path, dim: int, steps_offset: int) -> dict[str, NDArray[n
         `alphas_cumprod` (steps,), decreasing, in (0, 1); `mean` and `std` (dim,), `std` above 0; `noise_alpha` () in (0, 1].
 
     Raises:
-        BundleError: a member is missing, unknown, packed otherwise than numpy does, too large, or of another shape, type or range.
+        BundleError: a member is missing, unknown, packed in another way than numpy's, too large, or of another shape or range.
     """
     shapes = {"alphas_cumprod": None, "mean": (dim,), "std": (dim,), "noise_alpha": ()}
     try:
