@@ -20,6 +20,8 @@ from seed_edge.errors import SeedEdgeError
 from seed_edge.home import CONFIG, folder
 
 INTERRUPTED = 130
+LONGEST_MESSAGE = 2000
+"""Characters of a message that are printed."""
 
 SYSTEM_FAULTS = {
     errno.ENOSPC,
@@ -72,14 +74,20 @@ def told() -> Iterator[None]:
         click.echo("interrupted", err=True)
         raise click.exceptions.Exit(INTERRUPTED) from None
     except click.ClickException as error:
-        vars(error)["message"] = printable(error.message)  # declared final
+        vars(error)["message"] = shown(error.message)  # declared final
         raise
     except SeedEdgeError as error:
-        raise click.ClickException(printable(str(error))) from error
+        raise click.ClickException(shown(str(error))) from error
     except OSError as error:
         if error.errno in SYSTEM_FAULTS:
-            raise click.ClickException(printable(f"{error.filename or 'a file'}: {error.strerror}")) from error
+            raise click.ClickException(shown(f"{error.filename or 'a file'}: {error.strerror}")) from error
         raise
+
+
+def shown(message: str) -> str:
+    """A message as it is printed: one line, which a terminal does not obey, and which ends at some length."""
+    line = printable(message)
+    return line if len(line) <= LONGEST_MESSAGE else line[:LONGEST_MESSAGE] + "..."
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]}, epilog=f"Exit codes: {EXIT_CODES}")

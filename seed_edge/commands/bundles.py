@@ -69,8 +69,11 @@ def export(
     from seed_edge.export.quantize import weight_types
     from seed_edge.export.weights import STORAGE
     from seed_edge.preprocess import FILTERS
+    from seed_edge.prompts import FAMILIES
     from seed_edge.runtime.threads import available_cores
 
+    if template is not None:
+        choose("--template", template, tuple(FAMILIES))
     choose("--weight-type", weight_type, weight_types())
     choose("--image-weights", image_weights, STORAGE)
     choose("--decoder-weights", decoder_weights or image_weights, STORAGE)
@@ -112,8 +115,9 @@ def verify(bundle: Path | None) -> None:
 def bench(bundle: Path | None, device: str, tries: int, as_json: bool, quiet: bool) -> None:
     """Time every stage here, beside the least time it could take on this machine."""
     from seed_edge import bench
-    from seed_edge.runtime.sessions import choose_device
+    from seed_edge.runtime.sessions import DEVICES, choose_device
 
+    choose("--device", device, DEVICES)
     found = bench.bench(bundle, choose_device(device), tries, lambda text: note(f"timing: {text}", quiet))
     if as_json:
         print_json(found)

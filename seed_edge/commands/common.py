@@ -179,7 +179,9 @@ class Engine:
     def opened(self) -> SeedEdge:
         """The bundle, ready to use; says on stderr where it runs, and what memory it plans with where that is asked."""
         import seed_edge
+        from seed_edge.runtime.sessions import DEVICES
 
+        choose("--device", self.device, DEVICES)
         edge = seed_edge.load(self.bundle, device=self.device, memory_limit=self.memory_limit, low_memory=self.low_memory)
         if self.device == "auto":
             self.note(f"device: {edge.device}")

@@ -21,7 +21,7 @@ import click
 from click.core import ParameterSource
 
 from seed_edge.atomic import is_special, replacing, write_new
-from seed_edge.commands.common import MOST_GUIDANCE, Number
+from seed_edge.commands.common import MOST_GUIDANCE, Number, choose
 from seed_edge.errors import SeedEdgeError
 from seed_edge.outputs import is_stdout, refuse_input, refuse_inside, regular_stdin, why
 
@@ -95,6 +95,7 @@ def walk_of(edge: SeedEdge, walk: dict[str, Any]) -> DiffusionOptions:
     """Options of a diffusion; refused for a bundle that has none."""
     import dataclasses
 
+    from seed_edge.manifest import SCHEDULER_NAMES
     from seed_edge.runtime.unclip import FAST, DiffusionOptions
 
     if edge.bundle.manifest.kind == "pixels":
@@ -104,6 +105,8 @@ def walk_of(edge: SeedEdge, walk: dict[str, Any]) -> DiffusionOptions:
                 "this bundle draws in one pass; leave out --fast, --steps, --guidance, --scheduler, --tiled"
             )
         return DiffusionOptions()
+    if walk["scheduler"] is not None:
+        choose("--scheduler", walk["scheduler"], SCHEDULER_NAMES)
     chosen = {name: value for name, value in walk.items() if name != "fast" and value is not None}
     return dataclasses.replace(FAST if walk["fast"] else DiffusionOptions(), **chosen)
 
