@@ -151,14 +151,14 @@ class Sidecars:
             raise Unkept(self._shared(path))
         found = self._found(beside)
         if found is None:
-            if beside.parent.is_dir() and not os.access(beside.parent, os.W_OK):
+            if os.path.isdir(beside.parent) and not os.access(beside.parent, os.W_OK):
                 raise Unkept(f"{path}: the folder cannot be written, so there can be no {beside.name}")
             return False
         if self.overwrite:
             return False
         if not self.resume:
             raise click.ClickException(f"{beside} exists already; go on with --resume, or replace with --overwrite")
-        if not beside.is_file():
+        if not os.path.isfile(beside):
             raise Unkept(f"{path}: {beside} exists already, and is no file")
         return True
 
@@ -275,7 +275,7 @@ class Lines:
             click.ClickException: it cannot be written, or holds something else.
         """
         refuse_input(path, inputs, "--out")
-        if path.is_dir():
+        if os.path.isdir(path):
             raise click.ClickException(f"{path} is a folder; give a file name")
         if is_special(path):
             with _descriptor(path, os.O_WRONLY) as descriptor:
