@@ -9,6 +9,7 @@ import math
 import os
 import re
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,7 +45,9 @@ class Bytes(click.ParamType[int]):
         if match is None:
             self.fail(f"{shortened(value)} is no size; write it as 6G or 500M", param, ctx)
         number, unit, binary = match.groups()
-        size = int(float(number) * (1024 if binary else 1000) ** " kmgt".index(unit or " "))
+        whole, _, part = number.partition(".")
+        scale = (1024 if binary else 1000) ** " kmgt".index(unit or " ")
+        size = int(whole) * scale + int(part or "0") * scale // 10 ** len(part)
         if not 0 < size <= MOST_BYTES:
             self.fail(f"{shortened(value)} is not between 1 and 2**63 - 1 bytes; write it as 6G or 500M", param, ctx)
         return size
@@ -228,18 +231,25 @@ def given(**options: int | None) -> dict[str, Any]:
 
 
 class Progress:
-    """A counter on stderr that rewrites its line; silent when quiet or when stderr is no terminal."""
+    """A counter on stderr: at a terminal a line that is rewritten, elsewhere a line every `EVERY` seconds; silent when quiet."""
+
+    EVERY = 30.0
+    """Seconds."""
 
     def __init__(self, what: str, quiet: bool) -> None:
-        self.what, self.shown = what, not quiet and sys.stderr.isatty()
+        self.what, self.quiet, self.told = what, quiet, time.monotonic()
+        self.rewritten = not quiet and sys.stderr.isatty()
 
     def __enter__(self) -> Progress:
         return self
 
     def __call__(self, done: int, total: int) -> None:
-        if self.shown:
+        if self.rewritten:
             click.echo(f"\r{self.what}: {done}/{total}", err=True, nl=False)
+        elif not self.quiet and time.monotonic() - self.told >= self.EVERY:
+            self.told = time.monotonic()
+            click.echo(f"{self.what}: {done}/{total}", err=True)
 
     def __exit__(self, *_: object) -> None:
-        if self.shown:
+        if self.rewritten:
             click.echo("\r\033[K", err=True, nl=False)
