@@ -9,13 +9,17 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
+import math
 import os
 import random
 import resource
+import shutil
+import signal
 import struct
 import subprocess
 import sys
 import tempfile
+import time
 import traceback
 import zlib
 from collections.abc import Callable
@@ -235,32 +239,33 @@ class Figures:
     """Bytes of the largest child."""
 
 
-def run(count: int, seed: int, keep: Path) -> Figures:
-    """Try so many pictures in children; files at which something else happened than should are kept.
+def run(count: int, seed: int, keep: Path, seconds: float = math.inf) -> Figures:
+    """Try so many pictures in children, or as many as there is time for; files that end a child are kept.
 
     Args:
         keep: folder for them.
     """
-    figures, first = Figures(), 0
-    while first < count:
-        figures.tried = first
-        with tempfile.TemporaryDirectory() as folder:
-            command = [sys.executable, __file__, "child", str(seed), str(first), str(count), folder]
-            child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-            output, errors = child.communicate()
-            for line in output.splitlines():
-                told = json.loads(line)
-                first, figures.read = told["next"], figures.read + told["read"]
-                figures.largest = max(figures.largest, told["bytes"])
-                figures.uncaught += told["uncaught"]
-            if child.returncode != 0:
-                bad = Path(folder, "picture")
-                first = int(Path(folder, "number").read_text()) + 1
+    figures, stop = Figures(), time.monotonic() + seconds
+    while figures.tried < count and time.monotonic() < stop:
+        with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryFile("w+") as errors:
+            command = [sys.executable, __file__, "child", str(seed), str(figures.tried), str(count), folder]
+            with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True) as child:
+                assert child.stdout is not None
+                for line in child.stdout:
+                    told = json.loads(line)
+                    figures.tried, figures.read = told["next"], figures.read + told["read"]
+                    figures.largest = max(figures.largest, told["bytes"])
+                    figures.uncaught += told["uncaught"]
+                    if time.monotonic() > stop:
+                        child.kill()
+                        break
+            if child.returncode and time.monotonic() < stop:
+                errors.seek(0)
+                number = int(Path(folder, "number").read_text())
+                figures.tried = number + 1
+                figures.ended.append(f"{seed}-{number}: {child.returncode} {errors.read().strip()[-300:]}")
                 keep.mkdir(parents=True, exist_ok=True)
-                if bad.exists():
-                    bad.rename(keep / f"{seed}-{first - 1}")
-                figures.ended.append(f"{seed}-{first - 1}: {child.returncode} {errors.strip()[-300:]}")
-            figures.tried = first
+                shutil.move(Path(folder, "picture"), keep / f"{seed}-{number}")
     return figures
 
 
@@ -274,8 +279,6 @@ def _child(seed: int, first: int, count: int, folder: Path) -> None:
     all_seeds = seeds()
     held = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (held + MEMORY, held + MEMORY))
-    import signal
-
     for start in range(first, count, BATCH):
         told: dict[str, object] = {"read": 0, "uncaught": []}
         good, uncaught = 0, []
@@ -299,7 +302,7 @@ if __name__ == "__main__":
     if sys.argv[1] == "child":
         _child(*map(int, sys.argv[2:5]), Path(sys.argv[5]))
     else:
-        found = run(
-            int(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else os.getpid(), Path(tempfile.gettempdir(), "pictures")
-        )
-        print(json.dumps(dataclasses.asdict(found), indent=1))
+        numbers = [int(word) for word in sys.argv[1:]]
+        count, seed, seconds = numbers + [os.getpid(), 3600][len(numbers) - 1 :]
+        figures = run(count, seed, Path(tempfile.gettempdir(), "pictures"), seconds)
+        print(json.dumps(dataclasses.asdict(figures), indent=1))
