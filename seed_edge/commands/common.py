@@ -231,7 +231,7 @@ def given(**options: int | None) -> dict[str, Any]:
 
 
 class Progress:
-    """A counter on stderr: at a terminal a line that is rewritten, elsewhere a line every `EVERY` seconds; silent when quiet."""
+    """A counter on stderr, silent when quiet: a line that is rewritten at a terminal, elsewhere one every `EVERY` seconds."""
 
     EVERY = 30.0
     """Seconds."""

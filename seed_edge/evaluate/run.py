@@ -214,13 +214,17 @@ def _share(hits: Sequence[bool] | NDArray[np.bool_]) -> float:
     return round(float(np.mean(hits)), 3) if len(hits) else 0.0
 
 
+EQUAL = 100.0
+"""PSNR of equal pictures, in dB, which is infinite; JSON has no number for that."""
+
+
 def _likeness(
     pictures: Sequence[Image.Image], truth: Sequence[Image.Image], judge: Judge, vectors: NDArray[np.float32]
 ) -> dict[str, float]:
     pairs = list(zip(pictures, truth, strict=True))
     distance = 1 - (judge.vectors(pictures) * vectors).sum(1)
     return {
-        "psnr": round(float(np.mean([psnr(a, b) for a, b in pairs])), 2),
+        "psnr": round(float(np.mean([min(psnr(a, b), EQUAL) for a, b in pairs])), 2),
         "ssim": round(float(np.mean([ssim(a, b) for a, b in pairs])), 3),
         "lite2_distance": round(float(distance.mean()), 3),
     }

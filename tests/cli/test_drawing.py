@@ -465,3 +465,17 @@ def test_latents_are_kept_under_a_name_of_their_own(tmp_path, monkeypatch):
         assert np.load(name).sum() == 3
     with kept_latents(tmp_path / "none" / "fox.png") as keep:
         keep(np.zeros(3))  # said, and no reason to lose the picture
+
+
+def test_a_long_drawing_is_told_every_half_minute_where_nobody_sees_a_terminal(monkeypatch):
+    from seed_edge.commands import common
+
+    screen, now = io.StringIO(), [0.0]
+    monkeypatch.setattr(sys, "stderr", screen)
+    monkeypatch.setattr(common.time, "monotonic", lambda: now[0])
+    for quiet in (False, True):
+        with common.Progress("steps", quiet) as progress:
+            for done in range(1, 8):
+                now[0] += 10
+                progress(done, 50)
+    assert screen.getvalue() == "steps: 3/50\nsteps: 6/50\n"
