@@ -90,6 +90,8 @@ def caption(
         raise click.UsageError("--out and --sidecar exclude each other")
     if out is None and sidecar is None and (resume or overwrite):
         raise click.UsageError("--resume and --overwrite go with --out or --sidecar")
+    if resume and overwrite:
+        raise click.UsageError("--resume and --overwrite exclude each other")
     if full_names and sidecar is None:
         raise click.UsageError("--full-names goes with --sidecar")
     options: dict[str, Any] = {"temperature": temperature, "seed": seed, "beams": beams}
