@@ -64,7 +64,9 @@ def read_config(folder: Path) -> dict[str, Any]:
         "rope_theta": fields.number("rope_theta", 1.0, MAX_ROPE_BASE, default=10000.0),
     }
     if width % heads or width // heads % 2:
-        raise CheckpointError(f"{fields.where}: hidden_size {width} cannot be divided into {heads} heads of an even width")
+        raise CheckpointError(
+            f"{fields.where}: num_attention_heads is {heads}; hidden_size {width} does not divide into so many heads of an even width"
+        )
     if heads % config["num_key_value_heads"]:
         raise CheckpointError(
             f"{fields.where}: num_key_value_heads {config['num_key_value_heads']} does not divide num_attention_heads {heads}"

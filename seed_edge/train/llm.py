@@ -491,15 +491,22 @@ def load_llama(path: Path, half: bool) -> LlamaForCausalLM:
     """Weights and configuration, in bf16 or fp32.
 
     Raises:
-        CheckpointError: a file is missing or damaged.
+        CheckpointError: a file is missing or damaged, or a tensor is missing.
     """
     read_config(path)
     for weights in path.glob("*.bin"):
         refuse_inflated(weights)
     try:
-        return LlamaForCausalLM.from_pretrained(path, dtype=torch.bfloat16 if half else torch.float32)
+        model, told = LlamaForCausalLM.from_pretrained(
+            path, dtype=torch.bfloat16 if half else torch.float32, output_loading_info=True
+        )
     except UNREADABLE as error:
         raise CheckpointError(f"{path} cannot be read ({reason_of(error)})") from error
+    if told["missing_keys"]:  # transformers would go on with random weights
+        raise CheckpointError(
+            f"{path} cannot be read (tensor {min(told['missing_keys'])} is missing); copy or download it again"
+        )
+    return model
 
 
 def merge_lora(llm: Path, adapter: Path, out: Path) -> None:
