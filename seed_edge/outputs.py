@@ -131,4 +131,4 @@ def why(error: OSError, path: Path) -> str:
     """One line on a failed write: what could not be written, and what the system says."""
     if error.errno == errno.ENAMETOOLONG:
         return f"{printable(path.name[:60])}...: the name is too long for a file system"
-    return f"{path} cannot be written ({error.strerror})"
+    return f"{path} cannot be written ({error.strerror or error})"

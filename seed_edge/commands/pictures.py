@@ -9,7 +9,6 @@ import logging
 import math
 import os
 import re
-import shlex
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -233,8 +232,8 @@ def save_picture(image: Image, output: Output, record: Record | None) -> Path:
         click.ClickException: it cannot be written, or a file would be lost.
     """
     path = output.path
-    data = encoded(image, kind_of_picture(path), record)
     try:
+        data = encoded(image, kind_of_picture(path), record)
         if is_stdout(path):
             sys.stdout.buffer.write(data)
             sys.stdout.buffer.flush()
@@ -305,11 +304,21 @@ def check_output(output: Output, engine: Engine, *inputs: str | Path) -> None:
         if sys.stdout.isatty():
             raise click.ClickException("stdout is a terminal; lead it into a file or a program, or choose another -o")
         return
-    refuse_input(path, (*map(Path, inputs), *read_files(engine)), "-o")
     kind_of_picture(path)
-    if is_special(path):
-        return
-    refuse_inside(path, bundle_place(engine), "-o")
+    if not is_special(path):
+        check_name(path)
+        refuse_inside(path, bundle_place(engine), "-o")
+    refuse_input(path, (*map(Path, inputs), *read_files(engine)), "-o")
+    if not output.free:
+        refuse_foreign(output)
+
+
+def check_name(path: Path) -> None:
+    """Refuse a name that no file can have.
+
+    Raises:
+        click.ClickException: it is a folder's, too long, or in a folder that is not there or cannot be written.
+    """
     if os.path.isdir(path):
         raise click.ClickException(f"{path} is a folder; give a file name")
     if not os.path.isdir(path.parent):
@@ -322,8 +331,6 @@ def check_output(output: Output, engine: Engine, *inputs: str | Path) -> None:
         return
     except OSError as error:
         raise click.ClickException(why(error, path)) from error
-    if not output.free:
-        refuse_foreign(output)
 
 
 def refuse_foreign(output: Output) -> None:
@@ -383,6 +390,8 @@ def kept_latents(output: Path) -> Iterator[Callable[[Any], None]]:
     except (SeedEdgeError, MemoryError) as error:
         if not kept:
             raise
+        import shlex
+
         again = f"seed-edge decode {shlex.quote(str(kept.pop()))} -o {shlex.quote(str(output))} --tiled"
         raise click.ClickException(f"{error}; what was drawn is kept: try `{again}` with the same --bundle") from error
     finally:

@@ -21,8 +21,8 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from seed_edge.errors import DataError
 from seed_edge.atomic import replacing
+from seed_edge.errors import DataError
 from seed_edge.train.recipe import Schedule
 
 STATE, LOG = "state.pt", "log.jsonl"

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import sentencepiece
 
-from seed_edge.errors import DataError
 from seed_edge.atomic import replacing
+from seed_edge.errors import DataError
 from seed_edge.models.llama import PIECES_FILE
 from seed_edge.train.samples import Sample
 from seed_edge.train.texts import caption, request
