@@ -65,7 +65,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     }
     if width % heads or width // heads % 2:
         raise CheckpointError(
-            f"{fields.where}: num_attention_heads is {heads}; hidden_size {width} does not divide into so many heads of an even width"
+            f"{fields.where}: num_attention_heads is {heads}; hidden_size {width} must be an even multiple of it"
         )
     if heads % config["num_key_value_heads"]:
         raise CheckpointError(

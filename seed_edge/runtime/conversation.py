@@ -172,7 +172,7 @@ class Conversation:
                     tuple(space.check(codes) for codes in images),
                     tuple(part if isinstance(part, str) else space.check(part) for part in answer),
                 )
-                for text, images, answer in _saved_turns(path)
+                for text, images, answer in saved_turns(path)
             ]
         except CodesError as error:
             raise PromptError(
@@ -180,7 +180,7 @@ class Conversation:
             ) from error
 
 
-def _saved_turns(path: Path) -> list[tuple[str, list[list[int]], list[str | list[int]]]]:
+def saved_turns(path: Path) -> list[tuple[str, list[list[int]], list[str | list[int]]]]:
     """Text, images and answer of each turn in a file that `Conversation.save` wrote.
 
     Raises:
@@ -220,7 +220,7 @@ def _are_codes(value: Any) -> bool:
 def _is_saved(path: Path) -> bool:
     """Whether a file is a conversation that was saved here, by whatever bundle."""
     try:
-        _saved_turns(path)
+        saved_turns(path)
     except PromptError:
         return False
     return True
