@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 WORD = re.compile(r"""\s*(?:'([^']*)'|"([^"]*)"|((?:\\.|[^\s'"\\])+))(?=\s|$)""")
 """A path at the beginning of a line, as terminals write one that is dropped on them."""
+SURROGATE = re.compile("[\ud800-\udfff]")
 LONGEST_LINE = 1 << 16
 """Bytes of a line on stdin that is no terminal."""
 MOST_TURNS = 1 << 20
@@ -235,11 +236,8 @@ def _named(name: str) -> Path:
 
 
 def _in_utf8(text: str) -> str:
-    """A message with what is not UTF-8 replaced by question marks, which is said."""
-    plain = text.encode(
-        "utf-8",
-        "surrogateescape",
-    ).decode("utf-8", "replace")
+    """A message in which the replacement character stands for what is not UTF-8, which is said."""
+    plain = SURROGATE.sub("\N{REPLACEMENT CHARACTER}", text)
     if plain != text:
         note("bytes that are not UTF-8 were replaced", quiet=False)
     return plain

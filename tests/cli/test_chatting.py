@@ -1,4 +1,5 @@
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from seed_edge.commands import chatting
 from seed_edge.commands.chatting import WORD, _path
 from seed_edge.manifest import MANIFEST
 from seed_edge.runtime.conversation import Conversation
+from seed_edge.runtime.pipeline import SeedEdge
 
 
 @pytest.fixture
@@ -141,3 +143,140 @@ def test_what_cannot_be_is_refused_at_once(chat, tiny, tmp_path):
     assert "no such folder" in chat("hello", options=["-o", "nowhere"], code=1).stderr
     result = CliRunner().invoke(cli, ["chat", "--bundle", str(tiny)], input="hello\n")
     assert result.exit_code == 1 and "was not taught to converse" in result.stderr
+
+
+def test_pictures_that_cannot_be_read_are_named_and_not_taken_as_words(chat, said):
+    for name in ("a.heic", "a.AVIF", "a.jxl", "a.cr2", "a.png"):
+        Path(name).write_bytes(b"\0\0\0\x18ftypheic" + bytes(40))
+        result = chat(f"{name} what is it")
+        assert f"Error: {name}: " in result.stderr and said == []
+
+
+def test_a_pipe_with_the_name_of_a_picture_is_named(chat, said):
+    os.mkfifo("a.png")
+    assert "Error: a.png: " in chat("a.png what is it").stderr and said == []
+
+
+@pytest.mark.parametrize("where", ["decode", "encode", "draw_codes"])
+def test_ctrl_c_stops_whatever_is_made_and_not_the_chat(chat, monkeypatch, where):
+    def stopped(*_args, **_options):
+        raise KeyboardInterrupt
+
+    if where == "draw_codes":
+        monkeypatch.setattr("seed_edge.runtime.conversation.write_codes", stopped)
+    else:
+        monkeypatch.setattr(SeedEdge, where, stopped)
+    result = chat("'my photo.png' hello" if where == "encode" else "/draw a fox", "/save talk.json")
+    assert "(stopped)" in result.stderr and Path("talk.json").exists() and "Traceback" not in result.output
+    turns = json.loads(Path("talk.json").read_text())["turns"]
+    assert len(turns) == (where == "decode")  # of what was not answered there is no turn
+
+
+def test_pictures_of_a_message_that_was_stopped_wait_for_the_next(chat, said, monkeypatch):
+    encode, calls = SeedEdge.encode, []
+
+    def once(self, images):
+        calls.append(1)
+        if len(calls) == 1:
+            raise KeyboardInterrupt
+        return encode(self, images)
+
+    monkeypatch.setattr(SeedEdge, "encode", once)
+    chat("'my photo.png' hello", "again")
+    assert [images for _, images, _ in said] == [1, 1]
+
+
+def test_bytes_that_are_not_utf8_are_replaced_and_said(tiny, chat, said):
+    chat("warm up")
+    said.clear()
+    result = CliRunner().invoke(cli, ["chat", "--bundle", "bundle", "-q"], input=b"a \xff fox\n/draw \xfe\n\xff.png\n")
+    assert result.exit_code == 0, result.output
+    assert [text for text, *_ in said] == ["a \ufffd fox", "\ufffd", "\ufffd.png"] and result.stderr.count(
+        "not UTF-8 were replaced"
+    ) == 3
+
+
+def test_a_line_of_megabytes_is_left_out(chat, said):
+    result = chat("x" * 10_000_000, "hello", "\x00", "/" + "y" * 6000)
+    assert "was left out" in result.stderr and said[0][0] == "hello" and len(result.output) < 10_000
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "file://[",
+        "'file://[x'",
+        "/image \x00",
+        "/save a\x00b",
+        "/load a\x00b",
+        "/image",
+        "/load",
+        "/draw",
+        "/image .",
+        "/save .",
+    ],
+)
+def test_odd_lines_are_one_line_each(chat, line):
+    result = chat(line, "/save talk.json")
+    assert Path("talk.json").exists() and "Traceback" not in result.output
+    assert all(told.isprintable() for told in result.stderr.splitlines())
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"my own notes",
+        b"{}",
+        b'{"format": 1}',
+        b'{"format": 2, "turns": []}',
+        b"[]",
+        b"\x89PNG\r\n\x1a\n",
+        b'{"format": true, "turns": []}',
+    ],
+)
+@pytest.mark.parametrize("link", [False, True])
+def test_nothing_but_a_saved_conversation_is_replaced(chat, content, link):
+    Path("notes").write_bytes(content)
+    if link:
+        Path("link").symlink_to("notes")
+    result = chat("hello", f"/save {'link' if link else 'notes'}")
+    assert "and stays" in result.stderr and Path("notes").read_bytes() == content
+    assert not [path for path in os.listdir() if path.endswith(".partial")]
+
+
+def test_a_conversation_is_saved_over_an_older_one_and_into_devices(chat):
+    chat("hello", "/save talk.json", "and more", "/save talk.json", "/save /dev/null")
+    assert len(json.loads(Path("talk.json").read_text())["turns"]) == 2
+
+
+HOSTILE = [
+    "[" * 100_000, '{"a":' * 100_000, '{"format": 1e400, "turns": []}', '{"format": 1, "turns": {}}', '{"format": 1, "turns": [3]}', '{"format": true, "turns": []}',
+    '{"format": 1, "turns": [{"text": 3, "images": [], "answer": []}]}', '{"format": 1, "turns": [{"text": "a", "images": {}, "answer": []}]}',
+    '{"format": 1, "turns": [{"text": "a", "images": [[0, 1, 2, true]], "answer": []}]}', '{"format": 1, "turns": [{"text": "a", "images": [[0, 1, 2, 3.0]], "answer": []}]}',
+    '{"format": 1, "turns": [{"text": "a", "images": [[0, 1, 2, 99999999999999999999]], "answer": []}]}', '{"format": 1, "turns": [{"text": "a", "images": [[[0], 1]], "answer": []}]}',
+    '{"format": 1, "turns": [{"text": "a", "images": [], "answer": [null]}]}', '{"format": 1, "turns": [{"text": "a", "images": [], "answer": "ab"}]}', "\x00", "",
+    '{"format": 1, "turns": [{"text": "a", "images": [], "answer": [], "\\u001b[31m": 1}]}', '{"format": 1, "turns": [{"text": "a", "images": [[' + "9" * 5000 + "]]}]}",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("number", range(len(HOSTILE)))
+def test_a_hostile_conversation_leaves_the_one_at_hand(chat, number):
+    Path("other.json").write_text(HOSTILE[number])
+    result = chat("hello", "/load other.json", "/save talk.json")
+    (line,) = result.stderr.splitlines()
+    assert line.startswith("Error: other.json is no conversation") and line.isprintable() and len(line) < 500
+    assert json.loads(Path("talk.json").read_text())["turns"][0]["text"] == "hello"
+    assert "is no conversation" in chat("x", options=["--load", "other.json"], code=1).stderr
+
+
+@pytest.mark.parametrize("kind", ["pipe", "device", "huge"])
+def test_a_conversation_is_read_from_a_regular_file_alone(chat, kind):
+    if kind == "pipe":
+        os.mkfifo("other")
+    elif kind == "device":
+        Path("other").symlink_to("/dev/zero")
+    else:
+        with open("other", "wb") as file:
+            file.truncate(1 << 40)
+    assert "Error: other is no conversation" in chat("/load other").stderr
