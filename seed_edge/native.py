@@ -55,7 +55,7 @@ def configure() -> None:
     A host program that imported ONNX Runtime before seed-edge has started its telemetry; it is stopped then, and a warning
     says what would have prevented it.
     """
-    too_late = "onnxruntime" in sys.modules and not telemetry_off()
+    too_late = "onnxruntime" in sys.modules and os.environ.get("ORT_DISABLE_TELEMETRY") != "1"
     os.environ.update(PRIVATE)
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
@@ -107,6 +107,25 @@ def _llama_callback() -> Any:
             del _llama_errors[:-MAX_LOG_LINES]
 
     return on_log
+
+
+@functools.cache
+def import_quietly() -> None:
+    """Import what would open a socket at import: urllib3, below huggingface_hub, binds one to see whether IPv6 works.
+
+    Called by the packages that need PyTorch, before transformers, diffusers or accelerate are imported.
+    """
+    import importlib.util
+    import socket
+
+    if "urllib3" in sys.modules or importlib.util.find_spec("urllib3") is None:
+        return
+    has_ipv6, socket.has_ipv6 = socket.has_ipv6, False
+    try:
+        from urllib3.util import connection
+    finally:
+        socket.has_ipv6 = has_ipv6
+    connection.HAS_IPV6 = has_ipv6
 
 
 @functools.cache

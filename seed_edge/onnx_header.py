@@ -299,7 +299,7 @@ class _Reader:
             if length != size:
                 raise self.broken(f"weights {name!r} take {size:,} bytes, {length:,} are announced")
             return OnnxTensor(name, tuple(shape), word, size, outside.get("location", ""), offset)
-        if held is not None and size and held[1] - held[0] != size:
+        if held is not None and held[1] - held[0] != size:
             raise self.broken(f"weights {name!r} take {size:,} bytes, {held[1] - held[0]:,} are there")
         content = bytes(self.data[held[0] : held[1]]) if held is not None and size <= KEPT_BYTES else None
         return OnnxTensor(name, tuple(shape), word, size, stored=held is not None or not size, content=content)

@@ -1,1 +1,5 @@
 """Checkpoint to bundle; needs the `export` extra."""
+
+from seed_edge import native
+
+native.import_quietly()

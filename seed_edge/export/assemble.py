@@ -133,7 +133,11 @@ def export_bundle(parts: Parts, out: Path, options: ExportOptions, report: Repor
             image_embed_dim=embed_dim,
             language=language,
             diffusion=diffusion,
-            files={path.name: entry_for(path) for path in sorted(folder.iterdir()) if not path.name.startswith(".")},
+            files={
+                path.name: entry_for(path)
+                for path in sorted(folder.iterdir())
+                if not path.name.startswith(".") and path.name != MANIFEST
+            },
             parity=parity,
             sources=read_sources(options.sources) if options.sources else (),
             licence=options.licence,

@@ -20,9 +20,10 @@ from seed_edge.export.gguf import LlamaFolder
 from seed_edge.export.quantize import bits_of
 from seed_edge.export.reference import logits
 from seed_edge.graphs import GraphSpec, unet_graph, vae_graph
-from seed_edge.manifest import DECODER, ENCODER, UNET, VAE, Manifest
+from seed_edge.manifest import DECODER, ENCODER, MANIFEST, UNET, VAE, Manifest
 from seed_edge.models.image_tokenizer import ImageTokenizer
 from seed_edge.runtime.footprint import footprint
+from seed_edge.runtime.isolated_load import try_all
 from seed_edge.runtime.language_model import LlamaCpp
 from seed_edge.runtime.selftest import measure
 from seed_edge.runtime.sessions import Session, choose_device
@@ -112,7 +113,15 @@ def diffusion_parity(unclip: UnclipFolder, folder: Path, storage: str) -> dict[s
 
 
 def with_measurements(manifest: Manifest, folder: Path) -> Manifest:
-    """The manifest with what the bundle in `folder` gives for the self-test's picture, and the memory its graphs take."""
+    """The manifest with what the bundle in `folder` gives for the self-test's picture, and the memory its graphs take.
+
+    Every part is held against the rules of bundles and tried in a child process, which reads the manifest; so it is written first.
+
+    Raises:
+        BundleError: the exported files are not what a bundle may hold.
+    """
+    (folder / MANIFEST).write_text(manifest.to_json(), "utf-8")
+    try_all(Bundle(folder, manifest))
     graphs = sorted(name for name in manifest.files if name.endswith(".onnx"))
     taken = {name: use for name in graphs if (use := footprint(folder / name)) is not None}
     return dataclasses.replace(manifest, memory=taken, self_test=measure(Bundle(folder, manifest), choose_device("cpu")))

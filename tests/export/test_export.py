@@ -10,7 +10,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from helpers import call
+from helpers import COLOURS, call, shapes, write
 from PIL import Image, ImageDraw
 from safetensors.numpy import load_file, save_file
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -31,39 +31,11 @@ from seed_edge.train.shards import ShardWriter
 from seed_edge.train.tokenizer import codes_of, vectors_of_cache
 
 LANGUAGE_MODEL = "llm.gguf"
-COLOURS = ("red", "green", "blue", "yellow", "purple", "orange")
-
-
-def pictures(path):
-    """A tar of coloured shapes with labels, and of plain photos with sentences."""
-    with ShardWriter(path) as shard:
-        for i, colour in enumerate(COLOURS * 3):
-            image = Image.new("RGBA", (64, 64), (0, 0, 0, 0))
-            draw = ImageDraw.Draw(image)
-            shape = ("disc", "square", "bar")[i // len(COLOURS)]
-            box = {"disc": (8, 8, 56, 56), "square": (12, 12, 52, 52), "bar": (4, 24, 60, 40)}[shape]
-            (draw.ellipse if shape == "disc" else draw.rectangle)(box, fill=colour)
-            record = {"label": shape, "style": "flat", "colour": colour, "recoloured": True}
-            write(shard, f"{colour}-{shape}", image, record)
-            write(
-                shard,
-                f"photo-{i}",
-                image.convert("RGB"),
-                {"captions": [f"A {shape} lies on the {colour} table in the room ."]},
-            )
-
-
-def write(shard, key, image, record):
-    buffer = io.BytesIO()
-    image.save(buffer, "WEBP")
-    shard.write(key, {"webp": buffer.getvalue(), "json": json.dumps(record).encode()})
-
-
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     """A run trained for some seconds by the commands anyone would use."""
     folder = tmp_path_factory.mktemp("train")
-    pictures(folder / "shapes.tar")
+    shapes(folder / "shapes.tar")
     out, codes = folder / "run", folder / "codes"
     call("train", "tokenizer", "--recipe", "smoke-tokenizer", "--data", folder / "shapes.tar", "--out", out)
     call("tokenize", "--run", out, "--out", codes)

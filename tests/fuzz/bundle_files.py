@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 import seed_edge
@@ -91,7 +90,7 @@ def rich_encoder() -> bytes:
         "bytes": rng.integers(0, 256, (width, 1, width)).astype("u1"), "scales": np.full((width, 1), 0.01, "f4"),
         "half": rng.normal(0, 1, (width, 8)).astype("f2"), "two": np.array(2, "f4"), "low": np.array(-5, "f4"),
         "high": np.array(5, "f4"), "axes": np.array([2]), "starts": np.array([0]), "ends": np.array([8]),
-        "last": np.array([2]),
+        "last": np.array([1]),
     }  # fmt: skip
     nodes = [
         n("Conv", ["pixel_values", "kernel", "bias"], ["c"], kernel_shape=[8, 8], strides=[8, 8], pads=[0, 0, 0, 0]),

@@ -2,110 +2,24 @@
 
 from __future__ import annotations
 
-
 import functools
 import random
-import struct
 import tempfile
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from bundle_files import TINY, loaded, make_tiny, place
+from gguf_bytes import ARRAY, KINDS, STRING, File
 
 import seed_edge
 
-KINDS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
-STRING, ARRAY = 8, 9
 NUMBERS = (0, 1, 2, 3, 7, 31, 64, 255, 256, 65535, 65536, 2**31 - 1, 2**31, 2**32 - 1, 2**63, 2**64 - 1, -1, -(2**31))
 FLOATS = (0.0, -0.0, 1e-45, -1.0, 1.0, 1e30, float("inf"), float("-inf"), float("nan"))
 ARCHITECTURES = ("smallthinker", "llada-moe", "qwen2", "bert", "mamba", "t5", "gemma3", "deepseek2", "rwkv7", "clip", "", "llama\0")
 TOKENIZERS = ("bert", "none", "no_vocab", "gpt2", "t5", "rwkv", "plamo2", "")
-FOREIGN = (
-    "expert_count expert_used_count expert_shared_count nextn_predict_layers rope.scaling.type rope.scaling.factor "
-    "attention.key_length attention.value_length attention.sliding_window attention.causal pooling_type vocab_only "
-    "ssm.state_size leading_dense_block_count attention.clamp_kqv logit_scale attention.layer_norm_epsilon"
-).split()
-OTHERS = (
-    "tokenizer.ggml.pre tokenizer.ggml.merges tokenizer.ggml.precompiled_charsmap tokenizer.ggml.eot_token_id "
-    "tokenizer.ggml.fim_pre_token_id tokenizer.chat_template general.alignment split.count adapter.type"
-).split()
-
-
-@dataclass
-class File:
-    """A GGUF file in parts."""
-
-    version: int
-    values: list[tuple[bytes, int, Any]]
-    """Key, type and value; of an array, its type and its items."""
-    tensors: list[tuple[bytes, list[int], int, int]]
-    """Name, shape, type and offset."""
-    data: bytes
-
-    @classmethod
-    def parse(cls, raw: bytes) -> File:
-        """A valid file."""
-        at = 4
-
-        def scalar(kind: str) -> Any:
-            nonlocal at
-            (value,) = struct.unpack_from("<" + kind, raw, at)
-            at += struct.calcsize("<" + kind)
-            return value
-
-        def text() -> bytes:
-            nonlocal at
-            length = scalar("Q")
-            at += length
-            return raw[at - length : at]
-
-        def value(kind: int) -> Any:
-            if kind == STRING:
-                return text()
-            if kind == ARRAY:
-                inner, count = scalar("I"), scalar("Q")
-                return inner, [value(inner) for _ in range(count)]
-            return scalar(KINDS[kind])
-
-        version, tensors, values = scalar("I"), scalar("Q"), scalar("Q")
-        said = [(text(), kind := scalar("I"), value(kind)) for _ in range(values)]
-        infos = []
-        for _ in range(tensors):
-            name, rank = text(), scalar("I")
-            infos.append((name, [scalar("Q") for _ in range(rank)], scalar("I"), scalar("Q")))
-        return cls(version, said, infos, raw[-(-at // 32) * 32 :])
-
-    def bytes(self) -> bytes:
-        """The file."""
-        out = bytearray(b"GGUF" + struct.pack("<IQQ", self.version & 0xFFFFFFFF, len(self.tensors), len(self.values)))
-        for key, kind, value in self.values:
-            out += _text(key) + struct.pack("<I", kind) + _value(kind, value)
-        for name, shape, kind, offset in self.tensors:
-            sizes = b"".join(_number("Q", n) for n in shape)
-            out += _text(name) + struct.pack("<I", len(shape)) + sizes + _number("I", kind) + _number("Q", offset)
-        return bytes(out) + bytes(-len(out) % 32) + self.data
-
-
-def _text(text: bytes) -> bytes:
-    return struct.pack("<Q", len(text)) + text
-
-
-def _number(kind: str, value: Any) -> bytes:
-    if kind in "fd":
-        return struct.pack("<" + kind, value)
-    size = struct.calcsize("<" + kind)
-    return (int(value) & (256**size - 1)).to_bytes(size, "little")
-
-
-def _value(kind: int, value: Any) -> bytes:
-    if kind == STRING:
-        return _text(value)
-    if kind == ARRAY:
-        inner, items = value
-        return struct.pack("<IQ", inner, len(items)) + b"".join(_value(inner, item) for item in items)
-    return _number(KINDS[kind], value)
+FOREIGN = ["expert_count", "expert_used_count", "expert_shared_count", "nextn_predict_layers", "rope.scaling.type", "rope.scaling.factor", "attention.key_length", "attention.value_length", "attention.sliding_window", "attention.causal", "pooling_type", "vocab_only", "ssm.state_size", "leading_dense_block_count", "attention.clamp_kqv", "logit_scale", "attention.layer_norm_epsilon"]
+OTHERS = ["tokenizer.ggml.pre", "tokenizer.ggml.merges", "tokenizer.ggml.precompiled_charsmap", "tokenizer.ggml.eot_token_id", "tokenizer.ggml.fim_pre_token_id", "tokenizer.chat_template", "general.alignment", "split.count", "adapter.type"]
 
 
 @functools.cache
@@ -129,7 +43,11 @@ def mutate(data: bytes, rng: random.Random) -> bytes:
         return _raw(data, rng)
     file = File.parse(data)
     for _ in range(rng.choice((1, 1, 1, 2, 3))):
-        rng.choice(CHANGES)(file, rng)
+        change = rng.choice(CHANGES)
+        try:
+            change(file, rng)
+        except (TypeError, IndexError, ValueError, OverflowError):
+            continue  # an earlier change left nothing that this one could be applied to
     return file.bytes()
 
 
