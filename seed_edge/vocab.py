@@ -35,7 +35,10 @@ class CodeSpace:
         Raises:
             CodesError: wrong count, not integers, or outside [0, codebook_size).
         """
-        array = np.asarray(codes)
+        try:
+            array = np.asarray(codes)
+        except ValueError as error:
+            raise CodesError(f"an image is {self.codes_per_image} integers, not lists of several lengths") from error
         if array.shape != (self.codes_per_image,) or array.dtype.kind not in "iu":
             raise CodesError(
                 f"an image is {self.codes_per_image} integers, got {array.dtype} of shape {array.shape}; "

@@ -25,6 +25,9 @@ WITHOUT_AMX = f"CFLAGS=-U__AMX_INT8__ CXXFLAGS=-U__AMX_INT8__ {BUILD_HERE}"
 FIRST_CONTEXT = 512
 """Ids there is room for at first; keys and values of 2,048 take a gigabyte in a LLaMA of 7 billion weights."""
 
+LONGEST_TEXT = 1 << 20
+"""Bytes of a text, far beyond any context."""
+
 
 class LanguageModel(Protocol):
     """What decoding needs of a language model."""
@@ -223,8 +226,17 @@ class LlamaCpp:
             other.close()
 
     def tokenize(self, text: str) -> list[int]:
-        """Ids of literal text; no BOS, nothing parsed as a control token."""
-        data = text.encode()
+        """Ids of literal text; no BOS, nothing parsed as a control token.
+
+        Raises:
+            PromptError: the text is not UTF-8, or has over `LONGEST_TEXT` bytes.
+        """
+        try:
+            data = text.encode()
+        except UnicodeEncodeError as error:
+            raise PromptError(f"the text is not UTF-8 (character {error.start + 1}); write it in UTF-8") from None
+        if len(data) > LONGEST_TEXT:
+            raise PromptError(f"the text has {len(data):,} bytes, {LONGEST_TEXT:,} at most can be read; shorten it")
         room = len(data) + 2  # never more ids than bytes, but for the space put in front
         ids = (llama_cpp.llama_token * room)()
         count = llama_cpp.llama_tokenize(self._vocab, data, len(data), ids, room, False, False)

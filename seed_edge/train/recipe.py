@@ -92,14 +92,14 @@ def load_recipe(kinds: Mapping[str, type[T]], name: str, changes: Sequence[str] 
         raise DataError(f"recipe {path} cannot be read as TOML ({error})") from error
     for change in changes:
         _change(table, change)
-    table = {key: _lines_beside(path, value) for key, value in table.items()}
+    table = {key: _lines_beside(path, key, value) for key, value in table.items()}
     kind = table.pop("kind", None)
     if not isinstance(kind, str) or kind not in kinds:
         raise DataError(f"recipe {path}: kind is {shown(kind)}; this command trains {' and '.join(map(repr, kinds))}")
     return from_table(kinds[kind], table, f"recipe {path.name}")
 
 
-def _lines_beside(recipe: Path, value: Any) -> Any:
+def _lines_beside(recipe: Path, key: str, value: Any) -> Any:
     """For `@NAME` the lines of the file of that name beside the recipe; anything else as it is."""
     if not (isinstance(value, str) and value.startswith("@")):
         return value
@@ -107,7 +107,7 @@ def _lines_beside(recipe: Path, value: Any) -> Any:
         path = recipe.with_name(value[1:])
         return read_text(path, LARGEST_FILE, DataError).splitlines()
     except (DataError, OSError, ValueError) as error:
-        raise DataError(f"recipe {recipe}: {value[1:]} cannot be read ({error})") from error
+        raise DataError(f"recipe {recipe}: {key}: {value[1:]} cannot be read ({error})") from error
 
 
 def _change(table: dict[str, Any], change: str) -> None:

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from seed_edge.errors import BundleError, CodesError
-from seed_edge.vocab import Vocab
+from seed_edge.vocab import CodeSpace, Vocab
 
 SEED = Vocab(
     size=40194, first_code_id=32000, codebook_size=8192, codes_per_image=32, bos_id=1, eos_id=2, boi_id=40192, eoi_id=40193
@@ -48,3 +48,11 @@ def test_ids_of_codes_are_those_of_no_text():
     vocab = Vocab(size=20, first_code_id=10, codebook_size=8, codes_per_image=4, bos_id=1, eos_id=2, boi_id=18, eoi_id=19)
     assert [int(i) for i in vocab.code_mask().nonzero()[0]] == list(range(10, 18))
     assert not (vocab.code_mask() & vocab.text_mask()).any()
+
+
+@pytest.mark.parametrize(
+    "codes", [[[1], 2], [[1, 2], [3]], [10**400] * 4, ["a"] * 4, [1.0] * 4, [None] * 4, [[1, 2, 3, 4]], "1234", {}, 3]
+)
+def test_what_is_no_list_of_integers_is_no_image(codes):
+    with pytest.raises(CodesError, match="an image is 4 integers"):
+        CodeSpace(8, 4).check(codes)

@@ -209,7 +209,10 @@ def test_a_graph_of_another_export_is_refused(tiny, tmp_path):
         manifest["language"]["vocab"].update(codebook_size=4, boi_id=305, eoi_id=304)
 
     swap_language_model_for(folder, shrink)
-    with seed_edge.load(folder, device="cpu") as other, pytest.raises(BundleError, match="gave code [4-7], the manifest says 4 codes"):
+    with (
+        seed_edge.load(folder, device="cpu") as other,
+        pytest.raises(BundleError, match="gave code [4-7], the manifest says 4 codes"),
+    ):
         other.encode([Image.new("RGB", (8, 8), "white")])
 
 
@@ -260,3 +263,9 @@ def test_captions_are_written_one_by_one_where_memory_is_reckoned_with(tiny):
     """A part could be closed to make room while another thread uses it."""
     with seed_edge.load(tiny, device="cpu", memory_limit=2_000_000_000) as edge:
         assert edge._writers() == 1
+
+
+@pytest.mark.parametrize("text", ["a\udcff", "\ud800", "x" * 3_000_000], ids=["byte", "half", "long"])
+def test_text_that_is_no_prompt_is_refused_at_once(edge, text):
+    with pytest.raises(PromptError, match="the text "):
+        edge.draw(text)
