@@ -46,8 +46,8 @@ class Bytes(click.ParamType[int]):
             self.fail(f"{shortened(value)} is no size; write it as 6G or 500M", param, ctx)
         number, unit, binary = match.groups()
         whole, _, part = number.partition(".")
-        scale = (1024 if binary else 1000) ** " kmgt".index(unit or " ")
-        size = int(whole) * scale + int(part or "0") * scale // 10 ** len(part)
+        scale: int = (1024 if binary else 1000) ** " kmgt".index(unit or " ")
+        size: int = int(whole) * scale + int(part or "0") * scale // int("1" + "0" * len(part))
         if not 0 < size <= MOST_BYTES:
             self.fail(f"{shortened(value)} is not between 1 and 2**63 - 1 bytes; write it as 6G or 500M", param, ctx)
         return size
