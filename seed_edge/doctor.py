@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from seed_edge import __version__
+from seed_edge import __version__, native
 from seed_edge.bundle import EMBEDDED, Bundle
 from seed_edge.errors import SeedEdgeError
 from seed_edge.home import HOME, bundle_names, bundles_folder, folder
@@ -73,11 +73,12 @@ def _system() -> Iterator[Check]:
 
 def _runtimes() -> Iterator[Check]:
     try:
-        import onnxruntime
-
+        onnxruntime = native.onnxruntime()
         from seed_edge.runtime.sessions import cuda_problem
 
         problem = cuda_problem()
+        offline = "no library may open a connection or keep a machine id (telemetry variables are set)"
+        yield Check("offline", OK if native.telemetry_off() else BROKEN, offline if native.telemetry_off() else "telemetry is on")
         providers = ", ".join(name.removesuffix("ExecutionProvider") for name in onnxruntime.get_available_providers())
         yield Check("onnxruntime", OK, f"{onnxruntime.__version__}, built with {providers}")
     except (ImportError, OSError, AttributeError) as error:  # two builds over one another have no attributes left
@@ -107,8 +108,7 @@ def _cuda(problem: str | None) -> Iterator[Check]:
         return
     found = {name: version for name in GPU_LIBRARIES if (version := _version(name)) is not None}
     missing = sorted(set(GPU_LIBRARIES) - set(found))
-    import onnxruntime
-
+    onnxruntime = native.onnxruntime()
     wanted = getattr(onnxruntime, "cuda_version", "") or "13"
     free = free_gpu_memory()
     card = f"{free / 1e9:.1f} GB free" if free is not None else "free memory not known"

@@ -8,22 +8,17 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-from bundle_files import originals, place, rich_encoder
+from bundle_files import loaded, originals, place, rich_encoder
 from google.protobuf.message import DecodeError
 from onnx import helper, numpy_helper
 from PIL import Image
 
 import seed_edge
-from bundle_files import loaded
 from seed_edge.runtime.unclip import DiffusionOptions
 
 NUMBERS = (0, 1, 2, 3, 8, 255, 65536, 2**31 - 1, 2**31, 2**32, 2**63 - 1, -1, -2, -(2**31), -(2**63))
 FLOATS = (0.0, -1.0, 1e-45, 1e38, float("inf"), float("nan"))
-OPERATORS = (
-    "RandomUniform RandomNormalLike GatherND InstanceNormalization Loop If Scan ConstantOfShape Range Tile Pad OneHot NonZero Where "
-    "Add Mul MatMul Reshape Transpose Concat Resize Expand Gather Cast Softmax TopK ConvTranspose MaxPool Einsum LSTM Upsample "
-    "Multinomial Bernoulli StringNormalizer SequenceEmpty Identity Erf Attention LayerNormalization DequantizeLinear"
-).split()
+OPERATORS = ["RandomUniform", "RandomNormalLike", "GatherND", "InstanceNormalization", "Loop", "If", "Scan", "ConstantOfShape", "Range", "Tile", "Pad", "OneHot", "NonZero", "Where", "Add", "Mul", "MatMul", "Reshape", "Transpose", "Concat", "Resize", "Expand", "Gather", "Cast", "Softmax", "TopK", "ConvTranspose", "MaxPool", "Einsum", "LSTM", "Upsample", "Multinomial", "Bernoulli", "StringNormalizer", "SequenceEmpty", "Identity", "Erf", "Attention", "LayerNormalization", "DequantizeLinear"]
 NAMES = ("epsilon", "axis", "axes", "to", "perm", "kernel_shape", "strides", "pads", "dilations", "group", "batch_dims", "scale", "seed")
 FILES = ("encoder.onnx", "encoder.onnx", "encoder.onnx", "decoder.onnx", "decoder.onnx", "unet.onnx", "vae_decoder.onnx")
 
