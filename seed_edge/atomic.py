@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-import secrets
 import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -26,7 +25,7 @@ OPEN_FLAGS = getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0)
 def temporary_name(path: Path) -> Path:
     """A random hidden name beside `path`."""
     stem = path.name.encode("utf-8", "surrogateescape")[:MAX_STEM].decode("utf-8", "ignore")
-    return path.with_name(f".{stem}-{secrets.token_hex(8)}{ENDING}")
+    return path.with_name(f".{stem}-{os.urandom(8).hex()}{ENDING}")
 
 
 def create_temporary(path: Path) -> Path:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Iterator
+import importlib
+from collections.abc import Iterator, MutableMapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -11,15 +12,37 @@ from typing import Any
 import click
 
 from seed_edge import __version__, native
-from seed_edge.commands import bundles, chatting, drawing, keeping, seeing, shell, training
-from seed_edge.commands.common import choose
+from seed_edge.commands.exit_codes import EXIT_CODES, INTERRUPTED
 from seed_edge.commands.settings import FILE, LEVELS, defaults_in, log_to_stderr
-from seed_edge.commands.shell import EXIT_CODES
 from seed_edge.display import printable
 from seed_edge.errors import SeedEdgeError
 from seed_edge.home import CONFIG, folder
 
-INTERRUPTED = 130
+COMMANDS = {
+    "caption": ("seeing", "Describe IMAGES in words: files, folders with all that is in them, or - for an image from stdin."),
+    "draw": ("drawing", "Draw a picture of PROMPT."),
+    "encode": ("seeing", "Turn IMAGES into codes, one line each."),
+    "decode": ("drawing", "Turn CODES back into a picture: a file of `encode` output, or - for stdin."),
+    "edit": ("drawing", 'Draw IMAGE changed as CHANGE says: "make the fox blue".'),
+    "reconstruct": ("drawing", "Draw what is left of IMAGE in its codes: what the language model sees of it."),
+    "ask": ("seeing", "Answer QUESTION about one or several IMAGES."),
+    "chat": ("chatting", "Talk with a model about pictures, and let it draw some."),
+    "bundles": ("keeping", "Keep bundles where any command finds them by name: --bundle NAME."),
+    "inspect": ("keeping", "What a file says of itself: a drawn picture, a bundle, any GGUF or ONNX file."),
+    "doctor": ("keeping", "What of this machine can be used, what cannot and why."),
+    "export": ("bundles", "Turn checkpoints into a bundle, and prove that it gives the same numbers."),
+    "verify": ("bundles", "Check a bundle's hashes, and that its graphs give what they gave where it was made."),
+    "bench": ("bundles", "Time every stage here, beside the least time it could take on this machine."),
+    "train": ("training", "Train an image tokenizer and a language model of your own."),
+    "tokenize": ("training", "Turn pictures into codes once, for `train llm`: by the encoder of a bundle, or of a --run."),
+    "eval": ("training", "Measure how well a bundle sees and draws, on held-out pictures; prints JSON."),
+    "completion": (
+        "shell",
+        "Print a script that lets SHELL (bash, zsh or fish) complete commands, options and names of bundles.",
+    ),
+    "manual": ("shell", "Print the manual page, for man: seed-edge manual > seed-edge.1."),
+}
+"""Every command: the module in `commands` that holds it, and the first sentence of its help, so that `--help` imports none."""
 LONGEST_MESSAGE = 2000
 """Characters of a message that are printed."""
 
@@ -51,10 +74,38 @@ SYSTEM_FAULTS = {
 
 
 class Commands(click.Group):
-    """Turns errors a user can put right into one line and exit code 1; anything else is a bug, with its traceback.
+    """The commands of `COMMANDS`, each imported when it is first needed.
 
-    Every message of an error passes here on its way to stderr, and is escaped here.
+    Turns errors a user can put right into one line and exit code 1; anything else is a bug, with its traceback. Every message of
+    an error passes here on its way to stderr, and is escaped here.
     """
+
+    @property
+    def commands(self) -> MutableMapping[str, click.Command]:
+        """All commands, imported."""
+        return {name: self.loaded(name) for name in COMMANDS}
+
+    @commands.setter
+    def commands(self, commands: MutableMapping[str, click.Command]) -> None:
+        if commands:
+            raise TypeError("commands are listed in COMMANDS")
+
+    def loaded(self, name: str) -> click.Command:
+        """A command of `COMMANDS`."""
+        module = importlib.import_module(f"seed_edge.commands.{COMMANDS[name][0]}")
+        return next(each for each in vars(module).values() if isinstance(each, click.Command) and each.name == name)
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
+        return self.loaded(name) if name in COMMANDS else None
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        width = formatter.width - 6 - max(map(len, COMMANDS))
+        rows = [(name, click.utils.make_default_short_help(text, width)) for name, (_, text) in COMMANDS.items()]
+        with formatter.section("Commands"):
+            formatter.write_dl(rows)
 
     def make_context(self, *args: Any, **kwargs: Any) -> click.Context:
         with told():
@@ -106,6 +157,8 @@ def cli(context: click.Context, log_level: str, log_json: bool, config: Path | N
 
     Images become codes that a language model reads (caption) and writes (draw).
     """
+    from seed_edge.commands.common import choose
+
     choose("--log-level", log_level, LEVELS)
     log_to_stderr(log_level, log_json)
     path = config or folder("config") / CONFIG
@@ -119,27 +172,3 @@ def main() -> None:
     """The console script: settings of a process of our own, then the command."""
     native.own_process()
     cli()
-
-
-for command in (
-    seeing.caption,
-    drawing.draw,
-    seeing.encode,
-    drawing.decode,
-    drawing.edit,
-    drawing.reconstruct,
-    seeing.ask,
-    chatting.chat,
-    keeping.bundles,
-    keeping.inspect,
-    keeping.doctor,
-    bundles.export,
-    bundles.verify,
-    bundles.bench,
-    training.train,
-    training.tokenize,
-    training.evaluate,
-    shell.completion,
-    shell.manual,
-):
-    cli.add_command(command)

@@ -7,6 +7,8 @@ import re
 from typing import Any
 
 ESCAPES = {"\n": "\\n", "\r": "\\r", "\t": "\\t"}
+SPACES = "\u00a0\u1680\u202f\u205f\u3000" + "".join(map(chr, range(0x2000, 0x200B)))
+"""Spaces of writing systems, which `str.isprintable` does not count as printable."""
 UNSAFE = re.compile("[\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 """What `json.dumps` leaves as it is and a terminal may obey, or UTF-8 cannot hold."""
 
@@ -16,7 +18,7 @@ def printable(text: str) -> str:
 
     A byte of a file name that is not UTF-8 is shown as `\xff`. What is printable stays as it is.
     """
-    return "".join(letter if letter.isprintable() else _escape(letter) for letter in text)
+    return "".join(letter if letter.isprintable() or letter in SPACES else _escape(letter) for letter in text)
 
 
 def _escape(letter: str) -> str:

@@ -77,8 +77,10 @@ def _runtimes() -> Iterator[Check]:
         from seed_edge.runtime.sessions import cuda_problem
 
         problem = cuda_problem()
-        offline = "no library may open a connection or keep a machine id (telemetry variables are set)"
-        yield Check("offline", OK if native.telemetry_off() else BROKEN, offline if native.telemetry_off() else "telemetry is on")
+        if native.telemetry_off():
+            yield Check("offline", OK, "telemetry of every library is off; nothing opens a connection or keeps a machine id")
+        else:
+            yield Check("offline", BROKEN, f"telemetry may be on: {', '.join(native.PRIVATE)} were changed", "unset them")
         providers = ", ".join(name.removesuffix("ExecutionProvider") for name in onnxruntime.get_available_providers())
         yield Check("onnxruntime", OK, f"{onnxruntime.__version__}, built with {providers}")
     except (ImportError, OSError, AttributeError) as error:  # two builds over one another have no attributes left

@@ -40,12 +40,16 @@ class Seen:
 
 def strace_works() -> bool:
     """Whether strace is installed and may trace."""
-    return shutil.which("strace") is not None and subprocess.run(["strace", "-qq", "true"], capture_output=True).returncode == 0
+    return (
+        shutil.which("strace") is not None and subprocess.run(["strace", "-qq", "true"], capture_output=True).returncode == 0
+    )
 
 
 def namespace_works() -> bool:
     """Whether a network namespace of our own can be made."""
-    return shutil.which("unshare") is not None and subprocess.run(["unshare", "-rn", "true"], capture_output=True).returncode == 0
+    return (
+        shutil.which("unshare") is not None and subprocess.run(["unshare", "-rn", "true"], capture_output=True).returncode == 0
+    )
 
 
 def traced(command: Sequence[str], cwd: Path, environment: Mapping[str, str], stdin: str = "") -> Seen:

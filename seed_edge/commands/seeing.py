@@ -23,6 +23,7 @@ from seed_edge.commands.common import (
     print_json,
     print_path,
 )
+from seed_edge.commands.exit_codes import SOME_FAILED
 from seed_edge.commands.pictures import bundle_place, read_files
 from seed_edge.display import printable
 from seed_edge.errors import ImageError
@@ -33,8 +34,6 @@ if TYPE_CHECKING:
 
     from seed_edge.runtime.pipeline import SeedEdge
 
-SOME_FAILED = 3
-"""Exit code where some of many files could not be captioned."""
 STDIN_LIMIT = 1 << 28
 MOST_ENDINGS = 8
 """Endings of files that were passed over that are told."""

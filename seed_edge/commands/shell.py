@@ -9,14 +9,11 @@ import click
 
 from seed_edge import __version__
 from seed_edge.commands.common import choose
+from seed_edge.commands.exit_codes import EXIT_CODES
 
 SHELLS = ("bash", "zsh", "fish")
 COMPLETE = "_SEED_EDGE_COMPLETE"
 """Environment variable by which a shell asks for completions."""
-EXIT_CODES = (
-    "0: done. 1: something the user can put right, told in one line. 2: wrong usage; of doctor: something is broken. "
-    "3: some of many images failed, the others are done. 130: interrupted."
-)
 ENVIRONMENT = {
     "SEED_EDGE_HOME": "One folder for bundles, defaults and what is remembered, instead of the system's own places.",
     "SEED_EDGE_CONFIG": "File of defaults, instead of seed-edge.toml in the folder for configuration.",

@@ -64,3 +64,12 @@ def test_only_parity_reaches_from_export_into_the_runtime():
         if any(i.startswith("seed_edge.runtime") for i in imports_of(path))
     }
     assert reaching == {"parity.py"}
+
+
+def test_help_names_every_command_as_its_own_help_does():
+    from seed_edge.cli import COMMANDS, cli
+
+    assert {name: command.get_short_help_str(1000) for name, command in cli.commands.items()} == {
+        name: text for name, (_, text) in COMMANDS.items()
+    }
+    assert not imported_by("import seed_edge.cli") & {f"seed_edge.commands.{module}" for module, _ in COMMANDS.values()}

@@ -67,7 +67,13 @@ def test_every_key_must_be_there(refused, key):
 
 @pytest.mark.parametrize(
     "key",
-    ["llama.expert_count", "llama.nextn_predict_layers", "llama.rope.scaling.factor", "tokenizer.ggml.merges", "general.alignment"]
+    [
+        "llama.expert_count",
+        "llama.nextn_predict_layers",
+        "llama.rope.scaling.factor",
+        "tokenizer.ggml.merges",
+        "general.alignment",
+    ]
     + ["tokenizer.ggml.pre", "tokenizer.chat_template", "llama.attention.key_length", "seed.\x1b[31m", "x"],
 )
 def test_keys_that_no_bundle_has_are_refused(refused, key):
@@ -151,7 +157,9 @@ def test_a_vocabulary_that_contradicts_itself_is_refused(refused, key, at, value
         lambda name, shape, kind, offset: (name, [*shape[:-1], shape[-1] // 2], kind, offset),
     ],
 )
-@pytest.mark.parametrize("name", [b"token_embd.weight", b"output_norm.weight", b"blk.1.attn_v.weight", b"blk.0.ffn_norm.weight"])
+@pytest.mark.parametrize(
+    "name", [b"token_embd.weight", b"output_norm.weight", b"blk.1.attn_v.weight", b"blk.0.ffn_norm.weight"]
+)
 def test_tensors_that_a_llama_cannot_have_are_refused(refused, name, change):
     def changed(file):
         found = [change(*tensor) if tensor[0] == name else tensor for tensor in file.tensors]

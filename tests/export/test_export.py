@@ -1,7 +1,6 @@
 """The whole way: pictures, tokenizer, codes, language model, export, caption and draw; and every way it may fail."""
 
 import dataclasses
-import io
 import json
 import shutil
 from types import SimpleNamespace
@@ -11,7 +10,7 @@ import onnx
 import pytest
 import torch
 from helpers import COLOURS, call, shapes, write
-from PIL import Image, ImageDraw
+from PIL import Image
 from safetensors.numpy import load_file, save_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -31,6 +30,8 @@ from seed_edge.train.shards import ShardWriter
 from seed_edge.train.tokenizer import codes_of, vectors_of_cache
 
 LANGUAGE_MODEL = "llm.gguf"
+
+
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     """A run trained for some seconds by the commands anyone would use."""

@@ -24,7 +24,9 @@ def place(tmp_path_factory):
 @pytest.fixture(scope="module")
 def run(place):
     """Run a command where nothing but what it was given is to be touched."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("XDG_", "ORT_", "HF_", "SEED_", "TORCH"))}
+    kept = {
+        name: value for name, value in os.environ.items() if not name.startswith(("XDG_", "ORT_", "HF_", "SEED_", "TORCH"))
+    }
     places = {"HOME": place / "home", "SEED_EDGE_HOME": place / "kept", "TMPDIR": place / "temporary"}
     environment = kept | {name: str(path) for name, path in places.items()} | {"PYTHONDONTWRITEBYTECODE": "1"}
 
@@ -45,7 +47,20 @@ def run(place):
 def trained(run):
     run("train", "tokenizer", "--recipe", "smoke-tokenizer", "--data", "shapes.tar", "--out", "run")
     run("tokenize", "--run", "run", "--out", "codes")
-    run("train", "llm", "--codes", "codes", "--out", "run/llm", "--recipe", "smoke-llm", "--pictures", "run", "--prompt", "a disc")
+    run(
+        "train",
+        "llm",
+        "--codes",
+        "codes",
+        "--out",
+        "run/llm",
+        "--recipe",
+        "smoke-llm",
+        "--pictures",
+        "run",
+        "--prompt",
+        "a disc",
+    )
     return run
 
 
@@ -64,4 +79,14 @@ def test_adapters_are_trained_and_merged_quietly(trained, place):
 
 
 def test_official_parts_are_exported_quietly(run, parts):
-    run("export", "--ckpt", parts / "tokenizer", "--diffusion", parts / "diffusion", "--out", "official", "--image-weights", "int8")
+    run(
+        "export",
+        "--ckpt",
+        parts / "tokenizer",
+        "--diffusion",
+        parts / "diffusion",
+        "--out",
+        "official",
+        "--image-weights",
+        "int8",
+    )

@@ -78,7 +78,29 @@ def test_a_graph_of_many_operators_passes_and_runs(tmp_path):
 
 @pytest.mark.parametrize(
     "name",
-    ["RandomUniform", "RandomNormalLike", "GatherND", "InstanceNormalization", "Loop", "If", "Scan", "ConstantOfShape", "Range", "Tile", "Pad", "OneHot", "NonZero", "Multinomial", "TopK", "ConvTranspose", "LSTM", "StringNormalizer", "SequenceEmpty", "Nope", "Constant"],
+    [
+        "RandomUniform",
+        "RandomNormalLike",
+        "GatherND",
+        "InstanceNormalization",
+        "Loop",
+        "If",
+        "Scan",
+        "ConstantOfShape",
+        "Range",
+        "Tile",
+        "Pad",
+        "OneHot",
+        "NonZero",
+        "Multinomial",
+        "TopK",
+        "ConvTranspose",
+        "LSTM",
+        "StringNormalizer",
+        "SequenceEmpty",
+        "Nope",
+        "Constant",
+    ],
 )
 def test_operators_that_no_exporter_writes_are_refused(refused, name):
     assert name in refused(operator("Gelu", name))

@@ -25,6 +25,8 @@ from seed_edge.runtime.sessions import choose_device
 from seed_edge.runtime.unclip import FAST, DiffusionOptions, Unclip
 
 REFERENCE = Path(__file__).parent.parent / "fixtures" / "seed2"
+
+
 @pytest.fixture(scope="module")
 def bundle(parts, tmp_path_factory):
     """Made by the command anyone would use: encodes and draws, has no language model."""

@@ -40,9 +40,7 @@ def place(folder: Path, files: Mapping[str, bytes], manifest: bytes | None = Non
     bundle.mkdir(exist_ok=True)
     contents = dict(originals(base)) | dict(files)
     told = json.loads(contents.pop("manifest.json"))
-    told["files"] = {
-        name: {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()} for name, data in contents.items()
-    }
+    told["files"] = {name: {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()} for name, data in contents.items()}
     contents["manifest.json"] = json.dumps(told).encode() if manifest is None else manifest
     for name, data in contents.items():
         path = bundle / name
@@ -160,7 +158,10 @@ def _vae() -> bytes:
         n("Conv", ["r", "kernel"], ["c"], kernel_shape=[1, 1]),
         n("Sigmoid", ["c"], ["pixels"]),
     ]  # fmt: skip
-    weights = {"scales": np.array([1, 1, 2, 2], "f4"), "kernel": np.random.default_rng(2).normal(0, 1, (3, 4, 1, 1)).astype("f4")}
+    weights = {
+        "scales": np.array([1, 1, 2, 2], "f4"),
+        "kernel": np.random.default_rng(2).normal(0, 1, (3, 4, 1, 1)).astype("f4"),
+    }
     given = [["latents", 1, ["batch", 4, "rows", "columns"]]]
     return model(nodes, weights, given, [["pixels", 1, ["batch", 3, "pixel rows", "pixel columns"]]])
 
@@ -177,5 +178,3 @@ def loaded(bundle: Path, use: Callable[[seed_edge.SeedEdge], None]) -> bool:
         assert str(error) and "\n" not in str(error), error
         return False
     return True
-
-

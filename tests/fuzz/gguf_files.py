@@ -16,10 +16,51 @@ import seed_edge
 
 NUMBERS = (0, 1, 2, 3, 7, 31, 64, 255, 256, 65535, 65536, 2**31 - 1, 2**31, 2**32 - 1, 2**63, 2**64 - 1, -1, -(2**31))
 FLOATS = (0.0, -0.0, 1e-45, -1.0, 1.0, 1e30, float("inf"), float("-inf"), float("nan"))
-ARCHITECTURES = ("smallthinker", "llada-moe", "qwen2", "bert", "mamba", "t5", "gemma3", "deepseek2", "rwkv7", "clip", "", "llama\0")
+ARCHITECTURES = (
+    "smallthinker",
+    "llada-moe",
+    "qwen2",
+    "bert",
+    "mamba",
+    "t5",
+    "gemma3",
+    "deepseek2",
+    "rwkv7",
+    "clip",
+    "",
+    "llama\0",
+)
 TOKENIZERS = ("bert", "none", "no_vocab", "gpt2", "t5", "rwkv", "plamo2", "")
-FOREIGN = ["expert_count", "expert_used_count", "expert_shared_count", "nextn_predict_layers", "rope.scaling.type", "rope.scaling.factor", "attention.key_length", "attention.value_length", "attention.sliding_window", "attention.causal", "pooling_type", "vocab_only", "ssm.state_size", "leading_dense_block_count", "attention.clamp_kqv", "logit_scale", "attention.layer_norm_epsilon"]
-OTHERS = ["tokenizer.ggml.pre", "tokenizer.ggml.merges", "tokenizer.ggml.precompiled_charsmap", "tokenizer.ggml.eot_token_id", "tokenizer.ggml.fim_pre_token_id", "tokenizer.chat_template", "general.alignment", "split.count", "adapter.type"]
+FOREIGN = [
+    "expert_count",
+    "expert_used_count",
+    "expert_shared_count",
+    "nextn_predict_layers",
+    "rope.scaling.type",
+    "rope.scaling.factor",
+    "attention.key_length",
+    "attention.value_length",
+    "attention.sliding_window",
+    "attention.causal",
+    "pooling_type",
+    "vocab_only",
+    "ssm.state_size",
+    "leading_dense_block_count",
+    "attention.clamp_kqv",
+    "logit_scale",
+    "attention.layer_norm_epsilon",
+]
+OTHERS = [
+    "tokenizer.ggml.pre",
+    "tokenizer.ggml.merges",
+    "tokenizer.ggml.precompiled_charsmap",
+    "tokenizer.ggml.eot_token_id",
+    "tokenizer.ggml.fim_pre_token_id",
+    "tokenizer.chat_template",
+    "general.alignment",
+    "split.count",
+    "adapter.type",
+]
 
 
 @functools.cache
@@ -135,7 +176,9 @@ def _change_tensor(file: File, rng: random.Random) -> None:
     elif how == 3:
         offset = rng.choice((*NUMBERS, offset + 32, offset ^ 32))
     elif how == 4:
-        name = rng.choice([other for other, *_ in file.tensors] + [b"", b"rope_freqs.weight", b"blk.0.attn_q.bias", name + b"\0"])
+        name = rng.choice(
+            [other for other, *_ in file.tensors] + [b"", b"rope_freqs.weight", b"blk.0.attn_q.bias", name + b"\0"]
+        )
     else:
         del file.tensors[at]
         return
@@ -144,7 +187,9 @@ def _change_tensor(file: File, rng: random.Random) -> None:
 
 def _change_geometry(file: File, rng: random.Random) -> None:
     """Other numbers that still fit the size of the file, as a patient attacker would choose them."""
-    pairs = rng.choice(((b"head_count", 2), (b"head_count", 8), (b"head_count", 1), (b"head_count_kv", 2), (b"block_count", 1)))
+    pairs = rng.choice(
+        ((b"head_count", 2), (b"head_count", 8), (b"head_count", 1), (b"head_count_kv", 2), (b"block_count", 1))
+    )
     for at, (key, kind, _) in enumerate(file.values):
         if key.endswith(pairs[0]):
             file.values[at] = (key, kind, pairs[1])
@@ -185,5 +230,3 @@ def check(data: bytes, folder: Path) -> bool:
         edge.draw_codes("a house \x00 </s>", seed=1)
 
     return loaded(bundle, use)
-
-

@@ -18,8 +18,63 @@ from seed_edge.runtime.unclip import DiffusionOptions
 
 NUMBERS = (0, 1, 2, 3, 8, 255, 65536, 2**31 - 1, 2**31, 2**32, 2**63 - 1, -1, -2, -(2**31), -(2**63))
 FLOATS = (0.0, -1.0, 1e-45, 1e38, float("inf"), float("nan"))
-OPERATORS = ["RandomUniform", "RandomNormalLike", "GatherND", "InstanceNormalization", "Loop", "If", "Scan", "ConstantOfShape", "Range", "Tile", "Pad", "OneHot", "NonZero", "Where", "Add", "Mul", "MatMul", "Reshape", "Transpose", "Concat", "Resize", "Expand", "Gather", "Cast", "Softmax", "TopK", "ConvTranspose", "MaxPool", "Einsum", "LSTM", "Upsample", "Multinomial", "Bernoulli", "StringNormalizer", "SequenceEmpty", "Identity", "Erf", "Attention", "LayerNormalization", "DequantizeLinear"]
-NAMES = ("epsilon", "axis", "axes", "to", "perm", "kernel_shape", "strides", "pads", "dilations", "group", "batch_dims", "scale", "seed")
+OPERATORS = [
+    "RandomUniform",
+    "RandomNormalLike",
+    "GatherND",
+    "InstanceNormalization",
+    "Loop",
+    "If",
+    "Scan",
+    "ConstantOfShape",
+    "Range",
+    "Tile",
+    "Pad",
+    "OneHot",
+    "NonZero",
+    "Where",
+    "Add",
+    "Mul",
+    "MatMul",
+    "Reshape",
+    "Transpose",
+    "Concat",
+    "Resize",
+    "Expand",
+    "Gather",
+    "Cast",
+    "Softmax",
+    "TopK",
+    "ConvTranspose",
+    "MaxPool",
+    "Einsum",
+    "LSTM",
+    "Upsample",
+    "Multinomial",
+    "Bernoulli",
+    "StringNormalizer",
+    "SequenceEmpty",
+    "Identity",
+    "Erf",
+    "Attention",
+    "LayerNormalization",
+    "DequantizeLinear",
+]
+NAMES = (
+    "epsilon",
+    "axis",
+    "axes",
+    "to",
+    "perm",
+    "kernel_shape",
+    "strides",
+    "pads",
+    "dilations",
+    "group",
+    "batch_dims",
+    "scale",
+    "seed",
+)
 FILES = ("encoder.onnx", "encoder.onnx", "encoder.onnx", "decoder.onnx", "decoder.onnx", "unet.onnx", "vae_decoder.onnx")
 
 
@@ -151,7 +206,11 @@ def _change_model(model: onnx.ModelProto, rng: random.Random) -> None:
     else:
         external = model.graph.initializer[rng.randrange(len(model.graph.initializer))]
         external.data_location = 1
-        for key, value in (("location", rng.choice(("encoder.onnx.data", "../x", "/etc/passwd"))), ("offset", "0"), ("length", "4")):
+        for key, value in (
+            ("location", rng.choice(("encoder.onnx.data", "../x", "/etc/passwd"))),
+            ("offset", "0"),
+            ("length", "4"),
+        ):
             external.external_data.add(key=key, value=value)
 
 

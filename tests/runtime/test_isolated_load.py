@@ -36,7 +36,9 @@ def home(tmp_path, monkeypatch):
 def children(monkeypatch):
     """Commands of the child processes that are started."""
     found, run = [], subprocess.run
-    monkeypatch.setattr(isolated_load.subprocess, "run", lambda words, **options: (found.append(words), run(words, **options))[1])
+    monkeypatch.setattr(
+        isolated_load.subprocess, "run", lambda words, **options: (found.append(words), run(words, **options))[1]
+    )
     return found
 
 
