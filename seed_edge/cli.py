@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+from click.utils import make_default_short_help
 
 from seed_edge import __version__, native
 from seed_edge.commands.exit_codes import EXIT_CODES, INTERRUPTED
@@ -76,8 +77,8 @@ SYSTEM_FAULTS = {
 class Commands(click.Group):
     """The commands of `COMMANDS`, each imported when it is first needed.
 
-    Turns errors a user can put right into one line and exit code 1; anything else is a bug, with its traceback. Every message of
-    an error passes here on its way to stderr, and is escaped here.
+    Turns errors a user can put right into one line and exit code 1; anything else is a bug, with its traceback. Every message
+    of an error passes here on its way to stderr, and is escaped here.
     """
 
     @property
@@ -103,7 +104,7 @@ class Commands(click.Group):
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         width = formatter.width - 6 - max(map(len, COMMANDS))
-        rows = [(name, click.utils.make_default_short_help(text, width)) for name, (_, text) in COMMANDS.items()]
+        rows = [(name, make_default_short_help(text, width)) for name, (_, text) in COMMANDS.items()]
         with formatter.section("Commands"):
             formatter.write_dl(rows)
 

@@ -115,7 +115,7 @@ def diffusion_parity(unclip: UnclipFolder, folder: Path, storage: str) -> dict[s
 def with_measurements(manifest: Manifest, folder: Path) -> Manifest:
     """The manifest with what the bundle in `folder` gives for the self-test's picture, and the memory its graphs take.
 
-    Every part is held against the rules of bundles and tried in a child process. That reads the manifest, so it is written first.
+    Every part is held against the rules of bundles and tried in a child process, for which the manifest is written first.
 
     Raises:
         BundleError: the exported files are not what a bundle may hold.

@@ -211,7 +211,7 @@ def test_a_graph_of_another_export_is_refused(tiny, tmp_path):
     swap_language_model_for(folder, shrink)
     with (
         seed_edge.load(folder, device="cpu") as other,
-        pytest.raises(BundleError, match="gave code [4-7], the manifest says 4 codes"),
+        pytest.raises(BundleError, match=r"gave code [4-7], the manifest says 4 codes"),
     ):
         other.encode([Image.new("RGB", (8, 8), "white")])
 
