@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import errno
 import importlib
+import textwrap
 from collections.abc import Iterator, MutableMapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import click
-from click.utils import make_default_short_help
 
 from seed_edge import __version__, native
 from seed_edge.commands.exit_codes import EXIT_CODES, INTERRUPTED
@@ -104,7 +104,7 @@ class Commands(click.Group):
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         width = formatter.width - 6 - max(map(len, COMMANDS))
-        rows = [(name, make_default_short_help(text, width)) for name, (_, text) in COMMANDS.items()]
+        rows = [(name, textwrap.shorten(text, width, placeholder="...")) for name, (_, text) in COMMANDS.items()]
         with formatter.section("Commands"):
             formatter.write_dl(rows)
 

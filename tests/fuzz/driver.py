@@ -3,7 +3,7 @@
     python tests/fuzz/driver.py KIND COUNT [--seed 0] [--keep FOLDER]
 
 Prints one JSON object. A kind is a module with `seeds() -> list[bytes]`, `mutate(data, rng) -> bytes` and
-`check(data, folder) -> bool`; `check` raises nothing but faults.
+`check(data, folder) -> bool`; `check` raises nothing but faults. `prepare()`, where there is one, is called first in each child.
 """
 
 from __future__ import annotations
@@ -23,10 +23,12 @@ import time
 import traceback
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import ModuleType
 from typing import IO
 
 TESTS = Path(__file__).parent.parent
-KINDS = {"gguf": "gguf_files", "onnx": "onnx_files", "manifest": "manifest_files", "picture": "pictures", "input": "inputs"}
+KINDS = ("gguf", "onnx", "manifest", "image", "text")
+"""Fuzzers; each is a module `KIND_files`."""
 SECONDS = 120.0
 """A file that takes longer hangs."""
 
@@ -121,9 +123,14 @@ class _Lines:
         return line
 
 
+def fuzzer(kind: str) -> ModuleType:
+    """The module of a kind."""
+    return importlib.import_module(f"{kind}_files")
+
+
 def made(kind: str, seed: int, number: int) -> bytes:
     """File number `number`: the same for the same seed."""
-    module = importlib.import_module(KINDS[kind])
+    module = fuzzer(kind)
     rng = random.Random(f"{kind} {seed} {number}")
     return bytes(module.mutate(rng.choice(module.seeds()), rng))
 
@@ -136,8 +143,9 @@ def _keep(kind: str, seed: int, number: int, folder: Path | None) -> None:
 
 def child(kind: str, seed: int, first: int, count: int, folder: Path) -> None:
     """Try files, a line of JSON for each."""
-    module = importlib.import_module(KINDS[kind])
+    module = fuzzer(kind)
     module.seeds()
+    getattr(module, "prepare", lambda: None)()
     for number in range(first, first + count):
         data, started = made(kind, seed, number), time.monotonic()
         try:
@@ -156,7 +164,7 @@ def child(kind: str, seed: int, first: int, count: int, folder: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("kind", choices=KINDS)
+    parser.add_argument("kind", help=f"one of {', '.join(KINDS)}")
     parser.add_argument("count", type=int)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--keep", type=Path, help="folder for files at which something was found")

@@ -1,37 +1,21 @@
-"""Pictures changed at random, with regard to how they are built, and read in child processes of bounded memory.
-
-python tests/fuzz/pictures.py 100000
-
-"""
+"""Pictures changed at random, with regard to how they are built, and read in every way a picture is read."""
 
 from __future__ import annotations
 
-import dataclasses
+import functools
 import io
-import json
-import math
-import os
 import random
 import resource
-import shutil
-import signal
 import struct
-import subprocess
-import sys
-import tempfile
-import time
-import traceback
 import zlib
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+from odd_images import corpus, flag, saved
 from PIL import Image
 
-sys.path.insert(0, str(Path(__file__).parent.parent))
-
-from odd_images import corpus, flag, saved
-
+from seed_edge import native
 from seed_edge.errors import ImageError
 from seed_edge.picture_files import readable
 from seed_edge.preprocess import Preprocessing, open_image
@@ -39,11 +23,8 @@ from seed_edge.record import Drawn, Record, drawn_here, record_in, saving_option
 
 MAX_PIXELS = 4_000_000
 MEMORY = 1 << 30
-"""Bytes a child may use, address space and all, beyond what it starts with."""
+"""Bytes of address space a process may use beyond what it starts with."""
 LARGEST_SEED = 40_000
-SECONDS_A_FILE = 20
-IN_MEMORY = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
-"""Folder for files that live a moment."""
 PREPROCESSING = Preprocessing(64, "bicubic", (0.5,) * 3, (0.5,) * 3)
 NUMBERS = (0, 1, 2, 3, 7, 8, 127, 128, 255, 256, 32767, 32768, 65535, 65536, 2**31 - 1, 2**31, 2**32 - 1)
 
@@ -52,6 +33,7 @@ TAGS = (254, 256, 257, 258, 259, 262, 273, 274, 277, 278, 279, 317, 322, 330, 33
 """Of TIFF, those that decide how pixels are read."""
 
 
+@functools.cache
 def seeds() -> list[bytes]:
     """Valid and odd pictures of every format and mode that is read."""
     found = [data for data, _ in corpus().values() if len(data) < LARGEST_SEED]
@@ -207,12 +189,21 @@ def _riff(data: bytearray, rng: random.Random) -> None:
             data[at] = rng.randrange(256)
 
 
-def check(path: Path) -> bool:
+def prepare() -> None:
+    """Bound this process as a careful user would, and own it as the command line does."""
+    native.own_process()
+    held = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (held + MEMORY, held + MEMORY))
+
+
+def check(data: bytes, folder: Path) -> bool:
     """Read a file in every way a picture is read; whether it could be.
 
     Raises:
         Exception: anything but one line that names the file.
     """
+    path = folder / "picture"
+    path.write_bytes(data)
     drawn_here(path)
     _refused(record_in, path)
     return not _refused(lambda path: PREPROCESSING.views(open_image(path, MAX_PIXELS), 4), path)
@@ -226,85 +217,3 @@ def _refused(read: Callable[[Path], object], path: Path) -> bool:
             raise AssertionError(f"not one line that names the file: {error!s}") from error
         return True
     return False
-
-
-@dataclasses.dataclass
-class Figures:
-    """What became of changed pictures."""
-
-    tried: int = 0
-    read: int = 0
-    uncaught: list[str] = dataclasses.field(default_factory=list)
-    ended: list[str] = dataclasses.field(default_factory=list)
-    """Children that ended at a file, by a signal or by time."""
-    largest: int = 0
-    """Bytes of the largest child."""
-
-
-def run(count: int, seed: int, keep: Path, seconds: float = math.inf) -> Figures:
-    """Try so many pictures in children, or as many as there is time for; files that end a child are kept.
-
-    Args:
-        keep: folder for them.
-    """
-    figures, stop = Figures(), time.monotonic() + seconds
-    while figures.tried < count and time.monotonic() < stop:
-        with tempfile.TemporaryDirectory(dir=IN_MEMORY) as folder, tempfile.TemporaryFile("w+") as errors:
-            command = [sys.executable, __file__, "child", str(seed), str(figures.tried), str(count), folder]
-            with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True) as child:
-                assert child.stdout is not None
-                for line in child.stdout:
-                    told = json.loads(line)
-                    figures.tried, figures.read = told["next"], figures.read + told["read"]
-                    figures.largest = max(figures.largest, told["bytes"])
-                    figures.uncaught += told["uncaught"]
-                    if time.monotonic() > stop:
-                        child.kill()
-                        break
-            if child.returncode and time.monotonic() < stop:
-                errors.seek(0)
-                number = int(Path(folder, "number").read_text())
-                figures.tried = number + 1
-                figures.ended.append(f"{seed}-{number}: {child.returncode} {errors.read().strip()[-300:]}")
-                keep.mkdir(parents=True, exist_ok=True)
-                shutil.move(Path(folder, "picture"), keep / f"{seed}-{number}")
-    return figures
-
-
-BATCH = 200
-
-
-def _child(seed: int, first: int, count: int, folder: Path) -> None:
-    from seed_edge import native
-
-    native.own_process()
-    all_seeds = seeds()
-    held = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-    resource.setrlimit(resource.RLIMIT_AS, (held + MEMORY, held + MEMORY))
-    for start in range(first, count, BATCH):
-        told: dict[str, object] = {"read": 0, "uncaught": []}
-        good, uncaught = 0, []
-        for number in range(start, min(start + BATCH, count)):
-            rng = random.Random(f"{seed}-{number}")
-            (folder / "number").write_text(str(number))
-            path = folder / "picture"
-            path.write_bytes(mutate(rng.choice(all_seeds), rng))
-            signal.alarm(SECONDS_A_FILE)
-            try:
-                good += check(path)
-            except Exception:
-                uncaught.append(f"{seed}-{number}: {traceback.format_exc(limit=-4)}")
-            signal.alarm(0)
-        rss = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-        told |= {"next": min(start + BATCH, count), "read": good, "uncaught": uncaught, "bytes": rss}
-        print(json.dumps(told), flush=True)
-
-
-if __name__ == "__main__":
-    if sys.argv[1] == "child":
-        _child(*map(int, sys.argv[2:5]), Path(sys.argv[5]))
-    else:
-        numbers = [int(word) for word in sys.argv[1:]]
-        count, seed, seconds = numbers + [os.getpid(), 3600][len(numbers) - 1 :]
-        figures = run(count, seed, Path(tempfile.gettempdir(), "pictures"), seconds)
-        print(json.dumps(dataclasses.asdict(figures), indent=1))

@@ -1,11 +1,11 @@
 """Mutated settings files, codes, latents, records and conversations: each is read, or refused in one line.
 
-`seeds` gives valid ones, `mutate` changes one, `check` reads it as the commands do. Used by `test_inputs.py` for seconds and, with
-more rounds, for hours.
+Each begins with a line that tells its kind.
 """
 
 from __future__ import annotations
 
+import functools
 import io
 import json
 import random
@@ -19,8 +19,7 @@ from click.testing import CliRunner
 from seed_edge.cli import cli
 from seed_edge.commands.codes_input import lines_of, parse_codes, read_codes, read_latents
 from seed_edge.commands.settings import defaults_in
-from seed_edge.errors import DataError, SeedEdgeError
-from seed_edge.inputs import parse_json
+from seed_edge.errors import SeedEdgeError
 from seed_edge.models.llama import read_config
 from seed_edge.runtime.conversation import saved_turns
 from seed_edge.train.samples import read_samples
@@ -63,8 +62,13 @@ WORDS = [
 SECONDS = 5.0
 
 
-def seeds() -> list[tuple[str, bytes]]:
-    """Kind and content of valid inputs; the kind is what `check` takes."""
+@functools.cache
+def seeds() -> list[bytes]:
+    """Valid inputs, each behind a line with its kind."""
+    return [f"{kind}\n".encode() + data for kind, data in _contents()]
+
+
+def _contents() -> list[tuple[str, bytes]]:
     array, fortran = io.BytesIO(), io.BytesIO()
     values = np.linspace(-1, 1, 256, dtype=np.float32).reshape(1, 4, 8, 8)
     np.save(array, values)
@@ -86,6 +90,11 @@ def seeds() -> list[tuple[str, bytes]]:
 
 def mutate(data: bytes, rng: random.Random) -> bytes:
     """The data with one to four changes: bytes flipped, cut, doubled, and values put in place of others."""
+    kind, _, content = data.partition(b"\n")
+    return kind + b"\n" + _changed(content, rng)
+
+
+def _changed(data: bytes, rng: random.Random) -> bytes:
     changed = bytearray(data)
     for _ in range(rng.randint(1, 4)):
         at = rng.randrange(len(changed) + 1)
@@ -112,21 +121,25 @@ def _replace_value(data: bytearray, rng: random.Random) -> None:
         data[at:end] = rng.choice(WORDS)
 
 
-def check(kind: str, data: bytes, folder: Path) -> bool:
-    """Read an input as the commands do; whether it was taken.
+def check(data: bytes, folder: Path) -> bool:
+    """Read an input as the commands do, and run a command with it where it is a settings file; whether it was taken.
 
     Raises:
         AssertionError: the message is not one line, or reading took too long. Any other exception is a fault as well.
     """
     started = time.perf_counter()
+    name, _, content = data.partition(b"\n")
+    kind = name.decode()
     try:
-        _read(kind, data, folder)
+        _read(kind, content, folder)
         taken = True
     except (SeedEdgeError, click.ClickException) as error:
         text = str(error)
         assert text and len(text.splitlines()) == 1, ascii(text[:500])
         taken = False
-    assert time.perf_counter() - started < SECONDS, f"{kind}: {len(data)} bytes took too long"
+    assert time.perf_counter() - started < SECONDS, f"{kind}: {len(content)} bytes took too long"
+    if kind == "settings":
+        run_settings(content, folder)
     return taken
 
 
@@ -145,8 +158,6 @@ def _read(kind: str, data: bytes, folder: Path) -> None:
         read_config(folder)
     elif kind == "talk":
         saved_turns(path)
-    elif kind == "record":
-        parse_json(data.decode("utf-8", "replace"), "record", DataError)
     else:
         list(read_samples([path]))
 
@@ -162,17 +173,3 @@ def run_settings(data: bytes, folder: Path) -> None:
     assert result.exception is None or isinstance(result.exception, SystemExit), result.exc_info
     lines = result.stderr.splitlines()
     assert result.exit_code in (0, 1, 2) and len(lines) <= 1 and all(line.isprintable() for line in lines), result.stderr
-
-
-def run(rounds: int, folder: Path, seed: int = 0) -> dict[str, list[int]]:
-    """Try so many mutations; by kind, how many were tried and how many of them were taken."""
-    rng, kinds, counts = random.Random(seed), seeds(), dict[str, list[int]]()
-    for number in range(rounds):
-        kind, data = kinds[number % len(kinds)]
-        changed = mutate(data, rng)
-        tried = counts.setdefault(kind, [0, 0])
-        tried[0] += 1
-        tried[1] += check(kind, changed, folder)
-        if kind == "settings":
-            run_settings(changed, folder)
-    return counts

@@ -1,0 +1,97 @@
+#!/usr/bin/env python3
+"""Readers of GGUF and ONNX headers, manifests and picture records against inputs that coverage leads to, by atheris.
+
+    pip install atheris
+    python benchmarks/fuzz_coverage.py [--seconds 60]
+
+Each reader has a process of its own, for so many seconds; anything but an answer or one clear error ends it, and so does an
+input that takes 5 seconds or 512 MB. Prints one JSON object: inputs tried and the exit code, 0 where nothing was found; what
+was found stays in `crash-*` in the working folder.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+from PIL import Image
+
+from seed_edge.errors import SeedEdgeError
+
+TINY = Path(__file__).parent.parent / "tests" / "fixtures" / "tiny"
+KINDS = {"gguf": "llm.gguf", "onnx": "encoder.onnx", "manifest": "manifest.json", "record": None}
+"""Readers, and a file of the tiny bundle that each can read."""
+LONGEST = 8192
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--seconds", type=int, default=60)
+    parser.add_argument("--kind", choices=KINDS, help=argparse.SUPPRESS)
+    options, rest = parser.parse_known_args()
+    if options.kind:
+        fuzz(options.kind, rest)
+        return
+    found = {}
+    for kind, valid in KINDS.items():
+        with tempfile.TemporaryDirectory() as corpus:
+            if valid is not None:
+                (Path(corpus) / "valid").write_bytes((TINY / valid).read_bytes()[:LONGEST])
+            limits = {"max_total_time": options.seconds, "timeout": 5, "rss_limit_mb": 512, "max_len": LONGEST}
+            told = [f"-{name}={value}" for name, value in (limits | {"print_final_stats": 1}).items()]
+            command = [sys.executable, __file__, "--kind", kind, corpus, *told]
+            result = subprocess.run(command, capture_output=True, text=True)
+        tried = re.search(r"number_of_executed_units:\s*(\d+)", result.stderr)
+        found[kind] = {"inputs": int(tried[1]) if tried else 0, "exit_code": result.returncode}
+        if result.returncode:
+            print(result.stderr[-3000:], file=sys.stderr)
+    print(json.dumps(found, indent=2))
+
+
+def fuzz(kind: str, rest: list[str]) -> None:
+    import atheris
+
+    with atheris.instrument_imports(include=["seed_edge"]):
+        from seed_edge import gguf_header, manifest, onnx_header, record
+
+    folder = Path(tempfile.mkdtemp())
+
+    def on_file(read: Callable[[Path], object]) -> Callable[[bytes], object]:
+        def of(data: bytes) -> object:
+            path = folder / "input"
+            path.write_bytes(data)
+            return read(path)
+
+        return of
+
+    readers: dict[str, Callable[[bytes], object]] = {
+        "gguf": on_file(gguf_header.GgufHeader.read),
+        "onnx": on_file(lambda path: onnx_header.OnnxHeader.read(path).refuse_what_bundles_never_hold(path)),
+        "manifest": lambda data: manifest.Manifest.from_json(data.decode("utf-8", "replace")),
+        "record": lambda data: record.record_of(noted(data), "input"),
+    }
+
+    def noted(data: bytes) -> Image.Image:
+        """A picture whose metadata is `data`, in the marks that records stand between."""
+        image = Image.new("RGB", (1, 1))
+        image.info["xmp"] = b"<seed:record>" + data + b"</seed:record>"
+        return image
+
+    def one(data: bytes) -> None:
+        try:
+            readers[kind](data)
+        except SeedEdgeError as error:
+            assert str(error) and "\n" not in str(error), error
+
+    atheris.Setup([sys.argv[0], *rest], one)
+    atheris.Fuzz()
+
+
+if __name__ == "__main__":
+    main()
