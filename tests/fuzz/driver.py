@@ -29,6 +29,8 @@ from typing import IO
 TESTS = Path(__file__).parent.parent
 KINDS = ("gguf", "onnx", "manifest", "image", "text")
 """Fuzzers; each is a module `KIND_files`."""
+IN_MEMORY = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
+"""Folder for files that live a moment."""
 SECONDS = 120.0
 """A file that takes longer hangs."""
 
@@ -62,7 +64,7 @@ def run(kind: str, count: int, seed: int, keep: Path | None = None, first: int =
     """Try `count` files; those at which something was found are kept in a folder, if one is given."""
     figures, started = Figures(kind), time.monotonic()
     at, end = first, first + count
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory(dir=IN_MEMORY) as folder:
         while at < end:
             at = _until_it_dies(figures, kind, seed, at, end, Path(folder), keep)
     figures.seconds = round(time.monotonic() - started, 1)
