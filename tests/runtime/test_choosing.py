@@ -45,6 +45,28 @@ def test_what_would_be_called_that_is_kept_and_counts_more_than_codes():
     assert chosen(named, [A, B, C]) == 0  # without words nobody is asked for a name; the first of equals
 
 
+@pytest.mark.parametrize(("codes", "kept"), [(3.5, 1), (4.6, 2)])
+def test_a_nat_of_codes_counts_a_quarter_of_one_of_words(codes, kept):
+    """One id of words believed in with about 1 nat more, against four codes with `codes` nats more, all together."""
+    one = float(root(lambda logit: gain(logit, 1, int(VOCAB.text_mask().sum())) - 1))
+    four = float(root(lambda logit: gain(logit, 4, VOCAB.codebook_size) - codes))
+    assert chosen({(NAMED["B"], (5,)): one, ((1, 5, 18), SEEN["C"]): four}, [A, B, C], [5]) == kept
+
+
+def gain(logit, count, choices):
+    """Nats that `count` ids gain, each with a logit beside zeros."""
+    return count * (logit - np.log(choices - 1 + np.exp(logit)) + np.log(choices))
+
+
+def root(function):
+    """Where an increasing function is zero, by halving."""
+    low, high = 0.0, 60.0
+    for _ in range(80):
+        middle = (low + high) / 2
+        low, high = (middle, high) if function(middle) < 0 else (low, middle)
+    return low
+
+
 def test_all_that_looks_different_is_read_once_in_both_directions():
     model = Knowing({})
     best_seen(model, lambda text: [5], LANGUAGE, [1, 5, 18], [5], [np.array(A), np.array(B), np.array(A)])

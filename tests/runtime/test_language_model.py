@@ -193,3 +193,15 @@ def test_closing_twice_does_nothing(tiny):
     opened = LlamaCpp(Bundle.open(tiny).language_model, 64)
     opened.close()
     opened.close()
+
+
+def test_contexts_are_freed_before_the_weights_that_they_use(tiny, monkeypatch):
+    freed, module = [], language_model.llama_cpp
+    for name in ("llama_free", "llama_model_free"):
+        real = getattr(module, name)
+        monkeypatch.setattr(module, name, lambda pointer, name=name, real=real: (freed.append(name), real(pointer))[1])
+    model = LlamaCpp(tiny / "llm.gguf", 96)
+    model.kept("a")
+    model.kept("b", 2, 4)
+    model.close()
+    assert freed == ["llama_free", "llama_free", "llama_free", "llama_model_free"]

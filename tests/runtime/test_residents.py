@@ -9,7 +9,7 @@ from seed_edge import memory
 from seed_edge.bundle import Bundle
 from seed_edge.errors import MemoryShortError
 from seed_edge.gguf_header import GgufHeader
-from seed_edge.manifest import DECODER, ENCODER, MemoryUse
+from seed_edge.manifest import DECODER, ENCODER, UNET, VAE, MemoryUse
 from seed_edge.runtime import language_model, residents
 from seed_edge.runtime.footprint import footprint
 from seed_edge.runtime.pipeline import SeedEdge
@@ -54,6 +54,19 @@ def used(bundle):
 
 def test_parts_stay_open_where_memory_is_plenty(used):
     assert used(ENCODER, DECODER, ENCODER) == ["+encoder", "+decoder", "-encoder", "-decoder"]
+
+
+def test_the_part_that_was_not_used_for_longest_makes_room_first(bundle, monkeypatch):
+    """And when all are closed, the one that was used last is the first."""
+    sizes = {name: MemoryUse(10 * MEGA, 10 * MEGA, 10 * MEGA) for name in (ENCODER, DECODER, UNET, VAE)}
+    events = []
+    kept = Residents(bundle, limit=BASE + 30 * MEGA, trusted=True)
+    monkeypatch.setattr(kept, "_uses", sizes)
+    for name in (ENCODER, DECODER, UNET, ENCODER, VAE):
+        kept.use(name, lambda name=name: Opened(name.split(".")[0], events))
+    assert events == ["+encoder", "+decoder", "+unet", "-decoder", "+vae_decoder"]
+    kept.close()
+    assert events[5:] == ["-vae_decoder", "-encoder", "-unet"]
 
 
 def test_parts_make_room_for_one_another_within_a_limit(used):

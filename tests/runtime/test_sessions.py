@@ -20,6 +20,35 @@ def test_a_session_runs_its_graph(tiny):
     assert session.device == "cpu"
 
 
+def test_threads_of_graphs_sleep_while_they_wait():
+    """Spinning ones turn a millisecond into hundreds on a busy machine."""
+    assert sessions.session_options().get_session_config_entry("session.intra_op.allow_spinning") == "0"
+    busy, quiet = (idle_seconds(spin) for spin in ("1", "0"))
+    assert quiet < 0.1 and (busy > 2 * quiet or sessions.available_cores() == 1), (busy, quiet)
+
+
+def idle_seconds(spin):
+    """Processor seconds that a process takes while nothing is asked of an opened graph, of half a second."""
+    program = f"""
+import time, numpy as np
+from seed_edge.runtime import sessions
+from seed_edge.bundle import EMBEDDED
+options = sessions.session_options()
+if {spin!r} == "1":
+    options.add_session_config_entry("session.intra_op.allow_spinning", "1")
+graph = sessions.ort.InferenceSession(EMBEDDED / "encoder.onnx", options, providers=["CPUExecutionProvider"])
+values = np.zeros((1, 3, 224, 224), np.float32)
+taken = 0.0
+for _ in range(5):
+    graph.run(None, {{"pixel_values": values}})
+    started = time.process_time()
+    time.sleep(0.1)
+    taken += time.process_time() - started
+print(taken)
+"""
+    return float(subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout)
+
+
 @pytest.mark.parametrize("spec", [encoder_graph(16, 5), encoder_graph(32, 4), pixel_decoder_graph(4, 16)])
 def test_a_graph_that_is_not_the_declared_one_is_refused(tiny, spec):
     with pytest.raises(BundleError, match=r"encoder\.onnx takes or gives"):
