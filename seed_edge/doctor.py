@@ -80,7 +80,10 @@ def _runtimes() -> Iterator[Check]:
         if native.telemetry_off():
             yield Check("offline", OK, "telemetry of every library is off; nothing opens a connection or keeps a machine id")
         else:
-            yield Check("offline", BROKEN, f"telemetry may be on: {', '.join(native.PRIVATE)} were changed", "unset them")
+            names = ", ".join(native.TELEMETRY_OFF)
+            yield Check(
+                "offline", BROKEN, f"telemetry may be on: one of {names} was changed", "do not set them in the program"
+            )
         providers = ", ".join(name.removesuffix("ExecutionProvider") for name in onnxruntime.get_available_providers())
         yield Check("onnxruntime", OK, f"{onnxruntime.__version__}, built with {providers}")
     except (ImportError, OSError, AttributeError) as error:  # two builds over one another have no attributes left

@@ -43,6 +43,7 @@ MAX_SIDE = 8192
 MAX_EMBED_DIM = 1 << 16
 MAX_CONTEXT = 1 << 18
 """Ids of prompt and answer together."""
+MAX_CAPTION_IDS = 4096
 MAX_TEMPERATURE, MAX_GUIDANCE = 100.0, 1000.0
 MAX_STEPS = 500
 """Steps of a diffusion."""
@@ -166,7 +167,7 @@ class Language:
         ranged("caption_beams", self.caption_beams, 1, MOST_BEAMS)
         ranged("caption_views", self.caption_views, 1, MOST_VIEWS)
         ranged("context_length", self.context_length, self.vocab.codes_per_image + 3, MAX_CONTEXT)
-        ranged("max_caption_ids", self.max_caption_ids, 1, self.context_length)
+        ranged("max_caption_ids", self.max_caption_ids, 1, min(MAX_CAPTION_IDS, self.context_length))
         if not GGUF_NAME.fullmatch(self.file):
             raise BundleError(f"language model file {self.file!r} is no plain name of a .gguf file; export again")
 

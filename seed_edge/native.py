@@ -19,22 +19,25 @@ from typing import Any, TextIO
 
 log = logging.getLogger("seed_edge")
 
-PRIVATE = {
+TELEMETRY_OFF = {
     "ORT_DISABLE_TELEMETRY": "1",  # ONNX Runtime: no machine id on disk, no look-up of its collector
     "ORT_TELEMETRY_DISABLED": "1",
     "DO_NOT_TRACK": "1",
-    "HF_HUB_OFFLINE": "1",  # huggingface_hub, and with it transformers, diffusers, accelerate, peft
-    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "HF_HUB_DISABLE_TELEMETRY": "1",  # huggingface_hub, and with it transformers, diffusers, accelerate, peft
+    "RAY_USAGE_STATS_ENABLED": "0",
+}
+"""Variables that stop libraries from reporting home. Set in every process, whatever the environment says."""
+HUB_OFFLINE = {
+    "HF_HUB_OFFLINE": "1",
     "HF_HUB_DISABLE_UPDATE_CHECK": "1",
     "HF_DATASETS_OFFLINE": "1",
     "TRANSFORMERS_OFFLINE": "1",
-    "RAY_USAGE_STATS_ENABLED": "0",
 }
-"""Variables that keep libraries off the network and off the disk. Set in every process, whatever the environment says."""
+"""Variables that keep huggingface_hub off the network. Set for our own programs, training and export: a host program that only
+runs bundles may download as it likes.
+"""
 QUIET = {
     "OMP_WAIT_POLICY": "passive",  # threads of libgomp sleep while they wait; spinning ones slow a busy machine a hundredfold
-    "TOKENIZERS_PARALLELISM": "false",
-    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
 }
 """Variables that a choice made in the environment overrides."""
 LIBRARIES = ("onnxruntime", "onnxruntime-gpu", "llama-cpp-python")
@@ -56,7 +59,7 @@ def configure() -> None:
     says what would have prevented it.
     """
     too_late = "onnxruntime" in sys.modules and os.environ.get("ORT_DISABLE_TELEMETRY") != "1"
-    os.environ.update(PRIVATE)
+    os.environ.update(TELEMETRY_OFF)
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
     if too_late:
@@ -69,7 +72,7 @@ def configure() -> None:
 
 def telemetry_off() -> bool:
     """Whether the environment keeps every library's telemetry off."""
-    return all(os.environ.get(name) == value for name, value in PRIVATE.items())
+    return all(os.environ.get(name) == value for name, value in TELEMETRY_OFF.items())
 
 
 @functools.cache
@@ -111,13 +114,15 @@ def _llama_callback() -> Any:
 
 @functools.cache
 def import_quietly() -> None:
-    """Import what would open a socket at import: urllib3, below huggingface_hub, binds one to see whether IPv6 works.
+    """Keep huggingface_hub off the network, and import what would open a socket at import.
 
-    Called by the packages that need PyTorch, before transformers, diffusers or accelerate are imported.
+    urllib3, below huggingface_hub, binds one to see whether IPv6 works. Called by the packages that need PyTorch, before
+    transformers, diffusers or accelerate are imported.
     """
     import importlib.util
     import socket
 
+    os.environ.update(HUB_OFFLINE)
     if "urllib3" in sys.modules or importlib.util.find_spec("urllib3") is None:
         return
     has_ipv6, socket.has_ipv6 = socket.has_ipv6, False
@@ -176,6 +181,7 @@ def own_process() -> None:
 
     Output that stdout's encoding cannot hold is escaped instead of raising; warnings of libraries become debug messages.
     """
+    os.environ.update(HUB_OFFLINE)
     for stream in (sys.stdout, sys.stderr):
         reconfigure: Callable[..., None] | None = getattr(stream, "reconfigure", None)
         if reconfigure is not None:

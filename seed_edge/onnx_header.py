@@ -40,6 +40,8 @@ FLOAT, INT, STRING, FLOATS, INTS = 1, 2, 3, 6, 7
 KEPT_BYTES = 1 << 10
 """Weights of at most this size are kept: shapes and scales that decide the sizes of other tensors."""
 MAX_ATTRIBUTE_VALUES = 64
+MAX_LINKS = 1_000_000
+"""Names of inputs and outputs of operators, all together."""
 
 
 @dataclass(frozen=True)
@@ -144,7 +146,7 @@ class _Reader:
     """Reads messages; `data` is the whole file."""
 
     def __init__(self, path: Path, data: mmap.mmap) -> None:
-        self.path, self.data, self.header = path, data, OnnxHeader()
+        self.path, self.data, self.header, self.links = path, data, OnnxHeader(), 0
 
     def model(self) -> OnnxHeader:
         header, graphs = self.header, 0
@@ -186,6 +188,7 @@ class _Reader:
         for number, part in self.message(value):
             if number in (1, 2):
                 names[number - 1].append(self.text(part))
+                self.links += 1
             elif number == 4:
                 kind = self.text(part)
             elif number == 7:
@@ -198,8 +201,8 @@ class _Reader:
         operator = kind if domain in STANDARD else f"{domain}::{kind}"
         self.header.nodes.append(OnnxNode(operator, tuple(names[0]), tuple(names[1]), attributes))
         self.header.operators[operator] += 1
-        if len(self.header.nodes) > MOST_NODES:
-            raise self.broken(f"over {MOST_NODES:,} operators")
+        if len(self.header.nodes) > MOST_NODES or self.links > MAX_LINKS:
+            raise self.broken(f"over {MOST_NODES:,} operators, or {MAX_LINKS:,} names between them")
 
     def attribute(self, value: Any) -> tuple[str, Any]:
         """Name and value; None for a value of a kind that is not read."""

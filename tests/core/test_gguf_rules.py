@@ -67,7 +67,18 @@ def test_every_key_must_be_there(refused, key):
 
 @pytest.mark.parametrize(
     "key",
-    ["llama.expert_count", "llama.nextn_predict_layers", "llama.rope.scaling.factor", "llama.attention.key_length", "general.alignment", "tokenizer.ggml.merges", "tokenizer.ggml.pre", "tokenizer.chat_template", "seed.\x1b[31m", "x"],
+    [
+        "llama.expert_count",
+        "llama.nextn_predict_layers",
+        "llama.rope.scaling.factor",
+        "llama.attention.key_length",
+        "general.alignment",
+        "tokenizer.ggml.merges",
+        "tokenizer.ggml.pre",
+        "tokenizer.chat_template",
+        "seed.\x1b[31m",
+        "x",
+    ],
 )
 def test_keys_that_no_bundle_has_are_refused(refused, key):
     said = refused(put(key, U32, 32))

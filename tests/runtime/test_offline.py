@@ -115,8 +115,8 @@ def test_a_process_that_lives_long_is_as_quiet(place, tiny, examples, bundle):
 
 
 def test_the_environment_cannot_turn_telemetry_on_by_accident(place, tiny, examples):
-    program = "import os, seed_edge; print(os.environ['ORT_DISABLE_TELEMETRY'], os.environ['HF_HUB_OFFLINE'])"
-    odd = environment(place) | {"ORT_DISABLE_TELEMETRY": "0", "HF_HUB_OFFLINE": ""}
+    program = "import os, seed_edge; print(os.environ['ORT_DISABLE_TELEMETRY'], os.environ['HF_HUB_DISABLE_TELEMETRY'])"
+    odd = environment(place) | {"ORT_DISABLE_TELEMETRY": "0", "HF_HUB_DISABLE_TELEMETRY": ""}
     watch = traced if strace_works() else isolated
     assert watch([sys.executable, "-c", program], place / "work", odd).output.split() == ["1", "1"]
     assert quiet(watch([*TOOL, "caption", str(examples / "cat.jpg")], place / "work", odd), place)
