@@ -25,11 +25,8 @@ import numpy as np
 from seed_edge import __version__, native
 from seed_edge.bundle import EMBEDDED, Bundle
 from seed_edge.errors import BundleError, SeedEdgeError
-from seed_edge.gguf_rules import check_language_model
 from seed_edge.home import Checked
 from seed_edge.manifest import DATA, DECODER, ENCODER, IMAGE_NOISE, MANIFEST, UNET, VAE
-from seed_edge.noise_file import noise_arrays
-from seed_edge.onnx_rules import check_graph
 
 log = logging.getLogger("seed_edge")
 
@@ -56,6 +53,10 @@ def check_rules(bundle: Bundle, name: str) -> None:
     Raises:
         BundleError: it breaks one.
     """
+    from seed_edge.gguf_rules import check_language_model
+    from seed_edge.noise_file import noise_arrays
+    from seed_edge.onnx_rules import check_graph
+
     manifest = bundle.manifest
     if manifest.language is not None and name == manifest.language.file:
         check_language_model(bundle.path / name, manifest.language.vocab)

@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 from seed_edge.bundle import Bundle
 from seed_edge.errors import BundleError, MemoryShortError, PromptError
 from seed_edge.manifest import UNET, VAE
-from seed_edge.noise_file import noise_arrays
 from seed_edge.runtime.diffusion import SCHEDULERS, Array, ImageNoise, Schedule, Scheduler, denoise, guided
 from seed_edge.runtime.residents import Residents
 from seed_edge.runtime.sessions import Device, Session
@@ -109,6 +108,8 @@ class Unclip:
 
     @cached_property
     def _arrays(self) -> tuple[Schedule, ImageNoise]:
+        from seed_edge.noise_file import noise_arrays
+
         s = self._settings
         arrays = noise_arrays(self._bundle.image_noise, self._dim, s.steps_offset)
         mean, std = (arrays[name].astype(np.float32) for name in ("mean", "std"))

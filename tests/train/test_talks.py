@@ -141,7 +141,8 @@ def test_a_model_learns_to_answer_and_to_change_and_its_bundle_does(tiny, tmp_pa
     small = ["--set=schedule.steps=8", "--set=schedule.batch=4", "--set=longest=160", "--set=schedule.save_every=8"]
     call("train", "llm", "--recipe", "mini-talk", "--llm", start, "--codes", codes, "--out", talk, *small)
     call("train", "llm", "--recipe", "mini-reward", "--llm", talk, "--codes", codes, "--out", out, *small)
-    call("export", "--ckpt", tiny, "--llm", out, "--out", bundle)
+    # bytes are too coarse for a model of 32 random numbers a row: on some processors they differ by more than Q8_0 may
+    call("export", "--ckpt", tiny, "--llm", out, "--out", bundle, "--weight-type", "F16")
     language = Bundle.open(bundle).language
     assert language.prompts == FAMILIES["own-talk"] and language.context_length == 160
     layers = [GgufHeader.read(file).number("block_count") for file in (tiny / "llm.gguf", bundle / language.file)]
