@@ -245,8 +245,8 @@ def refusal(kind: str, head: bytes) -> str:
         return f"{MISSING[kind]}; or convert it to PNG or JPEG"
     if kind:
         return f"{kind}, not an image this program reads; convert it to PNG or JPEG"
-    empty = "an empty file, " if not head else ""
-    return f"{empty}not an image this program reads ({', '.join(FORMATS)})"
+    empty = "" if head else "; the file is empty"
+    return f"not an image this program reads ({', '.join(FORMATS)}){empty}"
 
 
 # ---- opening
