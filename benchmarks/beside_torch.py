@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from seed_edge.graphs import encoder_graph, unet_graph
 from seed_edge.manifest import ENCODER, UNET
 from seed_edge.memory import held_memory, peak_memory, reset_peak
-from seed_edge.runtime.sessions import Session, choose_device
+from seed_edge.runtime.onnx_session import Session, choose_device
 from seed_edge.runtime.threads import available_cores
 
 STORAGES = ("fp32", "fp16", "int8")

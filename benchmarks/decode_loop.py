@@ -23,9 +23,9 @@ import torch
 from random_llama import LLAMA_HALF_B, make
 
 from seed_edge.export.gguf import LlamaFolder
-from seed_edge.export.quantize import write_as
+from seed_edge.export.gguf_quantize import write_as
 from seed_edge.manifest import Sampling
-from seed_edge.runtime.decoding import write_codes, write_text
+from seed_edge.runtime.generation import write_codes, write_text
 from seed_edge.runtime.language_model import LlamaCpp
 from seed_edge.runtime.threads import available_cores
 from seed_edge.vocab import Vocab

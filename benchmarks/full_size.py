@@ -22,13 +22,13 @@ from process import cost
 from seed_edge.bundle import Bundle
 from seed_edge.preprocess import open_image
 from seed_edge.runtime.image_tokenizer import ImageTokenizer
-from seed_edge.runtime.sessions import choose_device
+from seed_edge.runtime.onnx_session import choose_device
 
 REFERENCE = Path(__file__).parent.parent / "tests" / "fixtures" / "seed2"
 REWRITE = """
 import sys
 from pathlib import Path
-from seed_edge.export.weights import rewrite
+from seed_edge.export.onnx_storage import rewrite
 rewrite(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3])
 """
 

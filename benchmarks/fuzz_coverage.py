@@ -58,7 +58,7 @@ def fuzz(kind: str, rest: list[str]) -> None:
     import atheris
 
     with atheris.instrument_imports(include=["seed_edge"]):
-        from seed_edge import gguf_header, manifest, onnx_header, record
+        from seed_edge import gguf_header, image_metadata, manifest, onnx_header
 
     folder = Path(tempfile.mkdtemp())
 
@@ -74,7 +74,7 @@ def fuzz(kind: str, rest: list[str]) -> None:
         "gguf": on_file(gguf_header.GgufHeader.read),
         "onnx": on_file(lambda path: onnx_header.OnnxHeader.read(path).refuse_what_bundles_never_hold(path)),
         "manifest": lambda data: manifest.Manifest.from_json(data.decode("utf-8", "replace")),
-        "record": lambda data: record.record_of(noted(data), "input"),
+        "record": lambda data: image_metadata.record_of(noted(data), "input"),
     }
 
     def noted(data: bytes) -> Image.Image:

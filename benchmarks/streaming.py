@@ -27,7 +27,7 @@ CONVERT = """
 import sys
 from pathlib import Path
 from seed_edge.export.gguf import LlamaFolder
-from seed_edge.export.quantize import write_as
+from seed_edge.export.gguf_quantize import write_as
 folder = LlamaFolder.open(Path(sys.argv[1]), lora=Path(sys.argv[4]) if sys.argv[4] else None)
 write_as(folder, folder.vocab(32), Path(sys.argv[2]), sys.argv[3], "random", 2)
 """

@@ -27,8 +27,8 @@ from seed_edge.bundle import Bundle
 from seed_edge.errors import BundleError
 from seed_edge.gguf_header import GgufHeader
 from seed_edge.memory import available_memory, peak_memory, reset_peak
+from seed_edge.runtime.onnx_session import Device, Session
 from seed_edge.runtime.pipeline import SeedEdge
-from seed_edge.runtime.sessions import Device, Session
 from seed_edge.runtime.threads import available_cores
 from seed_edge.runtime.unclip import FAST, DiffusionOptions, Unclip
 

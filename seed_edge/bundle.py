@@ -17,11 +17,11 @@ from pathlib import Path
 from seed_edge.atomic import create_temporary_folder
 from seed_edge.errors import BundleError
 from seed_edge.gguf_header import GgufHeader
-from seed_edge.home import BUNDLE_NAME, Checked, bundle_folder, bundle_names
 from seed_edge.inputs import read_json
 from seed_edge.manifest import DECODER, ENCODER, IMAGE_NOISE, MANIFEST, UNET, VAE, Diffusion, FileEntry, Language, Manifest
 from seed_edge.onnx_header import OnnxHeader
-from seed_edge.outputs import refuse_around
+from seed_edge.output_checks import refuse_around
+from seed_edge.user_dirs import BUNDLE_NAME, Checked, bundle_folder, bundle_names
 
 EMBEDDED = Path(__file__).parent / "bundles" / "mini"
 """The bundle inside this package."""

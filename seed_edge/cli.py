@@ -13,11 +13,11 @@ from typing import Any
 import click
 
 from seed_edge import __version__, native
+from seed_edge.commands.config import FILE, LEVELS, defaults_in, log_to_stderr
 from seed_edge.commands.exit_codes import EXIT_CODES, INTERRUPTED
-from seed_edge.commands.settings import FILE, LEVELS, defaults_in, log_to_stderr
 from seed_edge.display import printable
 from seed_edge.errors import SeedEdgeError
-from seed_edge.home import CONFIG, folder
+from seed_edge.user_dirs import CONFIG, folder
 
 COMMANDS = {
     "caption": ("seeing", "Describe IMAGES in words: files, folders with all that is in them, or - for an image from stdin."),

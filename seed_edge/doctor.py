@@ -15,9 +15,9 @@ from typing import Any
 from seed_edge import __version__, native
 from seed_edge.bundle import EMBEDDED, Bundle
 from seed_edge.errors import SeedEdgeError
-from seed_edge.home import HOME, bundle_names, bundles_folder, folder
 from seed_edge.memory import available_memory, free_gpu_memory
 from seed_edge.runtime.threads import cpu_flags
+from seed_edge.user_dirs import HOME, bundle_names, bundles_folder, folder
 
 SMALL_MEMORY = 1 << 30
 GPU_LIBRARIES = ("nvidia-cuda-runtime", "nvidia-cublas", "nvidia-cudnn-cu13", "nvidia-cufft", "nvidia-curand")
@@ -74,7 +74,7 @@ def _system() -> Iterator[Check]:
 def _runtimes() -> Iterator[Check]:
     try:
         onnxruntime = native.onnxruntime()
-        from seed_edge.runtime.sessions import cuda_problem
+        from seed_edge.runtime.onnx_session import cuda_problem
 
         problem = cuda_problem()
         if native.telemetry_off():

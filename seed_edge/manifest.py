@@ -105,7 +105,7 @@ class Sampling:
     guidance: float = 1.0
     """How far to go from what the model draws unasked towards what it was asked for; 1 is what it draws by itself."""
     tries: int = 1
-    """Pictures drawn of a prompt, of which the one most like it is kept (`runtime.choosing`); a change is drawn once."""
+    """Pictures drawn of a prompt, of which the one most like it is kept (`runtime.rerank`); a change is drawn once."""
 
     def __post_init__(self) -> None:
         ranged("tries", self.tries, 1, MOST_TRIES)

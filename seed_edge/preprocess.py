@@ -18,10 +18,10 @@ from numpy.typing import NDArray
 from PIL import Image, ImageEnhance, ImageOps
 
 from seed_edge.errors import ImageError
-from seed_edge.picture_files import FORMATS as FORMATS
-from seed_edge.picture_files import IMAGE_ENDINGS as IMAGE_ENDINGS
-from seed_edge.picture_files import MAX_PIXELS as MAX_PIXELS
-from seed_edge.picture_files import frames_of, loaded, name_of, opened
+from seed_edge.image_files import FORMATS as FORMATS
+from seed_edge.image_files import IMAGE_ENDINGS as IMAGE_ENDINGS
+from seed_edge.image_files import MAX_PIXELS as MAX_PIXELS
+from seed_edge.image_files import frames_of, loaded, name_of, opened
 
 log = logging.getLogger("seed_edge")
 

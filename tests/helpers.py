@@ -10,7 +10,7 @@ from click.testing import CliRunner, Result
 from PIL import Image, ImageDraw
 
 from seed_edge.cli import cli
-from seed_edge.train.shards import ShardWriter
+from seed_edge.data.webdataset import ShardWriter
 
 
 def call(*arguments: object, fails: bool = False) -> Result:

@@ -1,4 +1,4 @@
-"""Commands about bundles themselves: to make them, to check them, to time them."""
+"""Commands that keep bundles and tell what files and this machine are."""
 
 from __future__ import annotations
 
@@ -6,120 +6,117 @@ from pathlib import Path
 
 import click
 
-from seed_edge.commands.common import (
-    COUNT,
-    TEXT,
-    bundle_option,
-    choose,
-    device_option,
-    json_option,
-    need,
-    note,
-    print_json,
-    print_path,
-    quiet_option,
-)
+from seed_edge.commands.common import json_option, print_json, print_path
+from seed_edge.display import printable
+
+EXIT_CODES = {"ok": 0, "warning": 1, "broken": 2}
+"""Of `doctor`, by the worst that was found."""
 
 
-@click.command()
-@click.option(
-    "--ckpt",
-    type=click.Path(path_type=Path),
-    help="A run of `train`, SEED-2's tokenizer, or a bundle that gets another --llm.  [default: the embedded bundle]",
-)
-@click.option("--vit", type=click.Path(path_type=Path), help="eva_vit_g.pth, where --ckpt does not hold it.")
-@click.option("--llm", type=click.Path(path_type=Path), help="LLaMA folder.  [default: that of the run]")
-@click.option("--lora", type=click.Path(path_type=Path), help="PEFT folder, merged into the LLaMA.")
-@click.option("--diffusion", type=click.Path(path_type=Path), help="stable-diffusion-2-1-unclip folder.")
-@click.option("--template", help="Prompts the LLaMA knows: vicuna, llama2 or plain.  [default: told from it]")
-@click.option("--resize-filter", default="bilinear", show_default=True, help="For SEED-2: bilinear or bicubic.")
-@click.option("--out", type=click.Path(path_type=Path), required=True, help="Bundle to write.")
-@click.option("--name", type=TEXT, help="Name of the bundle.  [default: that of --out]")
-@click.option("--weight-type", default="Q8_0", show_default=True, help="Of the language model: F16, Q8_0, Q4_K_M, ...")
-@click.option("--image-weights", default="fp16", show_default=True, help="How graphs store weights: fp32, fp16 or int8.")
-@click.option("--decoder-weights", help="The same for the decoder, which can do with less.  [default: as --image-weights]")
-@click.option("--photo", "photos", multiple=True, type=click.Path(path_type=Path), help="Also compare codes on this image.")
-@click.option("--licence", type=TEXT, default="", help="What the weights may be used for; goes into the manifest.")
-@click.option("--sources", type=click.Path(path_type=Path), help="JSON list of name, licence, role; into the manifest.")
-@click.option("--replace", is_flag=True, help="Replace the bundle at --out.")
-@quiet_option
-def export(
-    ckpt: Path | None,
-    vit: Path | None,
-    llm: Path | None,
-    lora: Path | None,
-    diffusion: Path | None,
-    template: str | None,
-    resize_filter: str,
-    out: Path,
-    name: str | None,
-    weight_type: str,
-    image_weights: str,
-    decoder_weights: str | None,
-    photos: tuple[Path, ...],
-    licence: str,
-    sources: Path | None,
-    replace: bool,
-    quiet: bool,
-) -> None:
-    """Turn checkpoints into a bundle, and prove that it gives the same numbers."""
-    need("export", "torch", "diffusers", "onnx", "onnxscript", "gguf", "sentencepiece", "safetensors", "transformers")
-    from seed_edge.bundle import EMBEDDED
-    from seed_edge.export.assemble import ExportOptions, Parts, export_bundle
-    from seed_edge.export.quantize import weight_types
-    from seed_edge.export.weights import STORAGE
-    from seed_edge.preprocess import FILTERS
-    from seed_edge.prompts import FAMILIES
-    from seed_edge.runtime.threads import available_cores
-
-    if template is not None:
-        choose("--template", template, tuple(FAMILIES))
-    choose("--weight-type", weight_type, weight_types())
-    choose("--image-weights", image_weights, STORAGE)
-    choose("--decoder-weights", decoder_weights or image_weights, STORAGE)
-    choose("--resize-filter", resize_filter, tuple(FILTERS))
-    options = ExportOptions(
-        name=name or out.name,
-        weight_type=weight_type,
-        image_weights=image_weights,
-        decoder_weights=decoder_weights,
-        resize_filter=resize_filter,
-        template=template,
-        photos=photos,
-        threads=available_cores(),
-        licence=licence,
-        sources=sources,
-        replace=replace,
-    )
-    export_bundle(Parts(ckpt or EMBEDDED, vit, llm, lora, diffusion), out, options, lambda text: note(text, quiet))
-    print_path(out)
+@click.group()
+def bundles() -> None:
+    """Keep bundles where any command finds them by name: --bundle NAME."""
 
 
-@click.command()
-@click.argument("bundle", required=False, type=click.Path(path_type=Path))
-def verify(bundle: Path | None) -> None:
-    """Check a bundle's hashes, and that its graphs give what they gave where it was made."""
-    from seed_edge.bundle import Bundle
-    from seed_edge.runtime.selftest import verify
-    from seed_edge.runtime.sessions import choose_device
-
-    click.echo(verify(Bundle.open(bundle), choose_device("cpu")))
-
-
-@click.command()
-@bundle_option
-@device_option
-@click.option("--tries", type=COUNT, default=5, show_default=True, help="Of each stage; the median counts.")
+@bundles.command("list")
 @json_option
-@quiet_option
-def bench(bundle: Path | None, device: str, tries: int, as_json: bool, quiet: bool) -> None:
-    """Time every stage here, beside the least time it could take on this machine."""
-    from seed_edge import bench
-    from seed_edge.runtime.sessions import DEVICES, choose_device
+def list_bundles(as_json: bool) -> None:
+    """Names, sizes and places of all bundles; the embedded one first."""
+    from seed_edge.bundle import EMBEDDED, Bundle, find
+    from seed_edge.errors import SeedEdgeError
+    from seed_edge.user_dirs import bundle_names
 
-    choose("--device", device, DEVICES)
-    found = bench.bench(bundle, choose_device(device), tries, lambda text: note(f"timing: {text}", quiet))
+    for name in [EMBEDDED.name, *bundle_names()]:
+        record: dict[str, object] = {"name": name, "path": str(EMBEDDED if name == EMBEDDED.name else find(name))}
+        try:
+            manifest = Bundle.open(find(name)).manifest
+            record |= {"kind": manifest.kind, "bytes": sum(entry.size for entry in manifest.files.values())}
+        except SeedEdgeError as error:
+            record["error"] = str(error)
+        if as_json:
+            print_json(record)
+        else:
+            told = record.get("error") or f"{record['bytes']:,} bytes, {record['kind']}"
+            click.echo("\t".join(printable(str(part)) for part in (name, told, record["path"])))
+
+
+@bundles.command()
+@click.argument("name", required=False, default="mini")
+@json_option
+def info(name: str, as_json: bool) -> None:
+    """What a bundle can do, of what it was made, and how exact it is."""
+    from seed_edge.bundle import Bundle
+    from seed_edge.inspection import describe_bundle, lines
+
+    told = describe_bundle(Bundle.open(name))
     if as_json:
-        print_json(found)
+        print_json(told)
     else:
-        click.echo(bench.table(found))
+        click.echo("\n".join(lines(told)))
+
+
+@bundles.command()
+@click.argument("name", required=False, default="mini")
+def path(name: str) -> None:
+    """Folder of a bundle."""
+    from seed_edge.bundle import find
+
+    print_path(find(name))
+
+
+@bundles.command()
+@click.argument("folder", type=click.Path(path_type=Path))
+@click.option("--name", help="Name to find it by.  [default: the folder's]")
+@click.option("--replace", is_flag=True, help="Replace a bundle of that name.")
+def add(folder: Path, name: str | None, replace: bool) -> None:
+    """Copy the bundle in FOLDER to where every command finds it by name."""
+    from seed_edge.bundle import Bundle, add
+
+    print_path(add(Bundle.open(folder), name or folder.resolve().name, replace).path)
+
+
+@bundles.command()
+@click.argument("name")
+@click.option("-y", "--yes", is_flag=True, help="Do not ask.")
+def remove(name: str, yes: bool) -> None:
+    """Delete a bundle that was added."""
+    from seed_edge.bundle import remove
+    from seed_edge.user_dirs import bundle_folder
+
+    if not yes and bundle_folder(name).is_dir():
+        click.confirm(f"Delete {bundle_folder(name)}?", abort=True)
+    print_path(remove(name))
+
+
+@click.command()
+@click.argument("what")
+@json_option
+def inspect(what: str, as_json: bool) -> None:
+    """What a file says of itself: a drawn picture, a bundle, any GGUF or ONNX file. Nothing is loaded or run."""
+    from seed_edge.inspection import describe, lines
+
+    told = describe(what)
+    if as_json:
+        print_json(told)
+    else:
+        click.echo("\n".join(lines(told)))
+
+
+@click.command()
+@json_option
+def doctor(as_json: bool) -> None:
+    """What of this machine can be used, what cannot and why. No model is loaded.
+
+    Exit code 0: all is well. 1: something works worse than it could. 2: something is broken.
+    """
+    from seed_edge.doctor import OK, examine, report, worst
+
+    checks = examine()
+    if as_json:
+        print_json(report(checks))
+    else:
+        for check in checks:
+            click.echo(printable(f"{'' if check.state == OK else check.state + ': '}{check.id}: {check.found}"))
+            if check.advice:
+                click.echo(printable(f"    try: {check.advice}"))
+    raise click.exceptions.Exit(EXIT_CODES[worst(checks)])

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from seed_edge.commands.settings import log_to_stderr, settings_file
+from seed_edge.commands.config import log_to_stderr, settings_file
 from seed_edge.display import json_line, printable
 
 if TYPE_CHECKING:
@@ -113,7 +113,7 @@ def complete_bundle(context: click.Context, parameter: click.Parameter, incomple
     from click.shell_completion import CompletionItem
 
     from seed_edge.bundle import EMBEDDED
-    from seed_edge.home import bundle_names
+    from seed_edge.user_dirs import bundle_names
 
     names = [name for name in (EMBEDDED.name, *bundle_names()) if name.startswith(incomplete)]
     return [*map(CompletionItem, names), CompletionItem(incomplete, type="dir")]
@@ -182,7 +182,7 @@ class Engine:
     def opened(self) -> SeedEdge:
         """The bundle, ready to use; says on stderr where it runs, and what memory it plans with where that is asked."""
         import seed_edge
-        from seed_edge.runtime.sessions import DEVICES
+        from seed_edge.runtime.onnx_session import DEVICES
 
         choose("--device", self.device, DEVICES)
         edge = seed_edge.load(self.bundle, device=self.device, memory_limit=self.memory_limit, low_memory=self.low_memory)

@@ -15,14 +15,14 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 from seed_edge.atomic import replacing
-from seed_edge.evaluate.captions import bleu4, cider, rouge_l
-from seed_edge.evaluate.judge import Judge, rank_of_own
-from seed_edge.evaluate.pictures import psnr, ssim
+from seed_edge.data.phrasing import head_noun, is_countable, plain, plural, with_article
+from seed_edge.data.samples import Picture, Sample, load_picture, read_samples
+from seed_edge.emoji.drawings import CANONICAL, COLOURS
+from seed_edge.metrics.captions import bleu4, cider, rouge_l
+from seed_edge.metrics.features import Judge, rank_of_own
+from seed_edge.metrics.images import psnr, ssim
 from seed_edge.preprocess import to_rgb
 from seed_edge.runtime.pipeline import SeedEdge
-from seed_edge.train.drawings import CANONICAL, COLOURS
-from seed_edge.train.samples import Picture, Sample, load_picture, read_samples
-from seed_edge.train.texts import head_noun, is_countable, plain, plural, with_article
 
 WITHIN = 5
 """A drawing counts as found if its own thing is among so many nearest."""

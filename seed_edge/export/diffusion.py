@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from seed_edge.errors import CheckpointError
+from seed_edge.export.hf_weights import shapes_in
 from seed_edge.export.onnx import export_graph
-from seed_edge.export.shards import shapes_in
 from seed_edge.graphs import unet_graph, vae_graph
 from seed_edge.manifest import IMAGE_NOISE, UNET, VAE, Diffusion
 from seed_edge.models.checkpoints import UNREADABLE, reason_of, refuse_inflated

@@ -20,9 +20,9 @@ import sentencepiece
 from numpy.typing import NDArray
 
 from seed_edge.errors import CheckpointError
+from seed_edge.export.hf_weights import Shards
 from seed_edge.export.lora import Lora
-from seed_edge.export.shards import Shards
-from seed_edge.models.llama import PIECES_FILE, read_added_tokens, read_config, read_pieces, vocab_of
+from seed_edge.models.llama_files import PIECES_FILE, read_added_tokens, read_config, read_pieces, vocab_of
 from seed_edge.vocab import Vocab
 
 WEIGHT_TYPES = {

@@ -9,7 +9,7 @@ from tempfile import TemporaryDirectory
 import torch
 from torch import Tensor, nn
 
-from seed_edge.export.weights import rewrite
+from seed_edge.export.onnx_storage import rewrite
 from seed_edge.graphs import BATCH, GraphSpec
 from seed_edge.models.image_tokenizer import ImageTokenizer
 

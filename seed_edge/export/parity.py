@@ -17,16 +17,16 @@ from seed_edge.bundle import Bundle
 from seed_edge.errors import ParityError
 from seed_edge.export.diffusion import UnclipFolder, UnetWithoutText, VaeDecoder
 from seed_edge.export.gguf import LlamaFolder
-from seed_edge.export.quantize import bits_of
-from seed_edge.export.reference import logits
+from seed_edge.export.gguf_quantize import bits_of
+from seed_edge.export.llama_reference import logits
 from seed_edge.graphs import GraphSpec, unet_graph, vae_graph
 from seed_edge.manifest import DECODER, ENCODER, MANIFEST, UNET, VAE, Manifest
 from seed_edge.models.image_tokenizer import ImageTokenizer
-from seed_edge.runtime.footprint import footprint
 from seed_edge.runtime.isolated_load import try_all
 from seed_edge.runtime.language_model import LlamaCpp
+from seed_edge.runtime.memory_probe import footprint
+from seed_edge.runtime.onnx_session import Session, choose_device
 from seed_edge.runtime.selftest import measure
-from seed_edge.runtime.sessions import Session, choose_device
 from seed_edge.vocab import Vocab
 
 DECODER_ERROR = {"fp32": 1e-3, "fp16": 2e-2, "int8": 0.2}

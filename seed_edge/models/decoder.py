@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from seed_edge.models.config import PixelGeometry
-from seed_edge.models.places import BRUSH, centres, log_nearness, places_of_queries
+from seed_edge.models.grid import BRUSH, centres, log_nearness, places_of_queries
 
 LAYER_NORM_EPS = 1e-6
 

@@ -14,10 +14,10 @@ from torch.nn import functional as F
 
 from seed_edge.models.config import Geometry, PixelGeometry, SeedGeometry
 from seed_edge.models.decoder import Block, PixelHead
+from seed_edge.models.efficientnet import COLOUR_SIDE, EfficientNetLite
 from seed_edge.models.eva import EvaViT
 from seed_edge.models.qformer import CausalQFormer
 from seed_edge.models.quantizer import Quantized, VectorQuantizer
-from seed_edge.models.trunk import COLOUR_SIDE, EfficientNetLite
 
 
 class ImageTokenizer(nn.Module):
@@ -105,11 +105,11 @@ class PixelTokenizer(ImageTokenizer):
         self.ln_vision.requires_grad_(False)
         self.key_dropout = 0.0
         self.query_tokens = nn.Parameter(torch.randn(1, semantic, width) * 0.02)
-        # semantic vectors start as what tells most of the pooled features; training finds that once (`train/glance.py`)
+        # semantic vectors start as what tells most of the pooled features; training finds that once (`train/pixel/semantic_init.py`)
         self.glance = nn.Linear(geometry.vit_width, semantic * dim).requires_grad_(False)
         self.second_look = nn.Parameter(torch.tensor(0.1))
         self.code_norm = nn.BatchNorm1d(semantic * dim, momentum=CODE_MOMENTUM, affine=False)
-        # what the other queries see is found once and not learnt on (`train/patches.py`)
+        # what the other queries see is found once and not learnt on (`train/pixel/patch_pca.py`)
         self.patches = nn.Linear(math.prod(geometry.patch), dim).requires_grad_(False)
         self.decode_task_layer = Unfolding(geometry.num_queries, dim, width)
         self.pixel_head = PixelHead(geometry)

@@ -15,7 +15,7 @@ from seed_edge.errors import CodesError, PromptError, SeedEdgeError
 from seed_edge.inputs import read_json
 from seed_edge.manifest import Sampling
 from seed_edge.prompts import Turn
-from seed_edge.runtime.decoding import write_answer, write_codes
+from seed_edge.runtime.generation import write_answer, write_codes
 from seed_edge.runtime.pipeline import ImageSource, SeedEdge
 
 if TYPE_CHECKING:

@@ -13,8 +13,8 @@ from seed_edge.bundle import Bundle
 from seed_edge.errors import BundleError
 from seed_edge.manifest import DECODER, ENCODER
 from seed_edge.preprocess import to_images
-from seed_edge.runtime.residents import Residents
-from seed_edge.runtime.sessions import Device, Session
+from seed_edge.runtime.onnx_session import Device, Session
+from seed_edge.runtime.part_cache import Residents
 from seed_edge.runtime.unclip import DiffusionOptions, Unclip
 
 TOGETHER = 16

@@ -25,8 +25,8 @@ import numpy as np
 from seed_edge import __version__, native
 from seed_edge.bundle import EMBEDDED, Bundle
 from seed_edge.errors import BundleError, SeedEdgeError
-from seed_edge.home import Checked
 from seed_edge.manifest import DATA, DECODER, ENCODER, IMAGE_NOISE, MANIFEST, UNET, VAE
+from seed_edge.user_dirs import Checked
 
 log = logging.getLogger("seed_edge")
 
@@ -53,8 +53,8 @@ def check_rules(bundle: Bundle, name: str) -> None:
     Raises:
         BundleError: it breaks one.
     """
+    from seed_edge.diffusion_arrays import noise_arrays
     from seed_edge.gguf_rules import check_language_model
-    from seed_edge.noise_file import noise_arrays
     from seed_edge.onnx_rules import check_graph
 
     manifest = bundle.manifest
@@ -199,8 +199,8 @@ def run_part(bundle: Bundle, name: str) -> None:
     Raises:
         SeedEdgeError: it cannot be opened or run, or gives what it must not.
     """
-    from seed_edge.runtime.residents import Residents
-    from seed_edge.runtime.sessions import choose_device
+    from seed_edge.runtime.onnx_session import choose_device
+    from seed_edge.runtime.part_cache import Residents
 
     device, residents = choose_device("cpu"), Residents(bundle, trusted=True)
     try:

@@ -23,11 +23,11 @@ from seed_edge.gguf_header import GgufHeader
 from seed_edge.manifest import MOST_BEAMS, Sampling
 from seed_edge.memory import free_gpu_memory
 from seed_edge.preprocess import open_image
-from seed_edge.runtime.choosing import best_seen
-from seed_edge.runtime.decoding import Agreed, Guided, best_text, write_codes, write_several, write_text
+from seed_edge.runtime.generation import Agreed, Guided, best_text, write_codes, write_several, write_text
 from seed_edge.runtime.image_tokenizer import ImageTokenizer
-from seed_edge.runtime.residents import Residents, layers_that_fit
-from seed_edge.runtime.sessions import Device, choose_device
+from seed_edge.runtime.onnx_session import Device, choose_device
+from seed_edge.runtime.part_cache import Residents, layers_that_fit
+from seed_edge.runtime.rerank import best_seen
 from seed_edge.runtime.threads import SMALL_MODEL, available_cores, threads_for_language_model
 from seed_edge.runtime.unclip import DiffusionOptions
 

@@ -13,7 +13,7 @@ from seed_edge.errors import BundleError
 from seed_edge.manifest import SelfTest
 from seed_edge.runtime.image_tokenizer import ImageTokenizer
 from seed_edge.runtime.isolated_load import try_all
-from seed_edge.runtime.sessions import Device
+from seed_edge.runtime.onnx_session import Device
 
 VALUES = 16
 CODES_NEEDED = 0.9

@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 from seed_edge.bundle import Bundle
 from seed_edge.errors import BundleError, MemoryShortError, PromptError
 from seed_edge.manifest import UNET, VAE
-from seed_edge.runtime.diffusion import SCHEDULERS, Array, ImageNoise, Schedule, Scheduler, denoise, guided
-from seed_edge.runtime.residents import Residents
-from seed_edge.runtime.sessions import Device, Session
+from seed_edge.runtime.onnx_session import Device, Session
+from seed_edge.runtime.part_cache import Residents
+from seed_edge.runtime.schedulers import SCHEDULERS, Array, ImageNoise, Schedule, Scheduler, denoise, guided
 
 log = logging.getLogger("seed_edge")
 
@@ -108,7 +108,7 @@ class Unclip:
 
     @cached_property
     def _arrays(self) -> tuple[Schedule, ImageNoise]:
-        from seed_edge.noise_file import noise_arrays
+        from seed_edge.diffusion_arrays import noise_arrays
 
         s = self._settings
         arrays = noise_arrays(self._bundle.image_noise, self._dim, s.steps_offset)

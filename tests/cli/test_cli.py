@@ -11,7 +11,7 @@ from PIL import Image
 
 from seed_edge.cli import cli
 from seed_edge.commands.common import Bytes
-from seed_edge.commands.drawing import parse_codes
+from seed_edge.commands.draw import parse_codes
 from seed_edge.errors import CodesError
 
 

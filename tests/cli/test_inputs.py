@@ -14,7 +14,7 @@ from seed_edge import manifest
 from seed_edge.cli import cli
 from seed_edge.commands import common
 from seed_edge.commands.codes_input import CODES_FILE_LIMIT, LONGEST_PROMPT, lines_of, parse_codes, read_codes, read_latents
-from seed_edge.commands.settings import options_by_name
+from seed_edge.commands.config import options_by_name
 from seed_edge.errors import CodesError, PromptError
 
 LARGE = "9" * 5000

@@ -18,13 +18,13 @@ from PIL import Image
 
 from seed_edge.atomic import TEMPORARY
 from seed_edge.cli import cli
-from seed_edge.commands.captions import BEFORE_ENDING, SIDECAR_ENDINGS
+from seed_edge.commands.caption_output import BEFORE_ENDING, SIDECAR_ENDINGS
 from seed_edge.display import json_line
 from seed_edge.errors import DataError
-from seed_edge.home import bundles_folder
+from seed_edge.image_files import IMAGE_ENDINGS
 from seed_edge.manifest import MANIFEST
-from seed_edge.outputs import claim, refuse_any
-from seed_edge.picture_files import IMAGE_ENDINGS
+from seed_edge.output_checks import claim, refuse_any
+from seed_edge.user_dirs import bundles_folder
 
 # ---- random trees, random commands -------------------------------------------------------------------------------
 

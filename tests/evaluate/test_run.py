@@ -8,11 +8,11 @@ from click.testing import CliRunner
 from PIL import Image, ImageDraw, ImageFilter
 
 from seed_edge.cli import cli
-from seed_edge.evaluate.judge import Judge, rank_of_own
-from seed_edge.evaluate.pictures import psnr, ssim
+from seed_edge.data.webdataset import ShardWriter
 from seed_edge.evaluate.run import _share_named, random_prompt
-from seed_edge.models.trunk import pretrained_trunk
-from seed_edge.train.shards import ShardWriter
+from seed_edge.metrics.features import Judge, rank_of_own
+from seed_edge.metrics.images import psnr, ssim
+from seed_edge.models.efficientnet import pretrained_trunk
 
 SHAPES = ("disc", "square", "bar", "ring", "cross", "wedge")
 

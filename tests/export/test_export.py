@@ -16,6 +16,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 import seed_edge
 from seed_edge.bundle import Bundle
+from seed_edge.data.code_shards import read_code_shards
+from seed_edge.data.webdataset import ShardWriter
 from seed_edge.errors import CheckpointError, DataError, ParityError
 from seed_edge.export import gguf as gguf_module
 from seed_edge.export.gguf import LlamaFolder, permute, write_gguf
@@ -23,11 +25,9 @@ from seed_edge.export.parity import LOGITS_KL, language_parity
 from seed_edge.manifest import DECODER, ENCODER
 from seed_edge.models.checkpoints import load_image_tokenizer
 from seed_edge.runtime.language_model import LlamaCpp
-from seed_edge.train.codes import read_code_shards
-from seed_edge.train.features import make_room, open_cache
-from seed_edge.train.loop import Loop
-from seed_edge.train.shards import ShardWriter
-from seed_edge.train.tokenizer import codes_of, vectors_of_cache
+from seed_edge.train.pixel.feature_cache import make_room, open_cache
+from seed_edge.train.pixel.tokenizer import codes_of, vectors_of_cache
+from seed_edge.train.trainer import Loop
 
 LANGUAGE_MODEL = "llm.gguf"
 
@@ -142,7 +142,7 @@ def test_the_decoder_may_be_given_more_pictures(run, tmp_path, monkeypatch):
 
 def test_a_disk_too_small_for_pictures_is_told_before_any_is_written(tmp_path, monkeypatch):
     make_room(tmp_path / "new", 1000, "features")
-    monkeypatch.setattr("seed_edge.train.features.shutil.disk_usage", lambda folder: SimpleNamespace(free=999))
+    monkeypatch.setattr("seed_edge.train.pixel.feature_cache.shutil.disk_usage", lambda folder: SimpleNamespace(free=999))
     with pytest.raises(DataError, match=r"more pictures need 0\.0 GB, 0\.0 GB are free; choose another --out"):
         make_room(tmp_path / "new", 1000, "more pictures")
 

@@ -12,9 +12,9 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from seed_edge.errors import CheckpointError
 from seed_edge.export.gguf import LlamaFolder, write_gguf
-from seed_edge.export.quantize import DIRECT, quantize, weight_types
-from seed_edge.export.reference import logits
-from seed_edge.export.shards import Shards
+from seed_edge.export.gguf_quantize import DIRECT, quantize, weight_types
+from seed_edge.export.hf_weights import Shards
+from seed_edge.export.llama_reference import logits
 from seed_edge.runtime.language_model import LlamaCpp
 
 PIECES, CODES = 310, 16

@@ -3,7 +3,7 @@ import onnx
 from onnx import TensorProto, helper
 
 from seed_edge.bench import operations
-from seed_edge.runtime.sessions import Session
+from seed_edge.runtime.onnx_session import Session
 
 
 def test_operations_of_a_graph_are_those_of_its_products(tmp_path):

@@ -7,7 +7,7 @@ from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from diffusers.schedulers.scheduling_dpmsolver_multistep import DPMSolverMultistepScheduler
 from diffusers.schedulers.scheduling_pndm import PNDMScheduler
 
-from seed_edge.runtime.diffusion import SCHEDULERS, DpmSolver, Pndm, Schedule, denoise, guided
+from seed_edge.runtime.schedulers import SCHEDULERS, DpmSolver, Pndm, Schedule, denoise, guided
 
 CONFIG = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "prediction_type": "v_prediction"}
 BETAS = np.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=np.float32).astype(np.float64) ** 2

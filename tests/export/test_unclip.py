@@ -18,10 +18,10 @@ from seed_edge.bundle import Bundle
 from seed_edge.errors import BundleError, CheckpointError, MemoryShortError
 from seed_edge.export.diffusion import UnclipFolder
 from seed_edge.manifest import UNET
-from seed_edge.runtime import residents
+from seed_edge.runtime import part_cache
 from seed_edge.runtime import unclip as unclip_module
-from seed_edge.runtime.residents import Residents
-from seed_edge.runtime.sessions import choose_device
+from seed_edge.runtime.onnx_session import choose_device
+from seed_edge.runtime.part_cache import Residents
 from seed_edge.runtime.unclip import FAST, DiffusionOptions, Unclip
 
 REFERENCE = Path(__file__).parent.parent / "fixtures" / "seed2"
@@ -129,7 +129,7 @@ def test_tiles_give_nearly_the_whole_picture(bundle, given, monkeypatch):
 def test_memory_decides_between_whole_and_tiles_and_says_so(bundle, given, monkeypatch, caplog):
     for free, tiles in ((10**12, 0), (None, 0), (1000, 1)):
         caplog.clear()
-        monkeypatch.setattr(residents, "available_memory", lambda free=free: free)
+        monkeypatch.setattr(part_cache, "available_memory", lambda free=free: free)
         kept = Residents(bundle)
         unclip = Unclip(bundle, choose_device("cpu"), kept)
         final = unclip.walk(*given, DiffusionOptions(steps=2))
@@ -139,11 +139,11 @@ def test_memory_decides_between_whole_and_tiles_and_says_so(bundle, given, monke
 
 
 def test_what_leaving_the_network_frees_may_be_enough_for_a_whole_picture(bundle, given, monkeypatch, caplog):
-    monkeypatch.setattr(residents, "available_memory", lambda: 1000)
+    monkeypatch.setattr(part_cache, "available_memory", lambda: 1000)
     kept = Residents(bundle)
     unclip = Unclip(bundle, choose_device("cpu"), kept)
     final = unclip.walk(*given, DiffusionOptions(steps=2))
-    monkeypatch.setattr(residents, "available_memory", lambda: 1000 if kept.is_open(UNET) else 10**12)
+    monkeypatch.setattr(part_cache, "available_memory", lambda: 1000 if kept.is_open(UNET) else 10**12)
     unclip.develop(final)
     assert not kept.is_open(UNET) and not [r for r in caplog.records if "tiles" in r.message]
     assert unclip.walk(*given, DiffusionOptions(steps=2)).shape == final.shape

@@ -66,7 +66,7 @@ OTHERS = [
 @functools.cache
 def seeds() -> list[bytes]:
     """The tiny language model as it is, and with its matrices in other types."""
-    from seed_edge.export.quantize import write_as
+    from seed_edge.export.gguf_quantize import write_as
 
     found = [(TINY / "llm.gguf").read_bytes()]
     with tempfile.TemporaryDirectory() as folder:

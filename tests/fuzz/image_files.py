@@ -17,9 +17,9 @@ from PIL import Image
 
 from seed_edge import native
 from seed_edge.errors import ImageError
-from seed_edge.picture_files import readable
+from seed_edge.image_files import readable
+from seed_edge.image_metadata import Drawn, Record, drawn_here, record_in, saving_options
 from seed_edge.preprocess import Preprocessing, open_image
-from seed_edge.record import Drawn, Record, drawn_here, record_in, saving_options
 
 MAX_PIXELS = 4_000_000
 MEMORY = 1 << 30

@@ -18,11 +18,11 @@ from click.testing import CliRunner
 
 from seed_edge.cli import cli
 from seed_edge.commands.codes_input import lines_of, parse_codes, read_codes, read_latents
-from seed_edge.commands.settings import defaults_in
+from seed_edge.commands.config import defaults_in
+from seed_edge.data.samples import read_samples
 from seed_edge.errors import SeedEdgeError
-from seed_edge.models.llama import read_config
+from seed_edge.models.llama_files import read_config
 from seed_edge.runtime.conversation import saved_turns
-from seed_edge.train.samples import read_samples
 
 SETTINGS = b"""# defaults
 bundle = "mini"

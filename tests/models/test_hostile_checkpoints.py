@@ -14,13 +14,13 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from seed_edge.errors import CheckpointError
-from seed_edge.export.assemble import read_sources
+from seed_edge.export.export_bundle import read_sources
 from seed_edge.export.gguf import LlamaFolder, write_gguf
+from seed_edge.export.hf_weights import Shards
 from seed_edge.export.lora import Lora
-from seed_edge.export.shards import Shards
 from seed_edge.models.checkpoints import load_image_tokenizer, load_seed_tokenizer, read_state
 from seed_edge.models.config import load_geometry
-from seed_edge.train.llm import open_llama
+from seed_edge.train.language.llm import open_llama
 from seed_edge.vocab import CodeSpace
 
 SPACE = CodeSpace(8, 4)

@@ -7,9 +7,9 @@ from safetensors.torch import load_file, save_file
 from seed_edge.errors import CheckpointError
 from seed_edge.models.checkpoints import IMAGE_TOKENIZER_FILE, load_image_tokenizer, save_image_tokenizer
 from seed_edge.models.config import COLOUR_SIDE, PixelGeometry, rows_and_columns
+from seed_edge.models.efficientnet import TAPS, EfficientNetLite, fold_published_weights, pretrained_trunk
 from seed_edge.models.image_tokenizer import PixelTokenizer, patches_of
 from seed_edge.models.quantizer import VectorQuantizer
-from seed_edge.models.trunk import TAPS, EfficientNetLite, fold_published_weights, pretrained_trunk
 
 SMALL = PixelGeometry(
     image_size=64, num_queries=4, semantic_queries=2, qformer_width=32, qformer_depth=2, qformer_heads=4, qformer_mlp=64, codebook_size=16,

@@ -16,7 +16,7 @@ from seed_edge.errors import BundleError, SeedEdgeError
 from seed_edge.manifest import DECODER, ENCODER, MANIFEST
 from seed_edge.runtime import isolated_load, selftest
 from seed_edge.runtime.isolated_load import ensure_safe, part_names, try_all
-from seed_edge.runtime.sessions import choose_device
+from seed_edge.runtime.onnx_session import choose_device
 
 
 @pytest.fixture

@@ -11,9 +11,9 @@ import seed_edge
 from seed_edge.bundle import entry_for
 from seed_edge.errors import BundleError, CodesError, ImageError, PromptError
 from seed_edge.manifest import MANIFEST, Sampling
-from seed_edge.runtime.decoding import GREEDY, write_several
+from seed_edge.runtime.generation import GREEDY, write_several
+from seed_edge.runtime.onnx_session import choose_device
 from seed_edge.runtime.pipeline import SeedEdge
-from seed_edge.runtime.sessions import choose_device
 
 
 def quarters(*colours):

@@ -8,11 +8,11 @@ import tarfile
 import numpy as np
 import pytest
 
+from seed_edge.data.code_shards import CODEBOOK, read_code_shards, read_codebook
+from seed_edge.data.samples import read_samples
 from seed_edge.errors import DataError
-from seed_edge.train.codes import CODEBOOK, read_code_shards, read_codebook
-from seed_edge.train.llm import NewLlamaRecipe
+from seed_edge.train.language.llm import NewLlamaRecipe
 from seed_edge.train.recipe import load_recipe
-from seed_edge.train.samples import read_samples
 
 RECIPE = 'kind = "new-llama"\n[schedule]\nsteps = 2\nbatch = 2\nrate = 0.1\n'
 KINDS = {"new-llama": NewLlamaRecipe}

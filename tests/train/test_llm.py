@@ -14,14 +14,14 @@ from PIL import Image
 from safetensors.torch import load_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from seed_edge.data.code_shards import Codebook, CodeSample, read_code_shards, read_codebook, tokenized, write_code_shards
+from seed_edge.data.samples import Sample
 from seed_edge.errors import CheckpointError, DataError
-from seed_edge.models.llama import extended_vocab
+from seed_edge.models.llama_files import extended_vocab
 from seed_edge.prompts import FAMILIES
-from seed_edge.train.codes import Codebook, CodeSample, read_code_shards, read_codebook, tokenized, write_code_shards
-from seed_edge.train.examples import NOT_LEARNT, Example, Mixture, Writer, collated
-from seed_edge.train.llm import LlamaShape, deepen, merge_lora, new_llama, open_llama, rehearsal
-from seed_edge.train.loop import Loop
-from seed_edge.train.samples import Sample
+from seed_edge.train.language.examples import NOT_LEARNT, Example, Mixture, Writer, collated
+from seed_edge.train.language.llm import LlamaShape, deepen, merge_lora, new_llama, open_llama, rehearsal
+from seed_edge.train.trainer import Loop
 from seed_edge.vocab import CodeSpace, Vocab
 
 PIECES, SPACE = 310, CodeSpace(8, 4)

@@ -9,7 +9,7 @@ from helpers import call
 from PIL import Image
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
-from seed_edge.train.seed2 import cleaned, cropped
+from seed_edge.train.seed2.stages import cleaned, cropped
 
 WORDS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "red", "green", "blue", "white", "square")
 COLOURS = {"red": (220, 40, 30), "green": (40, 200, 60), "blue": (40, 60, 220), "white": (240, 240, 240)}

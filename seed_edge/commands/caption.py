@@ -1,0 +1,251 @@
+"""Commands that look at pictures."""
+
+from __future__ import annotations
+
+import io
+import os
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from seed_edge.commands.caption_output import (
+    Chosen,
+    Lines,
+    Pace,
+    Printed,
+    Sidecars,
+    Sink,
+    Unkept,
+    chosen_images,
+    sidecar_ending,
+)
+from seed_edge.commands.common import (
+    SEED,
+    TEMPERATURE,
+    TEXT,
+    Engine,
+    engine_options,
+    given,
+    json_option,
+    max_pixels_option,
+    print_json,
+    print_path,
+)
+from seed_edge.commands.exit_codes import SOME_FAILED
+from seed_edge.commands.image_output import bundle_place, read_files
+from seed_edge.display import printable
+from seed_edge.errors import ImageError
+from seed_edge.output_checks import is_stdout, refuse_inside
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from seed_edge.runtime.pipeline import SeedEdge
+
+STDIN_LIMIT = 1 << 28
+MOST_ENDINGS = 8
+"""Endings of files that were passed over that are told."""
+
+temperature_option = click.option(
+    "--temperature", type=TEMPERATURE, default=0.0, show_default=True, help="0: the likeliest words."
+)
+seed_option = click.option("--seed", type=SEED, default=0, show_default=True, help="Used with --temperature.")
+
+
+@click.command()
+@click.argument("images", nargs=-1, type=click.Path(allow_dash=True))
+@click.option("--out", type=click.Path(path_type=Path), help="File of JSON lines to write; - for stdout.")
+@click.option(
+    "--sidecar", metavar="ENDING", callback=sidecar_ending, help="Write a text file beside each image: `--sidecar txt`."
+)
+@click.option("--full-names", is_flag=True, help="With --sidecar: `photo.jpg.txt` instead of `photo.txt`.")
+@click.option("--resume", is_flag=True, help="Go on: images that have their caption in --out or --sidecar are passed over.")
+@click.option("--overwrite", is_flag=True, help="Replace what --out or --sidecar hold.")
+@click.option("--prefix", type=TEXT, default="", help="Put before each caption.")
+@click.option("--append", type=TEXT, default="", help="Put behind each caption.")
+@click.option("--stdin0", is_flag=True, help="Read names of images from stdin, each ended by a zero byte.")
+@temperature_option
+@seed_option
+@click.option("--beams", type=click.IntRange(1, 16), help="Captions followed side by side.  [default: the bundle's]")
+@max_pixels_option
+@engine_options
+@json_option
+def caption(
+    images: tuple[str, ...],
+    out: Path | None,
+    sidecar: str | None,
+    full_names: bool,
+    resume: bool,
+    overwrite: bool,
+    prefix: str,
+    append: str,
+    stdin0: bool,
+    temperature: float,
+    seed: int,
+    beams: int | None,
+    max_pixels: int | None,
+    engine: Engine,
+    as_json: bool,
+) -> None:
+    """Describe IMAGES in words: files, folders with all that is in them, or - for an image from stdin.
+
+    A file that cannot be read stops nothing: it is told at the end, and the exit code is 3.
+    """
+    if not images and not stdin0:
+        raise click.UsageError("give IMAGES, folders, or - for an image from stdin")
+    if out is not None and sidecar is not None:
+        raise click.UsageError("--out and --sidecar exclude each other")
+    if out is None and sidecar is None and (resume or overwrite):
+        raise click.UsageError("--resume and --overwrite go with --out or --sidecar")
+    if resume and overwrite:
+        raise click.UsageError("--resume and --overwrite exclude each other")
+    if full_names and sidecar is None:
+        raise click.UsageError("--full-names goes with --sidecar")
+    options: dict[str, Any] = {"temperature": temperature, "seed": seed, "beams": beams}
+    if images == ("-",):
+        if out is not None or sidecar is not None:
+            raise click.UsageError("an image from stdin has no name; leave out --out and --sidecar")
+        picture = image_on_stdin(max_pixels)
+        with engine.opened() as edge:
+            Printed(as_json, alone=True).put(Path("-"), prefix + edge.caption(picture, **options) + append)
+        return
+    chosen = chosen_images(images, stdin0)
+    tell_left_out(chosen, engine)
+    alone = len(chosen.paths) == 1 and not chosen.failed and not stdin0 and not os.path.isdir(images[0])
+    with ExitStack() as stack:
+        sink: Sink
+        if sidecar is not None:
+            sink = Sidecars(sidecar, full_names, resume, overwrite, chosen.paths, read_files(engine))
+        elif out is None or is_stdout(out):
+            sink = Printed(as_json or out is not None, alone)
+        else:
+            refuse_inside(out, bundle_place(engine), "--out")
+            sink = stack.enter_context(Lines.opened(out, resume, overwrite, (*chosen.paths, *read_files(engine))))
+        waiting, failed = still_to_do(chosen.paths, sink, alone)
+        had = len(chosen.paths) - len(waiting) - len(failed)
+        if had:
+            engine.note(f"{had:,} of {len(chosen.paths):,} have their caption")
+        total, failed = len(waiting) + len(failed) + len(chosen.failed), chosen.failed + failed
+        if waiting:
+            edge = stack.enter_context(engine.opened())
+            failed += caption_all(
+                edge, waiting, sink, prefix, append, alone, engine.quiet, **options, **given(max_pixels=max_pixels)
+            )
+    if out is not None and not is_stdout(out):
+        print_path(out)
+    if failed:
+        click.echo(f"{len(failed):,} of {total:,} images have no caption:", err=True)
+        for path, error in failed:
+            click.echo(f"  {printable(error if str(path) in error else f'{path}: {error}')}", err=True)
+        raise click.exceptions.Exit(SOME_FAILED)
+
+
+def tell_left_out(chosen: Chosen, engine: Engine) -> None:
+    """Say which files of folders were passed over."""
+    told = [f"{printable(ending)} {count:,}" for ending, count in chosen.left_out.most_common(MOST_ENDINGS) if count]
+    if told:
+        more = ", ..." if len(chosen.left_out) > MOST_ENDINGS else ""
+        engine.note(f"passed over, as no images by their ending: {', '.join(told)}{more}")
+
+
+def still_to_do(paths: list[Path], sink: Sink, alone: bool) -> tuple[list[Path], list[tuple[Path, str]]]:
+    """Images that have no caption yet, and those that can have none, with the reason."""
+    waiting, failed = [], []
+    for path in paths:
+        try:
+            if not sink.has(path):
+                waiting.append(path)
+        except Unkept as error:
+            if alone:
+                raise
+            failed.append((path, str(error)))
+    return waiting, failed
+
+
+def caption_all(
+    edge: SeedEdge, paths: list[Path], sink: Sink, prefix: str, append: str, alone: bool, quiet: bool, **options: Any
+) -> list[tuple[Path, str]]:
+    """Caption files into a sink; those that could not be read, with the reason."""
+    from seed_edge.runtime.batch import caption_files
+
+    failed, pace = [], Pace(len(paths), quiet or alone)
+    try:
+        for each in caption_files(edge, paths, **options):
+            pace.clear()
+            try:
+                if each.caption is None:
+                    raise ImageError(str(each.error))
+                sink.put(each.path, prefix + each.caption + append)
+            except (ImageError, Unkept) as error:
+                if alone:
+                    raise
+                failed.append((each.path, str(error)))
+            pace.step()
+    finally:
+        pace.clear()
+    return failed
+
+
+def image_on_stdin(max_pixels: int | None) -> Image:
+    """The image that stdin holds.
+
+    Raises:
+        ImageError: it is too large, or none.
+    """
+    from seed_edge.preprocess import open_image
+
+    with click.open_file("-", "rb") as file:
+        data: bytes = file.read(STDIN_LIMIT + 1)
+    if len(data) > STDIN_LIMIT:
+        raise ImageError(f"stdin holds over {STDIN_LIMIT:,} bytes; give a file instead")
+    return open_image(io.BytesIO(data), **given(max_pixels=max_pixels))
+
+
+@click.command()
+@click.argument("images", nargs=-1, required=True, type=click.Path())
+@max_pixels_option
+@engine_options
+@json_option
+def encode(images: tuple[str, ...], max_pixels: int | None, engine: Engine, as_json: bool) -> None:
+    """Turn IMAGES into codes, one line each."""
+    from seed_edge.preprocess import open_image
+
+    with engine.opened() as edge:
+        for image in images:
+            codes = edge.encode([open_image(image, **given(max_pixels=max_pixels))])[0].tolist()
+            if as_json:
+                print_json({"image": image, "codes": codes})
+            else:
+                click.echo(" ".join(map(str, codes)))
+
+
+@click.command()
+@click.argument("images", nargs=-1, required=True, type=click.Path())
+@click.argument("question", type=TEXT)
+@temperature_option
+@seed_option
+@max_pixels_option
+@engine_options
+@json_option
+def ask(
+    images: tuple[str, ...],
+    question: str,
+    temperature: float,
+    seed: int,
+    max_pixels: int | None,
+    engine: Engine,
+    as_json: bool,
+) -> None:
+    """Answer QUESTION about one or several IMAGES."""
+    from seed_edge.preprocess import open_image
+
+    pictures = [open_image(image, **given(max_pixels=max_pixels)) for image in images]
+    with engine.opened() as edge:
+        text = edge.ask(pictures, question, temperature=temperature, seed=seed)
+    record = {"images": list(images), "question": question, "answer": text}
+    if as_json:
+        print_json(record)
+    else:
+        click.echo(text)

@@ -1,0 +1,1 @@
+"""Reading of training data: samples, shards, codes, sentences; needs the `train` extra."""

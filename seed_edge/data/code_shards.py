@@ -1,0 +1,215 @@
+"""Samples whose pictures have become codes: what language models are trained on.
+
+A folder of tars with one JSON a sample, beside `codes.json`, which says what an image is, and, where it is known, the
+codebook. Made once by `seed-edge tokenize`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import struct
+import zipfile
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from seed_edge.atomic import replacing
+from seed_edge.data.samples import LARGEST_RECORD, Picture, Sample
+from seed_edge.data.webdataset import Member, ShardWriter, list_shard
+from seed_edge.errors import BundleError, CodesError, DataError, ImageError
+from seed_edge.inputs import open_regular, parse_json
+from seed_edge.models.fields import Fields
+from seed_edge.output_checks import claim
+from seed_edge.vocab import CodeSpace
+
+INFO, CODEBOOK, SHARD, SHARDS = "codes.json", "codebook.npz", "codes-{:05d}.tar", "codes-*.tar"
+SAMPLES_PER_SHARD = 10_000
+MAX_CODEBOOK, MAX_CODES = 1 << 20, 4096
+LARGEST_CODEBOOK = 1 << 30
+"""Bytes of `codebook.npz`."""
+ENCODED_AT_ONCE = 16
+
+Codes = NDArray[np.int64]
+
+
+@dataclasses.dataclass(frozen=True)
+class CodeSample:
+    """A sample and the codes of its pictures."""
+
+    sample: Sample
+    images: tuple[Codes, ...]
+    """One array (codes_per_image,) for each picture."""
+    views: tuple[Codes, ...] = ()
+    """Other codes of a single picture: as it is seen cropped, shifted or mirrored. For reading it, not for drawing."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Codebook:
+    """What is known of codes beside their numbers."""
+
+    vectors: NDArray[np.float32]
+    """(codebook_size, code_dim)."""
+    own_rows: tuple[int, int] = (0, 0)
+    """How many codes of an image, the first ones, are chosen among rows of their own, and of how many each."""
+
+
+def write_code_shards(
+    out: Path,
+    space: CodeSpace,
+    samples: Iterable[CodeSample],
+    codebook: Codebook | None = None,
+    per_shard: int = SAMPLES_PER_SHARD,
+) -> int:
+    """Write samples into a folder; return how many. Shards that an interrupted call left there go first.
+
+    Args:
+        codebook: where it is known.
+    """
+    claim(out, "codes")
+    (out / CODEBOOK).unlink(missing_ok=True)
+    if codebook is not None:
+        with replacing(out / CODEBOOK) as partial, open(partial, "wb") as file:
+            np.savez(file, vectors=codebook.vectors, own_rows=codebook.own_rows)
+    for left in out.glob(SHARDS):
+        left.unlink()
+    remaining, count, shard = iter(samples), 0, 0
+    while chunk := list(islice(remaining, per_shard)):
+        with ShardWriter(out / SHARD.format(shard)) as writer:
+            for number, sample in enumerate(chunk):
+                writer.write(f"{number:05d}", {"json": json.dumps(_record(sample)).encode()})
+        count, shard = count + len(chunk), shard + 1
+    with replacing(out / INFO) as partial:
+        partial.write_text(json.dumps(dataclasses.asdict(space)) + "\n")
+    return count
+
+
+def _record(sample: CodeSample) -> dict[str, object]:
+    record = {"key": sample.sample.key, **sample.sample.to_record(), "codes": [codes.tolist() for codes in sample.images]}
+    return record | ({"views": [codes.tolist() for codes in sample.views]} if sample.views else {})
+
+
+def read_code_shards(folders: Sequence[Path]) -> tuple[CodeSpace, dict[str, list[CodeSample]]]:
+    """All samples of some folders that `seed-edge tokenize` wrote, by the folder's name.
+
+    Raises:
+        DataError: a folder is none, is not finished, or its codes are of another kind than those before.
+    """
+    space: CodeSpace | None = None
+    found: dict[str, list[CodeSample]] = {}
+    for folder in folders:
+        try:
+            fields = Fields.read(folder / INFO, error=DataError)
+            own = CodeSpace(fields.integer("codebook_size", 1, MAX_CODEBOOK), fields.integer("codes_per_image", 1, MAX_CODES))
+        except (DataError, BundleError) as error:
+            raise DataError(f"{folder} holds no finished codes ({error}); make them with `seed-edge tokenize`") from error
+        if space not in (None, own):
+            raise DataError(f"{folder} has {own}, the folders before have {space}; tokenize all with one bundle")
+        space = own
+        samples = found.setdefault(folder.resolve().name, [])
+        for path in sorted(folder.glob(SHARDS)):
+            for key, files in list_shard(path):
+                samples.append(_from_record(f"{path}: {key}", _record_in(f"{path}: {key}", files), own))
+    if space is None or not any(found.values()):
+        raise DataError(f"no samples in {', '.join(map(str, folders))}; make them with `seed-edge tokenize`")
+    return space, found
+
+
+def read_codebook(folders: Sequence[Path]) -> Codebook | None:
+    """What is known of the codes; None where no folder tells.
+
+    Raises:
+        DataError: a file of it is damaged.
+    """
+    found = next((folder / CODEBOOK for folder in folders if (folder / CODEBOOK).exists()), None)
+    if found is None:
+        return None
+    try:
+        vectors, own_rows = _arrays(found)
+    except (OSError, ValueError, LookupError, EOFError, NotImplementedError, zipfile.BadZipFile, struct.error) as error:
+        raise DataError(f"{found} holds no codebook ({error}); tokenize again") from error
+    if vectors.dtype != np.float32 or vectors.ndim != 2 or not np.isfinite(vectors).all():
+        raise DataError(
+            f"{found} holds no codebook (its vectors are {vectors.dtype} of shape {vectors.shape}); tokenize again"
+        )
+    if own_rows.dtype.kind != "i" or own_rows.shape != (2,) or not 0 <= own_rows.min() <= own_rows.max() <= MAX_CODEBOOK:
+        raise DataError(f"{found} holds no codebook (own_rows is {own_rows.dtype} of shape {own_rows.shape}); tokenize again")
+    return Codebook(vectors, (int(own_rows[0]), int(own_rows[1])))
+
+
+def _arrays(path: Path) -> tuple[NDArray[Any], NDArray[Any]]:
+    """The two arrays of a codebook; the archive must take no more memory than it has bytes."""
+    with open_regular(path, DataError) as file:
+        size = file.seek(0, 2)
+        with zipfile.ZipFile(file) as archive:
+            members = archive.infolist()
+        if size > LARGEST_CODEBOOK or any(each.compress_type != zipfile.ZIP_STORED for each in members):
+            raise ValueError("it is compressed, or too large")
+        if sum(each.file_size for each in members) > size:
+            raise ValueError("its parts are larger than the file")
+        file.seek(0)
+        with np.load(file, allow_pickle=False) as kept:
+            return kept["vectors"], kept["own_rows"]
+
+
+def _record_in(where: str, files: Mapping[str, Member]) -> dict[str, Any]:
+    """The JSON object of a sample.
+
+    Raises:
+        DataError: it is missing, too large, or no object.
+    """
+    member = files.get("json")
+    if member is None or member.size > LARGEST_RECORD:
+        raise DataError(f"{where} is no sample with codes (its JSON is missing or too large); tokenize again")
+    try:
+        text = member.read().decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{where} is no sample with codes ({error}); tokenize again") from error
+    return dict(Fields.of(parse_json(text, where, DataError), where, DataError).values)
+
+
+def _from_record(where: str, record: dict, space: CodeSpace) -> CodeSample:
+    try:
+        images, views = (tuple(space.check(codes) for codes in record.pop(n, ())) for n in ("codes", "views"))
+        return CodeSample(Sample.from_saved(record.pop("key"), record), images, views)
+    except (CodesError, DataError, KeyError, TypeError, ValueError) as error:
+        raise DataError(f"{where} is no sample with codes ({error}); tokenize again") from error
+
+
+def tokenized(
+    samples: Iterable[tuple[Sample, tuple[Picture, ...]]],
+    encode: Callable[[Sequence[Picture]], Codes],
+    failed: Callable[[str, str], None],
+) -> Iterator[CodeSample]:
+    """Samples with the codes of their pictures, some pictures at a time.
+
+    Args:
+        encode: pictures -> codes (pictures, codes_per_image).
+        failed: called with key and reason for a sample with a picture that cannot be read; it is left out.
+    """
+    remaining = iter(samples)
+    while chunk := list(islice(remaining, ENCODED_AT_ONCE)):
+        yield from _encoded(chunk, encode, failed)
+
+
+def _encoded(
+    chunk: Sequence[tuple[Sample, tuple[Picture, ...]]],
+    encode: Callable[[Sequence[Picture]], Codes],
+    failed: Callable[[str, str], None],
+) -> Iterator[CodeSample]:
+    pictures = [picture for _, some in chunk for picture in some]
+    try:
+        codes = iter(encode(pictures) if pictures else ())
+    except ImageError as error:
+        if len(chunk) > 1:  # find the one
+            for each in chunk:
+                yield from _encoded([each], encode, failed)
+        else:
+            failed(chunk[0][0].key, str(error))
+        return
+    for sample, some in chunk:
+        yield CodeSample(sample, tuple(islice(codes, len(some))))

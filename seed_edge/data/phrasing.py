@@ -1,0 +1,253 @@
+"""What is said of a picture: a caption for it, or words that ask for it, with many phrasings."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Collection
+
+import numpy as np
+
+from seed_edge.data.samples import Sample
+from seed_edge.emoji.drawings import COLOURS
+from seed_edge.prompts import DRAWN
+
+COLOURED_ANYWAY = 0.15
+"""Share of things without a colour of their own that are asked for in one, and drawn as they are: a model that never met the
+words together draws a jumble."""
+
+COLOURED_BEHIND = 0.25
+"""Share of requests for a coloured thing in which the colour stands behind it."""
+BEHIND = ("{} in {colour}", "{} that is {colour}", "{} painted {colour}", "{} which is {colour}")
+"""Ways to say it so; `{}` is the thing with its article."""
+
+REWORDED = 0.3
+"""Share of the words below that are said otherwise when a picture of several things is asked for."""
+OTHER_WORDS = {
+    "next to": ("near", "by", "alongside", "close to"),
+    "on top of": ("atop",),
+    "below": ("beneath", "underneath"),
+    "two": ("2", "a couple of"),
+    "three": ("3",),
+    "four": ("4",),
+}
+
+OPENERS = (
+    "{}",
+    "{}",
+    "{}",
+    "draw {}",
+    "a drawing of {}",
+    "a picture of {}",
+    "a drawing of {}, please",
+    "{}, please",
+    "please draw {}",
+    "please draw me {}",
+    "can you draw {}?",
+    "could you draw {} for me?",
+    "show me {}",
+    "i want a picture of {}",
+    "make a picture of {}",
+    "paint {}",
+    "sketch {}",
+    "an illustration of {}",
+    "an emoji of {}",
+    "an icon of {}",
+)
+"""Ways to ask for a drawing; `{}` is the thing with its article."""
+
+PHOTO_OPENERS = ("a photo of {}", "photo of {}", "show me a photo of {}", "a photograph of {}", "a photo of {}, please")
+
+MASS_OR_PLURAL = frozenset(
+    [
+        "bread",
+        "rice",
+        "spaghetti",
+        "sushi",
+        "bacon",
+        "garlic",
+        "broccoli",
+        "fire",
+        "water",
+        "snow",
+        "fog",
+        "ice",
+        "milk",
+        "honey",
+        "popcorn",
+        "butter",
+        "salt",
+        "money",
+        "dna",
+        "lightning",
+        "soap",
+        "paper",
+        "luggage",
+        "confetti",
+        "sake",
+        "tea",
+        "curry",
+        "steam",
+        "wind",
+        "music",
+        "thread",
+        "yarn",
+        "wood",
+        "rain",
+        "tofu",
+        "lipstick",
+        "makeup",
+        "clothing",
+    ]
+)
+"""Words that take no article though they do not end in s."""
+
+
+IRREGULAR = {
+    **{name: name for name in ("fish", "sheep", "deer", "bison", "squid", "shrimp", "salmon", "moose")},
+    **{"mouse": "mice", "goose": "geese", "ox": "oxen", "tooth": "teeth", "foot": "feet", "leaf": "leaves", "knife": "knives"},
+    **{"wolf": "wolves", "loaf": "loaves", "man": "men", "woman": "women", "child": "children", "person": "people"},
+    **{"cactus": "cacti", "octopus": "octopuses", "potato": "potatoes", "tomato": "tomatoes", "mango": "mangoes"},
+}
+"""Plurals that follow no rule."""
+
+
+def head_noun(name: str) -> str:
+    """`slice of pizza` -> `slice`, `cat with wry smile` -> `cat`, `red apple` -> `apple`."""
+    return re.split(" (?:of|with|in|on|and) ", name)[0].split()[-1]
+
+
+def is_countable(name: str) -> bool:
+    """Whether one can be said of it."""
+    head = head_noun(name)
+    return head not in MASS_OR_PLURAL and not (head.endswith("s") and not head.endswith(("ss", "us", "is")))
+
+
+def with_article(name: str) -> str:
+    """`fox` -> `a fox`; plural and mass nouns stay as they are."""
+    if not is_countable(name):
+        return name
+    return f"{'an' if name[0] in 'aeiou' else 'a'} {name}"
+
+
+def plural(name: str) -> str:
+    """`red apple` -> `red apples`, `glass of milk` -> `glasses of milk`; for names that are countable."""
+    head = head_noun(name)
+    if head in IRREGULAR:
+        many = IRREGULAR[head]
+    elif head.endswith(("s", "sh", "ch", "x", "z")):
+        many = head + "es"
+    elif head.endswith("y") and head[-2:-1] not in "aeiou":
+        many = head[:-1] + "ies"
+    else:
+        many = head + "s"
+    end = re.match(rf"(?:.*? )??{re.escape(head)}(?= (?:of|with|in|on|and) |$)", name).end()
+    return name[: end - len(head)] + many + name[end:]
+
+
+def split_words(text: str) -> list[str]:
+    """Words and numbers of a text in lower case, without punctuation but apostrophes."""
+    return re.findall(r"[a-z0-9']+", text.lower())
+
+
+def without(sample: Sample, unsaid: Collection[str]) -> Sample | None:
+    """A sample without the texts that use one of these words or phrases; None where nothing is left to say of it."""
+    if not unsaid:
+        return sample
+    pattern = re.compile(rf"\b(?:{'|'.join(map(re.escape, unsaid))})\b", re.IGNORECASE)
+
+    def left(texts: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(text for text in texts if not pattern.search(text))
+
+    label = sample.label if sample.label and not pattern.search(sample.label) else None
+    captions, phrases, turns = left(sample.captions), left(sample.phrases), sample.turns
+    if any(pattern.search(text) for turn in turns for text in turn):
+        turns = ()
+    had = bool(sample.captions or sample.phrases or sample.turns or sample.label)
+    if had and not (captions or phrases or turns or label):
+        return None
+    return dataclasses.replace(
+        sample,
+        label=label,
+        captions=captions,
+        phrases=phrases,
+        turns=turns,
+        synonyms=left(sample.synonyms),
+        tags=left(sample.tags),
+    )
+
+
+def plain(text: str) -> str:
+    """Lower case, single spaces, no full stop."""
+    return " ".join(text.lower().replace(" .", "").replace(" ,", ",").split()).rstrip(". ")
+
+
+STYLE_WORDS = {"fluent-3d": ("3d {}", "{} in 3d"), "fluent-flat": ("flat {}", "{} in flat style")}
+"""Ways to ask for a style that is not drawn unasked; `{}` is the thing without article."""
+
+
+def name_of(sample: Sample, colour: bool, rng: np.random.Generator, synonyms: float = 0.0, style: bool = False) -> str:
+    """The thing with article, with its colour if wanted or if its own colour was changed, with its style if wanted."""
+    name = plain(sample.label or "")
+    if sample.synonyms and rng.random() < synonyms:
+        name = plain(str(rng.choice(sample.synonyms)))
+    if sample.colour and (colour or sample.recoloured):
+        words = name.split()
+        name = name if words[0] == sample.colour else f"{sample.colour} {name}"
+    if style and sample.style in STYLE_WORDS:
+        name = str(rng.choice(STYLE_WORDS[sample.style])).format(name)
+    return with_article(name)
+
+
+def caption(sample: Sample, rng: np.random.Generator, as_written: bool = False) -> str | None:
+    """A caption; None if nothing is known of the picture.
+
+    Args:
+        as_written: sentences keep their case and their full stop; by default they are made plain.
+    """
+    if sample.captions:
+        return _sentence(sample, rng, as_written)
+    if sample.phrases:
+        return DRAWN.replace("{text}", str(rng.choice(sample.phrases)))
+    if sample.label is None:
+        return None
+    name = name_of(sample, colour=rng.random() < 0.5, rng=rng)
+    return DRAWN.replace("{text}", name) if sample.style else f"a photo of {name}"
+
+
+def _sentence(sample: Sample, rng: np.random.Generator, as_written: bool) -> str:
+    text = str(rng.choice(sample.captions))
+    return text.strip() if as_written else plain(text)
+
+
+def request(sample: Sample, rng: np.random.Generator, as_written: bool = False) -> str | None:
+    """Words that ask for the picture; None if nothing is known of it. `as_written` as for `caption`."""
+    if sample.captions:
+        return _sentence(sample, rng, as_written)
+    if sample.phrases:
+        return str(rng.choice(OPENERS)).format(reworded(str(rng.choice(sample.phrases)), rng))
+    if sample.label is None:
+        return None
+    if sample.style is None:
+        return str(rng.choice(PHOTO_OPENERS)).format(name_of(sample, colour=False, rng=rng))
+    said = set(split_words(sample.label))
+    if sample.colour is None and not said.intersection(COLOURS) and rng.random() < COLOURED_ANYWAY:
+        sample = dataclasses.replace(sample, colour=str(rng.choice(COLOURS)), recoloured=True)
+    coloured = sample.colour is not None and (sample.recoloured or rng.random() < 0.3)
+    behind = coloured and sample.colour not in said and rng.random() < COLOURED_BEHIND
+    if behind:
+        uncoloured = dataclasses.replace(sample, colour=None)
+        name = name_of(uncoloured, colour=False, rng=rng, synonyms=0.2, style=True)
+        name = str(rng.choice(BEHIND)).format(name, colour=sample.colour)
+    else:
+        name = name_of(sample, colour=coloured, rng=rng, synonyms=0.2, style=True)
+    return str(rng.choice(OPENERS)).format(name)
+
+
+def reworded(text: str, rng: np.random.Generator) -> str:
+    """The same said with some of `OTHER_WORDS`."""
+
+    def other(found: re.Match[str]) -> str:
+        return str(rng.choice(OTHER_WORDS[found[0]])) if rng.random() < REWORDED else found[0]
+
+    return re.sub(rf"\b(?:{'|'.join(OTHER_WORDS)})\b", other, text)

@@ -1,0 +1,318 @@
+"""Training samples: pictures with what is known of them, read from the formats people have.
+
+WebDataset tars, COCO captions, folders with `metadata.jsonl` (Hugging Face's imagefolder), LLaVA's conversations, and lines of
+image, question and answer. Which one a path is, its content tells. Pictures are not decoded here.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import zlib
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from seed_edge.data.webdataset import IMAGE_TYPES, Member, list_shard
+from seed_edge.display import printable
+from seed_edge.errors import DataError, ImageError
+from seed_edge.image_files import loaded, opened
+from seed_edge.inputs import parse_json, read_text
+from seed_edge.models.fields import shown
+
+VALIDATION_SHARE = 10
+"""Every n-th labelled photo, by a hash of its key, is kept for validation."""
+VALIDATION_NAME = "-val"
+"""What the name of a file or folder contains whose samples are all kept for validation."""
+METADATA = "metadata.jsonl"
+IMAGE_MARK = "<image>"
+"""Stands in LLaVA's questions where the picture belongs."""
+
+LARGEST_FILE = 4 << 30
+"""Bytes of a file of records; LLaVA's have one billion."""
+LARGEST_RECORD = 1 << 20
+"""Bytes of the JSON or text of one sample in a tar."""
+MOST_PICTURES = 64
+"""Of one sample."""
+
+Picture = Member | Path
+"""Where an encoded picture lies."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Sample:
+    """One sample: a picture, or several, or none, and what is known."""
+
+    key: str
+    captions: tuple[str, ...] = ()
+    """Whole sentences."""
+    turns: tuple[tuple[str, str], ...] = ()
+    """A conversation about the pictures: questions with their answers."""
+    label: str | None = None
+    """Name of the thing shown."""
+    phrases: tuple[str, ...] = ()
+    """What is shown, with article, in several ways: drawings of several things."""
+    tags: tuple[str, ...] = ()
+    """Keywords, drawings only."""
+    synonyms: tuple[str, ...] = ()
+    """What people call it, other than the label."""
+    style: str | None = None
+    """Design of a drawing; None for a photo."""
+    colour: str | None = None
+    """Colour word, where one colour dominates a drawing."""
+    recoloured: bool = False
+    """The drawing was given `colour` by us; its label alone would mislead."""
+    held_out: bool = False
+    """For validation only."""
+
+    @classmethod
+    def from_record(cls, key: str, record: Mapping[str, Any], held_out: bool) -> Sample:
+        """From a JSON object: `captions`, `caption` or `text`; `label`; `conversations`; `question` with `answer`.
+
+        Raises:
+            DataError: one of them is of another type.
+        """
+        label, style = _text_in(key, record, "label"), _text_in(key, record, "style")
+        photo_of_label = label is not None and style is None
+        captions = _texts_in(key, record, "captions")
+        single = tuple(text for name in ("caption", "text") if (text := _text_in(key, record, name)))
+        return cls(
+            key=key,
+            captions=captions or single,
+            turns=_turns(key, record),
+            label=label,
+            phrases=_texts_in(key, record, "phrases"),
+            tags=_texts_in(key, record, "tags"),
+            synonyms=_texts_in(key, record, "synonyms"),
+            style=style,
+            colour=_text_in(key, record, "colour"),
+            recoloured=bool(record.get("recoloured", False)),
+            held_out=held_out
+            or bool(record.get("held_out", False))
+            or (photo_of_label and zlib.crc32(key.encode("utf-8", "surrogatepass")) % VALIDATION_SHARE == 0),
+        )
+
+    def to_record(self) -> dict[str, Any]:
+        """Everything but the key that is not the default, as JSON; `from_saved` reads it back."""
+        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        return {name: value for name, value in fields.items() if name != "key" and value}
+
+    @classmethod
+    def from_saved(cls, key: str, record: Mapping[str, Any]) -> Sample:
+        """From what `to_record` gave.
+
+        Raises:
+            DataError: a field is unknown, or of another type.
+        """
+        known = {field.name: field for field in dataclasses.fields(cls) if field.name != "key"}
+        unknown = next((name for name in record if name not in known), None)
+        if unknown is not None:
+            raise DataError(f"{key}: {shown(unknown)} is no field of a sample")
+        fields: dict[str, Any] = {}
+        for name in record:
+            default = known[name].default
+            if name == "turns":
+                fields[name] = _pairs_in(key, record)
+            elif isinstance(default, bool):
+                fields[name] = _flag_in(key, record, name)
+            else:
+                fields[name] = (_texts_in if isinstance(default, tuple) else _text_in)(key, record, name)
+        return cls(key=key, **fields)
+
+
+def _text_in(key: str, record: Mapping[str, Any], name: str) -> str | None:
+    """A text, or a number as text; None where it is missing, null or empty."""
+    value = record.get(name)
+    if value is None or value == "":
+        return None
+    if type(value) not in (str, int, float):
+        raise DataError(f"{key}: {name} is {shown(value)}; it must be a text")
+    return str(value)
+
+
+def _texts_in(key: str, record: Mapping[str, Any], name: str) -> tuple[str, ...]:
+    value = record.get(name)
+    if value is None:
+        return ()
+    if not isinstance(value, list) or not all(type(each) in (str, int, float) for each in value):
+        raise DataError(f"{key}: {name} is {shown(value)}; it must be a list of texts")
+    return tuple(map(str, value))
+
+
+def _flag_in(key: str, record: Mapping[str, Any], name: str) -> bool:
+    value = record.get(name, False)
+    if type(value) is not bool:
+        raise DataError(f"{key}: {name} is {shown(value)}; it must be true or false")
+    return value
+
+
+def _pairs_in(key: str, record: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
+    """Saved turns: pairs of texts."""
+    value = record["turns"]
+    pairs = isinstance(value, list) and all(isinstance(pair, list) and len(pair) == 2 for pair in value)
+    if not pairs or not all(isinstance(text, str) for pair in value for text in pair):
+        raise DataError(f"{key}: turns is {shown(value)}; it must be a list of pairs of texts")
+    return tuple((question, answer) for question, answer in value)
+
+
+def _turns(key: str, record: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
+    if "conversations" in record:
+        parts = record["conversations"]
+        if not isinstance(parts, list) or not all(
+            isinstance(part, dict) and {"from", "value"} <= part.keys() for part in parts
+        ):
+            raise DataError(f"{key}: conversations is {shown(parts)}; it must be a list of objects with from and value")
+        said = [(str(part["from"]), str(part["value"])) for part in parts]
+        asked = [text.replace(IMAGE_MARK, " ").strip() for who, text in said if who in ("human", "user")]
+        answered = [text.strip() for who, text in said if who in ("gpt", "assistant")]
+        if len(asked) != len(answered) or not asked:
+            raise DataError(f"{key}: conversations must alternate between human and gpt and end with gpt")
+        return tuple(zip(asked, answered, strict=True))
+    if "question" in record:
+        answers = record.get("answers")
+        answer = record.get("answer") or (answers[0] if isinstance(answers, list) and answers else None)
+        if answer is None:
+            raise DataError(f"{key}: a question without an answer")
+        return ((str(record["question"]), str(answer)),)
+    return ()
+
+
+def read_samples(paths: Sequence[Path], images: Path | None = None) -> Iterator[tuple[Sample, tuple[Picture, ...]]]:
+    """Samples of all paths in order, with their pictures; these may still turn out to be missing or damaged.
+
+    Args:
+        paths: `.tar`, COCO's or LLaVA's `.json`, `.jsonl`, or folders with `metadata.jsonl`.
+        images: folder that file names in `.json` and `.jsonl` are relative to; by default where the file lies.
+
+    Raises:
+        DataError: a path is missing or none of these, or a record lacks what it needs; or there is no sample at all.
+    """
+    found = False
+    for path in paths:
+        held_out = VALIDATION_NAME in path.name
+        for key, record, pictures in _records(path, images):
+            found = True
+            yield Sample.from_record(key, record, held_out), pictures
+    if not found:
+        raise DataError(f"no pictures in {', '.join(map(str, paths))}; give data with --data")
+
+
+def _records(path: Path, images: Path | None) -> Iterator[tuple[str, Mapping[str, Any], tuple[Picture, ...]]]:
+    if path.suffix == ".tar":
+        yield from _of_tar(path)
+    elif path.is_dir():
+        yield from _of_lines(path / METADATA, path)
+    elif path.suffix == ".jsonl":
+        yield from _of_lines(path, images or path.parent)
+    elif path.suffix == ".json":
+        content = _json(path, _text(path))
+        of = _of_coco if isinstance(content, dict) else _of_list
+        yield from of(path, content, images or path.parent)
+    else:
+        what = "is none of .tar, .json, .jsonl" if path.exists() else "is missing"
+        raise DataError(f"{path} {what}; --data takes these, or a folder with {METADATA}")
+
+
+def _of_tar(path: Path) -> Iterator[tuple[str, Mapping[str, Any], tuple[Picture, ...]]]:
+    for key, files in list_shard(path):
+        picture = next((files[kind] for kind in IMAGE_TYPES if kind in files), None)
+        if picture is None:
+            continue
+        record = _json(f"{path}: {key}.json", _decoded(path, files["json"])) if "json" in files else {}
+        if "txt" in files and not record:
+            record = {"caption": _decoded(path, files["txt"])}
+        yield key, _object(f"{path}: {key}.json", record), (picture,)
+
+
+def _decoded(path: Path, member: Member) -> str:
+    if member.size > LARGEST_RECORD:
+        raise DataError(f"{path}: {member.name} has {member.size:,} bytes; a record has at most {LARGEST_RECORD:,}")
+    try:
+        return member.read().decode()
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: {member.name} is no text ({error})") from error
+
+
+def _of_lines(path: Path, images: Path) -> Iterator[tuple[str, Mapping[str, Any], tuple[Picture, ...]]]:
+    for number, line in enumerate(_text(path).split("\n"), 1):
+        if line.strip():
+            where = f"{path}: line {number}"
+            yield _of_record(where, _object(where, _json(where, line)), images, f"{path.stem}-{number}")
+
+
+def _of_list(path: Path, content: Any, images: Path) -> Iterator[tuple[str, Mapping[str, Any], tuple[Picture, ...]]]:
+    if not isinstance(content, list):
+        raise DataError(f"{path} is neither COCO's captions nor a list of conversations")
+    for number, record in enumerate(content):
+        where = f"{path}: record {number}"
+        yield _of_record(where, _object(where, record), images, f"{path.stem}-{number}")
+
+
+def _of_record(
+    where: str, record: Mapping[str, Any], images: Path, key: str
+) -> tuple[str, Mapping[str, Any], tuple[Picture, ...]]:
+    named = record.get("file_name") or record.get("image") or ()
+    names = [named] if isinstance(named, str) else list(named) if isinstance(named, list | tuple) else [named]
+    if len(names) > MOST_PICTURES or not all(isinstance(name, str) and name and "\0" not in name for name in names):
+        raise DataError(
+            f"{where}: image is {shown(named)}; it must be the name of a file, or a list of at most {MOST_PICTURES}"
+        )
+    if not names and "conversations" not in record:
+        raise DataError(f"{where} names no picture; it needs `image` or `file_name`")
+    key = str(record.get("id") or (Path(names[0]).stem if len(names) == 1 and "question" not in record else key))
+    return key, record, tuple(images / name for name in names)
+
+
+def _of_coco(
+    path: Path, content: Mapping[str, Any], images: Path
+) -> Iterator[tuple[str, Mapping[str, Any], tuple[Picture, ...]]]:
+    try:
+        captions: dict[Any, list[str]] = defaultdict(list)
+        for annotation in content["annotations"]:
+            captions[annotation["image_id"]].append(str(annotation["caption"]))
+        for image in content["images"]:
+            if captions[image["id"]]:
+                yield str(image["id"]), {"captions": captions[image["id"]]}, (images / image["file_name"],)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise DataError(f"{path} lacks {error}; a .json is COCO's captions or a list of conversations") from error
+
+
+def _text(path: Path) -> str:
+    try:
+        return read_text(path, LARGEST_FILE, DataError)
+    except DataError as error:
+        raise DataError(f"{path} cannot be read ({error})") from error
+
+
+def _json(where: Path | str, text: str) -> Any:
+    try:
+        return parse_json(text, str(where), DataError)
+    except DataError as error:
+        raise DataError(f"{where} is not JSON ({error})") from error
+
+
+def _object(where: str, value: Any) -> Mapping[str, Any]:
+    if not isinstance(value, dict):
+        raise DataError(f"{where} is no JSON object")
+    return value
+
+
+def load_picture(picture: Picture) -> Image.Image:
+    """The picture upright, in whatever mode it has.
+
+    Raises:
+        ImageError: it is missing, damaged or no picture.
+    """
+    if isinstance(picture, Path):
+        with opened(picture) as image:
+            return loaded(image)
+    name = f"{picture.tar}: {picture.name}"
+    try:
+        content = picture.read()
+    except OSError as error:
+        raise ImageError(f"{printable(name)}: cannot be read ({error.strerror})") from error
+    with opened(io.BytesIO(content), name=name) as image:
+        return loaded(image)

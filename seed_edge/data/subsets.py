@@ -1,0 +1,48 @@
+"""Kinds of pictures, so that a recipe can say how much of each is learnt."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from seed_edge.data.phrasing import STYLE_WORDS
+from seed_edge.data.samples import Sample
+from seed_edge.emoji.drawings import CANONICAL
+from seed_edge.errors import DataError
+
+POOLS = ("canonical", "coloured", "other", "styled", "drawings", "composites", "photos", "sentences", "labelled")
+"""Drawings of a thing as it is drawn unasked; the same in other colours; those in other styles; in styles that have a name; in
+any style. Drawings of several things. Photos; photos with whole sentences; photos with a name."""
+
+
+def pools_of(samples: Sequence[Sample]) -> dict[str, list[int]]:
+    """Numbers of the samples of each pool; one may be in several."""
+    canonical = {each.label for each in samples if each.style == CANONICAL}
+    pools: dict[str, list[int]] = {name: [] for name in POOLS}
+    for number, each in enumerate(samples):
+        for name in _pools(each, canonical):
+            pools[name].append(number)
+    return pools
+
+
+def _pools(sample: Sample, canonical: set[str | None]) -> list[str]:
+    if sample.phrases:
+        return ["composites"]
+    if sample.style is None:
+        return ["photos"] + ["sentences"] * bool(sample.captions) + ["labelled"] * bool(sample.label and not sample.captions)
+    unasked = sample.style == CANONICAL or sample.label not in canonical
+    kind = "other" if not unasked else "coloured" if sample.recoloured else "canonical"
+    return ["drawings", kind] + ["styled"] * (sample.style in STYLE_WORDS)
+
+
+def shared_pools(samples: Sequence[Sample], shares: Mapping[str, float]) -> list[tuple[list[int], float]]:
+    """Numbers of samples with the share that a recipe gives them; all samples where there are none of the kinds it names.
+
+    Raises:
+        DataError: a name is none of `POOLS`.
+    """
+    unknown = sorted(set(shares) - set(POOLS))
+    if unknown:
+        raise DataError(f"shares: {unknown[0]} is none of {', '.join(POOLS)}")
+    pools = pools_of(samples)
+    named = [(pools[name], share) for name, share in shares.items() if pools[name] and share > 0]
+    return named or [(list(range(len(samples))), 1.0)]

@@ -1,0 +1,215 @@
+"""Conversations made of what is known of pictures: questions with answers, and wishes with the picture that fulfils them.
+
+So a model learns to answer and to change pictures though nobody wrote conversations down. Names, colours, numbers and places
+come from labels and from the words that composites are made with; a wish leads from a drawing to its other colour, or to more.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from seed_edge.data.code_shards import CodeSample
+from seed_edge.data.phrasing import is_countable, plain, plural, request, with_article
+from seed_edge.data.samples import IMAGE_MARK, Sample
+
+Talk = tuple[str, str]
+"""A question, or a wish, and its answer."""
+Known = dict[tuple[str | None, str], CodeSample]
+"""Single drawings by style and name."""
+
+NAMED = ("what is this?", "what is it?", "what do you see?", "what is in the picture?", "what is shown here?", "name this")
+KIND = ("is it a drawing or a photo?", "is this a photo or a drawing?")
+COLOUR = (
+    "what color is it?",
+    "what colour is it?",
+    "what is its color?",
+    "what color is the {a}?",
+    "which color does it have?",
+)
+IS_IT = ("is this {a}?", "is it {a}?", "do you see {a}?", "is there {a} in the picture?")
+SENTENCE = ("what is happening?", "describe the picture", "what happens here?", "describe this", "what can be seen?")
+HOW_MANY = ("how many {a} are there?", "how many {a} do you see?", "how many are there?", "count the {a}")
+LEFT, RIGHT = (
+    ("what is on the left?", "what is to the left of the {b}?"),
+    ("what is on the right?", "what is to the right of the {a}?"),
+)
+TOP, BOTTOM = ("what is at the top?", "what is above the {b}?"), ("what is at the bottom?", "what is below the {a}?")
+GROUND = ("what color is the background?", "what colour is the background?")
+
+TO_COLOUR = (
+    "make it {c}",
+    "make the {a} {c}",
+    "paint it {c}",
+    "change its color to {c}",
+    "turn it {c}",
+    "i want it {c}",
+    "in {c}",
+)
+TO_GROUND = ("put it on {a_c} background", "make the background {c}", "with {a_c} background")
+TO_BESIDE = ("add {b}", "put {b} next to it", "add {b} to the right", "with {b}")
+TO_LEFT = ("put {b} to the left of it", "add {b} on the left")
+TO_BELOW, TO_ABOVE = ("put {b} below it", "add {b} under it"), ("put {b} above it", "add {b} on top")
+TO_MANY = ("make it {n}", "{n} of them", "draw {n} of them", "now {n} of them")
+TO_ONE = ("remove {b}", "take {b} away", "without {b}")
+
+NUMBERS = ("two", "three", "four")
+FORMS = {
+    "beside": re.compile(r"(.+) next to (.+)"),
+    "above": re.compile(r"(.+) above (.+)"),
+    "count": re.compile(rf"({'|'.join(NUMBERS)}) (.+)"),
+    "ground": re.compile(r"(.+) on an? (\w+) background"),
+}
+"""How the first phrase of each kind of composite reads (`composites`)."""
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What is known of a composite."""
+
+    kind: str
+    """One of `FORMS`."""
+    first: str
+    """A thing with article; a number word for `count`."""
+    second: str
+    """A thing with article; things in the plural for `count`; a colour for `ground`."""
+
+
+def facts_of(sample: Sample) -> Facts | None:
+    """What a composite shows; None for other pictures."""
+    for kind, form in FORMS.items():
+        match = form.fullmatch(sample.phrases[0]) if sample.phrases else None
+        if match is not None:
+            return Facts(kind, match[1], match[2])
+    return None
+
+
+def bare(name: str) -> str:
+    """`a fox` -> `fox`."""
+    return re.sub(r"^(?:an?|the) ", "", name)
+
+
+def definite(name: str) -> str:
+    """`a fox` -> `the fox`."""
+    return f"the {bare(name)}"
+
+
+def questions(sample: Sample, rng: np.random.Generator, labels: Sequence[str]) -> list[Talk]:
+    """What can be asked about a picture, with the answers; in random order.
+
+    Args:
+        labels: names of other things, to be asked for in vain.
+    """
+
+    def one(forms: Sequence[str], answer: str, **names: str) -> Talk:
+        return str(rng.choice(list(forms))).format(**names), answer
+
+    facts, found = facts_of(sample), list[Talk]()
+    if facts is not None:
+        a, b = facts.first, facts.second
+        names = {"a": bare(a), "b": bare(b)}
+        if facts.kind == "beside":
+            found += [one(LEFT, a, **names), one(RIGHT, b, **names), one(NAMED, f"{a} and {b}")]
+        elif facts.kind == "above":
+            found += [one(TOP, a, **names), one(BOTTOM, b, **names), one(NAMED, f"{a} and {b}")]
+        elif facts.kind == "count":
+            found += [one(HOW_MANY, a, a=b), one(NAMED, f"{a} {b}")]
+        else:
+            found += [one(GROUND, b), one(NAMED, a)]
+    elif sample.label is not None:
+        name = with_article(plain(sample.label))
+        found.append(one(NAMED, name))
+        found.append(one(KIND, "a drawing" if sample.style else "a photo"))
+        if rng.random() < 0.5:
+            found.append(one(IS_IT, "yes", a=name))
+        else:
+            other = plain(str(rng.choice(list(labels))))
+            if other != plain(sample.label):
+                found.append(one(IS_IT, "no", a=with_article(other)))
+        if sample.colour is not None:
+            found.append(one(COLOUR, sample.colour, a=bare(name)))
+    elif sample.captions:
+        found.append(one(SENTENCE, plain(str(rng.choice(sample.captions)))))
+        found.append(one(KIND, "a photo"))
+    return [found[i] for i in rng.permutation(len(found))]
+
+
+def changes(samples: Sequence[CodeSample], rng: np.random.Generator) -> Iterator[tuple[CodeSample, str, CodeSample]]:
+    """Pictures, what is wished for, and the picture that has it."""
+    singles = {
+        (each.sample.style, with_article(plain(each.sample.label))): each
+        for each in samples
+        if each.sample.style and each.sample.label and not each.sample.recoloured
+    }
+    countable = ((style, bare(name), each) for (style, name), each in singles.items() if is_countable(bare(name)))
+    many = {(style, plural(name)): each for style, name, each in countable}
+
+    def wish(forms: Sequence[str], **names: str) -> str:
+        return str(rng.choice(list(forms))).format(**names)
+
+    for each in samples:
+        sample, facts = each.sample, facts_of(each.sample)
+        if sample.recoloured and sample.label and sample.colour:
+            before = singles.get((sample.style, with_article(plain(sample.label))))
+            if before is not None:
+                yield before, wish(TO_COLOUR, a=plain(sample.label), c=sample.colour), each
+        elif facts is not None:
+            yield from _of_composite(each, facts, singles, many, wish)
+
+
+def _of_composite(
+    each: CodeSample, facts: Facts, singles: Known, many: Known, wish: Callable[..., str]
+) -> Iterator[tuple[CodeSample, str, CodeSample]]:
+    """Changes that lead to a composite, or from it to one of its things."""
+    style = each.sample.style
+    first, second = singles.get((style, facts.first)), singles.get((style, facts.second))
+    if facts.kind == "count":
+        one = many.get((style, facts.second))
+        if one is not None:
+            yield one, wish(TO_MANY, n=facts.first), each
+        return
+    if facts.kind == "ground":
+        if first is not None:
+            yield first, wish(TO_GROUND, c=facts.second, a_c=with_article(facts.second)), each
+        return
+    behind, before = (TO_BESIDE, TO_LEFT) if facts.kind == "beside" else (TO_BELOW, TO_ABOVE)
+    if first is not None:
+        yield first, wish(behind, b=facts.second), each
+        yield each, wish(TO_ONE, b=definite(facts.second)), first
+    if second is not None:
+        yield second, wish(before, b=facts.first), each
+        yield each, wish(TO_ONE, b=definite(facts.first)), second
+
+
+def talks(samples: Sequence[CodeSample], seed: int) -> list[tuple[Sample, CodeSample]]:
+    """Conversations about the pictures of samples, one for each that something can be asked about, and one for each change.
+
+    Each stands behind the sample that it is about, which for a change is the one that is made.
+
+    Their turns' answers are text, or `<image>` for the next of their pictures; the pictures before these are shown at first.
+    """
+    rng = np.random.default_rng(seed)
+    labels = sorted({each.sample.label for each in samples if each.sample.label})
+    found = []
+    for each in samples:
+        asked = questions(each.sample, rng, labels)
+        if not asked or len(each.images) != 1:
+            continue
+        turns = asked[: 1 + int(rng.integers(2))]
+        if rng.random() < 0.25 and (text := request(each.sample, rng)):
+            turns = [(text, IMAGE_MARK), *turns]  # drawn first, then talked about
+        found.append((each.sample, _talk(each, turns, [each])))
+    for before, text, after in changes(samples, rng):
+        turns, shown = [(text, IMAGE_MARK)], [before, after]
+        if rng.random() < 0.3 and (drawn := request(before.sample, rng)):
+            turns = [(drawn, IMAGE_MARK), *turns]
+        found.append((after.sample, _talk(after, turns, shown)))
+    return found
+
+
+def _talk(about: CodeSample, turns: Sequence[Talk], pictures: Sequence[CodeSample]) -> CodeSample:
+    sample = Sample(key=f"{about.sample.key}-talk", turns=tuple(turns), held_out=about.sample.held_out)
+    return CodeSample(sample, tuple(each.images[0] for each in pictures))

@@ -1,0 +1,353 @@
+"""From checkpoints to a bundle: export each part, compare it, write the manifest, rename into place."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from seed_edge.bundle import Bundle, entry_for
+from seed_edge.errors import BundleError, CheckpointError
+from seed_edge.export.diffusion import UnclipFolder
+from seed_edge.export.estimate import Need, announce, of_copies, of_diffusion, of_language, of_tokenizer
+from seed_edge.export.gguf import LlamaFolder
+from seed_edge.export.gguf_quantize import write_as
+from seed_edge.export.onnx import export_image_tokenizer
+from seed_edge.export.parity import diffusion_parity, image_parity, language_parity, with_measurements
+from seed_edge.export.resume import fingerprint, resumable
+from seed_edge.graphs import GraphSpec, embedding_decoder_graph, encoder_graph, pixel_decoder_graph
+from seed_edge.manifest import DECODER, ENCODER, FORMAT, MANIFEST, Diffusion, Language, Manifest, Sampling, Source, parse
+from seed_edge.models.checkpoints import (
+    IMAGE_TOKENIZER_FILE,
+    find_seed_tokenizer,
+    is_run,
+    load_image_tokenizer,
+    load_seed_tokenizer,
+)
+from seed_edge.models.config import load_geometry
+from seed_edge.models.efficientnet import preprocessing_of
+from seed_edge.models.fields import Fields, read_checked_json, shown
+from seed_edge.models.image_tokenizer import PixelTokenizer, SeedTokenizer
+from seed_edge.models.llama_files import LLM_FOLDER, TEMPLATE
+from seed_edge.output_checks import refuse_around
+from seed_edge.preprocess import CLIP_MEAN, CLIP_STD, Preprocessing, open_image
+from seed_edge.prompts import FAMILIES, Prompts, family_of
+from seed_edge.vocab import CodeSpace
+
+OWN_SAMPLING = Sampling(temperature=0.4, top_k=50, top_p=0.9, guidance=1.0, tries=6)
+OWN_BEAMS = 5
+OWN_VIEWS = 4
+REFERENCE_SAMPLING = Sampling(temperature=1.0, top_k=0, top_p=0.5)
+PARITY_IMAGES = 8
+LARGEST_SOURCES = 1 << 20
+"""Bytes of a list of sources."""
+PARITY_CONTEXT = 128
+Report = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Where the checkpoints are."""
+
+    tokenizer: Path
+    """A run of `seed-edge train`, or SEED-2's tokenizer folder."""
+    vit: Path | None = None
+    """`eva_vit_g.pth`; by default looked for in `tokenizer`."""
+    llm: Path | None = None
+    """A LLaMA folder; by default that of the run, if `tokenizer` is one."""
+    lora: Path | None = None
+    """An adapter for it, merged before conversion."""
+    diffusion: Path | None = None
+    """A `stable-diffusion-2-1-unclip` folder."""
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    """What an export may be told."""
+
+    name: str
+    weight_type: str = "Q8_0"
+    """GGUF type of the language model's matrices."""
+    image_weights: str = "fp16"
+    """How the graphs store weights; they compute in fp32."""
+    decoder_weights: str | None = None
+    """The same for the decoder, where it is other."""
+    resize_filter: str = "bilinear"
+    """What SEED-2's scripts use; its tokenizer class alone uses bicubic."""
+    template: str | None = None
+    """Family of prompts; by default told from the checkpoint."""
+    max_caption_ids: int = 48
+    licence: str = ""
+    sources: Path | None = None
+    """JSON list of objects with name, licence and role: what the weights were made from."""
+    photos: tuple[Path, ...] = ()
+    """Images to compare codes on, beside smooth random ones."""
+    threads: int = 1
+    replace: bool = False
+
+
+def export_bundle(parts: Parts, out: Path, options: ExportOptions, report: Report) -> Manifest:
+    """Export to a bundle at `out`, which appears only when every comparison has passed.
+
+    Raises:
+        CheckpointError: a part is missing or does not fit the others.
+        ParityError: an exported file does not give the checkpoint's numbers.
+    """
+    given = (parts.tokenizer, parts.vit, parts.llm, parts.lora, parts.diffusion, options.sources, *options.photos)
+    refuse_around(out, [path for path in given if path is not None], "--out", BundleError)
+    key = fingerprint(options, parts.tokenizer, parts.vit, parts.llm, parts.lora, parts.diffusion)
+    with resumable(out, options.replace, key, report) as stages:
+        folder = stages.folder
+        announce(plan(parts, options), out, stages.size, report)
+        base = Bundle.open(parts.tokenizer) if is_bundle(parts.tokenizer) else None
+        if base is None:
+            images = stages.run("image tokenizer", lambda: export_images(parts, folder, options, report))
+        else:
+            images = stages.run("image tokenizer", lambda: copy_images(base, folder, report))
+        codes, embed_dim = CodeSpace(**images["codes"]), int(images["image_embed_dim"])
+        parity = {"image_weights": options.image_weights, "weight_type": options.weight_type, "images": images["parity"]}
+        diffusion, output_size = base.manifest.diffusion if base else None, int(images["output_size"])
+        if parts.diffusion is not None:
+            source = parts.diffusion
+            drawn = stages.run("diffusion", lambda: export_diffusion(source, embed_dim, folder, options, report))
+            diffusion, output_size = parse(Diffusion, drawn["diffusion"], "diffusion"), int(drawn["output_size"])
+            parity["diffusion"] = drawn["parity"]
+        language = None
+        if parts.llm is not None or (parts.tokenizer / LLM_FOLDER).is_dir():
+            spoken = stages.run("language model", lambda: export_language(parts, codes, folder, options, report, base))
+            language, parity["language"] = parse(Language, spoken["language"], "language model"), spoken["parity"]
+        manifest = Manifest(
+            format=FORMAT,
+            name=options.name,
+            kind="unclip" if embed_dim else "pixels",
+            preprocessing=parse(Preprocessing, images["preprocessing"], "image tokenizer"),
+            codes=codes,
+            output_size=output_size,
+            image_embed_dim=embed_dim,
+            language=language,
+            diffusion=diffusion,
+            files={
+                path.name: entry_for(path)
+                for path in sorted(folder.iterdir())
+                if not path.name.startswith(".") and path.name != MANIFEST
+            },
+            parity=parity,
+            sources=read_sources(options.sources) if options.sources else (),
+            licence=options.licence,
+        )
+        manifest = with_measurements(manifest, folder)
+        (folder / MANIFEST).write_text(manifest.to_json(), "utf-8")
+    report(f"bundle: {sum(entry.size for entry in manifest.files.values()):,} bytes in {out}")
+    return manifest
+
+
+def plan(parts: Parts, options: ExportOptions) -> list[Need]:
+    """What each part will take; opens them as far as that needs, so that a wrong path ends here."""
+    folder = parts.tokenizer
+    if is_bundle(folder):
+        if parts.llm is None:
+            raise CheckpointError(f"{folder} is a bundle; with its encoder and decoder goes another --llm")
+        if parts.diffusion is not None:
+            raise CheckpointError(f"{folder} is a bundle; its decoder stays, so leave out --diffusion")
+        needs = [of_copies([folder / name for name in image_files(Bundle.open(folder))])]
+    elif is_run(folder):
+        needs = [of_tokenizer(load_geometry(folder), [folder / IMAGE_TOKENIZER_FILE], options.image_weights)]
+    else:
+        geometry, main, vit = find_seed_tokenizer(folder, parts.vit)
+        needs = [of_tokenizer(geometry, [main] if vit is None else [main, vit], options.image_weights)]
+    if parts.diffusion is not None:
+        needs.append(of_diffusion(parts.diffusion, options.image_weights))
+    if parts.llm is not None or (folder / LLM_FOLDER).is_dir():
+        needs.append(of_language(open_language(parts), options.weight_type))
+    elif parts.lora is not None:
+        raise CheckpointError(f"{parts.lora}: an adapter changes a language model; give that with --llm")
+    return needs
+
+
+def is_bundle(folder: Path) -> bool:
+    """Whether a folder is a bundle."""
+    return (folder / MANIFEST).is_file()
+
+
+def image_files(base: Bundle) -> list[str]:
+    """Files of a bundle that are not its language model."""
+    spoken = base.manifest.language
+    return [name for name in base.manifest.files if spoken is None or name != spoken.file]
+
+
+def copy_images(base: Bundle, folder: Path, report: Report) -> dict[str, Any]:
+    """Take encoder, decoder and diffusion from a bundle; return what the manifest says of them, as JSON."""
+    base.check_hashes()
+    for name in image_files(base):
+        shutil.copyfile(base.path / name, folder / name)
+    manifest = base.manifest
+    report(f"image tokenizer: that of {manifest.name}")
+    preprocessing = dataclasses.asdict(manifest.preprocessing)
+    return {
+        "codes": dataclasses.asdict(manifest.codes),
+        "preprocessing": preprocessing | {name: [*preprocessing[name]] for name in ("mean", "std")},
+        "output_size": manifest.output_size,
+        "image_embed_dim": manifest.image_embed_dim,
+        "parity": manifest.parity.get("images", {}),
+    }
+
+
+def open_language(parts: Parts) -> LlamaFolder:
+    """The language model's folder; small files are read, weights are not."""
+    return LlamaFolder.open(parts.llm or parts.tokenizer / LLM_FOLDER, parts.tokenizer, parts.lora)
+
+
+def export_images(parts: Parts, folder: Path, options: ExportOptions, report: Report) -> dict[str, Any]:
+    """Write encoder and decoder; return what the manifest says of them, as JSON."""
+    report("image tokenizer: reading")
+    model, preprocessing = open_tokenizer(parts, options, report)
+    geometry = model.geometry
+    report("image tokenizer: exporting two graphs")
+    specs = encoder_graph(geometry.image_size, geometry.num_queries), decoder_spec(model)
+    storages = options.image_weights, options.decoder_weights or options.image_weights
+    export_image_tokenizer(model, specs, (folder / ENCODER, folder / DECODER), storages)
+    values = smooth_images(PARITY_IMAGES, preprocessing)
+    if options.photos:
+        values = np.concatenate([preprocessing([open_image(photo) for photo in options.photos]), values])
+    parity = image_parity(model, specs, folder, storages, values)
+    report(f"image tokenizer: {parity['equal_codes']:.1%} of codes equal, decoder's cosine {parity['decoder_cosine']}")
+    return {
+        "codes": {"codebook_size": geometry.codebook_size, "codes_per_image": geometry.num_queries},
+        "preprocessing": dataclasses.asdict(preprocessing) | {"mean": [*preprocessing.mean], "std": [*preprocessing.std]},
+        "output_size": model.geometry.output_size if isinstance(model, PixelTokenizer) else 0,
+        "image_embed_dim": model.geometry.image_embed_dim if isinstance(model, SeedTokenizer) else 0,
+        "parity": parity,
+    }
+
+
+def open_tokenizer(
+    parts: Parts, options: ExportOptions, report: Report
+) -> tuple[PixelTokenizer | SeedTokenizer, Preprocessing]:
+    """The image tokenizer and how it wants its pixels; which kind it is, the folder's files tell."""
+    if is_run(parts.tokenizer):
+        own = load_image_tokenizer(parts.tokenizer)
+        return own, preprocessing_of(own.geometry)
+    seed = load_seed_tokenizer(parts.tokenizer, parts.vit, report)
+    return seed, Preprocessing(seed.geometry.image_size, options.resize_filter, CLIP_MEAN, CLIP_STD)
+
+
+def decoder_spec(model: PixelTokenizer | SeedTokenizer) -> GraphSpec:
+    """What the decoder's graph takes and gives."""
+    if isinstance(model, PixelTokenizer):
+        return pixel_decoder_graph(model.geometry.num_queries, model.geometry.output_size)
+    return embedding_decoder_graph(model.geometry.num_queries, model.geometry.image_embed_dim)
+
+
+def export_diffusion(path: Path, embed_dim: int, folder: Path, options: ExportOptions, report: Report) -> dict[str, Any]:
+    """Write the diffusion's files; return what the manifest says of it, as JSON."""
+    report("diffusion: reading")
+    unclip = UnclipFolder.open(path)
+    if unclip.image_embed_dim != embed_dim:
+        raise CheckpointError(
+            f"{path} takes image embeddings of {unclip.image_embed_dim} values, the image tokenizer gives "
+            f"{embed_dim or 'none'}; the two do not belong together"
+        )
+    report("diffusion: exporting two graphs")
+    unclip.write(folder, options.image_weights)
+    parity = diffusion_parity(unclip, folder, options.image_weights)
+    report(f"diffusion: relative error {parity['unet_relative_error']}")
+    return {"diffusion": dataclasses.asdict(unclip.settings()), "output_size": unclip.output_size, "parity": parity}
+
+
+def export_language(
+    parts: Parts, codes: CodeSpace, folder: Path, options: ExportOptions, report: Report, base: Bundle | None = None
+) -> dict[str, Any]:
+    """Write the language model; return what the manifest says of it, as JSON.
+
+    Args:
+        base: the bundle that the encoder is taken from; without a template given, its prompts stay too.
+    """
+    llama = open_language(parts)
+    vocab = llama.vocab(codes.codes_per_image)
+    if vocab.codes != codes:
+        raise CheckpointError(
+            f"{llama.tokenizer / 'added_tokens.json'} names {vocab.codebook_size} codes, the image tokenizer has "
+            f"{codes.codebook_size}; the two parts come from different runs"
+        )
+    for remark in llama.remarks():
+        report(f"language model: {remark}")
+    before = base.manifest.language if base else None
+    if before is not None and options.template is None and TEMPLATE not in llama.config:
+        family, prompts = family_of(before.prompts) or "its own", before.prompts
+    else:
+        family, prompts = choose_prompts(llama, options.template, own=parts.llm is None)
+    own = family.startswith("own")
+    told = "" if options.template or own else ", told from its name and layers; --template says otherwise"
+    report(f"language model: exporting as {options.weight_type}, prompts of family {family}{told}")
+    file = folder / ("llm.gguf" if parts.llm is None else llama.file_name(options.weight_type))
+    write_as(llama, vocab, file, options.weight_type, options.name, options.threads)
+    context = min(llama.context_length, PARITY_CONTEXT)
+    parity = language_parity(llama, file, options.weight_type, vocab, context)
+    report(f"language model: divergence {parity['logits_kl']} nats")
+    language = Language(
+        file=file.name,
+        vocab=vocab,
+        prompts=prompts,
+        sampling=before.sampling if before else OWN_SAMPLING if own else REFERENCE_SAMPLING,
+        context_length=llama.context_length,
+        max_caption_ids=options.max_caption_ids,
+        caption_beams=before.caption_beams if before else OWN_BEAMS if own else 1,
+        caption_views=before.caption_views if before else OWN_VIEWS if own else 1,
+    )
+    return {"language": dataclasses.asdict(language), "parity": parity}
+
+
+def choose_prompts(llama: LlamaFolder, template: str | None, own: bool) -> tuple[str, Prompts]:
+    """Family and prompts: as told, or as the checkpoint's configuration, kind and name say.
+
+    Raises:
+        CheckpointError: the family is unknown, or cannot be told.
+    """
+    if template is None:
+        template = llama.config.get(TEMPLATE) or ("own" if own else None)
+    if template is None:
+        name = llama.path.resolve().name.lower()
+        instructed = {32: "vicuna", 40: "llama2"}.get(int(llama.config["num_hidden_layers"]))
+        template = "plain" if "pretrain" in name else instructed
+    if template not in FAMILIES:
+        raise CheckpointError(
+            f"{llama.path}: which prompts the model knows cannot be told; give --template, one of {', '.join(FAMILIES)}"
+        )
+    return template, FAMILIES[template]
+
+
+def read_sources(path: Path) -> tuple[Source, ...]:
+    """Read a list of sources.
+
+    Raises:
+        CheckpointError: the file is missing or is no such list.
+    """
+    try:
+        value = read_checked_json(path, LARGEST_SOURCES)
+        if not isinstance(value, list):
+            raise CheckpointError("it is no list")
+        return tuple(_source(Fields.of(each, f"source {number}")) for number, each in enumerate(value, 1))
+    except (CheckpointError, BundleError) as error:
+        raise CheckpointError(f"{path} must be a JSON list of objects with name, licence and role ({error})") from error
+
+
+def _source(fields: Fields) -> Source:
+    known = [field.name for field in dataclasses.fields(Source)]
+    unknown = next((key for key in fields.values if key not in known), None)
+    if unknown is not None:
+        raise CheckpointError(f"{fields.where}: {shown(unknown)} is unknown")
+    return Source(*(fields.text(name) for name in known))
+
+
+def smooth_images(count: int, preprocessing: Preprocessing, seed: int = 0) -> NDArray[np.float32]:
+    """Random smooth pictures, normalised: (count, 3, size, size)."""
+    rng, size = np.random.default_rng(seed), preprocessing.image_size
+    coarse = [Image.fromarray(rng.integers(0, 256, (6, 6, 3), dtype=np.uint8)) for _ in range(count)]
+    return preprocessing.normalise(np.stack([np.asarray(i.resize((size, size), Image.Resampling.BICUBIC)) for i in coarse]))

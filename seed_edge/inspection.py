@@ -1,0 +1,148 @@
+"""What files say of themselves, for people and programs: bundles, graphs, language models, pictures. Nothing is run."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+from collections.abc import Iterator
+from math import prod
+from pathlib import Path
+from typing import Any
+
+from seed_edge.bundle import Bundle, find
+from seed_edge.display import printable
+from seed_edge.errors import BundleError
+from seed_edge.gguf_header import MAGIC, GgufHeader, Items
+from seed_edge.inputs import open_regular
+from seed_edge.manifest import MANIFEST
+from seed_edge.onnx_header import OnnxHeader
+
+LONGEST_SAID = 200
+MOST_OPERATORS = 12
+
+
+def describe(name: str) -> dict[str, Any]:
+    """What a bundle, by folder or name, or a file says of itself; ready for JSON.
+
+    Raises:
+        BundleError: nothing is there, or it is none of the kinds known.
+        ImageError: it is a picture that does not say how it was made.
+    """
+    path = Path(name)
+    if not path.is_file():
+        return describe_bundle(Bundle.open(find(name)))
+    if path.name == MANIFEST:
+        return describe_bundle(Bundle.open(path.parent))
+    from seed_edge.image_files import HEAD, READERS, format_of
+
+    with open_regular(path, BundleError) as file:
+        head = file.read(HEAD)
+    if head.startswith(MAGIC):
+        return describe_language_model(path)
+    if format_of(head) in READERS:
+        return describe_picture(path)
+    try:
+        return describe_graph(path)
+    except BundleError as error:
+        if path.suffix == ".onnx":
+            raise
+        raise BundleError(f"{path} is no bundle, no GGUF or ONNX file, and no picture that was drawn here") from error
+
+
+def describe_bundle(bundle: Bundle) -> dict[str, Any]:
+    """What a bundle can do, of what it is made, and how exact it is."""
+    manifest = bundle.manifest
+    able = ["encode"]
+    if manifest.kind == "pixels" or manifest.diffusion is not None:
+        able.append("decode")
+    if manifest.language is not None:
+        prompts, draws = manifest.language.prompts, "decode" in able
+        able += ["caption", *(["ask"] if prompts.ask else []), *(["draw"] if draws else [])]
+        able += ["edit"] if draws and prompts.edit else []
+        able += ["chat"] if prompts.turn else []
+    told = dataclasses.asdict(manifest)
+    told["sources"] = {source.name: f"{source.role} ({source.licence})" for source in manifest.sources}
+    if manifest.self_test is not None:
+        told["self_test"] = "present"
+    size = sum(entry.size for entry in manifest.files.values())
+    return {"is": "bundle", "path": str(bundle.path), "bytes": size, "able_to": able} | told
+
+
+def describe_language_model(path: Path) -> dict[str, Any]:
+    """Header of a GGUF file: all that is said but the beginnings of long lists, and weights by type."""
+    header = GgufHeader.read(path)
+    kinds: Counter[str] = Counter()
+    for tensor in header.tensors.values():
+        kinds[tensor.kind] += prod(tensor.shape)
+    return {
+        "is": "GGUF file",
+        "path": str(path),
+        "bytes": path.stat().st_size,
+        "version": header.version,
+        "weights": sum(kinds.values()),
+        "weights_by_type": dict(kinds.most_common()),
+        "tensors": len(header.tensors),
+        "says": {key: _said(value) for key, value in header.values.items()},
+    }
+
+
+def _said(value: Any) -> Any:
+    if isinstance(value, Items):
+        return f"{value.count:,} values: {', '.join(map(str, value.first))[:LONGEST_SAID]}, ..."
+    return value[:LONGEST_SAID] if isinstance(value, str) else value
+
+
+def describe_graph(path: Path) -> dict[str, Any]:
+    """Header of an ONNX file; whether a bundle could hold it."""
+    header = OnnxHeader.read(path)
+    kinds: Counter[str] = Counter()
+    for tensor in header.tensors.values():
+        kinds[tensor.kind] += prod(tensor.shape)
+    try:
+        header.refuse_what_bundles_never_hold(path)
+        fit = "yes"
+    except BundleError as error:
+        fit = f"no: {error}"
+    return {
+        "is": "ONNX file",
+        "path": str(path),
+        "bytes": path.stat().st_size,
+        "ir_version": header.ir_version,
+        "producer": header.producer,
+        "opsets": {domain or "ai.onnx": version for domain, version in header.opsets.items()},
+        "inputs": {name: list(shape) for name, shape in header.inputs.items()},
+        "outputs": {name: list(shape) for name, shape in header.outputs.items()},
+        "weights": sum(kinds.values()),
+        "weights_by_type": dict(kinds.most_common()),
+        "weights_in": sorted({tensor.location or path.name for tensor in header.tensors.values()}),
+        "operators": dict(header.operators.most_common(MOST_OPERATORS)),
+        "fit_for_a_bundle": fit,
+    }
+
+
+def describe_picture(path: Path) -> dict[str, Any]:
+    """How a picture was made, as it says itself."""
+    from seed_edge.image_metadata import record_in
+
+    made = dataclasses.asdict(record_in(path))
+    return {"is": "drawn picture", "path": str(path), "bytes": path.stat().st_size} | made
+
+
+def lines(value: dict[str, Any], indent: str = "") -> Iterator[str]:
+    """A description as lines for people; what is empty is left out."""
+    for key, said in value.items():
+        name = printable(key.replace("_", " "))
+        if isinstance(said, dict) and said:
+            yield f"{indent}{name}:"
+            yield from lines(said, indent + "  ")
+        elif isinstance(said, (list, tuple)) and said and isinstance(said[0], dict):
+            for number, each in enumerate(said):
+                yield f"{indent}{name} {number + 1}:"
+                yield from lines(each, indent + "  ")
+        elif isinstance(said, (list, tuple)):
+            if said:
+                yield f"{indent}{name}: {printable(', '.join(map(str, said)))}"
+        elif type(said) is int and name != "seed":
+            yield f"{indent}{name}: {said:,}"
+        elif said not in (None, "", {}):
+            yield f"{indent}{name}: {printable(str(said))}"

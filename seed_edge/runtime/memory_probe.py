@@ -1,0 +1,55 @@
+"""What opening a graph and running it once takes in memory, measured in a process of its own.
+
+`python -m seed_edge.runtime.memory_probe GRAPH` prints it, as JSON.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+
+from seed_edge.errors import BundleError
+from seed_edge.manifest import MemoryUse
+from seed_edge.memory import held_memory, peak_memory, reset_peak
+from seed_edge.runtime.onnx_session import DTYPES, open_on_cpu
+from seed_edge.runtime.unclip import TILE
+
+
+def footprint(path: Path) -> MemoryUse | None:
+    """What a graph takes on a CPU, beyond a process that has nothing open; None where the system does not say.
+
+    Raises:
+        BundleError: the graph cannot be opened or run.
+    """
+    command = [sys.executable, "-m", "seed_edge.runtime.memory_probe", str(path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise BundleError(f"{path} cannot be run in a process of its own ({done.stderr.strip().splitlines()[-1:]})")
+    told = json.loads(done.stdout)
+    return None if told is None else MemoryUse(**told)
+
+
+def measure(path: Path) -> MemoryUse | None:
+    """`footprint`, in this process, which must have opened nothing yet; sizes that the graph leaves open are one tile."""
+    before = held_memory()
+    if before is None:
+        return None
+    reset_peak()
+    session = open_on_cpu(path)
+    held, opening = held_memory() or 0, peak_memory() or 0
+    reset_peak()
+    shapes = [[n if isinstance(n, int) else TILE for n in tensor.shape] for tensor in session.get_inputs()]
+    kinds = [DTYPES[tensor.type] for tensor in session.get_inputs()]
+    names = [tensor.name for tensor in session.get_inputs()]
+    session.run(None, {n: np.zeros([1, *shape[1:]], k) for n, shape, k in zip(names, shapes, kinds, strict=True)})
+    return MemoryUse(held - before, opening - before, (peak_memory() or 0) - before)
+
+
+if __name__ == "__main__":
+    use = measure(Path(sys.argv[1]))
+    print(json.dumps(None if use is None else asdict(use)))

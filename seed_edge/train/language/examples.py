@@ -1,0 +1,182 @@
+"""Samples with codes to ids a language model learns from: prompts as the runtime assembles them, then the answer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from seed_edge.data.code_shards import CodeSample
+from seed_edge.data.phrasing import caption, plain, request
+from seed_edge.data.samples import IMAGE_MARK
+from seed_edge.errors import DataError
+from seed_edge.prompts import Prompts, Tokenize, Turn
+from seed_edge.vocab import Vocab
+
+NOT_LEARNT = -100
+"""Label of ids that are not predicted."""
+
+
+@dataclass(frozen=True)
+class Example:
+    """Ids, of which the last `answer` are predicted."""
+
+    ids: list[int]
+    answer: int
+
+    def cut(self, longest: int) -> Example:
+        """No longer than `longest` ids."""
+        cut = max(0, len(self.ids) - longest)
+        return Example(self.ids[: len(self.ids) - cut], max(0, self.answer - cut))
+
+
+@dataclass(frozen=True)
+class Writer:
+    """Turns samples into examples for one model: its vocabulary, its pieces and its prompts."""
+
+    vocab: Vocab
+    tokenize: Tokenize
+    prompts: Prompts
+    sentences: bool = False
+    """Answers that end without a full stop get one, as SEED's instruction tuning has it."""
+    wordless: float = 0.0
+    """Share of pictures to draw without being told what, which is what guidance at run time starts from."""
+    noise: float = 0.0
+    """Share of the codes of a picture to caption that random ones take the place of, so that no single code decides."""
+
+    def captioned(self, sample: CodeSample, rng: np.random.Generator) -> Example:
+        """A picture, and what is said of it."""
+        text = caption(sample.sample, rng, not self.prompts.lowercase) or ""
+        answer = [*self._said(text), self.vocab.eos_id]
+        return Example(self.prompt_for_caption(sample, rng) + answer, len(answer))
+
+    def prompt_for_caption(self, sample: CodeSample, rng: np.random.Generator) -> list[int]:
+        """Ids that ask for a caption of a picture, in one of its views, some of its codes wrong."""
+        seen = (sample.images[0], *sample.views)
+        codes = seen[int(rng.integers(len(seen)))]
+        if self.noise:
+            others = rng.integers(0, self.vocab.codebook_size, len(codes))
+            codes = np.where(rng.random(len(codes)) < self.noise, others, codes)
+        return self.prompts.for_caption(self.vocab, self.tokenize, codes)
+
+    def drawn(self, sample: CodeSample, rng: np.random.Generator) -> Example:
+        """Words that ask for a picture, and the picture.
+
+        One without words does not end with EOS: what precedes it could be a picture to caption, which would get an empty one.
+        """
+        text = request(sample.sample, rng, not self.prompts.lowercase)
+        picture = self.vocab.codes_to_ids(sample.images[0])[1:]
+        if text and rng.random() >= self.wordless:
+            prompt = self.prompts.for_drawing(self.vocab, self.tokenize, text)
+            answer = [*picture, self.vocab.eos_id]
+        else:
+            prompt = self.prompts.for_any_drawing(self.vocab, self.tokenize)
+            answer = picture
+        return Example(prompt + answer, len(answer))
+
+    def paired(self, sample: CodeSample, rng: np.random.Generator) -> Example:
+        """A picture and its text in either order; everything is predicted. How SEED-LLaMA is pre-trained."""
+        picture = self.vocab.codes_to_ids(sample.images[0])
+        text = self.tokenize(caption(sample.sample, rng, not self.prompts.lowercase) or "")
+        parts = (picture, text) if rng.random() < 0.5 else (text, picture)
+        ids = [self.vocab.bos_id, *parts[0], *parts[1], self.vocab.eos_id]
+        return Example(ids, len(ids) - 1)
+
+    def conversed(self, sample: CodeSample, rng: np.random.Generator) -> Example:
+        """A conversation about the pictures, up to one of its answers; that answer is predicted.
+
+        Answers that are `<image>` are the last pictures; those before them are shown with the first question.
+        """
+        number = int(rng.integers(len(sample.sample.turns)))
+        drawn = sum(answer == IMAGE_MARK for _, answer in sample.sample.turns)
+        shown, waiting = sample.images[: len(sample.images) - drawn], iter(sample.images[len(sample.images) - drawn :])
+        turns = [
+            Turn(question, images=() if place else shown, answer=(next(waiting) if answer == IMAGE_MARK else answer,))
+            for place, (question, answer) in enumerate(sample.sample.turns[: number + 1])
+        ]
+        if self.prompts.turn:
+            prompt = self.prompts.for_conversation(self.vocab, self.tokenize, turns)
+        else:
+            prompt = self.prompts.for_question(self.vocab, self.tokenize, turns[-1].text, shown)
+        (said,) = turns[-1].answer
+        answer = [*(self._said(said) if isinstance(said, str) else self.vocab.codes_to_ids(said)), self.vocab.eos_id]
+        return Example(prompt + answer, len(answer))
+
+    def _said(self, text: str) -> list[int]:
+        text = text.strip()
+        if self.sentences and text and text[-1] not in ".!?":
+            text += "."
+        return self.tokenize(plain_or_as_is(text, self.prompts))
+
+
+def plain_or_as_is(text: str, prompts: Prompts) -> str:
+    """Text in the case the model knows."""
+    return plain(text) if prompts.lowercase else text
+
+
+def has_text(sample: CodeSample) -> bool:
+    """Whether a caption can be said of its one picture."""
+    known = sample.sample
+    return len(sample.images) == 1 and bool(known.captions or known.label or known.phrases)
+
+
+TASKS: Mapping[str, tuple[Callable[[CodeSample], bool], Callable[[Writer, CodeSample, np.random.Generator], Example]]] = {
+    "caption": (has_text, Writer.captioned),
+    "draw": (has_text, Writer.drawn),
+    "pair": (has_text, Writer.paired),
+    "converse": (lambda sample: bool(sample.sample.turns), Writer.conversed),
+}
+"""What can be learnt, by name: which samples have it, and how an example is made of one."""
+
+
+class Mixture:
+    """Draws examples: a task by its weight, then a pool by its weight, then a sample."""
+
+    def __init__(
+        self, writer: Writer, tasks: Mapping[str, float], pools: Mapping[str, Sequence[tuple[Sequence[CodeSample], float]]]
+    ) -> None:
+        """
+        Args:
+            tasks: weight of each of `TASKS`.
+            pools: for each task, samples and their weight.
+
+        Raises:
+            DataError: a task is unknown, or no sample has what any of them needs.
+        """
+        unknown = sorted(set(tasks) - set(TASKS))
+        if unknown:
+            raise DataError(f"tasks: {unknown[0]} is none of {', '.join(TASKS)}")
+        self.writer, self.tasks = writer, []
+        for name, weight in tasks.items():
+            usable, make = TASKS[name]
+            kept = [([s for s in samples if usable(s)], share) for samples, share in pools[name]]
+            kept = [(samples, share) for samples, share in kept if samples and share > 0]
+            if kept and weight > 0:
+                self.tasks.append((make, kept, weight))
+        if not self.tasks:
+            raise DataError(f"no sample has what {' or '.join(tasks)} needs: a caption, a label, or a conversation")
+
+    def example(self, rng: np.random.Generator) -> tuple[str, Example]:
+        """A random example, and the key of its sample."""
+        weights = np.array([weight for _, _, weight in self.tasks])
+        make, pools, _ = self.tasks[rng.choice(len(weights), p=weights / weights.sum())]
+        shares = np.array([share for _, share in pools])
+        samples = pools[rng.choice(len(shares), p=shares / shares.sum())][0]
+        sample = samples[int(rng.integers(len(samples)))]
+        return sample.sample.key, make(self.writer, sample, rng)
+
+
+def collated(examples: Sequence[Example], longest: int) -> tuple[Tensor, Tensor]:
+    """Ids and labels, both (examples, length); labels are `NOT_LEARNT` where nothing is predicted."""
+    cut = [example.cut(longest) for example in examples]
+    length = max(len(example.ids) for example in cut)
+    ids = torch.zeros(len(cut), length, dtype=torch.long)
+    labels = torch.full_like(ids, NOT_LEARNT)
+    for row, example in enumerate(cut):
+        end = len(example.ids)
+        ids[row, :end] = torch.tensor(example.ids)
+        labels[row, end - example.answer : end] = torch.tensor(example.ids[end - example.answer :])
+    return ids, labels

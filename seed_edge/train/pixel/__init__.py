@@ -1,0 +1,1 @@
+"""Training of the embedded kind of image tokenizer, whose decoder gives pixels."""

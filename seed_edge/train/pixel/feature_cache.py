@@ -1,0 +1,198 @@
+"""Trunk features of all training pictures, computed once: the trunk is frozen, and it is most of the work.
+
+A sample is seen in two views: view 0 as the runtime would see it, view 1 cropped, shifted, tilted, lit or mirrored.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from math import prod
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image, ImageEnhance, ImageOps
+
+from seed_edge.atomic import replacing
+from seed_edge.data.samples import LARGEST_FILE, Picture, Sample, load_picture, read_samples
+from seed_edge.errors import DataError
+from seed_edge.inputs import parse_json, read_text
+from seed_edge.memory import available_memory
+from seed_edge.models.config import PixelGeometry
+from seed_edge.models.efficientnet import EfficientNetLite, preprocessing_of
+from seed_edge.models.fields import Fields
+from seed_edge.preprocess import to_rgb
+
+VIEWS = 2
+SAMPLES_FILE, FEATURES_FILE, PIXELS_FILE = "samples.jsonl", "features.f16", "pixels.u8"
+
+
+def view(image: Image.Image, size: int, rng: np.random.Generator | None, mirrored: bool = True) -> Image.Image:
+    """The picture as a square RGB of `size`; with `rng`, varied.
+
+    Args:
+        mirrored: whether a variation may have left and right exchanged.
+    """
+    if rng is None:
+        return to_rgb(image).resize((size, size), Image.Resampling.BILINEAR)
+    mirrored = mirrored and rng.random() < 0.4
+    if image.has_transparency_data:  # a drawing: smaller, elsewhere, tilted, sometimes on a pale colour
+        side = int(size * rng.uniform(0.6, 1.0))
+        drawing = image.convert("RGBA").resize((side, side), Image.Resampling.BILINEAR)
+        if mirrored:
+            drawing = ImageOps.mirror(drawing)
+        if rng.random() < 0.4:
+            drawing = drawing.rotate(rng.uniform(-15, 15), Image.Resampling.BILINEAR)
+        ground = (255, 255, 255) if rng.random() < 0.5 else tuple(int(c) for c in rng.integers(150, 256, 3))
+        canvas = Image.new("RGB", (size, size), ground)
+        x, y = (int(v) for v in rng.integers(0, size - side + 1, 2))
+        canvas.paste(drawing, (x, y), drawing)
+        return _relit(canvas, rng)
+    rgb = to_rgb(image)
+    width, height = rgb.size
+    w, h = (int(n * rng.uniform(0.75, 1.0)) for n in (width, height))
+    x, y = int(rng.integers(0, width - w + 1)), int(rng.integers(0, height - h + 1))
+    rgb = rgb.crop((x, y, x + w, y + h)).resize((size, size), Image.Resampling.BILINEAR)
+    return _relit(ImageOps.mirror(rgb) if mirrored else rgb, rng)
+
+
+def _relit(image: Image.Image, rng: np.random.Generator) -> Image.Image:
+    """Half of the pictures a little brighter or darker, stronger or weaker in contrast and colour."""
+    if rng.random() < 0.5:
+        return image
+    for kind in (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color):
+        image = kind(image).enhance(rng.uniform(0.75, 1.25))
+    return image
+
+
+@dataclasses.dataclass
+class Cache:
+    """Trunk features and target pixels of all samples."""
+
+    samples: list[Sample]
+    features: NDArray[np.float16]
+    """(samples * VIEWS, tokens, vit_width); rows of one sample stand together, view 0 first."""
+    pixels: NDArray[np.uint8]
+    """(samples * VIEWS, output_size, output_size, 3)."""
+
+    def rows(self, held_out: bool) -> NDArray[np.int64]:
+        """Row numbers of view 0 of the samples kept, or not kept, for validation."""
+        return np.array([i * VIEWS for i, s in enumerate(self.samples) if s.held_out == held_out])
+
+
+def build_cache(
+    paths: Sequence[Path],
+    folder: Path,
+    trunk: EfficientNetLite,
+    geometry: PixelGeometry,
+    report: Callable[[str], None],
+    images: Path | None = None,
+    batch: int = 32,
+) -> Cache:
+    """Run the trunk over every picture once; a finished cache in `folder` is opened instead.
+
+    Raises:
+        DataError: data cannot be read, or the disk is too small.
+        ImageError: a picture cannot be read.
+    """
+    if not (folder / SAMPLES_FILE).exists():
+        _fill_cache(list(read_samples(paths, images)), folder, trunk, geometry, report, batch)
+    return open_cache(folder, geometry)
+
+
+def open_cache(folder: Path, geometry: PixelGeometry) -> Cache:
+    """A finished cache.
+
+    Raises:
+        DataError: there is none in `folder`.
+    """
+    if not (folder / SAMPLES_FILE).exists():
+        raise DataError(f"{folder} holds no finished features; `seed-edge train tokenizer` makes them")
+    samples = [_saved(f"{folder / SAMPLES_FILE}: line {number}", line) for number, line in _lines(folder / SAMPLES_FILE)]
+    features, pixels = _shapes(len(samples), geometry)
+    return Cache(
+        samples, _opened(folder / FEATURES_FILE, np.float16, features), _opened(folder / PIXELS_FILE, np.uint8, pixels)
+    )
+
+
+def _lines(path: Path) -> Iterator[tuple[int, str]]:
+    """Lines of a text file with their numbers."""
+    yield from enumerate(filter(None, read_text(path, LARGEST_FILE, DataError).split("\n")), 1)
+
+
+def _saved(where: str, line: str) -> Sample:
+    record = dict(Fields.of(parse_json(line, where, DataError), where, DataError).values)
+    key = record.pop("key", None)
+    if not isinstance(key, str):
+        raise DataError(f"{where}: key is missing; remove the folder and start again")
+    return Sample.from_saved(key, record)
+
+
+def make_room(folder: Path, needed: int, what: str) -> None:
+    """Make a folder for memory maps; on a full disk these would end the process without a word.
+
+    Raises:
+        DataError: fewer than `needed` bytes are free there.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise DataError(f"{folder}: {what} need {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are free; choose another --out")
+
+
+def _shapes(samples: int, geometry: PixelGeometry) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    rows, tokens, size = samples * VIEWS, (geometry.image_size // 32) ** 2, geometry.output_size
+    return (rows, tokens, geometry.vit_width), (rows, size, size, 3)
+
+
+def _opened(path: Path, kind: type[np.generic], shape: tuple[int, ...]) -> NDArray:
+    """An array of a file, in memory where there is room: random rows of a mapped file can be slow."""
+    if prod(shape) * np.dtype(kind).itemsize > path.stat().st_size:
+        raise DataError(f"{path} is shorter than its samples need; remove {path.parent} and start again")
+    if path.stat().st_size > 0.7 * (available_memory() or 0):
+        return np.memmap(path, kind, "r", shape=shape)
+    return np.fromfile(path, kind, prod(shape)).reshape(shape)
+
+
+def _fill_cache(
+    found: Sequence[tuple[Sample, tuple[Picture, ...]]],
+    folder: Path,
+    trunk: EfficientNetLite,
+    geometry: PixelGeometry,
+    report: Callable[[str], None],
+    batch: int,
+) -> None:
+    several = next((sample.key for sample, pictures in found if len(pictures) != 1), None)
+    if several is not None:
+        raise DataError(f"{several} has no picture or several; an image tokenizer is trained on single pictures")
+    shapes = _shapes(len(found), geometry)
+    make_room(folder, 2 * prod(shapes[0]) + prod(shapes[1]), "features")
+    features = np.memmap(folder / FEATURES_FILE, np.float16, "w+", shape=shapes[0])
+    pixels = np.memmap(folder / PIXELS_FILE, np.uint8, "w+", shape=shapes[1])
+    preprocessing = preprocessing_of(geometry)
+    trunk = trunk.to(memory_format=torch.channels_last)
+    rows, size = len(pixels), geometry.output_size
+    for start in range(0, rows, batch):
+        squares = []
+        for row in range(start, min(start + batch, rows)):
+            sample, (picture,) = found[row // VIEWS]
+            rng = np.random.default_rng(zlib.crc32(sample.key.encode())) if row % VIEWS else None
+            square = view(load_picture(picture), geometry.image_size, rng, mirrored=not sample.phrases)
+            pixels[row] = np.asarray(square.resize((size, size), Image.Resampling.BICUBIC))
+            squares.append(np.asarray(square))
+        values = torch.from_numpy(preprocessing.normalise(np.stack(squares)))
+        with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+            vision = trunk(values.to(memory_format=torch.channels_last))
+        features[start : start + len(squares)] = vision.float().numpy()
+        if start // batch % 100 == 0:
+            report(f"features: {start:,} of {rows:,}")
+    features.flush()
+    pixels.flush()
+    with replacing(folder / SAMPLES_FILE) as partial:
+        lines = (json.dumps({"key": sample.key} | sample.to_record()) for sample, _ in found)
+        partial.write_text("".join(line + "\n" for line in lines), "utf-8")

@@ -1,0 +1,61 @@
+"""Other vectors that a picture could as well have had: what training knows of how pictures of one thing differ.
+
+A drawing differs from others of the same thing by its style; a photo differs from itself when it is cropped or lit otherwise.
+Such differences, taken from other pictures, are added before vectors become codes. Thus a language model sees a thing in
+hundreds of ways when there are six, and it costs no look at a picture.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from seed_edge.data.samples import Sample
+from seed_edge.train.pixel.feature_cache import VIEWS
+
+
+class Variations:
+    """Draws other semantic vectors of a picture."""
+
+    def __init__(self, samples: Sequence[Sample], vectors: NDArray[np.float32]) -> None:
+        """
+        Args:
+            vectors: semantic ones of all rows of the cache, (samples * VIEWS, semantic_queries, code_dim).
+        """
+        self._vectors = vectors
+        self._centre = vectors.copy()
+        things = defaultdict(list)
+        for number, sample in enumerate(samples):
+            if sample.style is not None and sample.label and not sample.held_out:
+                things[sample.label, sample.recoloured and sample.colour].append(number)
+        drawn = np.zeros(len(vectors), bool)
+        for numbers in things.values():
+            rows = (np.array(numbers)[:, None] * VIEWS + np.arange(VIEWS)).ravel()
+            self._centre[rows] = vectors[rows].mean(0)
+            drawn[rows] = True
+        self._drawn = drawn
+        seen = np.repeat([not sample.held_out for sample in samples], VIEWS)
+        several = {number for key, numbers in things.items() if len(numbers) > 1 for number in numbers}
+        of_several = np.repeat([number in several for number in range(len(samples))], VIEWS)
+        self._by_style = np.flatnonzero(drawn & of_several)
+        self._by_view = np.flatnonzero(seen & ~drawn)
+
+    def __call__(self, rows: NDArray[np.int64], rng: np.random.Generator) -> NDArray[np.float32]:
+        """Vectors (rows, semantic_queries, code_dim), each a little or quite another than that of the cache."""
+        own = self._vectors[rows]
+        result = own.copy()
+        strength = rng.random((len(rows), 1, 1), dtype=np.float32)
+        drawn = self._drawn[rows]
+        if drawn.any() and len(self._by_style):
+            centre, others = self._centre[rows[drawn]], rng.choice(self._by_style, drawn.sum())
+            apart = self._vectors[others] - self._centre[others]
+            share = strength[drawn]
+            result[drawn] = centre + np.sqrt(1 - share) * (own[drawn] - centre) + np.sqrt(share) * apart
+        if (~drawn).any() and len(self._by_view):
+            others = rng.choice(self._by_view, (~drawn).sum())
+            first = others - others % VIEWS
+            result[~drawn] += strength[~drawn] * (self._vectors[first + 1] - self._vectors[first])
+        return result

@@ -1,0 +1,32 @@
+"""What the queries with places see, found in one step: principal components of the colours in their patches.
+
+Few of them tell most of how a patch looks (its mean colour first, then how colours run across it), and near patches have near
+codes, which a language model learns to write sooner than codes that mean something else each.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from seed_edge.models.config import COLOUR_SIDE
+from seed_edge.models.image_tokenizer import PixelTokenizer, patches_of
+from seed_edge.train.pixel.feature_cache import Cache
+
+SAMPLE = 6000
+"""Pictures whose patches are looked at, at most."""
+
+
+def fit_patches(model: PixelTokenizer, cache: Cache, seed: int = 0) -> None:
+    """Set `model.patches` from the cache: coordinates of one scale, so that distances stay those of colours."""
+    rows = cache.rows(held_out=False)
+    rows = np.random.default_rng(seed).permutation(rows)[:SAMPLE]
+    tokens = torch.from_numpy(cache.features[rows][..., -3 * COLOUR_SIDE**2 :].astype(np.float32))
+    seen = patches_of(tokens, model.geometry).flatten(2).flatten(0, 1).double()
+    mean = seen.mean(0)
+    centred = seen - mean
+    values, vectors = torch.linalg.eigh(centred.T @ centred / len(centred))
+    kept = vectors[:, -model.patches.out_features :].flip(1).T / values[-model.patches.out_features :].mean().sqrt()
+    with torch.no_grad():
+        model.patches.weight.copy_(kept)
+        model.patches.bias.copy_(-kept @ mean)

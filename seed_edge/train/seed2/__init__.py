@@ -1,0 +1,1 @@
+"""Training of SEED-2, in its two stages."""

@@ -1,0 +1,292 @@
+"""Trains SEED-2's own tokenizer: images near their texts (stage 1), then codes that keep what the queries saw (stage 2).
+
+The trunk is frozen and comes from its own file. Stage 1 writes a file that stage 2 starts from; stage 2 writes the official
+layout, which `seed-edge export --ckpt` reads. Recipes after SEED, Ge et al. 2023, arXiv:2307.08041; what is not told there,
+after BLIP-2.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from safetensors.torch import save_file
+from torch import Tensor, distributed, nn
+from torch.distributed.nn.functional import all_gather
+from transformers import BertTokenizer, CLIPVisionModelWithProjection
+
+from seed_edge.atomic import replacing
+from seed_edge.data.samples import Picture, Sample, load_picture, read_samples
+from seed_edge.errors import CheckpointError, DataError
+from seed_edge.models.checkpoints import VIT_PREFIX, read_state
+from seed_edge.models.config import SeedGeometry
+from seed_edge.models.eva import EvaViT
+from seed_edge.models.image_tokenizer import SeedTokenizer
+from seed_edge.output_checks import RUN_SIGNS, claim
+from seed_edge.preprocess import CLIP_MEAN, CLIP_STD, Preprocessing, to_rgb
+from seed_edge.train.recipe import Schedule
+from seed_edge.train.seed2.losses import ContrastiveQFormer, code_losses
+from seed_edge.train.trainer import Batch, Loop, Objective, Report
+
+STAGE_ONE_FILE = "contrastive.safetensors"
+STAGE_TWO_FILE = "seed_quantizer.safetensors"
+FROZEN = ("visual_encoder.", "ln_vision.", "query_tokens", "Qformer.")
+"""Parts of the tokenizer that stage 2 does not change."""
+DEC_TOKEN = "[DEC]"
+"""Added to BERT's word pieces by BLIP-2; the last row of its table."""
+READERS = 8
+"""Threads that decode pictures."""
+
+
+@dataclass(frozen=True)
+class ContrastiveRecipe:
+    """Stage 1."""
+
+    schedule: Schedule
+    geometry: SeedGeometry = field(default_factory=SeedGeometry)
+    smallest_crop: float = 0.5
+    """Share of a picture that a random crop keeps at least."""
+    longest_text: int = 32
+    """Word pieces."""
+
+
+@dataclass(frozen=True)
+class CodesRecipe:
+    """Stage 2."""
+
+    schedule: Schedule
+    geometry: SeedGeometry = field(default_factory=SeedGeometry)
+    smallest_crop: float = 0.5
+
+
+class Pairs:
+    """Draws pictures, cropped and mirrored at random, with one of their texts."""
+
+    def __init__(self, paths: Sequence[Path], images: Path | None, geometry: SeedGeometry, smallest_crop: float) -> None:
+        found = [(sample, pictures[0]) for sample, pictures in read_samples(paths, images) if len(pictures) == 1]
+        self.samples: list[tuple[Sample, Picture]] = [pair for pair in found if not pair[0].held_out]
+        if not self.samples:
+            raise DataError("no sample has one picture; give pairs of pictures and captions with --data")
+        self.preprocessing = Preprocessing(geometry.image_size, "bicubic", CLIP_MEAN, CLIP_STD)
+        self.smallest_crop, self.pool = smallest_crop, ThreadPoolExecutor(READERS)
+
+    def batch(self, count: int, rng: np.random.Generator) -> Batch:
+        """Keys, pixel values (count, 3, S, S), and captions."""
+        chosen = [self.samples[i] for i in rng.integers(len(self.samples), size=count)]
+        seeds = rng.integers(2**31, size=count)
+        views = list(self.pool.map(self._view, (picture for _, picture in chosen), seeds))
+        texts = [str(rng.choice(sample.captions)) if sample.captions else sample.label or "" for sample, _ in chosen]
+        keys = [sample.key for sample, _ in chosen]
+        return {"keys": keys, "pixel_values": torch.from_numpy(self.preprocessing(views)), "texts": texts}
+
+    def _view(self, picture: Picture, seed: int) -> Image.Image:
+        return cropped(to_rgb(load_picture(picture)), self.smallest_crop, np.random.default_rng(seed))
+
+
+def cropped(image: Image.Image, smallest: float, rng: np.random.Generator) -> Image.Image:
+    """A random part of at least `smallest` of the area, sides 3:4 to 4:3, mirrored half of the time."""
+    width, height = image.size
+    area, ratio = width * height * rng.uniform(smallest, 1.0), np.exp(rng.uniform(np.log(3 / 4), np.log(4 / 3)))
+    w, h = min(width, round(np.sqrt(area * ratio))), min(height, round(np.sqrt(area / ratio)))
+    x, y = int(rng.integers(width - w + 1)), int(rng.integers(height - h + 1))
+    part = image.crop((x, y, x + w, y + h))
+    return ImageOps.mirror(part) if rng.random() < 0.5 else part
+
+
+def cleaned(text: str) -> str:
+    """Lower case, no punctuation but apostrophes, single spaces: what BLIP-2 makes of captions."""
+    return " ".join(re.sub(r"[.!\"()*#:;~?,/]", " ", text.lower()).split()[:50])
+
+
+class ContrastiveObjective(Objective):
+    """Stage 1: a causal Q-Former whose last query meets the text."""
+
+    def __init__(self, trunk: EvaViT, former: ContrastiveQFormer) -> None:
+        super().__init__()
+        self.trunk, self.former = trunk.requires_grad_(False), former
+
+    def given(self) -> list[nn.Module]:
+        return [self.trunk]
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        with torch.no_grad():
+            vision = self.trunk(batch["pixel_values"])
+        images = self.former.of_images(vision)
+        texts = self.former.of_texts(batch["ids"], batch["present"])
+        if distributed.is_initialized():  # the pictures of all processes are each other's negatives
+            images, texts = (torch.cat(all_gather(part.contiguous())) for part in (images, texts))
+        return {"contrastive": self.former.loss(images.float(), texts.float())}
+
+
+class CodesObjective(Objective):
+    """Stage 2: codebook and de-tokenizer, towards CLIP's embedding of the picture."""
+
+    def __init__(self, model: SeedTokenizer, clip: nn.Module) -> None:
+        super().__init__()
+        self.model, self.clip = model, clip.requires_grad_(False)
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(not name.startswith(FROZEN))
+
+    def given(self) -> list[nn.Module]:
+        return [self.model, self.clip]
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        pixels = batch["pixel_values"]
+        with torch.no_grad():
+            vision, embeds = self.model.vision_tokens(pixels), self.clip(pixel_values=pixels).image_embeds
+        return code_losses(self.model, vision, embeds.float())
+
+
+def train_contrastive(
+    paths: Sequence[Path],
+    out: Path,
+    recipe: ContrastiveRecipe,
+    vit: Path,
+    words: Path,
+    start: Path | None,
+    report: Report,
+    images: Path | None = None,
+) -> None:
+    """Stage 1, on pairs of pictures and captions; writes `contrastive.safetensors` and `geometry.json` into `out`.
+
+    Args:
+        vit: `eva_vit_g.pth`.
+        words: `vocab.txt` of bert-base-uncased.
+        start: BLIP-2's `blip2_pretrained.pth`, or what this stage wrote before; without it, random weights.
+    """
+    claim(out, "run", (*paths, images, vit, words, start), RUN_SIGNS)
+    torch.manual_seed(recipe.schedule.seed)
+    pairs = Pairs(paths, images, recipe.geometry, recipe.smallest_crop)
+    pieces = open_words(words)
+    former = ContrastiveQFormer(recipe.geometry, len(pieces))
+    if start is not None:
+        fill(former, read_state(start), start)
+    objective = ContrastiveObjective(open_vit(vit, recipe.geometry), former)
+
+    def batch_of(step: int, rng: np.random.Generator) -> Batch:
+        batch = pairs.batch(recipe.schedule.batch, rng)
+        texts = [cleaned(text) for text in batch.pop("texts")]
+        read = pieces(texts, padding=True, truncation=True, max_length=recipe.longest_text, return_tensors="pt")
+        return batch | {"ids": read["input_ids"], "present": read["attention_mask"]}
+
+    def after(step: int) -> None:
+        save_part(former.state_dict(), recipe.geometry, out / STAGE_ONE_FILE)
+
+    Loop(out, recipe.schedule, report).run(objective, batch_of, after)
+
+
+def train_codes(
+    paths: Sequence[Path],
+    out: Path,
+    recipe: CodesRecipe,
+    vit: Path,
+    clip: Path,
+    start: Path,
+    report: Report,
+    images: Path | None = None,
+) -> None:
+    """Stage 2, on pictures alone; writes `seed_quantizer.safetensors` and `geometry.json` into `out`.
+
+    Args:
+        vit: `eva_vit_g.pth`.
+        clip: folder of CLIP's ViT-H, such as `image_encoder` of stable-diffusion-2-1-unclip.
+        start: folder or file that stage 1 wrote, or SEED-2's own checkpoint.
+    """
+    claim(out, "run", (*paths, images, vit, clip, start), RUN_SIGNS)
+    torch.manual_seed(recipe.schedule.seed)
+    pairs = Pairs(paths, images, recipe.geometry, recipe.smallest_crop)
+    model = SeedTokenizer(recipe.geometry, training=True)
+    model.visual_encoder = open_vit(vit, recipe.geometry)
+    path = start / STAGE_ONE_FILE if start.is_dir() else start
+    state = read_state(path)
+    for part in ("ln_vision", "Qformer"):
+        of_part = {name.removeprefix(part + "."): tensor for name, tensor in state.items() if name.startswith(part + ".")}
+        fill(getattr(model, part), of_part, path)
+    fill_parameter(model.query_tokens, state, "query_tokens", path)
+    objective = CodesObjective(model, open_clip(clip, recipe.geometry))
+
+    def batch_of(step: int, rng: np.random.Generator) -> Batch:
+        batch = pairs.batch(recipe.schedule.batch, rng)
+        del batch["texts"]
+        return batch
+
+    def after(step: int) -> None:
+        own = {name: tensor for name, tensor in model.state_dict().items() if not name.startswith(VIT_PREFIX)}
+        save_part(own, recipe.geometry, out / STAGE_TWO_FILE)
+
+    Loop(out, recipe.schedule, report).run(objective, batch_of, after)
+
+
+def open_words(path: Path) -> BertTokenizer:
+    """BERT's word pieces with BLIP-2's one more.
+
+    Raises:
+        CheckpointError: the file is missing.
+    """
+    if not path.is_file():
+        raise CheckpointError(f"{path} is missing; --words takes vocab.txt of bert-base-uncased")
+    pieces = BertTokenizer(str(path))
+    pieces.add_special_tokens({"bos_token": DEC_TOKEN})
+    return pieces
+
+
+def open_vit(path: Path, geometry: SeedGeometry) -> EvaViT:
+    """The trunk, frozen.
+
+    Raises:
+        CheckpointError: the file is missing, or a tensor is missing or of another shape.
+    """
+    trunk = EvaViT(geometry)
+    fill(trunk, {name.removeprefix(VIT_PREFIX): tensor for name, tensor in read_state(path).items()}, path)
+    return trunk.eval().requires_grad_(False)
+
+
+def open_clip(path: Path, geometry: SeedGeometry) -> CLIPVisionModelWithProjection:
+    """CLIP's image encoder, frozen; its embeddings are what stage 2 aims at.
+
+    Raises:
+        CheckpointError: it cannot be read, or its embeddings are of another width.
+    """
+    try:
+        clip = CLIPVisionModelWithProjection.from_pretrained(path)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise CheckpointError(f"{path} cannot be read as CLIP's image encoder ({str(error).splitlines()[0]})") from error
+    if clip.config.projection_dim != geometry.image_embed_dim:
+        raise CheckpointError(
+            f"{path} gives {clip.config.projection_dim} values, the geometry asks for {geometry.image_embed_dim}"
+        )
+    return clip.eval().requires_grad_(False)
+
+
+def fill(module: nn.Module, state: Mapping[str, Tensor], path: Path) -> None:
+    """Give every parameter and buffer of `module` its tensor; others in `state` are left alone.
+
+    Raises:
+        CheckpointError: one is missing or of another shape.
+    """
+    for name, own in module.state_dict(keep_vars=True).items():
+        fill_parameter(own, state, name, path)
+
+
+@torch.no_grad()
+def fill_parameter(own: Tensor, state: Mapping[str, Tensor], name: str, path: Path) -> None:
+    """Copy one tensor of `state`; see `fill`."""
+    tensor = state.get(name)
+    if tensor is None:
+        raise CheckpointError(f"{path}: tensor {name} is missing")
+    if tensor.shape != own.shape:
+        raise CheckpointError(f"{path}: tensor {name} has shape {tuple(tensor.shape)}, asked for is {tuple(own.shape)}")
+    own.copy_(tensor)
+
+
+def save_part(state: Mapping[str, Tensor], geometry: SeedGeometry, path: Path) -> None:
+    """Tensors beside their geometry."""
+    geometry.save(path.parent)
+    with replacing(path) as partial:
+        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}, partial)
