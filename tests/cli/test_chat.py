@@ -8,7 +8,7 @@ from click.testing import CliRunner
 from PIL import Image
 
 from seed_edge.cli import cli
-from seed_edge.commands import chat
+from seed_edge.commands import chat as chat_module
 from seed_edge.commands.chat import WORD, _path
 from seed_edge.manifest import MANIFEST
 from seed_edge.runtime.conversation import Conversation
@@ -134,9 +134,9 @@ def test_at_a_terminal_there_is_a_prompt_and_ctrl_c_gives_up_the_line(monkeypatc
             return found
         raise found
 
-    monkeypatch.setattr(chat.sys.stdin, "isatty", lambda: True, raising=False)
+    monkeypatch.setattr(chat_module.sys.stdin, "isatty", lambda: True, raising=False)
     monkeypatch.setattr("builtins.input", line)
-    assert [chat.read_line("> ") for _ in range(3)] == ["hello", "", None] and asked == ["> "] * 3
+    assert [chat_module.read_line("> ") for _ in range(3)] == ["hello", "", None] and asked == ["> "] * 3
 
 
 def test_what_cannot_be_is_refused_at_once(chat, tiny, tmp_path):
