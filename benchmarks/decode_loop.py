@@ -25,7 +25,7 @@ from random_llama import LLAMA_HALF_B, make
 from seed_edge.export.gguf import LlamaFolder
 from seed_edge.export.gguf_quantize import write_as
 from seed_edge.manifest import Sampling
-from seed_edge.runtime.generation import write_codes, write_text
+from seed_edge.runtime.generation import generate_text, sample_codes
 from seed_edge.runtime.language_model import LlamaCpp
 from seed_edge.runtime.threads import available_cores
 from seed_edge.vocab import Vocab
@@ -51,14 +51,14 @@ def bare(model: LlamaCpp, prompt: list[int]) -> float:
 def text(model: LlamaCpp, vocab: Vocab, prompt: list[int], sampling: Sampling) -> float:
     model.start(prompt, room=CODES)  # read before the clock starts; writing finds it there
     started = time.perf_counter()
-    ids = write_text(model, vocab, prompt, sampling, 0, CODES)
+    ids = generate_text(model, vocab, prompt, sampling, 0, CODES)
     return (time.perf_counter() - started) / max(1, len(ids))
 
 
 def codes(model: LlamaCpp, vocab: Vocab, prompt: list[int], sampling: Sampling) -> float:
     model.start(prompt, room=CODES)
     started = time.perf_counter()
-    write_codes(model, vocab, prompt, sampling, 0)
+    sample_codes(model, vocab, prompt, sampling, 0)
     return (time.perf_counter() - started) / CODES
 
 
@@ -91,9 +91,9 @@ def main() -> None:
     greedy, warm = Sampling(0.0, 0, 1.0), Sampling(0.7, 0, 0.9)
     loops: dict[str, Callable[[], float]] = {
         "bare": lambda: bare(model, prompt),
-        "text, likeliest": lambda: text(model, vocab, prompt, greedy),
+        "text, top_k_top_p": lambda: text(model, vocab, prompt, greedy),
         "text, drawn": lambda: text(model, vocab, prompt, warm),
-        "codes, likeliest": lambda: codes(model, vocab, prompt, greedy),
+        "codes, top_k_top_p": lambda: codes(model, vocab, prompt, greedy),
         "codes, drawn": lambda: codes(model, vocab, prompt, REFERENCE),
     }
     asked = {"pictures": lambda: question(model, vocab, False), "pictures seen before": lambda: question(model, vocab, True)}

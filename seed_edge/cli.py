@@ -44,7 +44,7 @@ COMMANDS = {
     "manual": ("shell", "Print the manual page, for man: seed-edge manual > seed-edge.1."),
 }
 """Every command: the module in `commands` that holds it, and the first sentence of its help, so that `--help` imports none."""
-LONGEST_MESSAGE = 2000
+MAX_MESSAGE = 2000
 """Characters of a message that are printed."""
 
 SYSTEM_FAULTS = {
@@ -139,7 +139,7 @@ def told() -> Iterator[None]:
 def shown(message: str) -> str:
     """A message as it is printed: one line, which a terminal does not obey, and which ends at some length."""
     line = printable(message)
-    return line if len(line) <= LONGEST_MESSAGE else line[:LONGEST_MESSAGE] + "..."
+    return line if len(line) <= MAX_MESSAGE else line[:MAX_MESSAGE] + "..."
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]}, epilog=f"Exit codes: {EXIT_CODES}")

@@ -16,10 +16,10 @@ from seed_edge.errors import BundleError
 from seed_edge.inputs import open_regular
 
 MAGIC, VERSIONS = b"GGUF", (2, 3)
-MOST_VALUES, MOST_TENSORS, MOST_DIMENSIONS = 4096, 65536, 4
-LONGEST_STRING, LONGEST_KEY, LONGEST_NAME = 16 << 20, 65535, 63
-LONGEST_ARRAY = 4 << 20
-KEPT_ITEMS = 16
+MAX_VALUES, MAX_TENSORS, MAX_DIMENSIONS = 4096, 65536, 4
+MAX_STRING, MAX_KEY, MAX_NAME_LENGTH = 16 << 20, 65535, 63
+MAX_ARRAY = 4 << 20
+MAX_KEPT_ITEMS = 16
 """Of an array, so many items are kept; the rest is passed over."""
 
 SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
@@ -44,7 +44,7 @@ class Items:
 
     count: int
     first: tuple[Any, ...]
-    """At most `KEPT_ITEMS`, or all where the reader was asked for the whole array."""
+    """At most `MAX_KEPT_ITEMS`, or all where the reader was asked for the whole array."""
 
 
 @dataclass(frozen=True)
@@ -121,21 +121,21 @@ class _Reader:
         if version not in VERSIONS:
             raise self.broken(f"version {version}; known are {' and '.join(map(str, VERSIONS))}")
         tensors, values = self.scalar("Q"), self.scalar("Q")
-        if tensors > MOST_TENSORS or values > MOST_VALUES:
+        if tensors > MAX_TENSORS or values > MAX_VALUES:
             raise self.broken(f"{tensors:,} tensors and {values:,} values are announced")
         said: dict[str, Any] = {}
         for _ in range(values):
-            key = self.string(LONGEST_KEY)
+            key = self.string(MAX_KEY)
             if key in said:
                 raise self.broken(f"{key} stands there twice")
-            said[key] = self.value(self.scalar("I"), LONGEST_ARRAY if key in self.whole else KEPT_ITEMS)
+            said[key] = self.value(self.scalar("I"), MAX_ARRAY if key in self.whole else MAX_KEPT_ITEMS)
         announced = [self.tensor() for _ in range(tensors)]
         return GgufHeader(version, said, self.placed(announced, said.get("general.alignment", 32)))
 
     def tensor(self) -> TensorInfo:
-        name = self.string(LONGEST_NAME)
+        name = self.string(MAX_NAME_LENGTH)
         dimensions = self.scalar("I")
-        if not 1 <= dimensions <= MOST_DIMENSIONS:
+        if not 1 <= dimensions <= MAX_DIMENSIONS:
             raise self.broken(f"tensor {name!r} has {dimensions} dimensions")
         shape = tuple(self.scalar("Q") for _ in range(dimensions))
         number, offset = self.scalar("I"), self.scalar("Q")
@@ -163,7 +163,7 @@ class _Reader:
 
     def value(self, kind: int, kept: int) -> Any:
         if kind == STRING:
-            return self.string(LONGEST_STRING)
+            return self.string(MAX_STRING)
         if kind == ARRAY:
             return self.array(kept)
         if kind not in SCALARS:
@@ -172,7 +172,7 @@ class _Reader:
 
     def array(self, kept: int) -> Items:
         kind, count = self.scalar("I"), self.scalar("Q")
-        if count > LONGEST_ARRAY or not (kind == STRING or kind in SCALARS):
+        if count > MAX_ARRAY or not (kind == STRING or kind in SCALARS):
             raise self.broken(f"an array of {count:,} values of type {kind}")
         if kind != STRING:
             size, taken = struct.calcsize("<" + SCALARS[kind]), min(count, kept)
@@ -181,9 +181,9 @@ class _Reader:
             first = struct.unpack(f"<{taken}{SCALARS[kind]}", self.bytes(taken * size))
             self.skip((count - taken) * size)
             return Items(count, first)
-        strings = tuple(self.string(LONGEST_STRING) for _ in range(min(count, kept)))
+        strings = tuple(self.string(MAX_STRING) for _ in range(min(count, kept)))
         for _ in range(count - len(strings)):
-            self.skip(self.length(LONGEST_STRING))
+            self.skip(self.length(MAX_STRING))
         return Items(count, strings)
 
     def string(self, longest: int) -> str:

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("seed_edge")
 
-ENDINGS = {
+IMAGE_ENDINGS_BY_FORMAT = {
     "JPEG": ".jpg .jpeg .jpe .jfif .jif .mpo",
     "PNG": ".png .apng",
     "WebP": ".webp",
@@ -48,16 +48,16 @@ ENDINGS = {
     " .orf .pef .raf .raw .rw2 .rwl .sr2 .srw .x3f",
 }
 """Lower-case endings that picture files have, by format. The last two rows are not read; such files fail with an error."""
-IMAGE_ENDINGS = frozenset(ending for row in ENDINGS.values() for ending in row.split())
+IMAGE_ENDINGS = frozenset(ending for row in IMAGE_ENDINGS_BY_FORMAT.values() for ending in row.split())
 """Lower-case endings, with their dot, of files in a folder that are taken for pictures. Content decides what they are."""
 
 MAX_PIXELS = 200_000_000
 """Default limit on width x height, checked in the header before anything is decoded."""
-LARGEST_STREAM = 1 << 30
+MAX_STREAM = 1 << 30
 """Bytes that are read of a file object that cannot seek."""
 HEAD = 1024
 """Bytes of a file that tell its format."""
-LONGEST_REASON = 200
+MAX_REASON = 200
 
 READERS = {
     "JPEG": ("PIL.JpegImagePlugin", "JpegImageFile"),  # of a Multi-Picture file the first, which is the photo
@@ -318,7 +318,7 @@ def told(name: str, max_pixels: int) -> Iterator[None]:
 
 
 def _reason(error: Exception) -> str:
-    said = printable(str(error))[:LONGEST_REASON]
+    said = printable(str(error))[:MAX_REASON]
     plain = isinstance(error, OSError | SyntaxError | ValueError | EOFError) and said
     return said if plain else f"{type(error).__name__}: {said}" if said else type(error).__name__
 
@@ -332,8 +332,8 @@ def _seekable(file: IO[bytes], name: str) -> IO[bytes]:
     while data := file.read(1 << 20):
         parts.append(data)
         size += len(data)
-        if size > LARGEST_STREAM:
-            raise ImageError(f"{name}: over {LARGEST_STREAM:,} bytes, the limit for what cannot seek; save it as a file")
+        if size > MAX_STREAM:
+            raise ImageError(f"{name}: over {MAX_STREAM:,} bytes, the limit for what cannot seek; save it as a file")
     return io.BytesIO(b"".join(parts))
 
 

@@ -50,12 +50,12 @@ LONG, UNDEFINED = 4, 7
 """Types of TIFF's fields."""
 LONGEST = 1 << 20
 """Characters of XMP that are looked at."""
-MOST_IN_JPEG = 65_000
+MAX_IN_JPEG = 65_000
 """Bytes of XMP, and of EXIF, that a JPEG file has room for: a segment holds 65,533, with its own header."""
-MOST_PICTURES, MOST_CODES, MOST_STEPS = 1000, 4096, 10_000
+MAX_PICTURES, MAX_CODES, MAX_STEPS = 1000, 4096, 10_000
 """Pictures of a record, codes of a picture, steps of a diffusion."""
 SEEDS, CODES = range(1 << 63), range(1 << 31)
-LONGEST_NAME = 1000
+MAX_NAME_LENGTH = 1000
 """Characters of a bundle's name, its hash, a scheduler, a version."""
 
 
@@ -119,7 +119,7 @@ def saving_options(kind: str, record: Record | None, image: Image, name: str = "
     """
     from PIL import PngImagePlugin
 
-    room = MOST_IN_JPEG if kind == "JPEG" else LONGEST
+    room = MAX_IN_JPEG if kind == "JPEG" else LONGEST
     xmp = XMP.format(kind=AI_MADE, record="" if record is None else _told(record, room, name))
     parameters = None if record is None else _clean(record.parameters(*image.size))
     exif = b"" if parameters is None else _exif_of(parameters)
@@ -155,7 +155,7 @@ def _told(record: Record, room: int, name: str) -> str:
 
 
 def _left_out(what: str, size: int, room: int, name: str) -> None:
-    advice = "save it as PNG" if room == MOST_IN_JPEG else "draw fewer in one file, or from a shorter prompt"
+    advice = "save it as PNG" if room == MAX_IN_JPEG else "draw fewer in one file, or from a shorter prompt"
     log.warning("%s does not tell %s: %s bytes, with room for %s; %s", printable(name), what, f"{size:,}", f"{room:,}", advice)
 
 
@@ -218,15 +218,15 @@ def _parsed(told: str) -> Record:
 
 def _ranges(record: Record) -> Iterator[tuple[str, bool]]:
     """Each field with whether it is in its range; beyond what its type says."""
-    yield "drawn", 1 <= len(record.drawn) <= MOST_PICTURES
+    yield "drawn", 1 <= len(record.drawn) <= MAX_PICTURES
     yield "seed", all(each.seed in SEEDS for each in record.drawn)
-    yield "codes", all(len(each.codes) <= MOST_CODES and all(code in CODES for code in each.codes) for each in record.drawn)
+    yield "codes", all(len(each.codes) <= MAX_CODES and all(code in CODES for code in each.codes) for each in record.drawn)
     yield "temperature", _in(record.temperature, 0, math.inf)
-    yield "steps", _in(record.steps, 1, MOST_STEPS)
+    yield "steps", _in(record.steps, 1, MAX_STEPS)
     yield "guidance", _in(record.guidance, -math.inf, math.inf)
     yield "guided_between", all(_in(end, -math.inf, math.inf) for end in record.guided_between or ())
     for field in ("bundle", "bundle_hash", "scheduler", "version"):
-        yield field, len(getattr(record, field) or "") <= LONGEST_NAME
+        yield field, len(getattr(record, field) or "") <= MAX_NAME_LENGTH
 
 
 def _in(value: float | None, least: float, most: float) -> bool:

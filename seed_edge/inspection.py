@@ -17,8 +17,8 @@ from seed_edge.inputs import open_regular
 from seed_edge.manifest import MANIFEST
 from seed_edge.onnx_header import OnnxHeader
 
-LONGEST_SAID = 200
-MOST_OPERATORS = 12
+MAX_SHOWN_VALUE = 200
+MAX_OPERATORS = 12
 
 
 def describe(name: str) -> dict[str, Any]:
@@ -88,8 +88,8 @@ def describe_language_model(path: Path) -> dict[str, Any]:
 
 def _said(value: Any) -> Any:
     if isinstance(value, Items):
-        return f"{value.count:,} values: {', '.join(map(str, value.first))[:LONGEST_SAID]}, ..."
-    return value[:LONGEST_SAID] if isinstance(value, str) else value
+        return f"{value.count:,} values: {', '.join(map(str, value.first))[:MAX_SHOWN_VALUE]}, ..."
+    return value[:MAX_SHOWN_VALUE] if isinstance(value, str) else value
 
 
 def describe_graph(path: Path) -> dict[str, Any]:
@@ -115,7 +115,7 @@ def describe_graph(path: Path) -> dict[str, Any]:
         "weights": sum(kinds.values()),
         "weights_by_type": dict(kinds.most_common()),
         "weights_in": sorted({tensor.location or path.name for tensor in header.tensors.values()}),
-        "operators": dict(header.operators.most_common(MOST_OPERATORS)),
+        "operators": dict(header.operators.most_common(MAX_OPERATORS)),
         "fit_for_a_bundle": fit,
     }
 

@@ -18,7 +18,7 @@ from seed_edge.display import printable
 from seed_edge.errors import BundleError
 from seed_edge.graphs import GraphSpec, embedding_decoder_graph, encoder_graph, pixel_decoder_graph, unet_graph, vae_graph
 from seed_edge.inputs import parse_json
-from seed_edge.preprocess import FILTERS, MOST_VIEWS, Preprocessing
+from seed_edge.preprocess import FILTERS, MAX_VIEWS, Preprocessing
 from seed_edge.prompts import Prompts
 from seed_edge.vocab import MAX_VOCAB, CodeSpace, Vocab
 
@@ -36,8 +36,8 @@ IMAGE_NOISE = "image_noise.npz"
 """Schedule and normalisation of a diffusion, as arrays."""
 DATA = ".data"
 """Behind the name of a graph: the file with its weights, where they do not fit into the graph."""
-MOST_BEAMS = 16
-MOST_TRIES = 16
+MAX_BEAMS = 16
+MAX_TRIES = 16
 MAX_SIDE = 8192
 """Pixels a side of what a graph takes or gives."""
 MAX_EMBED_DIM = 1 << 16
@@ -97,18 +97,18 @@ class Sampling:
     """How codes are drawn from the language model's distribution."""
 
     temperature: float
-    """0 takes the likeliest code."""
+    """0 takes the top_k_top_p code."""
     top_k: int
-    """Only this many likeliest codes may be drawn; 0 for all."""
+    """Only this many top_k_top_p codes may be drawn; 0 for all."""
     top_p: float
-    """Only the likeliest codes that together hold this probability; 1 for all."""
+    """Only the top_k_top_p codes that together hold this probability; 1 for all."""
     guidance: float = 1.0
     """How far to go from what the model draws unasked towards what it was asked for; 1 is what it draws by itself."""
     tries: int = 1
     """Pictures drawn of a prompt, of which the one most like it is kept (`runtime.rerank`); a change is drawn once."""
 
     def __post_init__(self) -> None:
-        ranged("tries", self.tries, 1, MOST_TRIES)
+        ranged("tries", self.tries, 1, MAX_TRIES)
         ranged("temperature", self.temperature, 0, MAX_TEMPERATURE)
         ranged("top_k", self.top_k, 0, MAX_VOCAB)
         ranged("top_p", self.top_p, math.ulp(0.0), 1)
@@ -159,13 +159,13 @@ class Language:
     """Most ids of prompt and answer together."""
     max_caption_ids: int
     caption_beams: int = 1
-    """Captions followed side by side, of which the best is given; 1 takes the likeliest word each time."""
+    """Captions followed side by side, of which the best is given; 1 takes the top_k_top_p word each time."""
     caption_views: int = 1
     """Ways to see a picture that a caption has to fit, each with other codes; see `Preprocessing.views`."""
 
     def __post_init__(self) -> None:
-        ranged("caption_beams", self.caption_beams, 1, MOST_BEAMS)
-        ranged("caption_views", self.caption_views, 1, MOST_VIEWS)
+        ranged("caption_beams", self.caption_beams, 1, MAX_BEAMS)
+        ranged("caption_views", self.caption_views, 1, MAX_VIEWS)
         ranged("context_length", self.context_length, self.vocab.codes_per_image + 3, MAX_CONTEXT)
         ranged("max_caption_ids", self.max_caption_ids, 1, min(MAX_CAPTION_IDS, self.context_length))
         if not GGUF_NAME.fullmatch(self.file):

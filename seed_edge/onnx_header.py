@@ -18,9 +18,9 @@ from typing import Any
 from seed_edge.errors import BundleError
 from seed_edge.inputs import open_regular
 
-MOST_NODES, MOST_TENSORS, MOST_DIMENSIONS = 200_000, 100_000, 8
-LONGEST_NAME = 1 << 12
-MOST_VALUES = 1 << 48
+MAX_NODES, MAX_TENSORS, MAX_DIMENSIONS = 200_000, 100_000, 8
+MAX_NAME_LENGTH = 1 << 12
+MAX_VALUES = 1 << 48
 STANDARD = ("", "ai.onnx")
 """Names of the domain of standard operators."""
 RUNTIME_DOMAIN, PRODUCT_OF_BYTES = "com.microsoft", "MatMulNBits"
@@ -201,8 +201,8 @@ class _Reader:
         operator = kind if domain in STANDARD else f"{domain}::{kind}"
         self.header.nodes.append(OnnxNode(operator, tuple(names[0]), tuple(names[1]), attributes))
         self.header.operators[operator] += 1
-        if len(self.header.nodes) > MOST_NODES or self.links > MAX_LINKS:
-            raise self.broken(f"over {MOST_NODES:,} operators, or {MAX_LINKS:,} names between them")
+        if len(self.header.nodes) > MAX_NODES or self.links > MAX_LINKS:
+            raise self.broken(f"over {MAX_NODES:,} operators, or {MAX_LINKS:,} names between them")
 
     def attribute(self, value: Any) -> tuple[str, Any]:
         """Name and value; None for a value of a kind that is not read."""
@@ -241,7 +241,7 @@ class _Reader:
                 name = self.text(part)
             elif number == 2:
                 kind, shape = self.tensor_type(part)
-        if len(shape) > MOST_DIMENSIONS:
+        if len(shape) > MAX_DIMENSIONS:
             raise self.broken(f"{name!r} has {len(shape)} dimensions")
         self.header.types[name] = ELEMENT_SIZES[kind][0] if kind in ELEMENT_SIZES else f"type {kind}"
         return name, tuple(shape)
@@ -270,8 +270,8 @@ class _Reader:
         if tensor.name in self.header.tensors:
             raise self.broken(f"weights {tensor.name!r} stand there twice")
         self.header.tensors[tensor.name] = tensor
-        if len(self.header.tensors) > MOST_TENSORS:
-            raise self.broken(f"over {MOST_TENSORS:,} weights")
+        if len(self.header.tensors) > MAX_TENSORS:
+            raise self.broken(f"over {MAX_TENSORS:,} weights")
 
     def tensor(self, value: Any) -> OnnxTensor:
         name, kind, place, outside = "", 0, 0, dict[str, str]()
@@ -279,7 +279,7 @@ class _Reader:
         shape: list[int] = []
         for number, part in self.message(value):
             if number == 1:
-                shape += [part] if isinstance(part, int) else self.packed(part, MOST_DIMENSIONS + 1)
+                shape += [part] if isinstance(part, int) else self.packed(part, MAX_DIMENSIONS + 1)
             elif number == 2:
                 kind = self.integer(part)
             elif number == 8:
@@ -291,7 +291,7 @@ class _Reader:
                 outside[key] = said
             elif number == 14:
                 place = self.integer(part)
-        if len(shape) > MOST_DIMENSIONS or any(n < 0 or n > MOST_VALUES for n in shape) or prod(shape) > MOST_VALUES:
+        if len(shape) > MAX_DIMENSIONS or any(n < 0 or n > MAX_VALUES for n in shape) or prod(shape) > MAX_VALUES:
             raise self.broken(f"weights {name!r} have shape {tuple(shape)}")
         size, word = self.size_of(kind, prod(shape), name)
         if place == EXTERNAL:
@@ -380,7 +380,7 @@ class _Reader:
 
     def short(self, value: Any) -> bytes:
         at, end = self.span(value)
-        if end - at > LONGEST_NAME:
+        if end - at > MAX_NAME_LENGTH:
             raise self.broken(f"a text of {end - at:,} bytes")
         return bytes(self.data[at:end])
 
@@ -397,7 +397,7 @@ class _Reader:
 
     def text(self, value: Any) -> str:
         at, end = self.span(value)
-        if end - at > LONGEST_NAME:
+        if end - at > MAX_NAME_LENGTH:
             raise self.broken(f"a name of {end - at:,} bytes")
         try:
             return self.data[at:end].decode()

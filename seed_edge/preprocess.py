@@ -30,7 +30,7 @@ DRAFT_PIXELS = 50_000_000
 
 LINEAR = 0.75
 """Gamma of a PNG file above which its values are taken for linear light; below, for what a screen shows."""
-LARGEST_PROFILE = 4 << 20
+MAX_PROFILE = 4 << 20
 """Bytes of an ICC profile that is looked at; printers' have two million."""
 PROFILED = {"RGB": "RGB", "GRAY": "L", "CMYK": "CMYK"}
 """Modes whose colours a profile of each kind tells of."""
@@ -66,7 +66,7 @@ class Preprocessing:
         return rgb if rgb.size == size else rgb.resize(size, FILTERS[self.resize_filter])
 
     def views(self, image: Image.Image, count: int) -> NDArray[np.float32]:
-        """Normalised pixels (count, 3, image_size, image_size) of an image seen in up to `MOST_VIEWS` ways.
+        """Normalised pixels (count, 3, image_size, image_size) of an image seen in up to `MAX_VIEWS` ways.
 
         As it is; nearer and mirrored; from farther off; paler and mirrored. What is shown stays what it is, codes do
         not; the less alike two views are, the more the second adds.
@@ -79,7 +79,7 @@ class Preprocessing:
         yield square
         yield ImageOps.mirror(self.square(_nearer(rgb)))
         yield _farther(square, FILTERS[self.resize_filter])
-        yield ImageOps.mirror(ImageEnhance.Color(square).enhance(PALER))
+        yield ImageOps.mirror(ImageEnhance.Color(square).enhance(SATURATION))
 
     def normalise(self, squares: NDArray[np.uint8]) -> NDArray[np.float32]:
         """(batch, S, S, 3) bytes -> (batch, 3, S, S) normalised floats."""
@@ -88,26 +88,26 @@ class Preprocessing:
         return np.ascontiguousarray(values.transpose(0, 3, 1, 2), dtype=np.float32)
 
 
-NEARER = 0.07
+CROP_MARGIN = 0.07
 """Of each side, what is cut off where a picture is seen nearer."""
-FARTHER = 1.2
+SHRINK_FACTOR = 1.2
 """Times as far as it is, where a picture is seen from farther off."""
-PALER = 0.6
+SATURATION = 0.6
 """Of the colour, what is left where a picture is seen paler."""
-MOST_VIEWS = 4
+MAX_VIEWS = 4
 """Ways to see a picture that `Preprocessing.views` knows."""
 
 
 def _nearer(rgb: Image.Image) -> Image.Image:
     """The image without its margins; not by `crop`, which asks Pillow's limit on pixels."""
     width, height = rgb.size
-    x, y = int(NEARER * width), int(NEARER * height)
+    x, y = int(CROP_MARGIN * width), int(CROP_MARGIN * height)
     return rgb.transform((width - 2 * x, height - 2 * y), Image.Transform.EXTENT, (x, y, width - x, height - y))
 
 
 def _farther(square: Image.Image, resample: Image.Resampling) -> Image.Image:
     """A smaller copy within a margin that has the median colour of its border."""
-    pixels, side = np.asarray(square), round(square.width / FARTHER)
+    pixels, side = np.asarray(square), round(square.width / SHRINK_FACTOR)
     border = np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])
     red, green, blue = (int(value) for value in np.median(border, 0))
     result = Image.new("RGB", square.size, (red, green, blue))
@@ -170,7 +170,7 @@ def in_srgb(image: Image.Image) -> Image.Image:
     data = image.info.get("icc_profile")
     if not data and "srgb" not in image.info and image.info.get("gamma", 0) > LINEAR:
         return to_rgb(_encoded(image))
-    if not data or len(data) > LARGEST_PROFILE:
+    if not data or len(data) > MAX_PROFILE:
         return to_rgb(image)
     from PIL import ImageCms
 

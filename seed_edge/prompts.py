@@ -187,7 +187,7 @@ DRAWN = "a drawing of {text}"
 """What the models that `seed-edge train llm` makes from nothing are taught to say of drawings."""
 SFT_CAPTION = "Please provide an accurate and concise description of the given image."
 SFT_DRAW = "Please generate an image of {text}."
-FAMILIES = {
+TEMPLATES = {
     "vicuna": Prompts(
         caption=f"{{bos}}USER: {{images}}{SFT_CAPTION}\nASSISTANT:",
         draw=f"{{bos}}USER: {SFT_DRAW}\nASSISTANT:{{boi}}",
@@ -227,6 +227,6 @@ FAMILIES = {
 models are trained on that `seed-edge train llm` makes from nothing (`own`), and then teaches to talk (`own-talk`)."""
 
 
-def family_of(prompts: Prompts) -> str | None:
+def template_name(prompts: Prompts) -> str | None:
     """Name of the family that prompts are; None where they are none."""
-    return next((name for name, each in FAMILIES.items() if each == prompts), None)
+    return next((name for name, each in TEMPLATES.items() if each == prompts), None)

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 KITTY, ITERM, SIXEL, BLOCKS, BLOCKS_256 = "kitty", "iterm", "sixel", "blocks", "blocks-256"
 CHUNK = 4096
 """Most base64 characters of one of kitty's messages."""
-MOST_COLUMNS = 48
+MAX_COLUMNS = 48
 SIXEL_SIDE, SIXEL_COLOURS = 384, 128
 ANSWER_SECONDS = 0.2
 ESCAPE = "\x1b"
@@ -47,7 +47,7 @@ def shown(image: Image, how: str, columns: int) -> str:
         how: as `protocol` says.
         columns: width of the terminal, in characters.
     """
-    width = max(1, min(columns - 1, MOST_COLUMNS))
+    width = max(1, min(columns - 1, MAX_COLUMNS))
     picture = image.convert("RGB")
     if how in (KITTY, ITERM):
         data = _png(picture)

@@ -20,7 +20,7 @@ HOME = "SEED_EDGE_HOME"
 APP = "seed-edge"
 CONFIG = "seed-edge.toml"
 BUNDLE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}")
-MOST_REMEMBERED = 1000
+MAX_REMEMBERED = 1000
 SETTLED = 2.0
 """Seconds after which a file that changes again surely has another time of change."""
 
@@ -88,7 +88,7 @@ class Checked:
         """Write down what was added. Where that cannot be, files are checked again next time."""
         if not self._changed:
             return
-        kept = dict([*self._known.items()][-MOST_REMEMBERED:])
+        kept = dict([*self._known.items()][-MAX_REMEMBERED:])
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             with replacing(self._path) as partial:

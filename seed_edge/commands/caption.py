@@ -12,8 +12,8 @@ import click
 
 from seed_edge.commands.caption_output import (
     Chosen,
+    FileProgress,
     Lines,
-    Pace,
     Printed,
     Sidecars,
     Sink,
@@ -25,13 +25,13 @@ from seed_edge.commands.common import (
     SEED,
     TEMPERATURE,
     TEXT,
-    Engine,
-    engine_options,
+    RuntimeOptions,
     given,
     json_option,
     max_pixels_option,
     print_json,
     print_path,
+    runtime_options,
 )
 from seed_edge.commands.exit_codes import SOME_FAILED
 from seed_edge.commands.image_output import bundle_place, read_files
@@ -45,11 +45,11 @@ if TYPE_CHECKING:
     from seed_edge.runtime.pipeline import SeedEdge
 
 STDIN_LIMIT = 1 << 28
-MOST_ENDINGS = 8
+MAX_ENDINGS = 8
 """Endings of files that were passed over that are told."""
 
 temperature_option = click.option(
-    "--temperature", type=TEMPERATURE, default=0.0, show_default=True, help="0: the likeliest words."
+    "--temperature", type=TEMPERATURE, default=0.0, show_default=True, help="0: the top_k_top_p words."
 )
 seed_option = click.option("--seed", type=SEED, default=0, show_default=True, help="Used with --temperature.")
 
@@ -70,7 +70,7 @@ seed_option = click.option("--seed", type=SEED, default=0, show_default=True, he
 @seed_option
 @click.option("--beams", type=click.IntRange(1, 16), help="Captions followed side by side.  [default: the bundle's]")
 @max_pixels_option
-@engine_options
+@runtime_options
 @json_option
 def caption(
     images: tuple[str, ...],
@@ -86,7 +86,7 @@ def caption(
     seed: int,
     beams: int | None,
     max_pixels: int | None,
-    engine: Engine,
+    engine: RuntimeOptions,
     as_json: bool,
 ) -> None:
     """Describe IMAGES in words: files, folders with all that is in them, or - for an image from stdin.
@@ -142,11 +142,11 @@ def caption(
         raise click.exceptions.Exit(SOME_FAILED)
 
 
-def tell_left_out(chosen: Chosen, engine: Engine) -> None:
+def tell_left_out(chosen: Chosen, engine: RuntimeOptions) -> None:
     """Say which files of folders were passed over."""
-    told = [f"{printable(ending)} {count:,}" for ending, count in chosen.left_out.most_common(MOST_ENDINGS) if count]
+    told = [f"{printable(ending)} {count:,}" for ending, count in chosen.left_out.most_common(MAX_ENDINGS) if count]
     if told:
-        more = ", ..." if len(chosen.left_out) > MOST_ENDINGS else ""
+        more = ", ..." if len(chosen.left_out) > MAX_ENDINGS else ""
         engine.note(f"passed over, as no images by their ending: {', '.join(told)}{more}")
 
 
@@ -170,7 +170,7 @@ def caption_all(
     """Caption files into a sink; those that could not be read, with the reason."""
     from seed_edge.runtime.batch import caption_files
 
-    failed, pace = [], Pace(len(paths), quiet or alone)
+    failed, pace = [], FileProgress(len(paths), quiet or alone)
     try:
         for each in caption_files(edge, paths, **options):
             pace.clear()
@@ -206,9 +206,9 @@ def image_on_stdin(max_pixels: int | None) -> Image:
 @click.command()
 @click.argument("images", nargs=-1, required=True, type=click.Path())
 @max_pixels_option
-@engine_options
+@runtime_options
 @json_option
-def encode(images: tuple[str, ...], max_pixels: int | None, engine: Engine, as_json: bool) -> None:
+def encode(images: tuple[str, ...], max_pixels: int | None, engine: RuntimeOptions, as_json: bool) -> None:
     """Turn IMAGES into codes, one line each."""
     from seed_edge.preprocess import open_image
 
@@ -227,7 +227,7 @@ def encode(images: tuple[str, ...], max_pixels: int | None, engine: Engine, as_j
 @temperature_option
 @seed_option
 @max_pixels_option
-@engine_options
+@runtime_options
 @json_option
 def ask(
     images: tuple[str, ...],
@@ -235,7 +235,7 @@ def ask(
     temperature: float,
     seed: int,
     max_pixels: int | None,
-    engine: Engine,
+    engine: RuntimeOptions,
     as_json: bool,
 ) -> None:
     """Answer QUESTION about one or several IMAGES."""

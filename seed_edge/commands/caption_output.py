@@ -30,9 +30,9 @@ if sys.platform == "win32":
 else:
     import fcntl
 
-LONGEST_LINE = 1 << 20
+MAX_LINE_BYTES = 1 << 20
 """Bytes of a line of captions, with its end."""
-LONGEST_SIDECAR = 1 << 16
+MAX_SIDECAR = 1 << 16
 """Bytes of a text file that can be a caption."""
 SIDECAR_ENDINGS = frozenset(
     ("cap", "caption", "captions", "desc", "description", "label", "labels", "md", "prompt", "tag", "tags", "text", "txt")
@@ -212,16 +212,16 @@ class Sidecars:
                 raise Unkept(f"{beside} holds the caption of another image already; --full-names writes one for each")
             if not stat.S_ISREG(found.st_mode):
                 raise Unkept(f"{beside} is a link or no plain file, and is not replaced")
-            if "\0" in read_text(beside, LONGEST_SIDECAR, Unkept):
+            if "\0" in read_text(beside, MAX_SIDECAR, Unkept):
                 raise Unkept(f"{beside} is no text, and is not replaced")
         return found
 
 
 def _unlikeliness(image: Path) -> int:
     """How unlikely a file is one that is read, by its ending: 0, 1 where that takes a plug-in, `NEVER_READ`."""
-    from seed_edge.image_files import ENDINGS
+    from seed_edge.image_files import IMAGE_ENDINGS_BY_FORMAT
 
-    kind = next((kind for kind, endings in ENDINGS.items() if image.suffix.lower() in endings.split()), "")
+    kind = next((kind for kind, endings in IMAGE_ENDINGS_BY_FORMAT.items() if image.suffix.lower() in endings.split()), "")
     return NEVER_READ if kind in ("others", "RAW") else int(kind in ("HEIC", "AVIF"))
 
 
@@ -245,8 +245,8 @@ class Lines:
 
     def put(self, path: Path, caption: str) -> None:
         line = json_line(_record(path, caption)).encode() + b"\n"
-        if len(line) > LONGEST_LINE:
-            raise Unkept(f"{path}: its line has {len(line):,} bytes, over the limit of {LONGEST_LINE:,}")
+        if len(line) > MAX_LINE_BYTES:
+            raise Unkept(f"{path}: its line has {len(line):,} bytes, over the limit of {MAX_LINE_BYTES:,}")
         self._write(line)
 
     def _write(self, rest: bytes) -> None:
@@ -306,7 +306,7 @@ class Lines:
         with open(os.dup(self.descriptor), "rb") as file:
             file.seek(0)
             rest = b""
-            for line in iter(lambda: file.readline(LONGEST_LINE), b""):
+            for line in iter(lambda: file.readline(MAX_LINE_BYTES), b""):
                 rest = b"" if line.endswith(b"\n") else line
                 image = _image_of(line, self.path)
                 if image is not None:
@@ -403,7 +403,7 @@ def _beginnings(text: bytes) -> bytes:
     return b"(?:" + b"|".join(re.escape(text[:end]) for end in range(len(text))) + b")"
 
 
-class Pace:
+class FileProgress:
     """Tells on stderr how far it is, how fast it goes and how long it takes still.
 
     At a terminal in one line that is rewritten, elsewhere in a line every `EVERY` seconds.
@@ -459,7 +459,7 @@ def chosen_images(names: tuple[str, ...], stdin0: bool) -> Chosen:
     Raises:
         ImageError: nothing is there to caption.
     """
-    from seed_edge.runtime.batch import images_in
+    from seed_edge.runtime.batch import find_images
 
     if stdin0:
         with click.open_file("-", "rb") as file:
@@ -472,7 +472,7 @@ def chosen_images(names: tuple[str, ...], stdin0: bool) -> Chosen:
             chosen.paths.append(path)
             continue
         before = len(chosen.paths), len(chosen.failed)
-        chosen.paths += images_in(path, chosen.failed, chosen.left_out)
+        chosen.paths += find_images(path, chosen.failed, chosen.left_out)
         if (len(chosen.paths), len(chosen.failed)) == before:
             chosen.failed.append((path, f"{path} holds no images"))
     if not chosen.paths and all(reason.endswith("holds no images") for _, reason in chosen.failed):

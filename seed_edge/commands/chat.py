@@ -13,8 +13,8 @@ from urllib.parse import unquote, urlsplit
 
 import click
 
-from seed_edge.commands.common import MOST_SEED, TEMPERATURE, Engine, Integer, engine_options, note, print_path
-from seed_edge.commands.draw import Brush, brush_of
+from seed_edge.commands.common import MAX_SEED, TEMPERATURE, Integer, RuntimeOptions, note, print_path, runtime_options
+from seed_edge.commands.draw import ImageWriter, image_writer
 from seed_edge.commands.image_output import Output, with_diffusion_options, with_finish_options
 from seed_edge.display import printable
 from seed_edge.errors import PromptError, SeedEdgeError
@@ -29,9 +29,9 @@ if TYPE_CHECKING:
 WORD = re.compile(r"""\s*(?:'([^']*)'|"([^"]*)"|((?:\\.|[^\s'"\\])+))(?=\s|$)""")
 """A path at the beginning of a line, as terminals write one that is dropped on them."""
 SURROGATE = re.compile("[\ud800-\udfff]")
-LONGEST_LINE = 1 << 16
+MAX_LINE_BYTES = 1 << 16
 """Bytes of a line on stdin that is no terminal."""
-MOST_TURNS = 1 << 20
+MAX_TURNS = 1 << 20
 """Seeds count up from turn to turn."""
 HELP = """Write a message. An image goes with it: /image PATH, or drop its file on the terminal.
   /draw TEXT   let the answer be a picture      /undo          take the last exchange back
@@ -47,14 +47,14 @@ HELP = """Write a message. An image goes with it: /image PATH, or drop its file 
     default=Path(),
     help="Folder for pictures.  [default: .]",
 )
-@click.option("--temperature", type=TEMPERATURE, default=0.0, show_default=True, help="Of words; 0: the likeliest.")
+@click.option("--temperature", type=TEMPERATURE, default=0.0, show_default=True, help="Of words; 0: the top_k_top_p.")
 @click.option(
-    "--seed", type=Integer(0, MOST_SEED - MOST_TURNS), default=0, show_default=True, help="Of the first answer; it counts up."
+    "--seed", type=Integer(0, MAX_SEED - MAX_TURNS), default=0, show_default=True, help="Of the first answer; it counts up."
 )
 @click.option("--load", type=click.Path(path_type=Path), help="Go on with a conversation that /save wrote.")
 @with_diffusion_options
 @with_finish_options
-@engine_options
+@runtime_options
 def chat(
     output: Path,
     temperature: float,
@@ -62,7 +62,7 @@ def chat(
     load: Path | None,
     walk: dict[str, Any],
     finish: dict[str, Any],
-    engine: Engine,
+    engine: RuntimeOptions,
 ) -> None:
     """Talk with a model about pictures, and let it draw some. Nothing is kept but what /save writes and pictures.
 
@@ -77,7 +77,7 @@ def chat(
         conversation = Conversation(edge, temperature=temperature, seed=seed)
         if load is not None:
             conversation.load(load)
-        chat = Chat(conversation, brush_of(edge, engine, walk, finish), output, seed)
+        chat = Chat(conversation, image_writer(edge, engine, walk, finish), output, seed)
         if terminal:
             engine.note("/help tells what can be done here")
         while chat.going:
@@ -112,13 +112,13 @@ def read_line(prompt: str) -> str | None:
 
 
 def _piped_line() -> str | None:
-    line = sys.stdin.buffer.readline(LONGEST_LINE + 1)
+    line = sys.stdin.buffer.readline(MAX_LINE_BYTES + 1)
     if not line:
         return None
-    if len(line) > LONGEST_LINE and not line.endswith(b"\n"):
+    if len(line) > MAX_LINE_BYTES and not line.endswith(b"\n"):
         while line and not line.endswith(b"\n"):
-            line = sys.stdin.buffer.readline(LONGEST_LINE)
-        note(f"a line of over {LONGEST_LINE:,} bytes was left out", quiet=False)
+            line = sys.stdin.buffer.readline(MAX_LINE_BYTES)
+        note(f"a line of over {MAX_LINE_BYTES:,} bytes was left out", quiet=False)
         return ""
     return line.rstrip(b"\r\n").decode(sys.stdin.encoding or "utf-8", "surrogateescape")
 
@@ -126,7 +126,7 @@ def _piped_line() -> str | None:
 class Chat:
     """What lines do to a conversation."""
 
-    def __init__(self, conversation: Conversation, brush: Brush, folder: Path, seed: int) -> None:
+    def __init__(self, conversation: Conversation, brush: ImageWriter, folder: Path, seed: int) -> None:
         self.conversation, self.brush, self.folder, self.seed = conversation, brush, folder, seed
         self.going = True
         self._images: list[Image] = []

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 STDIN = "-"
 CODES_FILE_LIMIT = 1 << 20
 PROMPTS_FILE_LIMIT = 16 << 20
-LONGEST_PROMPT = 1 << 16
+MAX_PROMPT = 1 << 16
 """Bytes of one prompt; a language model takes a few thousand."""
 LATENTS_FILE_LIMIT = 64 << 20
 NPY = re.compile(
@@ -29,7 +29,7 @@ NPY = re.compile(
     rb"\((?P<shape>[0-9]{1,6}(?:, [0-9]{1,6}){3}),?\), \} *\n"
 )
 """Beginning of a .npy file of real numbers in four dimensions, as `numpy.save` writes it."""
-LONGEST_HEADER = 512
+MAX_HEADER = 512
 INTEGER = re.compile(r"-?[0-9]{1,18}")
 
 
@@ -81,8 +81,8 @@ def lines_of(name: str) -> Iterator[str]:
     found = []
     for number, line in enumerate(data.removeprefix(b"\xef\xbb\xbf").splitlines(), 1):
         where = f"{printable(name)}: line {number}"
-        if len(line) > LONGEST_PROMPT:
-            raise PromptError(f"{where} has {len(line):,} bytes; a prompt has at most {LONGEST_PROMPT:,}")
+        if len(line) > MAX_PROMPT:
+            raise PromptError(f"{where} has {len(line):,} bytes; a prompt has at most {MAX_PROMPT:,}")
         try:
             text = line.decode("utf-8").strip()
         except UnicodeDecodeError as error:
@@ -105,7 +105,7 @@ def read_latents(path: Path) -> NDArray[np.float32]:
 
     name = printable(str(path))
     with open_regular(path, CodesError) as file:
-        header = NPY.match(_read(file, LONGEST_HEADER, name))
+        header = NPY.match(_read(file, MAX_HEADER, name))
         if header is None:
             raise CodesError(f"{name} cannot be read as latents (it is no array of real numbers in four dimensions); {KEPT}")
         kind, shape = np.dtype(header["type"].decode()), tuple(int(side) for side in header["shape"].split(b", "))

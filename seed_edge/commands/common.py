@@ -26,12 +26,12 @@ if TYPE_CHECKING:
     from seed_edge.runtime.pipeline import SeedEdge
 
 
-MOST_SEED = (1 << 63) - 1
-MOST_BYTES = (1 << 63) - 1
-MOST_COUNT = 10**9
+MAX_SEED = (1 << 63) - 1
+MAX_BYTES = (1 << 63) - 1
+MAX_COUNT = 10**9
 MOST_TEMPERATURE, MOST_GUIDANCE = 100.0, 1000.0
 """As in `manifest`, which is not imported for `--help`; a test compares them."""
-LONGEST_NUMBER = 24
+MAX_NUMBER = 24
 """Characters of a refused number that are shown."""
 
 
@@ -48,7 +48,7 @@ class Bytes(click.ParamType[int]):
         whole, _, part = number.partition(".")
         scale: int = (1024 if binary else 1000) ** " kmgt".index(unit or " ")
         size: int = int(whole) * scale + int(part or "0") * scale // int("1" + "0" * len(part))
-        if not 0 < size <= MOST_BYTES:
+        if not 0 < size <= MAX_BYTES:
             self.fail(f"{shortened(value)} is not between 1 and 2**63 - 1 bytes; write it as 6G or 500M", param, ctx)
         return size
 
@@ -61,7 +61,7 @@ class Integer(click.IntRange):
         self.most = most
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        if isinstance(value, str) and len(value) > LONGEST_NUMBER:
+        if isinstance(value, str) and len(value) > MAX_NUMBER:
             self.fail(f"{shortened(value)} is not between {self.min} and {self.most}", param, ctx)
         number = int(super().convert(value, param, ctx))
         if number > self.most:
@@ -102,10 +102,10 @@ class Text(click.ParamType[str]):
 def shortened(value: Any) -> str:
     """A value as messages show it: in one line, and not all of a long one."""
     text = printable(str(value))
-    return repr(text if len(text) <= LONGEST_NUMBER else text[:LONGEST_NUMBER] + "...")
+    return repr(text if len(text) <= MAX_NUMBER else text[:MAX_NUMBER] + "...")
 
 
-SEED, COUNT, TEMPERATURE, TEXT = Integer(0, MOST_SEED), Integer(1, MOST_COUNT), Number(0, MOST_TEMPERATURE), Text()
+SEED, COUNT, TEMPERATURE, TEXT = Integer(0, MAX_SEED), Integer(1, MAX_COUNT), Number(0, MOST_TEMPERATURE), Text()
 
 
 def complete_bundle(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
@@ -165,7 +165,7 @@ def print_path(path: Path | str) -> None:
 
 
 @dataclass(frozen=True)
-class Engine:
+class RuntimeOptions:
     """What every command that runs a bundle may be told."""
 
     bundle: Path | None
@@ -195,12 +195,12 @@ class Engine:
         return edge
 
 
-def engine_options(command: Callable[..., None]) -> Callable[..., None]:
+def runtime_options(command: Callable[..., None]) -> Callable[..., None]:
     """Add the options that say how a bundle is run; the command gets them together, as `engine`."""
 
     @functools.wraps(command)
     def collected(**options: Any) -> None:
-        engine = Engine(**{field.name: options.pop(field.name) for field in dataclasses.fields(Engine)})
+        engine = RuntimeOptions(**{field.name: options.pop(field.name) for field in dataclasses.fields(RuntimeOptions)})
         command(engine=engine, **options)
 
     for option in reversed((bundle_option, device_option, *memory_options, quiet_option)):

@@ -16,9 +16,9 @@ from seed_edge.errors import SeedEdgeError
 from seed_edge.inputs import read_text
 
 LEVELS = ("debug", "info", "warning", "error")
-LARGEST_FILE = 1 << 16
+MAX_FILE_BYTES = 1 << 16
 """Bytes of a settings file."""
-LONGEST_WORD = 60
+MAX_WORD = 60
 """Characters of a key or value that are shown."""
 FILE = "seed_edge.settings"
 """Key of a context's `meta`: path of the settings file."""
@@ -45,7 +45,7 @@ def defaults_in(path: Path, group: click.Group) -> dict[str, Any]:
 
     name = printable(str(path))
     try:
-        told = tomllib.loads(read_text(path, LARGEST_FILE))
+        told = tomllib.loads(read_text(path, MAX_FILE_BYTES))
     except SeedEdgeError as error:
         raise click.ClickException(f"settings cannot be read: {error}") from error
     except RecursionError:
@@ -161,8 +161,8 @@ def _shown(value: Any) -> str:
 
 
 def _short(text: str) -> str:
-    told = printable(text[: LONGEST_WORD + 1])
-    return told if len(text) <= LONGEST_WORD else told[:LONGEST_WORD] + "..."
+    told = printable(text[: MAX_WORD + 1])
+    return told if len(text) <= MAX_WORD else told[:MAX_WORD] + "..."
 
 
 def settings_file(option: str) -> str:
@@ -195,7 +195,7 @@ def _commands_below(group: click.Group) -> list[click.Command]:
 def _nearest(word: str, known: set[str]) -> str:
     import difflib
 
-    near = difflib.get_close_matches(word[:LONGEST_WORD], sorted(known), 1)
+    near = difflib.get_close_matches(word[:MAX_WORD], sorted(known), 1)
     return f"; did you mean {near[0]}?" if near else ""
 
 

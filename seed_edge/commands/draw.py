@@ -10,22 +10,22 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from seed_edge.commands.caption_output import Pace
+from seed_edge.commands.caption_output import FileProgress
 from seed_edge.commands.codes_input import lines_of, parse_codes, read_codes, read_latents
 from seed_edge.commands.common import (
-    MOST_SEED,
+    MAX_SEED,
     SEED,
     TEMPERATURE,
     TEXT,
-    Engine,
     Progress,
-    engine_options,
+    RuntimeOptions,
     given,
     json_option,
     max_pixels_option,
     note,
     print_json,
     print_path,
+    runtime_options,
 )
 from seed_edge.commands.image_output import (
     LATENTS,
@@ -55,7 +55,7 @@ if TYPE_CHECKING:
     from seed_edge.runtime.pipeline import SeedEdge
     from seed_edge.runtime.unclip import DiffusionOptions
 
-MOST_AT_ONCE = 1000
+MAX_PICTURES_AT_ONCE = 1000
 
 output_option = click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="Picture to write.")
 seed_option = click.option("--seed", type=SEED, help="Same seed, same picture.  [default: a new one, said on stderr]")
@@ -65,7 +65,7 @@ temperature_option = click.option(
 
 
 @dataclasses.dataclass(frozen=True)
-class Brush:
+class ImageWriter:
     """How the pictures of one call are made and kept."""
 
     edge: SeedEdge
@@ -132,16 +132,16 @@ class Brush:
         )
 
 
-def brush_of(
+def image_writer(
     edge: SeedEdge,
-    engine: Engine,
+    engine: RuntimeOptions,
     walk: dict[str, Any],
     finish: dict[str, Any],
     *,
     temperature: float | None = None,
     tries: int | None = None,
     negative: str | None = None,
-) -> Brush:
+) -> ImageWriter:
     """How pictures are made, from what was said on the command line; refuses what the bundle cannot do.
 
     Args:
@@ -158,14 +158,16 @@ def brush_of(
         sampling = dataclasses.replace(sampling, temperature=temperature)
     if tries is not None:
         sampling = dataclasses.replace(sampling, tries=tries)
-    return Brush(edge, options, sampling, negative, quiet=engine.quiet, **finish)
+    return ImageWriter(edge, options, sampling, negative, quiet=engine.quiet, **finish)
 
 
 @click.command()
 @click.argument("prompt", required=False, type=TEXT)
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Picture to write.  [default: made of the prompt]")
 @overwrite_option
-@click.option("-n", "--count", type=click.IntRange(1, MOST_AT_ONCE), default=1, show_default=True, help="So many pictures.")
+@click.option(
+    "-n", "--count", type=click.IntRange(1, MAX_PICTURES_AT_ONCE), default=1, show_default=True, help="So many pictures."
+)
 @click.option("--grid", is_flag=True, help="All of them in one picture.")
 @click.option("--prompts", type=click.Path(), help="A file of prompts, one a line, or - for stdin; -o is a folder then.")
 @click.option("--from", "source", type=click.Path(), help="A picture that was drawn: draw the same again.")
@@ -179,7 +181,7 @@ def brush_of(
 )
 @with_diffusion_options
 @with_finish_options
-@engine_options
+@runtime_options
 @json_option
 def draw(
     prompt: str | None,
@@ -195,7 +197,7 @@ def draw(
     tries: int | None,
     walk: dict[str, Any],
     finish: dict[str, Any],
-    engine: Engine,
+    engine: RuntimeOptions,
     as_json: bool,
 ) -> None:
     """Draw a picture of PROMPT.
@@ -218,7 +220,7 @@ def draw(
         with engine.opened() as edge:
             refuse_other_bundle(edge, record, source)
             negative = record.negative or None
-            brush = brush_of(edge, engine, walk, finish, temperature=record.temperature, negative=negative)
+            brush = image_writer(edge, engine, walk, finish, temperature=record.temperature, negative=negative)
             draw_again(as_recorded(brush, record), record, target, as_json)
         return
     folder = output if prompts is not None else None
@@ -228,11 +230,11 @@ def draw(
     check_output(named or Output(name_of("", folder), free=True), engine, *([prompts] if prompts not in (None, "-") else []))
     asked = [prompt] if prompt is not None else list(lines_of(str(prompts)))
     seed = new_seed(engine) if seed is None else seed
-    if seed + count - 1 > MOST_SEED:
+    if seed + count - 1 > MAX_SEED:
         raise click.UsageError(f"--seed {seed} with -n {count} counts past 2**63 - 1; choose a lower seed")
     failed = 0
     with engine.opened() as edge:
-        brush = brush_of(edge, engine, walk, finish, temperature=temperature, tries=tries, negative=negative)
+        brush = image_writer(edge, engine, walk, finish, temperature=temperature, tries=tries, negative=negative)
         if grid:
             check_grid(count, brush.drawn_side(), (named or Output(name_of(""))).path)
         for text in asked:
@@ -259,7 +261,7 @@ def refuse_json_beside_picture(output: Path | None, as_json: bool) -> None:
         raise click.UsageError("stdout takes the picture and nothing else: leave out --json, or choose another -o")
 
 
-def new_seed(engine: Engine) -> int:
+def new_seed(engine: RuntimeOptions) -> int:
     """A seed nobody asked for, said so that the picture can be drawn again."""
     import secrets
 
@@ -268,9 +270,9 @@ def new_seed(engine: Engine) -> int:
     return seed
 
 
-def draw_each(brush: Brush, prompt: str, seeds: range, output: Output, as_json: bool) -> None:
+def draw_each(brush: ImageWriter, prompt: str, seeds: range, output: Output, as_json: bool) -> None:
     """Draw and write the pictures of a prompt, one for each seed."""
-    pace = Pace(len(seeds), brush.quiet or len(seeds) == 1 or sys.stderr.isatty())
+    pace = FileProgress(len(seeds), brush.quiet or len(seeds) == 1 or sys.stderr.isatty())
     for number, seed in enumerate(seeds, 1):
         codes = brush.codes(prompt, seed)
         own = output if len(seeds) == 1 else Output(numbered(output.path, number), free=True)
@@ -279,10 +281,10 @@ def draw_each(brush: Brush, prompt: str, seeds: range, output: Output, as_json: 
         pace.step()
 
 
-def draw_grid(brush: Brush, prompt: str, seeds: range, output: Output, as_json: bool) -> None:
+def draw_grid(brush: ImageWriter, prompt: str, seeds: range, output: Output, as_json: bool) -> None:
     """Draw the pictures of a prompt, one for each seed, and write them as one. Stopped, it keeps those that are drawn."""
     drawn: list[tuple[int, list[int]]] = []
-    sheet, pace = Grid(len(seeds)), Pace(len(seeds), brush.quiet or sys.stderr.isatty())
+    sheet, pace = Grid(len(seeds)), FileProgress(len(seeds), brush.quiet or sys.stderr.isatty())
     try:
         for seed in seeds:
             codes = brush.codes(prompt, seed)
@@ -322,7 +324,7 @@ def refuse_other_bundle(edge: SeedEdge, record: Record, source: str) -> None:
         )
 
 
-def as_recorded(brush: Brush, record: Record) -> Brush:
+def as_recorded(brush: ImageWriter, record: Record) -> ImageWriter:
     """The brush with which a picture was drawn, but for what was said otherwise now."""
     said = brush.options
     recorded = {name: getattr(record, name) for name in ("steps", "guidance", "scheduler", "guided_between")}
@@ -330,7 +332,7 @@ def as_recorded(brush: Brush, record: Record) -> Brush:
     return dataclasses.replace(brush, options=dataclasses.replace(said, **missing))
 
 
-def draw_again(brush: Brush, record: Record, output: Output, as_json: bool) -> None:
+def draw_again(brush: ImageWriter, record: Record, output: Output, as_json: bool) -> None:
     """Draw what a picture says it shows, from its codes."""
     if len(record.drawn) > 1:
         check_grid(len(record.drawn), brush.drawn_side(), output.path)
@@ -351,7 +353,7 @@ def draw_again(brush: Brush, record: Record, output: Output, as_json: bool) -> N
 @with_diffusion_options
 @with_finish_options
 @max_pixels_option
-@engine_options
+@runtime_options
 @json_option
 def edit(
     image: str,
@@ -363,7 +365,7 @@ def edit(
     walk: dict[str, Any],
     finish: dict[str, Any],
     max_pixels: int | None,
-    engine: Engine,
+    engine: RuntimeOptions,
     as_json: bool,
 ) -> None:
     """Draw IMAGE changed as CHANGE says: "make the fox blue"."""
@@ -376,7 +378,7 @@ def edit(
     picture = open_image(image, **given(max_pixels=max_pixels))
     seed = new_seed(engine) if seed is None else seed
     with engine.opened() as edge:
-        brush = brush_of(edge, engine, walk, finish, temperature=temperature)
+        brush = image_writer(edge, engine, walk, finish, temperature=temperature)
         with Progress("codes", engine.quiet) as progress:
             before = edge.encode([picture])[0]
             codes = edge.edit_codes(before, change, seed=seed, sampling=brush.sampling, progress=progress).tolist()
@@ -392,7 +394,7 @@ def edit(
 @with_diffusion_options
 @with_finish_options
 @max_pixels_option
-@engine_options
+@runtime_options
 def reconstruct(
     image: str,
     output: Path,
@@ -401,7 +403,7 @@ def reconstruct(
     walk: dict[str, Any],
     finish: dict[str, Any],
     max_pixels: int | None,
-    engine: Engine,
+    engine: RuntimeOptions,
 ) -> None:
     """Draw what is left of IMAGE in its codes: what the language model sees of it."""
     from seed_edge.preprocess import open_image
@@ -410,7 +412,7 @@ def reconstruct(
     check_output(target, engine, image)
     picture = open_image(image, **given(max_pixels=max_pixels))
     with engine.opened() as edge:
-        brush = brush_of(edge, engine, walk, finish)
+        brush = image_writer(edge, engine, walk, finish)
         codes = edge.encode([picture])[0].tolist()
         path = brush.save(brush.picture(codes, seed, output), target, "", [(seed, codes)])
     tell(path, "", [(seed, codes)], as_json=False)
@@ -423,7 +425,7 @@ def reconstruct(
 @click.option("--seed", type=SEED, default=0, show_default=True, help="For decoders that start from noise.")
 @with_diffusion_options
 @with_finish_options
-@engine_options
+@runtime_options
 def decode(
     codes: str,
     output: Path,
@@ -431,7 +433,7 @@ def decode(
     seed: int,
     walk: dict[str, Any],
     finish: dict[str, Any],
-    engine: Engine,
+    engine: RuntimeOptions,
 ) -> None:
     """Turn CODES back into a picture: a file of `encode` output, or - for stdin.
 
@@ -442,7 +444,7 @@ def decode(
     latents = read_latents(Path(codes)) if Path(codes).suffix == LATENTS else None
     numbers = parse_codes(read_codes(codes), codes) if latents is None else []
     with engine.opened() as edge:
-        brush = brush_of(edge, engine, walk, finish)
+        brush = image_writer(edge, engine, walk, finish)
         if latents is not None:
             picture = resized(edge.develop(latents, tiled=walk["tiled"]), brush.side)
             path = save_picture(picture, target, None)

@@ -69,11 +69,11 @@ def export(
     from seed_edge.export.gguf_quantize import weight_types
     from seed_edge.export.onnx_storage import STORAGE
     from seed_edge.preprocess import FILTERS
-    from seed_edge.prompts import FAMILIES
+    from seed_edge.prompts import TEMPLATES
     from seed_edge.runtime.threads import available_cores
 
     if template is not None:
-        choose("--template", template, tuple(FAMILIES))
+        choose("--template", template, tuple(TEMPLATES))
     choose("--weight-type", weight_type, weight_types())
     choose("--image-weights", image_weights, STORAGE)
     choose("--decoder-weights", decoder_weights or image_weights, STORAGE)

@@ -27,7 +27,7 @@ from seed_edge.output_checks import is_stdout, refuse_input, refuse_inside, regu
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from seed_edge.commands.common import Engine
+    from seed_edge.commands.common import RuntimeOptions
     from seed_edge.image_metadata import Record
     from seed_edge.runtime.pipeline import SeedEdge
     from seed_edge.runtime.unclip import DiffusionOptions
@@ -36,9 +36,9 @@ log = logging.getLogger("seed_edge")
 
 LATENTS = ".npy"
 PICTURE_TYPES = {".png": "PNG", ".webp": "WEBP", ".jpg": "JPEG", ".jpeg": "JPEG"}
-LONGEST_SIDE = {"PNG": (1 << 31) - 1, "WEBP": 16_383, "JPEG": 65_500}
+MAX_SIDE = {"PNG": (1 << 31) - 1, "WEBP": 16_383, "JPEG": 65_500}
 """Pixels a side that a picture of each format can have, as Pillow writes it."""
-LONGEST_STEM = 120
+MAX_STEM = 120
 """Bytes of a prompt in a file name; names have 255 at most, in some file systems 143."""
 RESERVED = re.compile(r"con|prn|aux|nul|com[0-9]|lpt[0-9]")
 """Names of devices on Windows, with any ending."""
@@ -166,7 +166,7 @@ def check_grid(count: int, side: int, path: Path) -> None:
     from seed_edge.preprocess import MAX_PIXELS
 
     width, height = (side * number for number in columns_and_rows(count))
-    longest = LONGEST_SIDE[kind_of_picture(path)]
+    longest = MAX_SIDE[kind_of_picture(path)]
     needed, free = 2 * 3 * width * height, available_memory()  # the sheet, and what it becomes in its file
     if width * height > MAX_PIXELS:
         fault = f"over the limit of {MAX_PIXELS:,} in all"
@@ -265,7 +265,7 @@ def show_picture(image: Image, wanted: bool | None) -> None:
         click.echo(shown(image, how, get_terminal_size().columns), nl=False, color=True)
 
 
-def bundle_place(engine: Engine) -> Path:
+def bundle_place(engine: RuntimeOptions) -> Path:
     """Folder of the bundle that a command runs.
 
     Raises:
@@ -276,7 +276,7 @@ def bundle_place(engine: Engine) -> Path:
     return EMBEDDED if engine.bundle is None else find(engine.bundle)
 
 
-def read_files(engine: Engine) -> list[Path]:
+def read_files(engine: RuntimeOptions) -> list[Path]:
     """Files that a command reads besides its arguments: settings, the bundle's files, a file on stdin. None may be written to.
 
     Raises:
@@ -289,7 +289,7 @@ def read_files(engine: Engine) -> list[Path]:
     return [config or folder("config") / CONFIG, *sorted(bundle.iterdir()), *regular_stdin()]
 
 
-def check_output(output: Output, engine: Engine, *inputs: str | Path) -> None:
+def check_output(output: Output, engine: RuntimeOptions, *inputs: str | Path) -> None:
     """Refuse an output that cannot be written or may not be, before any work.
 
     Args:
@@ -349,7 +349,7 @@ def refuse_foreign(output: Output) -> None:
 def name_of(prompt: str, folder: Path | None = None) -> Path:
     """A file name made of the prompt: `a-red-fox.png`."""
     stem = re.sub(r"[^\w]+", "-", prompt.lower()).strip("-")[:60]
-    stem = stem.encode()[:LONGEST_STEM].decode("utf-8", "ignore") or "picture"
+    stem = stem.encode()[:MAX_STEM].decode("utf-8", "ignore") or "picture"
     if RESERVED.fullmatch(stem):
         stem = f"picture-{stem}"
     return (folder or Path()) / f"{stem}.png"

@@ -12,17 +12,17 @@ import click
 
 from seed_edge.commands.common import (
     COUNT,
-    MOST_COUNT,
+    MAX_COUNT,
     TEXT,
-    Engine,
     Integer,
+    RuntimeOptions,
     bundle_option,
-    engine_options,
     need,
     note,
     print_json,
     print_path,
     quiet_option,
+    runtime_options,
     seed_option,
 )
 
@@ -64,10 +64,10 @@ def train() -> None:
 @click.option("--packages", type=click.Path(path_type=Path), required=True, help="Folder with tarballs from `npm pack`.")
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Tar to write.")
 @click.option(
-    "--recolours", type=Integer(0, MOST_COUNT), default=4, show_default=True, help="Other colours for a thing of one."
+    "--recolours", type=Integer(0, MAX_COUNT), default=4, show_default=True, help="Other colours for a thing of one."
 )
 @click.option(
-    "--composites", type=Integer(0, MOST_COUNT), default=12_000, show_default=True, help="Pictures of several things."
+    "--composites", type=Integer(0, MAX_COUNT), default=12_000, show_default=True, help="Pictures of several things."
 )
 @click.option("--only-made", is_flag=True, help="Only these two kinds, not the drawings as their designers made them.")
 @seed_option
@@ -244,13 +244,13 @@ def start(bundle: Path | None, out: Path) -> None:
 @click.option("--out", type=PATH, required=True, help="Folder for the codes.")
 @click.option(
     "--variations",
-    type=Integer(0, MOST_COUNT),
+    type=Integer(0, MAX_COUNT),
     help="Without --data: other codes for each picture besides, as like ones have them; for reading it, not for drawing.  "
     f"[default: {VARIATIONS}]",
 )
-@engine_options
+@runtime_options
 def tokenize(
-    data: tuple[Path, ...], images: Path | None, run: Path | None, out: Path, variations: int | None, engine: Engine
+    data: tuple[Path, ...], images: Path | None, run: Path | None, out: Path, variations: int | None, engine: RuntimeOptions
 ) -> None:
     """Turn pictures into codes once, for `train llm`: by the encoder of a bundle, or of a --run.
 
@@ -293,7 +293,9 @@ def tokenize(
 
 
 @contextmanager
-def encoder_of(run: Path | None, engine: Engine) -> Iterator[tuple[CodeSpace, Callable[[Sequence[Image]], NDArray[np.int64]]]]:
+def encoder_of(
+    run: Path | None, engine: RuntimeOptions
+) -> Iterator[tuple[CodeSpace, Callable[[Sequence[Image]], NDArray[np.int64]]]]:
     """What an image is, and what turns pictures into codes: of a run, or of the bundle."""
     if run is None:
         with engine.opened() as edge:
@@ -311,14 +313,14 @@ def encoder_of(run: Path | None, engine: Engine) -> Iterator[tuple[CodeSpace, Ca
 @click.option("--nouns", type=COUNT, default=200, show_default=True, help="Drawings to judge.")
 @click.option("--sheets", type=click.Path(path_type=Path), help="Folder for sheets of random drawings and captions.")
 @seed_option
-@engine_options
+@runtime_options
 def evaluate(
     data: tuple[Path, ...],
     limit: int,
     nouns: int,
     sheets: Path | None,
     seed: int,
-    engine: Engine,
+    engine: RuntimeOptions,
 ) -> None:
     """Measure how well a bundle sees and draws, on held-out pictures; prints JSON.
 

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from seed_edge.atomic import replacing
-from seed_edge.data.samples import LARGEST_RECORD, Picture, Sample
+from seed_edge.data.samples import MAX_RECORD, Picture, Sample
 from seed_edge.data.webdataset import Member, ShardWriter, list_shard
 from seed_edge.errors import BundleError, CodesError, DataError, ImageError
 from seed_edge.inputs import open_regular, parse_json
@@ -163,7 +163,7 @@ def _record_in(where: str, files: Mapping[str, Member]) -> dict[str, Any]:
         DataError: it is missing, too large, or no object.
     """
     member = files.get("json")
-    if member is None or member.size > LARGEST_RECORD:
+    if member is None or member.size > MAX_RECORD:
         raise DataError(f"{where} is no sample with codes (its JSON is missing or too large); tokenize again")
     try:
         text = member.read().decode("utf-8")

@@ -31,11 +31,11 @@ METADATA = "metadata.jsonl"
 IMAGE_MARK = "<image>"
 """Stands in LLaVA's questions where the picture belongs."""
 
-LARGEST_FILE = 4 << 30
+MAX_FILE_BYTES = 4 << 30
 """Bytes of a file of records; LLaVA's have one billion."""
-LARGEST_RECORD = 1 << 20
+MAX_RECORD = 1 << 20
 """Bytes of the JSON or text of one sample in a tar."""
-MOST_PICTURES = 64
+MAX_PICTURES = 64
 """Of one sample."""
 
 Picture = Member | Path
@@ -228,8 +228,8 @@ def _of_tar(path: Path) -> Iterator[tuple[str, Mapping[str, Any], tuple[Picture,
 
 
 def _decoded(path: Path, member: Member) -> str:
-    if member.size > LARGEST_RECORD:
-        raise DataError(f"{path}: {member.name} has {member.size:,} bytes; a record has at most {LARGEST_RECORD:,}")
+    if member.size > MAX_RECORD:
+        raise DataError(f"{path}: {member.name} has {member.size:,} bytes; a record has at most {MAX_RECORD:,}")
     try:
         return member.read().decode()
     except UnicodeDecodeError as error:
@@ -256,9 +256,9 @@ def _of_record(
 ) -> tuple[str, Mapping[str, Any], tuple[Picture, ...]]:
     named = record.get("file_name") or record.get("image") or ()
     names = [named] if isinstance(named, str) else list(named) if isinstance(named, list | tuple) else [named]
-    if len(names) > MOST_PICTURES or not all(isinstance(name, str) and name and "\0" not in name for name in names):
+    if len(names) > MAX_PICTURES or not all(isinstance(name, str) and name and "\0" not in name for name in names):
         raise DataError(
-            f"{where}: image is {shown(named)}; it must be the name of a file, or a list of at most {MOST_PICTURES}"
+            f"{where}: image is {shown(named)}; it must be the name of a file, or a list of at most {MAX_PICTURES}"
         )
     if not names and "conversations" not in record:
         raise DataError(f"{where} names no picture; it needs `image` or `file_name`")
@@ -282,7 +282,7 @@ def _of_coco(
 
 def _text(path: Path) -> str:
     try:
-        return read_text(path, LARGEST_FILE, DataError)
+        return read_text(path, MAX_FILE_BYTES, DataError)
     except DataError as error:
         raise DataError(f"{path} cannot be read ({error})") from error
 

@@ -31,7 +31,7 @@ CELL, LINES = 128, 3
 
 
 @dataclass(frozen=True)
-class Kept:
+class EvalSample:
     """A sample with its picture."""
 
     sample: Sample
@@ -47,7 +47,7 @@ class Evaluation:
 
     def __init__(self, edge: SeedEdge, data: Sequence[Path], limit: int, seed: int, report: Callable[[str], None]) -> None:
         self.edge, self.limit, self.rng, self.report = edge, limit, np.random.default_rng(seed), report
-        everything = [Kept(sample, pictures[0]) for sample, pictures in read_samples(data) if len(pictures) == 1]
+        everything = [EvalSample(sample, pictures[0]) for sample, pictures in read_samples(data) if len(pictures) == 1]
         everything = [everything[i] for i in self.rng.permutation(len(everything))]
         held_out = [kept for kept in everything if kept.sample.held_out]
         self.sentences = [kept for kept in held_out if kept.sample.captions][:limit]
@@ -148,7 +148,7 @@ class Evaluation:
         prompts = [random_prompt(labels, self.rng) for _ in range(count)] if labels else []
         return [(self.edge.draw(prompt, seed=i), prompt) for i, prompt in enumerate(prompts)]
 
-    def _told(self, group: Sequence[Kept]) -> list[str]:
+    def _told(self, group: Sequence[EvalSample]) -> list[str]:
         """Captions of pictures; the first ones go onto the sheet."""
         told = []
         for number, kept in enumerate(group):

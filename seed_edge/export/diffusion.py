@@ -27,7 +27,7 @@ REFERENCE_STEPS, REFERENCE_GUIDANCE = 20, 10.0
 SCHEDULER, CONFIG = "scheduler_config.json", "config.json"
 BETA_SCHEDULES = ("linear", "scaled_linear", "squaredcos_cap_v2", "sigmoid")
 MAX_TIMESTEPS, MAX_OFFSET = 10_000, 1000
-MOST_BLOCKS = 16
+MAX_BLOCKS = 16
 LARGEST = {
     "sample_size": 512,
     "in_channels": 64,
@@ -252,7 +252,7 @@ def _check_part(folder: Path) -> None:
     for name, most in LARGEST.items():
         value = fields.values.get(name)
         if isinstance(value, list):
-            fields.integers(name, 0, most, MOST_BLOCKS)
+            fields.integers(name, 0, most, MAX_BLOCKS)
         elif value is not None:
             fields.integer(name, 0, most)
     for weights in folder.glob("*.bin"):

@@ -38,7 +38,7 @@ from seed_edge.models.image_tokenizer import PixelTokenizer, SeedTokenizer
 from seed_edge.models.llama_files import LLM_FOLDER, TEMPLATE
 from seed_edge.output_checks import refuse_around
 from seed_edge.preprocess import CLIP_MEAN, CLIP_STD, Preprocessing, open_image
-from seed_edge.prompts import FAMILIES, Prompts, family_of
+from seed_edge.prompts import TEMPLATES, Prompts, template_name
 from seed_edge.vocab import CodeSpace
 
 OWN_SAMPLING = Sampling(temperature=0.4, top_k=50, top_p=0.9, guidance=1.0, tries=6)
@@ -46,7 +46,7 @@ OWN_BEAMS = 5
 OWN_VIEWS = 4
 REFERENCE_SAMPLING = Sampling(temperature=1.0, top_k=0, top_p=0.5)
 PARITY_IMAGES = 8
-LARGEST_SOURCES = 1 << 20
+MAX_SOURCES_BYTES = 1 << 20
 """Bytes of a list of sources."""
 PARITY_CONTEXT = 128
 Report = Callable[[str], None]
@@ -280,7 +280,7 @@ def export_language(
         report(f"language model: {remark}")
     before = base.manifest.language if base else None
     if before is not None and options.template is None and TEMPLATE not in llama.config:
-        family, prompts = family_of(before.prompts) or "its own", before.prompts
+        family, prompts = template_name(before.prompts) or "its own", before.prompts
     else:
         family, prompts = choose_prompts(llama, options.template, own=parts.llm is None)
     own = family.startswith("own")
@@ -316,11 +316,11 @@ def choose_prompts(llama: LlamaFolder, template: str | None, own: bool) -> tuple
         name = llama.path.resolve().name.lower()
         instructed = {32: "vicuna", 40: "llama2"}.get(int(llama.config["num_hidden_layers"]))
         template = "plain" if "pretrain" in name else instructed
-    if template not in FAMILIES:
+    if template not in TEMPLATES:
         raise CheckpointError(
-            f"{llama.path}: which prompts the model knows cannot be told; give --template, one of {', '.join(FAMILIES)}"
+            f"{llama.path}: which prompts the model knows cannot be told; give --template, one of {', '.join(TEMPLATES)}"
         )
-    return template, FAMILIES[template]
+    return template, TEMPLATES[template]
 
 
 def read_sources(path: Path) -> tuple[Source, ...]:
@@ -330,7 +330,7 @@ def read_sources(path: Path) -> tuple[Source, ...]:
         CheckpointError: the file is missing or is no such list.
     """
     try:
-        value = read_checked_json(path, LARGEST_SOURCES)
+        value = read_checked_json(path, MAX_SOURCES_BYTES)
         if not isinstance(value, list):
             raise CheckpointError("it is no list")
         return tuple(_source(Fields.of(each, f"source {number}")) for number, each in enumerate(value, 1))

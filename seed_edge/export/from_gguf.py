@@ -22,7 +22,7 @@ from seed_edge.errors import BundleError
 from seed_edge.export.gguf import gguf_names
 from seed_edge.models.llama_files import CONFIG_FILE, PIECES_FILE, TEMPLATE, write_added_tokens
 from seed_edge.output_checks import claim
-from seed_edge.prompts import family_of
+from seed_edge.prompts import template_name
 from seed_edge.vocab import Vocab
 
 WEIGHTS_FILE = "model.safetensors"
@@ -70,7 +70,7 @@ def unpack_language(bundle: Bundle, out: Path) -> None:
         "eos_token_id": vocab.eos_id,
         "tie_word_embeddings": False,
     }
-    family = family_of(bundle.language.prompts)
+    family = template_name(bundle.language.prompts)
     if family is not None:
         config[TEMPLATE] = family
     stored = {tensor.name: tensor for tensor in reader.tensors}

@@ -24,7 +24,7 @@ from seed_edge.manifest import DECODER, ENCODER, MANIFEST, UNET, VAE, Manifest
 from seed_edge.models.image_tokenizer import ImageTokenizer
 from seed_edge.runtime.isolated_load import try_all
 from seed_edge.runtime.language_model import LlamaCpp
-from seed_edge.runtime.memory_probe import footprint
+from seed_edge.runtime.memory_probe import measure_memory
 from seed_edge.runtime.onnx_session import Session, choose_device
 from seed_edge.runtime.selftest import measure
 from seed_edge.vocab import Vocab
@@ -123,7 +123,7 @@ def with_measurements(manifest: Manifest, folder: Path) -> Manifest:
     (folder / MANIFEST).write_text(manifest.to_json(), "utf-8")
     try_all(Bundle(folder, manifest))
     graphs = sorted(name for name in manifest.files if name.endswith(".onnx"))
-    taken = {name: use for name in graphs if (use := footprint(folder / name)) is not None}
+    taken = {name: use for name in graphs if (use := measure_memory(folder / name)) is not None}
     return dataclasses.replace(manifest, memory=taken, self_test=measure(Bundle(folder, manifest), choose_device("cpu")))
 
 

@@ -13,20 +13,20 @@ from collections.abc import Sequence
 import numpy as np
 
 from seed_edge.data.phrasing import split_words
-from seed_edge.metrics.cider import LONGEST_GRAM, Cider, grams_of
+from seed_edge.metrics.cider import MAX_GRAM, Cider, grams_of
 
 ROUGE_BETA = 1.2
 
 
 def bleu4(captions: Sequence[str], references: Sequence[Sequence[str]]) -> float:
     """BLEU-4 over all captions (Papineni et al. 2002), in [0, 1]: clipped precisions, penalty for being too short."""
-    matched, possible = np.zeros(LONGEST_GRAM), np.zeros(LONGEST_GRAM)
+    matched, possible = np.zeros(MAX_GRAM), np.zeros(MAX_GRAM)
     length = wanted = 0
     for caption, sentences in zip(captions, references, strict=True):
         words, others = split_words(caption), [split_words(sentence) for sentence in sentences]
         length += len(words)
         wanted += min((abs(len(other) - len(words)), len(other)) for other in others)[1]
-        for n in range(1, LONGEST_GRAM + 1):
+        for n in range(1, MAX_GRAM + 1):
             own, most = grams_of(words, n), Counter[tuple[str, ...]]()
             for other in others:
                 most |= grams_of(other, n)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from seed_edge.data.phrasing import split_words
 
-LONGEST_GRAM = 4
+MAX_GRAM = 4
 SIGMA = 6.0
 
 Grams = Counter[tuple[str, ...]]
@@ -50,7 +50,7 @@ class Cider:
     def weighted(self, text: str) -> Weighted:
         """A text with its n-grams weighed."""
         words = split_words(text)
-        parts: tuple[dict[tuple[str, ...], float], ...] = tuple({} for _ in range(LONGEST_GRAM))
+        parts: tuple[dict[tuple[str, ...], float], ...] = tuple({} for _ in range(MAX_GRAM))
         for gram, count in _all_grams(words).items():
             parts[len(gram) - 1][gram] = count * (self._total - math.log(max(1, self._documents[gram])))
         return Weighted(parts, tuple(math.sqrt(sum(v * v for v in part.values())) for part in parts), len(words))
@@ -59,13 +59,13 @@ class Cider:
         """Of one text against the sentences of its picture: 0 for nothing in common, up to 10."""
         total = 0.0
         for other in references:
-            likeness = sum(map(_clipped_cosine, told.parts, other.parts, told.norms, other.norms)) / LONGEST_GRAM
+            likeness = sum(map(_clipped_cosine, told.parts, other.parts, told.norms, other.norms)) / MAX_GRAM
             total += likeness * math.exp(-((told.words - other.words) ** 2) / (2 * SIGMA**2))
         return 10 * total / len(references)
 
 
 def _all_grams(words: Sequence[str]) -> Grams:
-    return sum((grams_of(words, n) for n in range(1, LONGEST_GRAM + 1)), Counter())
+    return sum((grams_of(words, n) for n in range(1, MAX_GRAM + 1)), Counter())
 
 
 def _clipped_cosine(a: dict[tuple[str, ...], float], b: dict[tuple[str, ...], float], long_a: float, long_b: float) -> float:

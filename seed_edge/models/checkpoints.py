@@ -38,7 +38,7 @@ QUANTIZER_FILES = (
 """Names under which SEED-2's own part is looked for, first match first."""
 VIT_FILES = ("eva_vit_g.pth", "eva_vit_g.pt", "eva_vit_g.safetensors")
 VIT_PREFIX = "visual_encoder."
-LARGEST_PICKLE = 64 << 20
+MAX_PICKLE = 64 << 20
 """Bytes of the part of a pickled checkpoint that says what its tensors are; those themselves lie beside it."""
 MAX_MEMBERS = 1 << 17
 """Files in the zip of a pickled checkpoint, one for each tensor."""
@@ -97,7 +97,7 @@ def refuse_inflated(path: Path) -> None:
     packed = any(each.compress_type != zipfile.ZIP_STORED or each.file_size != each.compress_size for each in members)
     if packed or len(members) > MAX_MEMBERS or sum(each.file_size for each in members) > size:
         raise CheckpointError(f"{path} is damaged or in another format (its parts are compressed); save it with PyTorch")
-    if any(each.file_size > LARGEST_PICKLE for each in members if each.filename.endswith(".pkl")):
+    if any(each.file_size > MAX_PICKLE for each in members if each.filename.endswith(".pkl")):
         raise CheckpointError(f"{path} is damaged or in another format (its index is too large); save it with PyTorch")
 
 

@@ -14,7 +14,7 @@ from seed_edge.errors import CheckpointError
 from seed_edge.models.fields import Fields, shown
 
 FILE = "geometry.json"
-LARGEST_FILE = 1 << 16
+MAX_FILE_BYTES = 1 << 16
 """Bytes of `geometry.json`."""
 LIMITS = {
     "image_size": (14, 2048),
@@ -43,7 +43,7 @@ LIMITS = {
     "image_embed_dim": (1, 1 << 16),
 }
 """Least and largest value of each field, far beyond any model there is: a file must not ask for gigabytes."""
-MOST_DOUBLINGS = 10
+MAX_DOUBLINGS = 10
 COLOUR_SIDE = 8
 """Each vision token of the embedded model carries its own square of the picture, brought to this many pixels a side."""
 
@@ -80,8 +80,8 @@ class Geometry:
         for field in dataclasses.fields(self):
             value, (least, most) = getattr(self, field.name), LIMITS[field.name]
             values = value if field.name == "pixel_channels" else (value,)
-            if not isinstance(values, tuple) or not 0 < len(values) <= MOST_DOUBLINGS:
-                raise CheckpointError(f"geometry: {field.name} is {shown(value)}; it must be 1 to {MOST_DOUBLINGS} integers")
+            if not isinstance(values, tuple) or not 0 < len(values) <= MAX_DOUBLINGS:
+                raise CheckpointError(f"geometry: {field.name} is {shown(value)}; it must be 1 to {MAX_DOUBLINGS} integers")
             if not all(type(each) is int and least <= each <= most for each in values):
                 raise CheckpointError(f"geometry: {field.name} is {shown(value)}; it must lie in {least} to {most:,}")
         for width, heads in (
@@ -217,7 +217,7 @@ def load_geometry(folder: Path) -> Geometry:
     path = folder / FILE
     if not path.exists():
         raise CheckpointError(f"{path} is missing; give a folder that `seed-edge train tokenizer` wrote")
-    fields = Fields.read(path, LARGEST_FILE).values
+    fields = Fields.read(path, MAX_FILE_BYTES).values
     odd = {}
     for kind in (PixelGeometry, SeedGeometry):
         names = {field.name for field in dataclasses.fields(kind)}

@@ -15,9 +15,9 @@ from seed_edge.display import printable
 from seed_edge.errors import CheckpointError, SeedEdgeError
 from seed_edge.inputs import read_json
 
-LARGEST_JSON = 64 << 20
+MAX_JSON_BYTES = 64 << 20
 """Bytes of a JSON file of a checkpoint; indexes and lists of added tokens have a few million."""
-LONGEST_SHOWN = 40
+MAX_SHOWN = 40
 MAX_NUMBER, MAX_ITEMS = 1 << 24, 4096
 """In configurations that other libraries interpret: magnitude of a number, length of a list."""
 
@@ -32,7 +32,7 @@ class Fields:
     error: type[SeedEdgeError] = CheckpointError
 
     @classmethod
-    def read(cls, path: Path, limit: int = LARGEST_JSON, error: type[SeedEdgeError] = CheckpointError) -> Fields:
+    def read(cls, path: Path, limit: int = MAX_JSON_BYTES, error: type[SeedEdgeError] = CheckpointError) -> Fields:
         """The object in a JSON file.
 
         Raises:
@@ -131,7 +131,7 @@ def _leaves(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
             yield from _leaves(each, key)
 
 
-def read_checked_json(path: Path, limit: int = LARGEST_JSON, error: type[SeedEdgeError] = CheckpointError) -> Any:
+def read_checked_json(path: Path, limit: int = MAX_JSON_BYTES, error: type[SeedEdgeError] = CheckpointError) -> Any:
     """The value of a JSON file of a checkpoint.
 
     Raises:
@@ -145,5 +145,5 @@ def read_checked_json(path: Path, limit: int = LARGEST_JSON, error: type[SeedEdg
 def shown(value: Any) -> str:
     """A value as messages show it: in one line, not all of a long one."""
     text = printable(str(value) if isinstance(value, str) else repr(value))
-    text = text if len(text) <= LONGEST_SHOWN else text[:LONGEST_SHOWN] + "..."
+    text = text if len(text) <= MAX_SHOWN else text[:MAX_SHOWN] + "..."
     return repr(text) if isinstance(value, str) else text

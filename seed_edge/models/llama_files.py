@@ -26,7 +26,7 @@ CODE_PATTERN = re.compile(r"<img_([0-9]{1,9})>")
 BOI_TOKEN, EOI_TOKEN = "<img>", "</img>"
 
 
-LARGEST_PIECES = 64 << 20
+MAX_PIECES = 64 << 20
 """Bytes of `tokenizer.model`."""
 MAX_IDS = 1 << 22
 MAX_LAYERS, MAX_WIDTH, MAX_HEADS, MAX_CONTEXT = 512, 1 << 16, 1 << 10, 1 << 24
@@ -125,7 +125,7 @@ def read_pieces(folder: Path) -> sentencepiece.SentencePieceProcessor:
     model = folder / PIECES_FILE
     if not model.exists():
         raise CheckpointError(f"{model} is missing; it holds the language model's text pieces")
-    data = read_bytes(model, LARGEST_PIECES, CheckpointError)
+    data = read_bytes(model, MAX_PIECES, CheckpointError)
     if not data:
         raise CheckpointError(f"{model} is no SentencePiece model (it is empty)")
     try:

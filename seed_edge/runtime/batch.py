@@ -21,7 +21,7 @@ from seed_edge.runtime.threads import available_cores
 
 LINKS, NO_ENDING = "links to folders", "no ending"
 """Of files that are left out, beside their endings."""
-TOGETHER = 16
+BATCH_SIZE = 16
 """Images encoded at once."""
 
 
@@ -34,7 +34,7 @@ class Captioned:
     error: str | None = None
 
 
-def images_in(folder: Path, failed: list[tuple[Path, str]], left_out: Counter[str]) -> Iterator[Path]:
+def find_images(folder: Path, failed: list[tuple[Path, str]], left_out: Counter[str]) -> Iterator[Path]:
     """Image files of a folder and those in it, in order; hidden ones and links to folders are passed over.
 
     Args:
@@ -81,7 +81,7 @@ def caption_files(
     with ThreadPoolExecutor(available_cores()) as pool:
 
         def opened() -> list[tuple[Path, Future[Image.Image]]]:
-            return [(path, pool.submit(_small, edge, path, max_pixels)) for path in islice(remaining, TOGETHER)]
+            return [(path, pool.submit(_small, edge, path, max_pixels)) for path in islice(remaining, BATCH_SIZE)]
 
         def groups() -> Iterator[list[Image.Image]]:
             coming = opened()

@@ -15,7 +15,7 @@ from seed_edge.errors import CodesError, PromptError, SeedEdgeError
 from seed_edge.inputs import read_json
 from seed_edge.manifest import Sampling
 from seed_edge.prompts import Turn
-from seed_edge.runtime.generation import write_answer, write_codes
+from seed_edge.runtime.generation import generate_interleaved, sample_codes
 from seed_edge.runtime.pipeline import ImageSource, SeedEdge
 
 if TYPE_CHECKING:
@@ -23,10 +23,10 @@ if TYPE_CHECKING:
 
 Codes = NDArray[np.int64]
 FORMAT = 1
-LARGEST_FILE = 16 << 20
+MAX_FILE_BYTES = 16 << 20
 """Bytes of a saved conversation."""
 TURN_KEYS = {"text", "images", "answer"}
-MOST_ANSWER_IDS = 512
+MAX_ANSWER_IDS = 512
 UNFINISHED = "\N{REPLACEMENT CHARACTER}"
 """What the beginning of a letter of several bytes is read as."""
 
@@ -37,7 +37,7 @@ class Conversation:
     def __init__(self, edge: SeedEdge, *, temperature: float = 0.0, seed: int = 0) -> None:
         """
         Args:
-            temperature: of words; 0 takes the likeliest.
+            temperature: of words; 0 takes the top_k_top_p.
             seed: of the first answer; it counts up.
         """
         self.turns: list[Turn] = []
@@ -110,17 +110,17 @@ class Conversation:
     def _answer(self, draw: bool) -> Iterator[str | Codes]:
         model, language = self._model, self._edge.bundle.language
         vocab, seed = language.vocab, self._seed + len(self.turns) - 1
-        room = vocab.codes_per_image if draw else min(MOST_ANSWER_IDS, language.context_length // 2)
+        room = vocab.codes_per_image if draw else min(MAX_ANSWER_IDS, language.context_length // 2)
         ids = self._fitting(room + draw)
         if draw:
-            yield write_codes(model, vocab, [*ids, vocab.boi_id], language.sampling, seed)
+            yield sample_codes(model, vocab, [*ids, vocab.boi_id], language.sampling, seed)
             return
         written: list[int] = []
         told = 0
-        for each in write_answer(model, vocab, ids, self._words, language.sampling, seed, room):
+        for each in generate_interleaved(model, vocab, ids, self._words, language.sampling, seed, room):
             if isinstance(each, int):
                 written.append(each)
-                text = model.text_of(written)
+                text = model.detokenize(written)
                 if len(text) > told and not text.endswith(UNFINISHED):
                     yield text[told:]
                     told = len(text)
@@ -188,7 +188,7 @@ def saved_turns(path: Path) -> list[tuple[str, list[list[int]], list[str | list[
     """
     name = printable(str(path))
     try:
-        told = read_json(path, LARGEST_FILE, PromptError)
+        told = read_json(path, MAX_FILE_BYTES, PromptError)
     except PromptError as error:
         raise PromptError(f"{name} is no conversation that was saved here ({error})") from error
     if not isinstance(told, dict) or type(told.get("format")) is not int or not isinstance(told.get("turns"), list):

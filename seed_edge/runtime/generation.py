@@ -20,7 +20,7 @@ SORTED_FIRST = 256
 BLOCK = 256
 """Weights that are summed at once where one is drawn of many; a running sum of all takes ten times as long."""
 DRAWN_AGAIN_FROM = 0.25
-"""Share of all from which on it is quicker to draw until one is among the likeliest than to sort them."""
+"""Share of all from which on it is quicker to draw until one is among the top_k_top_p than to sort them."""
 GREEDY = Sampling(temperature=0.0, top_k=0, top_p=1.0)
 
 
@@ -32,13 +32,13 @@ def pick(logits: NDArray[np.float32], sampling: Sampling, rng: np.random.Generat
     weights = np.exp(scaled - scaled.max())
     if DRAWN_AGAIN_FROM <= sampling.top_p < 1 and not sampling.top_k:
         return _from_nucleus(weights, sampling.top_p, rng)
-    kept = likeliest(weights, sampling.top_k, sampling.top_p)
+    kept = top_k_top_p(weights, sampling.top_k, sampling.top_p)
     cumulative = np.cumsum(weights[kept])
     return int(kept[min(int(np.searchsorted(cumulative, rng.random() * cumulative[-1], side="right")), len(kept) - 1)])
 
 
 def _from_nucleus(weights: NDArray[np.float64], top_p: float, rng: np.random.Generator) -> int:
-    """Position of one of the largest weights that hold a share of `top_p`, as `likeliest` says which these are.
+    """Position of one of the largest weights that hold a share of `top_p`, as `top_k_top_p` says which these are.
 
     Sorts nothing: one is drawn of all, until it is among them, which it is when the larger ones do not yet hold that share.
     """
@@ -57,7 +57,7 @@ def _from_nucleus(weights: NDArray[np.float64], top_p: float, rng: np.random.Gen
             return chosen
 
 
-def likeliest(weights: NDArray[np.float64], top_k: int, top_p: float) -> NDArray[np.int64]:
+def top_k_top_p(weights: NDArray[np.float64], top_k: int, top_p: float) -> NDArray[np.int64]:
     """Positions of the `top_k` largest weights (0: all), of these as few as hold a share of `top_p`.
 
     Largest first, but where all are kept. Sorts no more than it must: a full sort takes as long as a small model.
@@ -83,7 +83,7 @@ def _largest(weights: NDArray[np.float64], count: int) -> NDArray[np.int64]:
     return found[np.argsort(-weights[found], kind="stable")]
 
 
-class Guided:
+class ClassifierFreeGuidance:
     """Two conversations read side by side, one that asks for a picture and one that asks for none.
 
     Classifier-free guidance (Ho & Salimans 2022, arXiv:2207.12598) on the logits of codes.
@@ -110,7 +110,7 @@ class Guided:
         return unasked + np.float32(self._guidance) * (asked - unasked)
 
 
-class Agreed:
+class LogitEnsemble:
     """Several prompts read side by side that ask for the same text: what all of them find likely is written."""
 
     def __init__(
@@ -135,7 +135,7 @@ class Agreed:
         return mean
 
 
-def write_codes(
+def sample_codes(
     model: LanguageModel,
     vocab: Vocab,
     prompt: list[int],
@@ -160,7 +160,7 @@ def write_codes(
         logits = model.step(vocab.first_code_id + codes[-1])
 
 
-def write_several(
+def sample_codes_batch(
     model: BranchingModel,
     vocab: Vocab,
     prompt: list[int],
@@ -183,7 +183,7 @@ def write_several(
     return np.stack([vocab.check_codes(each) for each in codes.T])
 
 
-def write_text(
+def generate_text(
     model: LanguageModel, vocab: Vocab, prompt: list[int], sampling: Sampling, seed: int, max_ids: int
 ) -> list[int]:
     """Text ids that continue a prompt, up to EOS or `max_ids`; EOS is not returned."""
@@ -200,7 +200,7 @@ def write_text(
     return ids
 
 
-def write_answer(
+def generate_interleaved(
     model: LanguageModel, vocab: Vocab, prompt: list[int], text: Sampling, codes: Sampling, seed: int, max_ids: int
 ) -> Iterator[int | NDArray[np.int64]]:
     """What continues a prompt: text ids one by one, and the codes (codes_per_image,) of pictures, up to EOS or `max_ids`.
@@ -233,10 +233,10 @@ def write_answer(
         logits = model.step(vocab.eoi_id)
 
 
-def best_text(model: BranchingModel, vocab: Vocab, prompt: list[int], beams: int, max_ids: int) -> list[int]:
+def beam_search(model: BranchingModel, vocab: Vocab, prompt: list[int], beams: int, max_ids: int) -> list[int]:
     """Text ids that continue a prompt, up to EOS or `max_ids`: likely ones as a whole, not one by one.
 
-    Beam search: the `beams` likeliest beginnings are followed side by side; of those that end, the one whose ids have the
+    Beam search: the `beams` top_k_top_p beginnings are followed side by side; of those that end, the one whose ids have the
     highest mean log-probability is taken. EOS is not returned.
     """
     allowed = np.flatnonzero(vocab.text_mask())

@@ -14,23 +14,23 @@ from seed_edge.errors import BundleError
 from seed_edge.manifest import DECODER, ENCODER
 from seed_edge.preprocess import to_images
 from seed_edge.runtime.onnx_session import Device, Session
-from seed_edge.runtime.part_cache import Residents
+from seed_edge.runtime.part_cache import PartCache
 from seed_edge.runtime.unclip import DiffusionOptions, Unclip
 
-TOGETHER = 16
+BATCH_SIZE = 16
 """Pictures encoded at once; what more of them need while they are worked on no longer fits a processor's cache."""
 
 
 class ImageTokenizer:
     """Encoder and decoder of a bundle; each graph is opened when first used."""
 
-    def __init__(self, bundle: Bundle, device: Device, residents: Residents | None = None) -> None:
+    def __init__(self, bundle: Bundle, device: Device, residents: PartCache | None = None) -> None:
         """
         Args:
             residents: keeps the graphs; by default all stay open as long as this object.
         """
         self._bundle, self._device = bundle, device
-        self._residents = residents or Residents(bundle)
+        self._residents = residents or PartCache(bundle)
         self.device = device.name
         """Where graphs run; what is meant to be, until one is open."""
 
@@ -58,7 +58,7 @@ class ImageTokenizer:
         Returns:
             (len(images), count, codes_per_image); the first of each image are its codes.
         """
-        views, step = self._bundle.manifest.preprocessing.views, max(1, TOGETHER // count)
+        views, step = self._bundle.manifest.preprocessing.views, max(1, BATCH_SIZE // count)
         codes = []
         for start in range(0, len(images), step):
             codes.append(self.encode_values(np.concatenate([views(image, count) for image in images[start : start + step]])))
@@ -67,7 +67,7 @@ class ImageTokenizer:
     def encode_values(self, pixel_values: NDArray[np.float32]) -> NDArray[np.int64]:
         """Codes of normalised pixels (batch, 3, S, S); see `encode`."""
         encoder = self._session(ENCODER)
-        most = self._residents.at_once(ENCODER, min(len(pixel_values), TOGETHER))
+        most = self._residents.at_once(ENCODER, min(len(pixel_values), BATCH_SIZE))
         parts = [encoder(pixel_values[start : start + most])[0] for start in range(0, len(pixel_values), most)]
         codes = np.concatenate(parts)
         size = self._bundle.manifest.codes.codebook_size

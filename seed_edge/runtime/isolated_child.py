@@ -20,7 +20,7 @@ from seed_edge.manifest import DECODER, ENCODER, UNET, VAE
 from seed_edge.runtime.image_tokenizer import ImageTokenizer
 from seed_edge.runtime.language_model import LlamaCpp
 from seed_edge.runtime.onnx_session import Device, choose_device
-from seed_edge.runtime.part_cache import Residents
+from seed_edge.runtime.part_cache import PartCache
 from seed_edge.runtime.selftest import pattern
 from seed_edge.runtime.unclip import DiffusionOptions, Unclip
 
@@ -46,7 +46,7 @@ def run_part(bundle: Bundle, name: str) -> None:
     Raises:
         SeedEdgeError: it cannot be opened or run, or gives what it must not.
     """
-    device, residents = choose_device("cpu"), Residents(bundle, trusted=True)
+    device, residents = choose_device("cpu"), PartCache(bundle, trusted=True)
     try:
         if name.endswith(".gguf"):
             _run_language_model(bundle)
@@ -58,7 +58,7 @@ def run_part(bundle: Bundle, name: str) -> None:
         residents.close()
 
 
-def _run_image_tokenizer(bundle: Bundle, name: str, device: Device, residents: Residents) -> None:
+def _run_image_tokenizer(bundle: Bundle, name: str, device: Device, residents: PartCache) -> None:
     images, manifest = ImageTokenizer(bundle, device, residents), bundle.manifest
     if name == ENCODER:
         images.encode_values(manifest.preprocessing.normalise(pattern(manifest.preprocessing.image_size)[None]))
@@ -70,7 +70,7 @@ def _run_image_tokenizer(bundle: Bundle, name: str, device: Device, residents: R
             raise BundleError(f"{bundle.decoder} gives values that are not numbers for code {code}; export again")
 
 
-def _run_diffusion(bundle: Bundle, name: str, device: Device, residents: Residents) -> None:
+def _run_diffusion(bundle: Bundle, name: str, device: Device, residents: PartCache) -> None:
     unclip = Unclip(bundle, device, residents)
     latents, noise = unclip.noise(0, 1)
     if name == UNET:
@@ -87,7 +87,7 @@ def _run_language_model(bundle: Bundle) -> None:
             raise BundleError(f"{bundle.language_model} has {model.vocab_size} ids, the manifest says {vocab.size}")
         ids = [vocab.bos_id, *model.tokenize(SAMPLE)][: max(1, language.context_length // 2)]
         for token in range(vocab.size):
-            model.text_of([token])
+            model.detokenize([token])
         logits = [model.start(ids, room=1), model.step(vocab.first_code_id)]
         with model.fork(2, 2) as other:
             other.start(ids[:1], room=2)

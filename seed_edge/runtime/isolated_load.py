@@ -31,7 +31,7 @@ BASE_SECONDS, BYTES_PER_SECOND = 60, 4 << 20
 """Time for a child: so much, and the files' size at a slow disk's rate."""
 BASE_MEMORY, MEMORY_PER_BYTE = 3 << 30, 12
 """Private memory of a child: so much, and so many times the files' size."""
-TOGETHER = 64 << 20
+BATCH_SIZE = 64 << 20
 """Bytes of parts that one child tries, the first time one of them is needed."""
 
 
@@ -99,7 +99,7 @@ def try_all(bundle: Bundle) -> None:
 
 
 def _small(bundle: Bundle) -> bool:
-    return sum(_size(bundle, name) for name in part_names(bundle)) <= TOGETHER
+    return sum(_size(bundle, name) for name in part_names(bundle)) <= BATCH_SIZE
 
 
 def _fits_rules(bundle: Bundle, name: str) -> bool:

@@ -25,7 +25,7 @@ WITHOUT_AMX = f"CFLAGS=-U__AMX_INT8__ CXXFLAGS=-U__AMX_INT8__ {BUILD_HERE}"
 FIRST_CONTEXT = 512
 """Ids there is room for at first; keys and values of 2,048 take a gigabyte in a LLaMA of 7 billion weights."""
 
-LONGEST_TEXT = 1 << 20
+MAX_TEXT_BYTES = 1 << 20
 """Bytes of a text, far beyond any context."""
 
 
@@ -89,7 +89,7 @@ def model_params(gpu_layers: int, repack: bool = True) -> Any:
     return params
 
 
-def slow_ways(gpu_there: bool = False) -> Iterator[str]:
+def performance_warnings(gpu_there: bool = False) -> Iterator[str]:
     """Why language models are slower here than they could be, and what helps; a line each.
 
     Args:
@@ -229,14 +229,14 @@ class LlamaCpp:
         """Ids of literal text; no BOS, nothing parsed as a control token.
 
         Raises:
-            PromptError: the text is not UTF-8, or has over `LONGEST_TEXT` bytes.
+            PromptError: the text is not UTF-8, or has over `MAX_TEXT_BYTES` bytes.
         """
         try:
             data = text.encode()
         except UnicodeEncodeError as error:
             raise PromptError(f"the text is not UTF-8 (character {error.start + 1}); write it in UTF-8") from None
-        if len(data) > LONGEST_TEXT:
-            raise PromptError(f"the text has {len(data):,} bytes, {LONGEST_TEXT:,} at most can be read; shorten it")
+        if len(data) > MAX_TEXT_BYTES:
+            raise PromptError(f"the text has {len(data):,} bytes, {MAX_TEXT_BYTES:,} at most can be read; shorten it")
         room = len(data) + 2  # never more ids than bytes, but for the space put in front
         ids = (llama_cpp.llama_token * room)()
         count = llama_cpp.llama_tokenize(self._vocab, data, len(data), ids, room, False, False)
@@ -244,7 +244,7 @@ class LlamaCpp:
             raise PromptError(f"llama.cpp needs {-count} ids for a text of {len(data)} bytes; shorten it")
         return list(ids[:count])
 
-    def text_of(self, ids: Sequence[int]) -> str:
+    def detokenize(self, ids: Sequence[int]) -> str:
         """Text of ids, without leading or trailing white space."""
         array = (llama_cpp.llama_token * len(ids))(*ids)
         room = 64 * len(ids) + 64

@@ -20,7 +20,7 @@ from seed_edge.runtime.onnx_session import DTYPES, open_on_cpu
 from seed_edge.runtime.unclip import TILE
 
 
-def footprint(path: Path) -> MemoryUse | None:
+def measure_memory(path: Path) -> MemoryUse | None:
     """What a graph takes on a CPU, beyond a process that has nothing open; None where the system does not say.
 
     Raises:
@@ -35,7 +35,7 @@ def footprint(path: Path) -> MemoryUse | None:
 
 
 def measure(path: Path) -> MemoryUse | None:
-    """`footprint`, in this process, which must have opened nothing yet; sizes that the graph leaves open are one tile."""
+    """`measure_memory`, in this process, which must have opened nothing yet; sizes that the graph leaves open are one tile."""
     before = held_memory()
     if before is None:
         return None

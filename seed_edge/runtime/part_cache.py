@@ -19,7 +19,7 @@ log = logging.getLogger("seed_edge")
 
 BASE = 100_000_000
 """Bytes of the process itself: interpreter and both runtimes."""
-PLENTY = 8
+PLENTY_FACTOR = 8
 """Where so many times the size of all files is free, nothing is reckoned at all."""
 GUESS = MemoryUse(held=2, opening=3, running=4)
 """Multiples of a graph's size, for bundles whose manifest does not tell: fp16 weights become fp32 (`full_diffusion.py`)."""
@@ -37,7 +37,7 @@ class Part(Protocol):
 P = TypeVar("P", bound=Part)
 
 
-class Residents:
+class PartCache:
     """The open parts of a bundle, by file name; a part is opened when it is first used."""
 
     def __init__(
@@ -72,7 +72,7 @@ class Residents:
         Raises:
             MemoryShortError: it does not fit the limit that was set.
         """
-        if self.watching and not self.make_room(name, running):
+        if self.watching and not self.evict_until_fits(name, running):
             self._told_short(name, running)
         if name not in self._open:
             if not self._trusted:
@@ -86,7 +86,7 @@ class Residents:
         """Whether a part is open."""
         return name in self._open
 
-    def make_room(self, name: str, running: int | None = None) -> bool:
+    def evict_until_fits(self, name: str, running: int | None = None) -> bool:
         """Close other parts, those first that were not used for longest, until this one fits; whether it does."""
         others = [other for other in self._open if other != name]
         while others and (self.alone or not self._fits(name, running)):
@@ -173,7 +173,7 @@ class Residents:
     def _plenty(self) -> bool:
         """Whether so much is free that nothing need be reckoned."""
         size, free = sum(entry.size for entry in self._bundle.manifest.files.values()), available_memory()
-        return not self._on_card and (free is None or free >= PLENTY * size)
+        return not self._on_card and (free is None or free >= PLENTY_FACTOR * size)
 
     def _reckoned(self, name: str) -> MemoryUse:
         manifest = self._bundle.manifest

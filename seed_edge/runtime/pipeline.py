@@ -20,14 +20,21 @@ from PIL import Image
 from seed_edge.bundle import Bundle
 from seed_edge.errors import BundleError, DeviceError, ImageError, PromptError
 from seed_edge.gguf_header import GgufHeader
-from seed_edge.manifest import MOST_BEAMS, Sampling
+from seed_edge.manifest import MAX_BEAMS, Sampling
 from seed_edge.memory import free_gpu_memory
 from seed_edge.preprocess import open_image
-from seed_edge.runtime.generation import Agreed, Guided, best_text, write_codes, write_several, write_text
+from seed_edge.runtime.generation import (
+    ClassifierFreeGuidance,
+    LogitEnsemble,
+    beam_search,
+    generate_text,
+    sample_codes,
+    sample_codes_batch,
+)
 from seed_edge.runtime.image_tokenizer import ImageTokenizer
 from seed_edge.runtime.onnx_session import Device, choose_device
-from seed_edge.runtime.part_cache import Residents, layers_that_fit
-from seed_edge.runtime.rerank import best_seen
+from seed_edge.runtime.part_cache import PartCache, layers_that_fit
+from seed_edge.runtime.rerank import rerank
 from seed_edge.runtime.threads import SMALL_MODEL, available_cores, threads_for_language_model
 from seed_edge.runtime.unclip import DiffusionOptions
 
@@ -36,10 +43,10 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("seed_edge")
 
-MOST_ANSWER_IDS = 512
-LEAST_AWAY = 1.5
+MAX_ANSWER_IDS = 512
+MIN_NEGATIVE_GUIDANCE = 1.5
 """Guidance where something is to be kept away from, and the bundle has less."""
-MOST_WRITERS = 4
+MAX_WRITERS = 4
 """Captions written at once; Python itself, which runs in one thread at a time, leaves no use for more."""
 ImageSource = Image.Image | str | Path
 Codes = Sequence[int] | NDArray[np.int64]
@@ -68,7 +75,7 @@ class SeedEdge:
         """See `seed_edge.load`."""
         self.bundle, self._device = bundle, device
         graphs = [name for name in bundle.manifest.files if name.endswith(".onnx")] if device.name == "cuda" else []
-        self._residents = Residents(bundle, limit=memory_limit, alone=low_memory, on_card=graphs)
+        self._residents = PartCache(bundle, limit=memory_limit, alone=low_memory, on_card=graphs)
         self._images = ImageTokenizer(bundle, device, self._residents)
         self._lock, self._process = threading.RLock(), os.getpid()
 
@@ -105,12 +112,12 @@ class SeedEdge:
         return self._residents.use(self.bundle.language.file, self._open_language_model)
 
     def _open_language_model(self) -> LlamaCpp:
-        from seed_edge.runtime.language_model import LlamaCpp, gpu_offload, slow_ways
+        from seed_edge.runtime.language_model import LlamaCpp, gpu_offload, performance_warnings
 
         language, path = self.bundle.language, self.bundle.language_model
         layers = 0
         if path.stat().st_size > SMALL_MODEL:
-            for way in slow_ways(self._device.name == "cuda"):
+            for way in performance_warnings(self._device.name == "cuda"):
                 log.warning("%s", way)
         if self._device.name == "cuda" and gpu_offload():
             free = free_gpu_memory()
@@ -149,7 +156,7 @@ class SeedEdge:
 
         Args:
             image: a PIL image of any size and mode, or the path of an image file.
-            temperature: 0 takes the likeliest words; higher values vary, with `seed`.
+            temperature: 0 takes the top_k_top_p words; higher values vary, with `seed`.
             beams: captions followed side by side, at temperature 0; by default as the manifest says.
 
         Raises:
@@ -232,7 +239,7 @@ class SeedEdge:
     def _writers(self) -> int:
         """How many captions are written at once: several where the language model is so small that each uses one core."""
         small = threads_for_language_model(self.bundle.language_model.stat().st_size) == 1
-        return min(MOST_WRITERS, available_cores()) if small and not self._residents.watching else 1
+        return min(MAX_WRITERS, available_cores()) if small and not self._residents.watching else 1
 
     def caption_codes(self, codes: Codes, *, temperature: float = 0.0, seed: int = 0, beams: int | None = None) -> str:
         """Describe an image given as codes (codes_per_image,); see `caption`."""
@@ -256,20 +263,20 @@ class SeedEdge:
         vocab, most = language.vocab, language.max_caption_ids
         prompts = [language.prompts.for_caption(vocab, model.tokenize, vocab.check_codes(codes)) for codes in views]
         beams = language.caption_beams if beams is None else beams
-        if not 1 <= beams <= MOST_BEAMS:
-            raise PromptError(f"beams is {beams}; it must be 1 to {MOST_BEAMS}")
+        if not 1 <= beams <= MAX_BEAMS:
+            raise PromptError(f"beams is {beams}; it must be 1 to {MAX_BEAMS}")
         if temperature == 0 and (beams > 1 or len(prompts) > 1):
             followed = [model.kept((view, beams), beams, most) for view in range(len(prompts))]
-            agreed = Agreed(followed, prompts, pool)
-            return model.text_of(best_text(agreed, vocab, prompts[0], beams, most))
-        return model.text_of(write_text(model, vocab, prompts[0], Sampling(temperature, 0, 1.0), seed, most))
+            agreed = LogitEnsemble(followed, prompts, pool)
+            return model.detokenize(beam_search(agreed, vocab, prompts[0], beams, most))
+        return model.detokenize(generate_text(model, vocab, prompts[0], Sampling(temperature, 0, 1.0), seed, most))
 
     def ask(self, images: Sequence[ImageSource], question: str, *, temperature: float = 0.0, seed: int = 0) -> str:
         """Answer a question about images.
 
         Args:
             images: in the order the question speaks of them.
-            temperature: 0 takes the likeliest words; higher values vary, with `seed`.
+            temperature: 0 takes the top_k_top_p words; higher values vary, with `seed`.
 
         Raises:
             PromptError: the question is empty or too long, or the bundle's model was not taught to answer.
@@ -282,8 +289,8 @@ class SeedEdge:
         language, model = self.bundle.language, self._language_model
         vocab = language.vocab
         ids = language.prompts.for_question(vocab, model.tokenize, question, [vocab.check_codes(each) for each in images])
-        most = min(MOST_ANSWER_IDS, language.context_length // 2)
-        return model.text_of(write_text(model, vocab, ids, Sampling(temperature, 0, 1.0), seed, most))
+        most = min(MAX_ANSWER_IDS, language.context_length // 2)
+        return model.detokenize(generate_text(model, vocab, ids, Sampling(temperature, 0, 1.0), seed, most))
 
     def edit(
         self,
@@ -316,7 +323,7 @@ class SeedEdge:
         """Codes (codes_per_image,) of an image, given as codes, changed as asked; see `edit` and `draw_codes`."""
         language, model = self.bundle.language, self._language_model
         ids = language.prompts.for_edit(language.vocab, model.tokenize, change, [language.vocab.check_codes(codes)])
-        return write_codes(model, language.vocab, ids, sampling or language.sampling, seed, progress)
+        return sample_codes(model, language.vocab, ids, sampling or language.sampling, seed, progress)
 
     def draw(
         self,
@@ -377,17 +384,20 @@ class SeedEdge:
         ids = language.prompts.for_drawing(vocab, model.tokenize, prompt)
         guidance, away = sampling.guidance, language.prompts.for_any_drawing(vocab, model.tokenize)
         if negative is not None and self.bundle.manifest.kind == "pixels":
-            guidance, away = max(guidance, LEAST_AWAY), language.prompts.for_drawing(vocab, model.tokenize, negative)
+            guidance, away = (
+                max(guidance, MIN_NEGATIVE_GUIDANCE),
+                language.prompts.for_drawing(vocab, model.tokenize, negative),
+            )
         tries = self._tries(sampling)
         asked = model if tries == 1 else model.kept(("tries", tries), tries, vocab.codes_per_image)
         with ExitStack() as stack:
             writer: WritingModel = asked
             if guidance != 1:
                 branches = (1, 0) if tries == 1 else (tries, vocab.codes_per_image)
-                writer = Guided(asked, stack.enter_context(model.fork(*branches)), away, guidance)
+                writer = ClassifierFreeGuidance(asked, stack.enter_context(model.fork(*branches)), away, guidance)
             if tries == 1:
-                return write_codes(writer, vocab, ids, sampling, seed, progress)
-            drawn = write_several(writer, vocab, ids, sampling, seed, progress)
+                return sample_codes(writer, vocab, ids, sampling, seed, progress)
+            drawn = sample_codes_batch(writer, vocab, ids, sampling, seed, progress)
         return self._best_of(drawn, ids, language.prompts.of_drawing(model.tokenize, prompt))
 
     def _tries(self, sampling: Sampling) -> int:
@@ -403,7 +413,7 @@ class SeedEdge:
         return sampling.tries if sampling.temperature else 1
 
     def _best_of(self, drawn: NDArray[np.int64], prompt: Sequence[int], words: Sequence[int]) -> NDArray[np.int64]:
-        """The codes whose picture is most like what was asked for; see `best_seen`."""
+        """The codes whose picture is most like what was asked for; see `rerank`."""
         different = list({tuple(codes): codes for codes in drawn.tolist()}.values())
         if len(different) == 1:
             return np.array(different[0], np.int64)
@@ -411,7 +421,7 @@ class SeedEdge:
         pictures = [self.decode(codes) for codes in different]
         seen = [self._images.encode([picture])[0] for picture in pictures]
         model = self._language_model  # opened anew where it had to make room
-        chosen = best_seen(model, model.tokenize, self.bundle.language, prompt, words, seen)
+        chosen = rerank(model, model.tokenize, self.bundle.language, prompt, words, seen)
         return np.array(different[chosen], np.int64)
 
     @exclusive

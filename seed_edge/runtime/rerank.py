@@ -16,11 +16,11 @@ from seed_edge.prompts import Tokenize
 from seed_edge.runtime.generation import log_probabilities
 from seed_edge.runtime.language_model import ReadingModel
 
-CODES_COUNT = 1 / 4
+CODE_WEIGHT = 1 / 4
 """What a nat of codes counts beside one of words; 32 codes tell much that no words ask for."""
 
 
-def best_seen(
+def rerank(
     model: ReadingModel,
     tokenize: Tokenize,
     language: Language,
@@ -39,7 +39,7 @@ def best_seen(
 
     def score(codes: NDArray[np.int64]) -> float:
         written = vocab.codes_to_ids(codes)[1:-1]
-        found = CODES_COUNT * log_probability(model, prompt, written, vocab.code_mask())
+        found = CODE_WEIGHT * log_probability(model, prompt, written, vocab.code_mask())
         if words:
             caption = language.prompts.for_caption(vocab, tokenize, codes)
             fitting = words[: language.context_length - len(caption)]  # a prompt may be longer than a caption can be

@@ -18,7 +18,7 @@ from seed_edge.runtime.onnx_session import Device
 VALUES = 16
 CODES_NEEDED = 0.9
 """Share of codes that must be equal; another processor may round a near tie the other way."""
-LARGEST_ERROR = 0.02
+MAX_RELATIVE_ERROR = 0.02
 
 
 def pattern(size: int) -> NDArray[np.uint8]:
@@ -54,7 +54,7 @@ def verify(bundle: Bundle, device: Device) -> str:
     equal = float(np.mean(np.array(found.codes) == np.array(expected.codes)))
     scale = max(1.0, float(np.abs(expected.decoded).max()))
     error = float(np.abs(np.array(found.decoded) - np.array(expected.decoded)).max()) / scale
-    if equal < CODES_NEEDED or (equal == 1 and error > LARGEST_ERROR):
+    if equal < CODES_NEEDED or (equal == 1 and error > MAX_RELATIVE_ERROR):
         raise BundleError(
             f"{bundle.path}: {equal:.0%} of the self-test's codes are equal and values differ by {error:.2g}; "
             "this machine or its ONNX Runtime computes something else"

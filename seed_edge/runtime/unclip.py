@@ -15,7 +15,7 @@ from seed_edge.bundle import Bundle
 from seed_edge.errors import BundleError, MemoryShortError, PromptError
 from seed_edge.manifest import UNET, VAE
 from seed_edge.runtime.onnx_session import Device, Session
-from seed_edge.runtime.part_cache import Residents
+from seed_edge.runtime.part_cache import PartCache
 from seed_edge.runtime.schedulers import SCHEDULERS, Array, ImageNoise, Schedule, Scheduler, denoise, guided
 
 log = logging.getLogger("seed_edge")
@@ -88,13 +88,13 @@ FAST = DiffusionOptions(steps=9, scheduler="dpm++", guided_between=(0.28, 5.42))
 class Unclip:
     """Diffusion and VAE of a bundle; each graph is opened when first used."""
 
-    def __init__(self, bundle: Bundle, device: Device, residents: Residents | None = None) -> None:
+    def __init__(self, bundle: Bundle, device: Device, residents: PartCache | None = None) -> None:
         """
         Args:
             residents: keeps the graphs; by default both stay open as long as this object.
         """
         self._bundle, self._device, self._settings = bundle, device, bundle.diffusion
-        self._residents = residents or Residents(bundle)
+        self._residents = residents or PartCache(bundle)
         self._dim = bundle.manifest.image_embed_dim
 
     def _unet(self) -> Session:
@@ -179,7 +179,7 @@ class Unclip:
             raise BundleError(f"latents of shape {latents.shape} do not fit {self._bundle.path}, whose are (batch, {wanted})")
         asked, whole = tiled, side**2 * MEMORY_PER_PIXEL
         if tiled is None:
-            tiled = self._residents.alone or not self._residents.make_room(VAE, whole)
+            tiled = self._residents.alone or not self._residents.evict_until_fits(VAE, whole)
             if tiled and not self._residents.alone:
                 log.warning("memory is short (a whole picture needs %.1f GB): decoding in tiles", whole / 1e9)
         try:

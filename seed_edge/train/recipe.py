@@ -18,7 +18,7 @@ from seed_edge.models.fields import shown
 T = TypeVar("T")
 OPTIMIZERS = ("muon", "adamw")
 PRECISIONS = ("bf16", "fp32")
-LARGEST_FILE = 4 << 20
+MAX_FILE_BYTES = 4 << 20
 """Bytes of a recipe, and of a file of lines beside one."""
 MAX_INTEGER, MAX_SEED, MAX_NUMBER = 1 << 31, (1 << 63) - 1, 1e9
 """Largest integer, seed and real number of a recipe; none is negative."""
@@ -85,7 +85,7 @@ def load_recipe(kinds: Mapping[str, type[T]], name: str, changes: Sequence[str] 
         if not path.exists():
             known = ", ".join(sorted(p.stem for p in path.parent.glob("*.toml"))) or "none there"
             raise DataError(f"recipe {name} is missing; --recipe takes a .toml file or one of: {known}")
-        table = tomllib.loads(read_text(path, LARGEST_FILE, DataError))
+        table = tomllib.loads(read_text(path, MAX_FILE_BYTES, DataError))
     except RecursionError:
         raise DataError(f"recipe {path} cannot be read as TOML (it nests too deeply)") from None
     except ValueError as error:  # TOMLDecodeError, or an integer of thousands of digits
@@ -105,7 +105,7 @@ def _lines_beside(recipe: Path, key: str, value: Any) -> Any:
         return value
     try:
         path = recipe.with_name(value[1:])
-        return read_text(path, LARGEST_FILE, DataError).splitlines()
+        return read_text(path, MAX_FILE_BYTES, DataError).splitlines()
     except (DataError, OSError, ValueError) as error:
         raise DataError(f"recipe {recipe}: {key}: {value[1:]} cannot be read ({error})") from error
 

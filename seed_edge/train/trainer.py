@@ -1,7 +1,7 @@
 """What all training shares: devices, schedule, progress line, log, atomic checkpoints, resume.
 
 Runs on `accelerate`: one CPU, one GPU, or many of either under its launcher (`accelerate launch -m seed_edge train ...`).
-What is trained is an `Objective`, a module whose forward gives losses by name; batches are made beside it.
+What is trained is an `LossModule`, a module whose forward gives losses by name; batches are made beside it.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ Batch = dict[str, Any]
 """Tensors and other values by name; `keys` names the samples."""
 
 
-class Objective(nn.Module):
+class LossModule(nn.Module):
     """What is trained, with everything that is needed to tell how well."""
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
@@ -62,7 +62,7 @@ def learning_rate(step: int, schedule: Schedule) -> float:
     return schedule.rate * (schedule.floor + (1 - schedule.floor) * 0.5 * (1 + math.cos(math.pi * progress)))
 
 
-def optimizers_for(objective: Objective, schedule: Schedule) -> list[torch.optim.Optimizer]:
+def optimizers_for(objective: LossModule, schedule: Schedule) -> list[torch.optim.Optimizer]:
     """Muon for the matrices between layers and AdamW for everything else, or AdamW for all; one learning rate drives both.
 
     Muon (Jordan 2024; scaled to AdamW's step as in Liu et al. 2025, arXiv:2502.16982) needs far fewer steps.
@@ -92,7 +92,7 @@ def shapes_of(optimizers: list[torch.optim.Optimizer]) -> list[list[list[int]]]:
     return [[list(p.shape) for group in o.param_groups for p in group["params"]] for o in optimizers]
 
 
-class Loop:
+class Trainer:
     """Runs an objective to the end of its schedule; an interrupted run goes on where it was.
 
     The random numbers of step n depend on the seed and on n alone, so a resumed run equals one that never stopped.
@@ -105,7 +105,7 @@ class Loop:
 
     def run(
         self,
-        objective: Objective,
+        objective: LossModule,
         batch_of: Callable[[int, np.random.Generator], Batch],
         after: Callable[[int], Mapping[str, float] | None] | None = None,
     ) -> None:
@@ -213,7 +213,7 @@ class Loop:
             log.flush()
             self.report(f"step {step:,}  " + "  ".join(f"{name} {value:.4f}" for name, value in found.items()))
 
-    def _save(self, step: int, objective: Objective, optimizers: list[torch.optim.Optimizer]) -> None:
+    def _save(self, step: int, objective: LossModule, optimizers: list[torch.optim.Optimizer]) -> None:
         state = {
             "step": step,
             "seed": self.schedule.seed,
@@ -224,7 +224,7 @@ class Loop:
         with replacing(self.folder / STATE) as partial:
             torch.save(state, partial)
 
-    def _resume(self, objective: Objective, optimizers: list[torch.optim.Optimizer]) -> int:
+    def _resume(self, objective: LossModule, optimizers: list[torch.optim.Optimizer]) -> int:
         path = self.folder / STATE
         if not path.exists():
             return 0
@@ -243,7 +243,7 @@ class Loop:
         return int(state["step"])
 
 
-def _own(objective: Objective) -> dict[str, Tensor]:
+def _own(objective: LossModule) -> dict[str, Tensor]:
     """Parameters and buffers, but for frozen parameters that were given."""
     given = {id(p) for module in objective.given() for p in module.parameters() if not p.requires_grad}
     return {name: p.detach() for name, p in objective.state_dict(keep_vars=True).items() if id(p) not in given}

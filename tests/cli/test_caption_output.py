@@ -206,7 +206,7 @@ def test_progress_tells_rate_and_time_left(monkeypatch):
     screen, now = Terminal(), iter([0.0, 2.0, 4.0])
     monkeypatch.setattr(sys, "stderr", screen)
     monkeypatch.setattr(caption_output.time, "monotonic", lambda: next(now))
-    pace = caption_output.Pace(7202, quiet=False)
+    pace = caption_output.FileProgress(7202, quiet=False)
     pace.step()
     pace.step()
     assert "2/7,202  0.5/s  4:00:00 left" in screen.getvalue()
@@ -494,12 +494,12 @@ def test_a_file_that_is_not_all_captions_is_not_shortened(run, folder, data):
 
 
 def test_every_beginning_of_a_line_that_was_cut_is_gone_on_with(run, folder):
-    from seed_edge.commands.caption_output import LONGEST_LINE, _is_begun
+    from seed_edge.commands.caption_output import MAX_LINE_BYTES, _is_begun
     from seed_edge.display import json_line
 
     name, caption = 'q"b\\s\x1b' + os.fsdecode(b"\xff") + "\N{HAMSTER FACE}", 'é "\n\u2028'
     line = json_line({"image": name, "caption": caption}).encode()
-    assert len(line) < LONGEST_LINE and not _is_begun(line, alone=False)
+    assert len(line) < MAX_LINE_BYTES and not _is_begun(line, alone=False)
     for end in range(len(line)):
         assert _is_begun(line[:end], alone=False), line[:end]
         assert _is_begun(line[:end], alone=True) == (end >= len('{"image": "')), line[:end]
@@ -576,14 +576,14 @@ def test_progress_is_a_line_every_half_minute_where_nobody_sees_a_terminal(monke
     screen, now = io.StringIO(), iter([0.0, *range(10, 110, 10), 200.0, 300.0])
     monkeypatch.setattr(sys, "stderr", screen)
     monkeypatch.setattr(caption_output.time, "monotonic", lambda: next(now))
-    pace = caption_output.Pace(20, quiet=False)
+    pace = caption_output.FileProgress(20, quiet=False)
     for _ in range(10):
         pace.step()
         pace.clear()
     assert screen.getvalue().splitlines() == [
         f"{n}/20  0.1/s  {left} left" for n, left in ((3, "0:02:50"), (6, "0:02:20"), (9, "0:01:50"))
     ]
-    caption_output.Pace(20, quiet=True).step()
+    caption_output.FileProgress(20, quiet=True).step()
     assert len(screen.getvalue().splitlines()) == 3
 
 
@@ -599,7 +599,7 @@ def test_results_and_progress_never_share_a_line(run, folder, monkeypatch):
     monkeypatch.setattr(
         caption_output.click, "echo", lambda text="", err=False, nl=True, **_: screen.write(str(text) + "\n" * nl)
     )
-    pace, sink = caption_output.Pace(2, quiet=False), caption_output.Printed(as_json=False, alone=False)
+    pace, sink = caption_output.FileProgress(2, quiet=False), caption_output.Printed(as_json=False, alone=False)
     made = [(Path("a.png"), "one"), (Path("b.png"), "two")]
 
     class Made:

@@ -163,7 +163,7 @@ def test_ctrl_c_stops_whatever_is_made_and_not_the_chat(chat, monkeypatch, where
         raise KeyboardInterrupt
 
     if where == "draw_codes":
-        monkeypatch.setattr("seed_edge.runtime.conversation.write_codes", stopped)
+        monkeypatch.setattr("seed_edge.runtime.conversation.sample_codes", stopped)
     else:
         monkeypatch.setattr(SeedEdge, where, stopped)
     result = chat("'my photo.png' hello" if where == "encode" else "/draw a fox", "/save talk.json")

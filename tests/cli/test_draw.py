@@ -397,7 +397,7 @@ def test_a_grid_is_estimated_before_anything_is_drawn(run, monkeypatch, options,
     def begin(*_):
         raise Begun
 
-    monkeypatch.setattr("seed_edge.commands.draw.Brush.codes", begin)
+    monkeypatch.setattr("seed_edge.commands.draw.ImageWriter.codes", begin)
     if says is None:
         with pytest.raises(Begun):
             run("draw", "a house", "--grid", *options)
@@ -428,9 +428,9 @@ def test_a_grid_of_many_is_kept_whatever_its_file_can_say(run):
 
 
 def test_a_grid_that_is_stopped_keeps_what_was_drawn(run, monkeypatch):
-    from seed_edge.commands.draw import Brush
+    from seed_edge.commands.draw import ImageWriter
 
-    real, made = Brush.codes, []
+    real, made = ImageWriter.codes, []
 
     def codes(self, prompt, seed):
         if len(made) == 5:
@@ -439,7 +439,7 @@ def test_a_grid_that_is_stopped_keeps_what_was_drawn(run, monkeypatch):
         return real(self, prompt, seed)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Brush, "codes", codes)
+        patch.setattr(ImageWriter, "codes", codes)
         result = run("draw", "a house", "-n", 16, "--grid", "-o", "g.png", "--seed", 1, fails=True)
     assert "5 of 16 pictures were drawn" in result.stderr and Image.open("g.png").size == (48, 32)
     assert [each.seed for each in record_in("g.png").drawn] == [1, 2, 3, 4, 5]

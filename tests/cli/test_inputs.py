@@ -13,7 +13,7 @@ from click.testing import CliRunner
 from seed_edge import manifest
 from seed_edge.cli import cli
 from seed_edge.commands import common
-from seed_edge.commands.codes_input import CODES_FILE_LIMIT, LONGEST_PROMPT, lines_of, parse_codes, read_codes, read_latents
+from seed_edge.commands.codes_input import CODES_FILE_LIMIT, MAX_PROMPT, lines_of, parse_codes, read_codes, read_latents
 from seed_edge.commands.config import options_by_name
 from seed_edge.errors import CodesError, PromptError
 
@@ -333,7 +333,7 @@ def test_prompts_of_a_file(tmp_path):
         (b"a fox\na \xff house", "line 2 cannot be read as text"),
         (b"\xff\xfea\0", "cannot be read as text"),
         (b"a\0b", "NUL"),
-        (b"ok\n" + b"x" * (LONGEST_PROMPT + 1), "line 2 has"),
+        (b"ok\n" + b"x" * (MAX_PROMPT + 1), "line 2 has"),
         (b"x\n" * (9 << 20), "is over"),
     ],
 )

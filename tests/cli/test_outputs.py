@@ -30,7 +30,21 @@ from seed_edge.user_dirs import bundles_folder
 
 FOLDERS = ["", "more", "more/deep", ".hidden"]
 STEMS = ["a", "b", "c", "a house", "n" * 244, os.fsdecode(b"caf\xe9"), "tab\tline\n"]
-ENDINGS = [".jpg", ".PNG", ".png", ".webp", ".txt", ".caption", ".en.txt", ".json", ".jsonl", ".toml", ".dng", ".jpg.txt", ""]
+IMAGE_ENDINGS_BY_FORMAT = [
+    ".jpg",
+    ".PNG",
+    ".png",
+    ".webp",
+    ".txt",
+    ".caption",
+    ".en.txt",
+    ".json",
+    ".jsonl",
+    ".toml",
+    ".dng",
+    ".jpg.txt",
+    "",
+]
 KINDS = ["picture", "picture", "picture", "drawn", "text", "long text", "binary", "empty", "captions", "captions, cut"]
 KINDS += ["captions and more", "codes", "link", "hard link", "dangling link", "folder", "read-only text"]
 SIDECARS = ["txt", "txt", "caption", "en.txt", "jpg", "PNG", "", "..", "a/b", "json", "toml", "dng"]
@@ -186,7 +200,9 @@ seen: Counter[str] = Counter()
 )
 @given(
     entries=st.lists(
-        st.tuples(st.sampled_from(FOLDERS), st.sampled_from(STEMS), st.sampled_from(ENDINGS), st.sampled_from(KINDS)),
+        st.tuples(
+            st.sampled_from(FOLDERS), st.sampled_from(STEMS), st.sampled_from(IMAGE_ENDINGS_BY_FORMAT), st.sampled_from(KINDS)
+        ),
         min_size=4,
         max_size=14,
     ),

@@ -258,7 +258,7 @@ def test_file_objects_of_any_kind_are_read(kind, name):
 
 
 def test_a_stream_is_read_up_to_a_limit(monkeypatch):
-    monkeypatch.setattr(image_files, "LARGEST_STREAM", 100)
+    monkeypatch.setattr(image_files, "MAX_STREAM", 100)
     with pytest.raises(ImageError, match="image: over 100 bytes"):
         open_image(Stream(FILES["rgb.png"][0] + bytes(2 << 20)))
 

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image, PngImagePlugin
 
 from seed_edge.errors import ImageError
-from seed_edge.image_metadata import MOST_IN_JPEG, XMP_IN_PNG, Drawn, Record, drawn_here, record_in, record_of, saving_options
+from seed_edge.image_metadata import MAX_IN_JPEG, XMP_IN_PNG, Drawn, Record, drawn_here, record_in, record_of, saving_options
 
 KINDS = {"PNG": "png", "JPEG": "jpg", "WEBP": "webp"}
 RECORD = Record("a <red> fox & friends", (Drawn(7, (1, 2, 3, 4)),), "mini", "ab" * 32, temperature=0.5)
@@ -90,7 +90,7 @@ def test_a_jpeg_has_room_for_a_record_up_to_the_bound(tmp_path, caplog):
     codes = tuple(range(1000, 1032))
     fits = [n for n in (100, 200, 230, 240, 260, 300) if not _left_out(tmp_path, n, codes, caplog)]
     assert fits and fits == [n for n in (100, 200, 230, 240, 260, 300) if n <= max(fits)] and max(fits) < 300
-    assert MOST_IN_JPEG < 65_502
+    assert MAX_IN_JPEG < 65_502
 
 
 def _left_out(folder, count, codes, caplog) -> bool:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from seed_edge.errors import BundleError, PromptError
-from seed_edge.prompts import FAMILIES, Prompts, Turn, fill, join
+from seed_edge.prompts import TEMPLATES, Prompts, Turn, fill, join
 from seed_edge.vocab import Vocab
 
 VOCAB = Vocab(size=512, first_code_id=300, codebook_size=8, codes_per_image=4, bos_id=1, eos_id=2, boi_id=310, eoi_id=311)
@@ -48,7 +48,7 @@ def test_a_picture_nobody_asked_for_needs_no_words():
 
 
 def test_an_edit_shows_the_picture_and_ends_with_boi():
-    ids = FAMILIES["vicuna"].for_edit(VOCAB, characters, "make it blue", [IMAGE])
+    ids = TEMPLATES["vicuna"].for_edit(VOCAB, characters, "make it blue", [IMAGE])
     assert ids == [1, *characters("USER:"), *IMAGE_IDS, *characters("make it blue\nASSISTANT:"), 310]
 
 
@@ -96,7 +96,7 @@ def test_single_turns_are_cut_as_the_reference_cuts_them(case):
     seen = []
     vocab = Vocab(40194, 32000, 8192, 32, 1, 2, 40192, 40193)
     images = [np.array(codes) for codes in case["images"]]
-    ids = FAMILIES[case["template"]].for_question(vocab, lambda text: seen.append(text) or [], case["text"], images)
+    ids = TEMPLATES[case["template"]].for_question(vocab, lambda text: seen.append(text) or [], case["text"], images)
     assert [piece.strip() for piece in seen] == [piece for piece in pieces_of(case["prompt"]) if piece]
     assert ids == [i for i in case["ids"] if i == 1 or i >= 32000]
 
@@ -106,6 +106,6 @@ def test_a_conversation_is_cut_as_the_reference_cuts_it():
     vocab = Vocab(40194, 32000, 8192, 32, 1, 2, 40192, 40193)
     turns = [Turn("Draw a red fox.", answer=("Here it is. ", np.array(case["images"][0]))), Turn("Now make it blue.")]
     seen = []
-    ids = FAMILIES["vicuna"].for_conversation(vocab, lambda text: seen.append(text) or [], turns)
+    ids = TEMPLATES["vicuna"].for_conversation(vocab, lambda text: seen.append(text) or [], turns)
     assert seen == ["USER: Draw a red fox.\nASSISTANT: Here it is.", "USER: Now make it blue.\nASSISTANT:"]
     assert ids == [i for i in case["ids"] if i == 1 or i >= 32000]

@@ -90,7 +90,7 @@ def test_a_memory_that_cannot_be_written_harms_nothing(own, settled, monkeypatch
 
 
 def test_the_memory_does_not_grow_for_ever(own, settled, monkeypatch):
-    monkeypatch.setattr(home_module, "MOST_REMEMBERED", 2)
+    monkeypatch.setattr(home_module, "MAX_REMEMBERED", 2)
     Bundle.open(settled)
     assert len(Checked()._known) == 2
 

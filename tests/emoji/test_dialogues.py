@@ -13,7 +13,7 @@ from seed_edge.data.samples import Sample
 from seed_edge.emoji.dialogues import changes, facts_of, questions, talks
 from seed_edge.errors import DataError
 from seed_edge.gguf_header import GgufHeader
-from seed_edge.prompts import FAMILIES
+from seed_edge.prompts import TEMPLATES
 from seed_edge.runtime.conversation import Conversation
 from seed_edge.train.language.examples import Writer
 from seed_edge.train.recipe import load_recipe
@@ -104,7 +104,7 @@ VOCAB = Vocab(size=300, first_code_id=260, codebook_size=8, codes_per_image=4, b
 
 
 def test_pictures_are_answers_where_the_conversation_says_so():
-    writer = Writer(VOCAB, lambda text: [3 + byte for byte in text.encode()], FAMILIES["own-talk"])
+    writer = Writer(VOCAB, lambda text: [3 + byte for byte in text.encode()], TEMPLATES["own-talk"])
     two = CodeSample(Sample("t", turns=(("make it blue", "<image>"), ("what is it?", "a fox"))), FOX.images + BLUE_FOX.images)
     before, after = (VOCAB.codes_to_ids(each.images[0]) for each in (FOX, BLUE_FOX))
     seen = {}
@@ -114,7 +114,7 @@ def test_pictures_are_answers_where_the_conversation_says_so():
     assert set(seen) == {(*after, 2), (*(3 + byte for byte in b"a fox"), 2)}
     first, second = seen[(*after, 2)], seen[tuple([*(3 + byte for byte in b"a fox"), 2])]
     assert first[1 : 1 + len(before)] == before and second[: len(first) - 1] == first[:-1]
-    asked = FAMILIES["own-talk"].for_edit(VOCAB, writer.tokenize, "make it blue", [FOX.images[0]])
+    asked = TEMPLATES["own-talk"].for_edit(VOCAB, writer.tokenize, "make it blue", [FOX.images[0]])
     assert first[: len(asked)] == asked  # what `edit` asks is what was learnt
 
 
@@ -144,7 +144,7 @@ def test_a_model_learns_to_answer_and_to_change_and_its_bundle_does(tiny, tmp_pa
     # bytes are too coarse for a model of 32 random numbers a row: on some processors they differ by more than Q8_0 may
     call("export", "--ckpt", tiny, "--llm", out, "--out", bundle, "--weight-type", "F16")
     language = Bundle.open(bundle).language
-    assert language.prompts == FAMILIES["own-talk"] and language.context_length == 160
+    assert language.prompts == TEMPLATES["own-talk"] and language.context_length == 160
     layers = [GgufHeader.read(file).number("block_count") for file in (tiny / "llm.gguf", bundle / language.file)]
     assert layers[1] == layers[0] + 2
     with seed_edge.load(bundle, device="cpu") as edge:

@@ -25,9 +25,9 @@ from seed_edge.export.parity import LOGITS_KL, language_parity
 from seed_edge.manifest import DECODER, ENCODER
 from seed_edge.models.checkpoints import load_image_tokenizer
 from seed_edge.runtime.language_model import LlamaCpp
-from seed_edge.train.pixel.feature_cache import make_room, open_cache
+from seed_edge.train.pixel.feature_cache import evict_until_fits, open_cache
 from seed_edge.train.pixel.tokenizer import codes_of, vectors_of_cache
-from seed_edge.train.trainer import Loop
+from seed_edge.train.trainer import Trainer
 
 LANGUAGE_MODEL = "llm.gguf"
 
@@ -114,13 +114,13 @@ def test_the_decoder_may_be_given_more_pictures(run, tmp_path, monkeypatch):
             image.paste(colour, (0, 0, 32, 64))
             write(shard, f"pair-{number}", image, {"phrases": [f"{colour} next to white"], "style": "flat"})
     seen = []
-    train = Loop.run
+    train = Trainer.run
 
     def watched(loop, objective, batch_of, after):
         seen.append([batch_of(step, np.random.default_rng(step)) for step in range(6)])
         return train(loop, objective, batch_of, after)
 
-    monkeypatch.setattr(Loop, "run", watched)
+    monkeypatch.setattr(Trainer, "run", watched)
     options = ("--recipe", "smoke-tokenizer", "--data", run.parent / "shapes.tar", "--out", again, "--more", pairs)
     call("train", "tokenizer", *options, "--set", "decoder.schedule.steps=24", "--set", "decoder.shares={composites=1.0}")
     call("tokenize", "--run", run, "--data", pairs, "--out", tmp_path / "codes")
@@ -141,10 +141,10 @@ def test_the_decoder_may_be_given_more_pictures(run, tmp_path, monkeypatch):
 
 
 def test_a_disk_too_small_for_pictures_is_told_before_any_is_written(tmp_path, monkeypatch):
-    make_room(tmp_path / "new", 1000, "features")
+    evict_until_fits(tmp_path / "new", 1000, "features")
     monkeypatch.setattr("seed_edge.train.pixel.feature_cache.shutil.disk_usage", lambda folder: SimpleNamespace(free=999))
     with pytest.raises(DataError, match=r"more pictures need 0\.0 GB, 0\.0 GB are free; choose another --out"):
-        make_room(tmp_path / "new", 1000, "more pictures")
+        evict_until_fits(tmp_path / "new", 1000, "more pictures")
 
 
 def test_other_pictures_become_codes_by_the_tokenizer_of_a_run(run, exported, tmp_path):

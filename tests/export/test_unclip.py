@@ -21,7 +21,7 @@ from seed_edge.manifest import UNET
 from seed_edge.runtime import part_cache
 from seed_edge.runtime import unclip as unclip_module
 from seed_edge.runtime.onnx_session import choose_device
-from seed_edge.runtime.part_cache import Residents
+from seed_edge.runtime.part_cache import PartCache
 from seed_edge.runtime.unclip import FAST, DiffusionOptions, Unclip
 
 REFERENCE = Path(__file__).parent.parent / "fixtures" / "seed2"
@@ -130,7 +130,7 @@ def test_memory_decides_between_whole_and_tiles_and_says_so(bundle, given, monke
     for free, tiles in ((10**12, 0), (None, 0), (1000, 1)):
         caplog.clear()
         monkeypatch.setattr(part_cache, "available_memory", lambda free=free: free)
-        kept = Residents(bundle)
+        kept = PartCache(bundle)
         unclip = Unclip(bundle, choose_device("cpu"), kept)
         final = unclip.walk(*given, DiffusionOptions(steps=2))
         unclip.develop(final)
@@ -140,7 +140,7 @@ def test_memory_decides_between_whole_and_tiles_and_says_so(bundle, given, monke
 
 def test_what_leaving_the_network_frees_may_be_enough_for_a_whole_picture(bundle, given, monkeypatch, caplog):
     monkeypatch.setattr(part_cache, "available_memory", lambda: 1000)
-    kept = Residents(bundle)
+    kept = PartCache(bundle)
     unclip = Unclip(bundle, choose_device("cpu"), kept)
     final = unclip.walk(*given, DiffusionOptions(steps=2))
     monkeypatch.setattr(part_cache, "available_memory", lambda: 1000 if kept.is_open(UNET) else 10**12)

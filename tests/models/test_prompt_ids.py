@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import sentencepiece
 
-from seed_edge.prompts import FAMILIES, Turn, fill, join
+from seed_edge.prompts import TEMPLATES, Turn, fill, join
 from seed_edge.vocab import Vocab
 
 REFERENCE = Path(__file__).parent.parent / "fixtures" / "seed2"
@@ -34,30 +34,30 @@ def images_of(case):
 
 @pytest.mark.parametrize("case", [c for c in CASES if c["text"]], ids=lambda c: f"{c['template']} {c['name']}")
 def test_single_turns(case, tokenize):
-    ids = FAMILIES[case["template"]].for_question(VOCAB, tokenize, case["text"], images_of(case))
+    ids = TEMPLATES[case["template"]].for_question(VOCAB, tokenize, case["text"], images_of(case))
     assert ids == case["ids"]
 
 
 @pytest.mark.parametrize("case", [c for c in CASES if c["name"] in CONVERSATIONS], ids=lambda c: c["name"])
 def test_conversations(case, tokenize):
     turns = CONVERSATIONS[case["name"]](images_of(case)[0])
-    assert FAMILIES[case["template"]].for_conversation(VOCAB, tokenize, turns) == case["ids"]
+    assert TEMPLATES[case["template"]].for_conversation(VOCAB, tokenize, turns) == case["ids"]
 
 
 def test_captions_use_the_wording_of_the_training_data(tokenize):
     for template in ("vicuna", "llama2"):
         case = next(c for c in CASES if c["name"] == "caption" and c["template"] == template)
-        assert FAMILIES[template].for_caption(VOCAB, tokenize, images_of(case)[0]) == case["ids"]
+        assert TEMPLATES[template].for_caption(VOCAB, tokenize, images_of(case)[0]) == case["ids"]
 
 
 def test_the_pretrained_model_draws_after_plain_words_and_captions_after_examples(tokenize):
     draw = next(c for c in CASES if c["name"] == "pretrained draw")
-    assert FAMILIES["plain"].for_drawing(VOCAB, tokenize, "A red fox in the snow") == draw["ids"]
+    assert TEMPLATES["plain"].for_drawing(VOCAB, tokenize, "A red fox in the snow") == draw["ids"]
     shots = next(c for c in CASES if c["name"] == "pretrained caption few-shot")
     first, second = images_of(shots)
     parts = [[VOCAB.bos_id], VOCAB.codes_to_ids(first), "A red fox. ", VOCAB.codes_to_ids(second)]
     assert join(parts, tokenize) == shots["ids"]
-    assert FAMILIES["plain"].for_caption(VOCAB, tokenize, first) == join(
+    assert TEMPLATES["plain"].for_caption(VOCAB, tokenize, first) == join(
         fill("{bos}{images}", VOCAB, images=[first]), tokenize
     )
 

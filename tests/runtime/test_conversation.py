@@ -31,19 +31,19 @@ def edge(chatty):
         yield opened
 
 
-def text_of(pieces):
+def detokenize(pieces):
     return "".join(piece for piece in pieces if isinstance(piece, str))
 
 
 def test_an_answer_is_what_the_model_says_to_all_turns(edge, examples):
     talk = Conversation(edge)
-    first = text_of(talk.say("what is this", [examples / "coffee.jpg"]))
-    second = text_of(talk.say("and this"))
+    first = detokenize(talk.say("what is this", [examples / "coffee.jpg"]))
+    second = detokenize(talk.say("and this"))
     model, language = edge._language_model, edge.bundle.language
     alone = Conversation(edge)
     alone.turns = list(talk.turns[:1])
-    assert text_of(alone.say("and this")) == second
-    assert text_of(talk.turns[0].answer) == first and len(talk.turns[0].images) == 1
+    assert detokenize(alone.say("and this")) == second
+    assert detokenize(talk.turns[0].answer) == first and len(talk.turns[0].images) == 1
     ids = language.prompts.for_conversation(language.vocab, model.tokenize, talk.turns)
     assert sum(language.vocab.is_code(token_id) for token_id in ids) == language.vocab.codes_per_image
 
@@ -62,10 +62,10 @@ def test_what_was_read_is_not_read_again(edge, examples, monkeypatch):
 def test_an_exchange_that_is_taken_back_leaves_no_trace(edge):
     talk = Conversation(edge, temperature=1.0, seed=3)
     list(talk.say("hello"))
-    second = text_of(talk.say("a red fox"))
+    second = detokenize(talk.say("a red fox"))
     list(talk.say("and a house"))
     assert talk.undo() and talk.undo()
-    assert text_of(talk.say("a red fox")) == second
+    assert detokenize(talk.say("a red fox")) == second
     talk.clear()
     assert not talk.undo() and talk.turns == []
 
@@ -83,7 +83,7 @@ def test_an_answer_may_be_a_picture_and_is_read_in_the_next_turn(edge):
 def test_pieces_come_one_by_one_and_make_the_whole(edge):
     talk = Conversation(edge)
     pieces = list(talk.say("a photo of a cat"))
-    assert len(pieces) > 1 and text_of(pieces) == text_of(talk.turns[-1].answer)
+    assert len(pieces) > 1 and detokenize(pieces) == detokenize(talk.turns[-1].answer)
 
 
 def test_an_answer_that_is_stopped_is_kept_as_far_as_it_came(edge):
@@ -92,14 +92,14 @@ def test_an_answer_that_is_stopped_is_kept_as_far_as_it_came(edge):
     begun = next(pieces)
     pieces.close()
     assert talk.turns[-1].answer == (begun,)
-    assert text_of(talk.say("and a dog"))
+    assert detokenize(talk.say("and a dog"))
 
 
 def test_the_oldest_turns_are_forgotten_where_the_context_is_short(edge):
     talk, language = Conversation(edge), edge.bundle.language
     for number in range(12):
         assert list(talk.say(f"a photo of a cat and a dog {number}"))
-    room = min(conversation_module.MOST_ANSWER_IDS, language.context_length // 2)
+    room = min(conversation_module.MAX_ANSWER_IDS, language.context_length // 2)
     ids = talk._fitting(room)
     assert len(ids) + room <= language.context_length
     whole = language.prompts.for_conversation(language.vocab, edge._language_model.tokenize, talk.turns)
@@ -122,7 +122,7 @@ def test_a_conversation_is_kept_and_gone_on_with(edge, examples, tmp_path):
     talk.save(tmp_path / "talk.json")
     again = Conversation(edge)
     again.load(tmp_path / "talk.json")
-    assert text_of(again.say("well")) == text_of(talk.say("well"))
+    assert detokenize(again.say("well")) == detokenize(talk.say("well"))
     assert np.array_equal(again.turns[0].images[0], talk.turns[0].images[0])
 
 

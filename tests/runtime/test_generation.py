@@ -4,15 +4,15 @@ import pytest
 from seed_edge.manifest import Sampling
 from seed_edge.runtime.generation import (
     GREEDY,
-    Agreed,
-    Guided,
-    best_text,
-    likeliest,
+    ClassifierFreeGuidance,
+    LogitEnsemble,
+    beam_search,
+    generate_interleaved,
+    generate_text,
     pick,
-    write_answer,
-    write_codes,
-    write_several,
-    write_text,
+    sample_codes,
+    sample_codes_batch,
+    top_k_top_p,
 )
 from seed_edge.vocab import Vocab
 
@@ -42,20 +42,22 @@ class Scripted:
 
 def test_a_drawing_is_exactly_as_many_codes_as_an_image_has_whatever_the_model_wants():
     model = Scripted(2, 19, 5, 13)  # EOS, EOI and text before code 3
-    codes = write_codes(model, VOCAB, [1, 18], GREEDY, seed=0)
+    codes = sample_codes(model, VOCAB, [1, 18], GREEDY, seed=0)
     assert codes.tolist() == [3, 3, 3, 3]
     assert model.fed == [1, 18, 13, 13, 13] and model.room == 4
 
 
 def test_a_caption_is_text_only_and_ends_at_eos():
     model = Scripted(11, 18, 19, 1, 5)  # a code, BOI, EOI and BOS before text
-    assert write_text(model, VOCAB, [1], GREEDY, seed=0, max_ids=3) == [5, 5, 5]
-    assert write_text(Scripted(11, 2), VOCAB, [1], GREEDY, seed=0, max_ids=3) == []
+    assert generate_text(model, VOCAB, [1], GREEDY, seed=0, max_ids=3) == [5, 5, 5]
+    assert generate_text(Scripted(11, 2), VOCAB, [1], GREEDY, seed=0, max_ids=3) == []
 
 
 def test_guidance_leaves_behind_what_is_drawn_unasked():
     asked, unasked = Scripted(11, 12), Scripted(11)  # asked, code 2 comes second; unasked it does not come at all
-    wanted = [write_codes(Guided(asked, unasked, [18], g), VOCAB, [1, 18], GREEDY, 0).tolist() for g in (1, 20)]
+    wanted = [
+        sample_codes(ClassifierFreeGuidance(asked, unasked, [18], g), VOCAB, [1, 18], GREEDY, 0).tolist() for g in (1, 20)
+    ]
     assert wanted == [[1] * 4, [2] * 4]
     assert asked.fed == [1, 18, 12, 12, 12] and unasked.fed == [18, 12, 12, 12] and unasked.room == 4
 
@@ -68,35 +70,35 @@ class Branching(Scripted):
 
 def test_several_drawings_are_written_side_by_side_the_first_as_it_would_be_alone():
     hot, seen = Sampling(2.0, 0, 1.0, tries=5), []
-    several = write_several(Branching(), VOCAB, [1, 18], hot, 3, progress=lambda done, total: seen.append((done, total)))
+    several = sample_codes_batch(Branching(), VOCAB, [1, 18], hot, 3, progress=lambda done, total: seen.append((done, total)))
     assert several.shape == (5, 4) and len({tuple(codes) for codes in several.tolist()}) > 3
-    assert several[0].tolist() == write_codes(Scripted(), VOCAB, [1, 18], hot, 3).tolist()
+    assert several[0].tolist() == sample_codes(Scripted(), VOCAB, [1, 18], hot, 3).tolist()
     assert seen == [(1, 4), (2, 4), (3, 4), (4, 4)]
-    assert not (write_several(Branching(), VOCAB, [1, 18], hot, 4) == several).all()
+    assert not (sample_codes_batch(Branching(), VOCAB, [1, 18], hot, 4) == several).all()
 
 
 def test_each_of_several_drawings_follows_its_own_codes():
     model, hot = Branching(), Sampling(1.0, 0, 1.0, tries=3)
-    codes = write_several(model, VOCAB, [1, 18], hot, 0)
+    codes = sample_codes_batch(model, VOCAB, [1, 18], hot, 0)
     assert model.fed == [1, 18, *(((codes[:, i] + 10).tolist(), [0, 0, 0] if i == 0 else [0, 1, 2]) for i in range(3))]
     assert model.room == 4
 
 
 def test_guidance_leads_several_drawings_too():
     asked, unasked = Branching(11, 12), Branching(11)
-    guided = Guided(asked, unasked, [18], 20)
-    assert write_several(guided, VOCAB, [1, 18], Sampling(0.1, 0, 1.0, tries=2), 0).tolist() == [[2] * 4] * 2
+    guided = ClassifierFreeGuidance(asked, unasked, [18], 20)
+    assert sample_codes_batch(guided, VOCAB, [1, 18], Sampling(0.1, 0, 1.0, tries=2), 0).tolist() == [[2] * 4] * 2
 
 
 def test_progress_counts_codes():
     seen = []
-    write_codes(Scripted(12), VOCAB, [18], GREEDY, 0, progress=lambda done, total: seen.append((done, total)))
+    sample_codes(Scripted(12), VOCAB, [18], GREEDY, 0, progress=lambda done, total: seen.append((done, total)))
     assert seen == [(1, 4), (2, 4), (3, 4), (4, 4)]
 
 
 def test_the_seed_decides():
     sampling = Sampling(1.0, 0, 1.0)
-    drawn = [write_codes(Scripted(), VOCAB, [18], sampling, seed).tolist() for seed in (1, 1, 2)]
+    drawn = [sample_codes(Scripted(), VOCAB, [18], sampling, seed).tolist() for seed in (1, 1, 2)]
     assert drawn[0] == drawn[1] != drawn[2]
 
 
@@ -123,7 +125,7 @@ def test_of_the_likeliest_each_is_drawn_as_often_as_it_should_be(top_p, spread):
     logits = (spread * rng.standard_normal(40)).round().astype(np.float32)  # with equal ones among them
     logits[7] = -np.inf
     weights = np.exp(logits.astype(np.float64))
-    kept = likeliest(weights, 0, top_p)
+    kept = top_k_top_p(weights, 0, top_p)
     wanted = np.zeros(40)
     wanted[kept] = weights[kept] / weights[kept].sum()
     found = np.bincount([pick(logits, Sampling(1.0, 0, top_p), rng) for _ in range(6000)], minlength=40) / 6000
@@ -161,22 +163,22 @@ class Tree:
 def test_a_likely_whole_beats_a_likely_beginning():
     # 5 begins likelier, but is followed by nothing likely; 6 7 is what is meant. Codes (12) are never text.
     tree = Tree(**{"": {5: 0.5, 6: 0.4, 12: 0.9}, "_5": {3: 0.2, 4: 0.2, 2: 0.2}, "_6": {7: 0.95}, "_6_7": {2: 0.95}})
-    assert best_text(tree, VOCAB, [1], 1, 8)[0] == 5
-    assert best_text(tree, VOCAB, [1], 2, 8) == [6, 7]
+    assert beam_search(tree, VOCAB, [1], 1, 8)[0] == 5
+    assert beam_search(tree, VOCAB, [1], 2, 8) == [6, 7]
     assert max(tree.widths) == 2
 
 
 def test_one_beam_is_the_likeliest_id_each_time():
     tree = Tree(**{"": {5: 0.6}, "_5": {6: 0.6}, "_5_6": {2: 0.6}})
-    assert best_text(tree, VOCAB, [1], 1, 8) == [5, 6]
+    assert beam_search(tree, VOCAB, [1], 1, 8) == [5, 6]
 
 
 def test_a_text_that_never_ends_is_cut():
-    assert best_text(Tree(**{"": {5: 0.6}, "_5": {6: 0.6}, "_5_6": {7: 0.6}}), VOCAB, [1], 2, 3) == [5, 6, 7]
+    assert beam_search(Tree(**{"": {5: 0.6}, "_5": {6: 0.6}, "_5_6": {7: 0.6}}), VOCAB, [1], 2, 3) == [5, 6, 7]
 
 
 def test_a_text_may_be_empty():
-    assert best_text(Tree(**{"": {2: 0.9}}), VOCAB, [1], 2, 8) == []
+    assert beam_search(Tree(**{"": {2: 0.9}}), VOCAB, [1], 2, 8) == []
 
 
 @pytest.mark.parametrize(("top_k", "top_p"), [(0, 0.5), (0, 0.999), (0, 1e-9), (7, 0.8), (7, 1), (5000, 0.9), (300, 1)])
@@ -187,18 +189,18 @@ def test_the_likeliest_are_those_of_a_full_sort(top_k, top_p, spread):
     order = np.argsort(-weights, kind="stable")[: top_k or None]
     cumulative = np.cumsum(weights[order])
     wanted = order[: int(np.searchsorted(cumulative, top_p * cumulative[-1])) + 1] if top_p < 1 else order
-    assert likeliest(weights, top_k, top_p).tolist() == wanted.tolist()
+    assert top_k_top_p(weights, top_k, top_p).tolist() == wanted.tolist()
 
 
 def test_without_limits_all_are_kept():
-    assert likeliest(np.array([0.1, 0.5, 0.4]), 0, 1).tolist() == [0, 1, 2]
+    assert top_k_top_p(np.array([0.1, 0.5, 0.4]), 0, 1).tolist() == [0, 1, 2]
 
 
 def test_what_two_prompts_agree_on_is_written():
     one = Tree(**{"": {5: 0.6, 6: 0.3}, "_6": {2: 0.9}, "_5": {2: 0.9}})
     two = Tree(**{"": {7: 0.6, 6: 0.3}, "_6": {2: 0.9}, "_7": {2: 0.9}})
-    assert best_text(one, VOCAB, [1], 2, 4) == [5] and best_text(two, VOCAB, [1], 2, 4) == [7]
-    assert best_text(Agreed([one, two], [[1], [2]]), VOCAB, [1], 2, 4) == [6]
+    assert beam_search(one, VOCAB, [1], 2, 4) == [5] and beam_search(two, VOCAB, [1], 2, 4) == [7]
+    assert beam_search(LogitEnsemble([one, two], [[1], [2]]), VOCAB, [1], 2, 4) == [6]
 
 
 class Reciting:
@@ -228,7 +230,8 @@ def test_an_answer_may_hold_text_and_pictures():
     script = [5, vocab.boi_id, 11, 10, 13, after, 6, vocab.boi_id, 12, 12, 12, after, vocab.eos_id]
     model = Reciting(vocab, script)
     said = [
-        each if isinstance(each, int) else each.tolist() for each in write_answer(model, vocab, [1], GREEDY, GREEDY, 0, 40)
+        each if isinstance(each, int) else each.tolist()
+        for each in generate_interleaved(model, vocab, [1], GREEDY, GREEDY, 0, 40)
     ]
     assert said == [5, [1, 0, 3], 6, [2, 2, 2]]
     assert model.read == [1, 5, 14, 11, 10, 13, 15, 6, 14, 12, 12, 12, 15]
@@ -238,5 +241,5 @@ def test_a_picture_is_not_begun_where_it_does_not_fit():
     vocab = Vocab(size=20, first_code_id=10, codebook_size=4, codes_per_image=3, bos_id=1, eos_id=2, boi_id=14, eoi_id=15)
     for room, pictures in ((5, 1), (4, 0)):
         model = Reciting(vocab, [vocab.boi_id, 11, 11, 11, *[7] * 9])
-        said = list(write_answer(model, vocab, [1], GREEDY, GREEDY, 0, room))
+        said = list(generate_interleaved(model, vocab, [1], GREEDY, GREEDY, 0, room))
         assert sum(not isinstance(each, int) for each in said) == pictures

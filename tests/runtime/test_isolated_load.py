@@ -118,7 +118,7 @@ def test_what_passed_is_remembered_until_something_changes(bundle, home, childre
 
 
 def test_parts_of_a_large_bundle_are_tried_one_by_one_when_they_are_needed(bundle, home, children, monkeypatch):
-    monkeypatch.setattr(isolated_load, "TOGETHER", 100)
+    monkeypatch.setattr(isolated_load, "BATCH_SIZE", 100)
     with seed_edge.load(bundle, device="cpu") as edge:
         edge.encode([Image.new("RGB", (16, 16), "red")])
         assert [words[-1] for words in children] == [ENCODER]

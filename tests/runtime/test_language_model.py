@@ -45,11 +45,11 @@ def test_text_of_a_user_never_becomes_a_code_or_a_control_id(model, vocab, text)
     "text", ["a red fox", "A Red  Fox", "여우 한 마리", "🦊🦊", "naïve café", "<img_00001>", "line\nbreak"]
 )
 def test_text_survives_being_tokenized(model, text):
-    assert model.text_of(model.tokenize(text)) == text
+    assert model.detokenize(model.tokenize(text)) == text
 
 
 def test_control_characters_never_reach_a_terminal(model):
-    assert model.text_of(model.tokenize("red\x1b[31m fox\x07")) == "red[31m fox"
+    assert model.detokenize(model.tokenize("red\x1b[31m fox\x07")) == "red[31m fox"
 
 
 def test_a_shared_beginning_is_not_read_again_and_changes_nothing(model):
@@ -176,7 +176,7 @@ def test_what_makes_a_machine_slow_is_told_with_what_helps(monkeypatch, info, wa
     monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
     if waiting:
         monkeypatch.setenv("OMP_WAIT_POLICY", waiting)
-    ways = list(language_model.slow_ways(gpu))
+    ways = list(language_model.performance_warnings(gpu))
     assert len(ways) == len(told) and all(word in way for word, way in zip(told, ways, strict=True))
 
 

@@ -11,9 +11,9 @@ from seed_edge.errors import MemoryShortError
 from seed_edge.gguf_header import GgufHeader
 from seed_edge.manifest import DECODER, ENCODER, UNET, VAE, MemoryUse
 from seed_edge.runtime import language_model, part_cache
-from seed_edge.runtime.memory_probe import footprint
+from seed_edge.runtime.memory_probe import measure_memory
 from seed_edge.runtime.onnx_session import choose_device
-from seed_edge.runtime.part_cache import BASE, Residents, language_use, layers_that_fit
+from seed_edge.runtime.part_cache import BASE, PartCache, language_use, layers_that_fit
 from seed_edge.runtime.pipeline import SeedEdge
 
 MEGA = 1 << 20
@@ -43,7 +43,7 @@ def used(bundle):
 
     def order(*names, **limits):
         events = []
-        kept = Residents(bundle, **limits)
+        kept = PartCache(bundle, **limits)
         for name in names:
             kept.use(name, lambda name=name: Opened(name.split(".")[0], events))
         kept.close()
@@ -60,7 +60,7 @@ def test_the_part_that_was_not_used_for_longest_makes_room_first(bundle, monkeyp
     """And when all are closed, the one that was used last is the first."""
     sizes = {name: MemoryUse(10 * MEGA, 10 * MEGA, 10 * MEGA) for name in (ENCODER, DECODER, UNET, VAE)}
     events = []
-    kept = Residents(bundle, limit=BASE + 30 * MEGA, trusted=True)
+    kept = PartCache(bundle, limit=BASE + 30 * MEGA, trusted=True)
     monkeypatch.setattr(kept, "_uses", sizes)
     for name in (ENCODER, DECODER, UNET, ENCODER, VAE):
         kept.use(name, lambda name=name: Opened(name.split(".")[0], events))
@@ -91,7 +91,7 @@ def test_one_at_a_time(used):
 def test_what_is_free_at_the_time_decides_without_a_limit(used, monkeypatch, caplog):
     for free, closed in ((27, False), (25, True)):
         monkeypatch.setattr(part_cache, "available_memory", lambda free=free: free * MEGA)
-        monkeypatch.setattr(part_cache, "PLENTY", 1000_000)
+        monkeypatch.setattr(part_cache, "PLENTY_FACTOR", 1000_000)
         caplog.clear()
         assert ("-encoder" in used(ENCODER, DECODER)[:2]) == closed
         assert ("memory is short: decoder.onnx takes 27 MB, 26 MB are free" in caplog.text) == closed
@@ -103,23 +103,23 @@ def test_a_part_that_does_not_fit_the_limit_is_refused_before_it_is_opened(used)
 
 
 def test_as_many_pictures_at_once_as_fit(bundle):
-    assert Residents(bundle).at_once(ENCODER, 16) == 16
-    assert Residents(bundle, limit=BASE + 20 * MEGA).at_once(ENCODER, 16) == 5
-    assert Residents(bundle, limit=BASE + 12 * MEGA).at_once(ENCODER, 16) == 1
-    assert Residents(bundle, alone=True).at_once(ENCODER, 16) == 1
+    assert PartCache(bundle).at_once(ENCODER, 16) == 16
+    assert PartCache(bundle, limit=BASE + 20 * MEGA).at_once(ENCODER, 16) == 5
+    assert PartCache(bundle, limit=BASE + 12 * MEGA).at_once(ENCODER, 16) == 1
+    assert PartCache(bundle, alone=True).at_once(ENCODER, 16) == 1
 
 
 def test_the_plan_tells_what_is_taken_and_what_follows(bundle):
-    whole = "\n".join(Residents(bundle).plan())
+    whole = "\n".join(PartCache(bundle).plan())
     assert "encoder.onnx: 10 MB, at most 16 MB" in whole and "they stay open" in whole
-    assert "135 MB allowed" in (told := "\n".join(Residents(bundle, limit=135_000_000).plan()))
+    assert "135 MB allowed" in (told := "\n".join(PartCache(bundle, limit=135_000_000).plan()))
     assert "they make room for one another" in told
-    assert "one is open at a time" in "\n".join(Residents(bundle, alone=True).plan())
+    assert "one is open at a time" in "\n".join(PartCache(bundle, alone=True).plan())
 
 
 def test_parts_on_a_graphics_card_are_reckoned_with_its_memory(bundle, monkeypatch):
     monkeypatch.setattr(part_cache, "free_gpu_memory", lambda: 25 * MEGA)
-    kept = Residents(bundle, limit=BASE, on_card=(ENCODER, DECODER))
+    kept = PartCache(bundle, limit=BASE, on_card=(ENCODER, DECODER))
     assert "graphics card: 26 MB free" in "\n".join(kept.plan())
     events = []
     kept.use(ENCODER, lambda: Opened("encoder", events))
@@ -144,7 +144,7 @@ def test_weights_are_copied_into_a_faster_layout_only_where_there_is_room(tiny, 
     monkeypatch.setattr(
         language_model, "model_params", lambda layers, repack: (asked.append(repack), params(layers, repack))[1]
     )
-    needed = Residents(bundle).use_of(bundle.language.file).running + bundle.language_model.stat().st_size
+    needed = PartCache(bundle).use_of(bundle.language.file).running + bundle.language_model.stat().st_size
     with SeedEdge(bundle, choose_device("cpu"), memory_limit=BASE + needed - 1 + spare) as edge:
         edge.draw_codes("a", seed=1)
     assert asked == [copied]
@@ -166,7 +166,7 @@ def test_a_limit_that_is_too_low_is_one_clear_error(tiny, examples):
 
 
 def test_a_graph_is_measured_in_a_process_of_its_own(tiny):
-    use = footprint(tiny / ENCODER)
+    use = measure_memory(tiny / ENCODER)
     if memory.held_memory() is None:
         assert use is None
     else:

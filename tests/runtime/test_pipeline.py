@@ -11,7 +11,7 @@ import seed_edge
 from seed_edge.bundle import entry_for
 from seed_edge.errors import BundleError, CodesError, ImageError, PromptError
 from seed_edge.manifest import MANIFEST, Sampling
-from seed_edge.runtime.generation import GREEDY, write_several
+from seed_edge.runtime.generation import GREEDY, sample_codes_batch
 from seed_edge.runtime.onnx_session import choose_device
 from seed_edge.runtime.pipeline import SeedEdge
 
@@ -93,7 +93,7 @@ def test_a_caption_has_to_fit_all_views(edge):
                 logits = np.mean([model.start([*prompt, *ids], room=1) for prompt in prompts], 0)
                 ids.append(int(np.argmax(np.where(vocab.text_mask(), logits, -np.inf))))
             text = seen.caption(picture)
-            assert text == model.text_of(ids) and vocab.eos_id not in ids
+            assert text == model.detokenize(ids) and vocab.eos_id not in ids
             differ += not edge.caption(picture, beams=1).startswith(text)
         assert differ
         codes = edge.encode(pictures[:1])[0]
@@ -135,7 +135,7 @@ def test_of_several_drawings_the_one_is_kept_that_is_seen_as_what_was_asked_for(
 
     kept = 0
     for seed in range(6):
-        tries = write_several(model.kept("test", 5, 4), vocab, prompt, dataclasses.replace(hot, tries=5), seed)
+        tries = sample_codes_batch(model.kept("test", 5, 4), vocab, prompt, dataclasses.replace(hot, tries=5), seed)
         best = max((codes for codes in tries.tolist()), key=liked)
         found = edge.draw_codes("a house", seed=seed, sampling=dataclasses.replace(hot, tries=5)).tolist()
         assert liked(found) == pytest.approx(liked(best), abs=1e-2)
@@ -225,7 +225,7 @@ def test_several_images_give_the_codes_each_gives_alone(edge):
 @pytest.mark.parametrize(("small", "told"), [(0, ["spin"]), (1 << 30, [])])
 def test_a_large_model_tells_what_makes_it_slow(tiny, monkeypatch, caplog, small, told):
     monkeypatch.setattr("seed_edge.runtime.pipeline.SMALL_MODEL", small)
-    monkeypatch.setattr("seed_edge.runtime.language_model.slow_ways", lambda gpu: iter(["threads spin"]))
+    monkeypatch.setattr("seed_edge.runtime.language_model.performance_warnings", lambda gpu: iter(["threads spin"]))
     with seed_edge.load(tiny, device="cpu") as edge:
         edge.caption(quarters("red", "lime", "blue", "white"))
     assert len(caplog.messages) == len(told) and all(word in line for word, line in zip(told, caplog.messages, strict=True))

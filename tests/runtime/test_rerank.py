@@ -3,7 +3,7 @@ import pytest
 
 from seed_edge.manifest import Language, Sampling
 from seed_edge.prompts import Prompts
-from seed_edge.runtime.rerank import CODES_COUNT, best_seen, log_probability
+from seed_edge.runtime.rerank import CODE_WEIGHT, log_probability, rerank
 from seed_edge.vocab import Vocab
 
 VOCAB = Vocab(size=20, first_code_id=10, codebook_size=8, codes_per_image=4, bos_id=1, eos_id=2, boi_id=18, eoi_id=19)
@@ -25,7 +25,7 @@ class Knowing:
 
 
 def chosen(believed, seen, words=()):
-    return best_seen(Knowing(believed), lambda text: [5], LANGUAGE, [1, 5, 18], words, [np.array(codes) for codes in seen])
+    return rerank(Knowing(believed), lambda text: [5], LANGUAGE, [1, 5, 18], words, [np.array(codes) for codes in seen])
 
 
 A, B, C = [0, 1, 2, 3], [4, 4, 4, 4], [7, 6, 5, 4]
@@ -69,19 +69,19 @@ def root(function):
 
 def test_all_that_looks_different_is_read_once_in_both_directions():
     model = Knowing({})
-    best_seen(model, lambda text: [5], LANGUAGE, [1, 5, 18], [5], [np.array(A), np.array(B), np.array(A)])
+    rerank(model, lambda text: [5], LANGUAGE, [1, 5, 18], [5], [np.array(A), np.array(B), np.array(A)])
     assert model.asked == [
         ([1, 5, 18], list(SEEN["A"])),
         (list(NAMED["A"]), [5]),
         ([1, 5, 18], list(SEEN["B"])),
         (list(NAMED["B"]), [5]),
     ]
-    assert 0 < CODES_COUNT < 1
+    assert 0 < CODE_WEIGHT < 1
 
 
 def test_a_caption_longer_than_the_context_is_judged_as_far_as_it_fits():
     model, words = Knowing({}), [5, 6] * 40
-    best_seen(model, lambda text: [5], LANGUAGE, [1, 5, 18], words, [np.array(A)])
+    rerank(model, lambda text: [5], LANGUAGE, [1, 5, 18], words, [np.array(A)])
     assert [len(prompt) + len(said) for prompt, said in model.asked] == [3 + 4, LANGUAGE.context_length]
     assert model.asked[1][1] == words[: LANGUAGE.context_length - 7]
 

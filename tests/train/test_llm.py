@@ -18,10 +18,10 @@ from seed_edge.data.code_shards import Codebook, CodeSample, read_code_shards, r
 from seed_edge.data.samples import Sample
 from seed_edge.errors import CheckpointError, DataError
 from seed_edge.models.llama_files import extended_vocab
-from seed_edge.prompts import FAMILIES
+from seed_edge.prompts import TEMPLATES
 from seed_edge.train.language.examples import NOT_LEARNT, Example, Mixture, Writer, collated
 from seed_edge.train.language.llm import LlamaShape, deepen, merge_lora, new_llama, open_llama, rehearsal
-from seed_edge.train.trainer import Loop
+from seed_edge.train.trainer import Trainer
 from seed_edge.vocab import CodeSpace, Vocab
 
 PIECES, SPACE = 310, CodeSpace(8, 4)
@@ -76,14 +76,14 @@ def stopped_when_saved(monkeypatch):
 
     @contextlib.contextmanager
     def within():
-        save = Loop._save
+        save = Trainer._save
 
         def stop(self, step, *rest):
             save(self, step, *rest)
             raise KeyboardInterrupt
 
         with monkeypatch.context() as context:
-            context.setattr(Loop, "_save", stop)
+            context.setattr(Trainer, "_save", stop)
             yield
 
     return within
@@ -218,7 +218,7 @@ def test_an_interrupted_adapter_goes_on_exactly(base, codes, tmp_path, stopped_w
 def test_what_was_known_is_rehearsed_beside_what_is_new(chain, base):
     model, vocab = open_llama(chain / "full", SPACE)
     pieces = sentencepiece.SentencePieceProcessor(model_file=str(base / "tokenizer.model"))
-    writer = Writer(vocab, pieces.encode, FAMILIES["own"])
+    writer = Writer(vocab, pieces.encode, TEMPLATES["own"])
     found = rehearsal(model, writer, 6, 0)
     assert [each.sample.style for each in found] == ["noto", None] * 3 and not any(each.sample.held_out for each in found)
     assert all(each.images[0].shape == (4,) and each.images[0].max() < 8 for each in found)
@@ -267,7 +267,7 @@ def test_sentences_are_written_as_the_model_knows_them(base):
     vocab, rng = extended_vocab(pieces, SPACE.codebook_size, SPACE.codes_per_image), np.random.default_rng(0)
     said = CodeSample(Sample("s", captions=("A Red square .",)), (np.zeros(4, int),))
     for family, text in (("vicuna", "A Red square ."), ("own", "a red square")):
-        told = Writer(vocab, pieces.encode, FAMILIES[family]).captioned(said, rng)
+        told = Writer(vocab, pieces.encode, TEMPLATES[family]).captioned(said, rng)
         assert told.ids[-told.answer :] == [*pieces.encode(text), vocab.eos_id]
 
 
@@ -311,7 +311,7 @@ def test_samples_of_several_pictures_keep_theirs():
 @pytest.fixture
 def writer(base):
     pieces = sentencepiece.SentencePieceProcessor(model_file=str(base / "tokenizer.model"))
-    return Writer(extended_vocab(pieces, SPACE.codebook_size, SPACE.codes_per_image), pieces.encode, FAMILIES["vicuna"], True)
+    return Writer(extended_vocab(pieces, SPACE.codebook_size, SPACE.codes_per_image), pieces.encode, TEMPLATES["vicuna"], True)
 
 
 def test_examples_end_with_their_answer(writer):
@@ -325,7 +325,7 @@ def test_examples_end_with_their_answer(writer):
 
 
 def test_a_picture_drawn_without_words_does_not_teach_that_it_has_no_caption(writer):
-    vocab, own = writer.vocab, dataclasses.replace(writer, prompts=FAMILIES["own"], wordless=1.0)
+    vocab, own = writer.vocab, dataclasses.replace(writer, prompts=TEMPLATES["own"], wordless=1.0)
     drawn = own.drawn(sample(1), np.random.default_rng(0))
     assert drawn.ids == own.prompts.for_caption(vocab, own.tokenize, sample(1).images[0])  # a caption could follow
     assert drawn.answer == vocab.codes_per_image + 1

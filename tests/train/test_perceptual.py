@@ -2,14 +2,14 @@ import pytest
 import torch
 
 from seed_edge.models.efficientnet import EfficientNetLite
-from seed_edge.train.pixel.perceptual import Critic, Looking, distance
+from seed_edge.train.pixel.perceptual import Critic, PerceptualLoss, distance
 
 
 @pytest.fixture(scope="module")
 def looking():
     torch.manual_seed(0)
     trunk = EfficientNetLite().requires_grad_(False)
-    return Looking(trunk, (2, 4))
+    return PerceptualLoss(trunk, (2, 4))
 
 
 def test_equal_pictures_are_at_no_distance_and_a_drawing_learns_from_the_rest(looking):

@@ -5,10 +5,10 @@ import torch
 from seed_edge.data.code_shards import CodeSample
 from seed_edge.data.samples import Sample
 from seed_edge.errors import DataError
-from seed_edge.prompts import FAMILIES
+from seed_edge.prompts import TEMPLATES
 from seed_edge.train.language.examples import Writer
 from seed_edge.train.language.llm import LlamaShape, new_llama
-from seed_edge.train.language.scst import RewardShape, Worth, drawn_texts, rewarded
+from seed_edge.train.language.scst import CiderReward, RewardShape, drawn_texts, rewarded
 from seed_edge.vocab import Vocab
 
 WORDS = ["dog", "cat", "runs", "sleeps", "red", "blue"]
@@ -20,7 +20,7 @@ def ids_of(text):
     return [3 + WORDS.index(word) for word in text.split()]
 
 
-def text_of(ids):
+def detokenize(ids):
     return " ".join(WORDS[i - 3] if 3 <= i < 3 + len(WORDS) else "?" for i in ids)
 
 
@@ -32,7 +32,7 @@ def picture(number, *captions):
 def worth():
     samples = [picture(0, "red dog runs", "dog runs"), picture(1, "blue cat sleeps", "cat sleeps"), picture(2, "red cat runs")]
     samples.append(CodeSample(Sample("label only", label="fox"), (np.array([3, 4]),)))
-    return Worth(samples, Writer(VOCAB, ids_of, FAMILIES["own"]), text_of, SHAPE)
+    return CiderReward(samples, Writer(VOCAB, ids_of, TEMPLATES["own"]), detokenize, SHAPE)
 
 
 def test_what_people_said_is_worth_more_than_what_they_did_not(worth):
@@ -79,6 +79,9 @@ def test_one_caption_alone_cannot_be_compared():
 
 def test_pictures_without_sentences_are_refused():
     with pytest.raises(DataError, match="no sample has sentences"):
-        Worth(
-            [CodeSample(Sample("k", label="fox"), (np.array([3, 4]),))], Writer(VOCAB, ids_of, FAMILIES["own"]), text_of, SHAPE
+        CiderReward(
+            [CodeSample(Sample("k", label="fox"), (np.array([3, 4]),))],
+            Writer(VOCAB, ids_of, TEMPLATES["own"]),
+            detokenize,
+            SHAPE,
         )

@@ -7,7 +7,7 @@ import torch
 
 from seed_edge.errors import DataError
 from seed_edge.train.recipe import Schedule, load_recipe
-from seed_edge.train.trainer import Loop, Objective, learning_rate, optimizers_for
+from seed_edge.train.trainer import LossModule, Trainer, learning_rate, optimizers_for
 
 SCHEDULE = Schedule(steps=30, batch=16, rate=1e-1, warmup=2, log_every=5, save_every=10, precision="fp32", weight_decay=0.01)
 
@@ -16,7 +16,7 @@ def silent(text):
     pass
 
 
-class Regression(Objective):
+class Regression(LossModule):
     """A small problem with dropout, a buffer, and a part that stays frozen."""
 
     def __init__(self, seed=0, width=8):
@@ -55,7 +55,7 @@ def test_what_muon_does_not_train_may_have_a_rate_of_its_own(tmp_path):
     for number, factor in enumerate((1.0, 4.0)):
         model = Regression()
         before = [p.detach().clone() for p in model.model.parameters()]
-        Loop(tmp_path / str(number), dataclasses.replace(schedule, table_rate=factor), silent).run(model, batch_of)
+        Trainer(tmp_path / str(number), dataclasses.replace(schedule, table_rate=factor), silent).run(model, batch_of)
         moved.append([(p - q).norm().item() for p, q in zip(model.model.parameters(), before, strict=True)])
     matrices, biases = [0, 2], [1, 3]
     assert all(moved[1][i] == pytest.approx(moved[0][i], rel=1e-4) for i in matrices)
@@ -67,7 +67,7 @@ def test_a_resumed_run_equals_one_that_never_stopped(tmp_path, optimizer):
     schedule = dataclasses.replace(SCHEDULE, optimizer=optimizer, accumulate=2)
     whole = Regression()
     frozen = whole.frozen.weight.clone()
-    Loop(tmp_path / "whole", schedule, silent).run(whole, batch_of)
+    Trainer(tmp_path / "whole", schedule, silent).run(whole, batch_of)
 
     def interrupted(step, rng):
         if step == 17:
@@ -75,9 +75,9 @@ def test_a_resumed_run_equals_one_that_never_stopped(tmp_path, optimizer):
         return batch_of(step, rng)
 
     with pytest.raises(KeyboardInterrupt):
-        Loop(tmp_path / "broken", schedule, silent).run(Regression(), interrupted)
+        Trainer(tmp_path / "broken", schedule, silent).run(Regression(), interrupted)
     resumed, said = Regression(seed=5), []
-    Loop(tmp_path / "broken", schedule, said.append).run(resumed, batch_of)
+    Trainer(tmp_path / "broken", schedule, said.append).run(resumed, batch_of)
     assert said[0] == "resuming at step 10"
     assert torch.equal(resumed.weights(), whole.weights()) and torch.equal(whole.frozen.weight, frozen)
     kept = torch.load(tmp_path / "whole" / "state.pt", weights_only=True)["tensors"]
@@ -101,36 +101,36 @@ def test_two_batches_make_one_step(tmp_path):
         return parts[-1]
 
     twice, once = Plain(), Plain()
-    Loop(tmp_path / "a", schedule, silent).run(twice, remembered)
+    Trainer(tmp_path / "a", schedule, silent).run(twice, remembered)
     joined = {"x": torch.cat([part["x"] for part in parts])}
-    Loop(tmp_path / "b", replace(schedule, accumulate=1), silent).run(once, lambda step, rng: joined)
+    Trainer(tmp_path / "b", replace(schedule, accumulate=1), silent).run(once, lambda step, rng: joined)
     assert torch.allclose(twice.weights(), once.weights(), atol=1e-6) and not torch.equal(twice.weights(), Plain().weights())
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_names_step_and_samples(tmp_path):
     spoilt = lambda step, rng: batch_of(step, rng) | {"factor": float("nan") if step == 3 else 1}  # noqa: E731
     with pytest.raises(DataError, match=r"step 3: the loss is not finite \(squared nan\) on k0, k1, .* and 8 more"):
-        Loop(tmp_path, SCHEDULE, silent).run(Regression(), spoilt)
+        Trainer(tmp_path, SCHEDULE, silent).run(Regression(), spoilt)
 
 
 def test_another_seed_or_another_model_does_not_continue_a_run(tmp_path):
     from dataclasses import replace
 
-    Loop(tmp_path, SCHEDULE, silent).run(Regression(), batch_of)
+    Trainer(tmp_path, SCHEDULE, silent).run(Regression(), batch_of)
     with pytest.raises(DataError, match="trained with seed 0"):
-        Loop(tmp_path, replace(SCHEDULE, seed=1, steps=40), silent).run(Regression(), batch_of)
+        Trainer(tmp_path, replace(SCHEDULE, seed=1, steps=40), silent).run(Regression(), batch_of)
     with pytest.raises(DataError, match="state of another model"):
-        Loop(tmp_path, replace(SCHEDULE, steps=40), silent).run(Regression(width=9), batch_of)
+        Trainer(tmp_path, replace(SCHEDULE, steps=40), silent).run(Regression(width=9), batch_of)
 
 
 def test_what_is_found_after_a_checkpoint_is_logged(tmp_path):
-    Loop(tmp_path, SCHEDULE, silent).run(Regression(), batch_of, lambda step: {"unseen": step / 10})
+    Trainer(tmp_path, SCHEDULE, silent).run(Regression(), batch_of, lambda step: {"unseen": step / 10})
     found = [line["unseen"] for line in map(json.loads, (tmp_path / "log.jsonl").read_text().splitlines()) if "unseen" in line]
     assert found == [1.0, 2.0, 3.0]
 
 
 def test_matrices_go_to_muon_and_tables_heads_and_norms_never_decay():
-    class Parts(Objective):
+    class Parts(LossModule):
         def __init__(self):
             super().__init__()
             parts = {"table": torch.nn.Embedding(4, 4), "linear": torch.nn.Linear(4, 4), "norm": torch.nn.LayerNorm(4)}

@@ -56,12 +56,12 @@ from seed_edge.models.llama_files import (
     write_added_tokens,
 )
 from seed_edge.output_checks import RUN_SIGNS, claim
-from seed_edge.prompts import FAMILIES
+from seed_edge.prompts import TEMPLATES
 from seed_edge.train.language.examples import NOT_LEARNT, TASKS, Mixture, Writer, collated
-from seed_edge.train.language.scst import RewardShape, Worth, rewarded
+from seed_edge.train.language.scst import CiderReward, RewardShape, rewarded
 from seed_edge.train.language.text_vocab import train_pieces
 from seed_edge.train.recipe import Schedule
-from seed_edge.train.trainer import Batch, Loop, Objective, Report
+from seed_edge.train.trainer import Batch, LossModule, Report, Trainer
 from seed_edge.vocab import CodeSpace, Vocab
 
 STATE_FOLDER = "state"
@@ -155,7 +155,7 @@ class TuneRecipe:
     tasks: dict[str, float]
     """Weight of each of `TASKS`."""
     template: str
-    """Family of prompts, one of `FAMILIES`."""
+    """Family of prompts, one of `TEMPLATES`."""
     lora: LoraShape | None = None
     """Without it all parameters are trained."""
     codes_kept: bool = False
@@ -202,11 +202,11 @@ class Sheet:
     """Codes (codes_per_image,) -> picture."""
 
 
-class LanguageObjective(Objective):
+class LanguageLoss(LossModule):
     """Next-token loss, of text and of codes apart; and what captions are worth, where they are learnt from that."""
 
     def __init__(
-        self, model: PreTrainedModel | PeftModel, vocab: Vocab, text_weight: float = 1.0, worth: Worth | None = None
+        self, model: PreTrainedModel | PeftModel, vocab: Vocab, text_weight: float = 1.0, worth: CiderReward | None = None
     ) -> None:
         super().__init__()
         self.model, self.vocab, self._text_weight, self.worth = model, vocab, text_weight, worth
@@ -325,7 +325,7 @@ def train_new_llama(
     vocab = extended_vocab(pieces, space.codebook_size, space.codes_per_image)
     write_added_tokens(vocab, out)
     model = new_llama(vocab, recipe.model, seed, read_codebook(codes))
-    writer = Writer(vocab, pieces.encode, FAMILIES["own"], wordless=recipe.wordless, noise=recipe.noise)
+    writer = Writer(vocab, pieces.encode, TEMPLATES["own"], wordless=recipe.wordless, noise=recipe.noise)
     shares = {"caption": recipe.caption_shares, "draw": recipe.draw_shares}
 
     def mixture(held_out: bool) -> Mixture:
@@ -336,7 +336,7 @@ def train_new_llama(
         }
         return Mixture(writer, {"caption": 1 - recipe.drawn, "draw": recipe.drawn}, mixed)
 
-    objective = LanguageObjective(model, vocab, recipe.text_weight)
+    objective = LanguageLoss(model, vocab, recipe.text_weight)
     run_language(objective, writer, mixture, recipe.schedule, recipe.model.context, out, report, sheet)
 
 
@@ -358,8 +358,8 @@ def tune_llama(
     """
     claim(out, "run", (llm, *codes), RUN_SIGNS)
     space, folders = read_code_shards(codes)
-    if recipe.template not in FAMILIES:
-        raise DataError(f"template is {recipe.template!r}; it must be one of {', '.join(FAMILIES)}")
+    if recipe.template not in TEMPLATES:
+        raise DataError(f"template is {recipe.template!r}; it must be one of {', '.join(TEMPLATES)}")
     if recipe.lora is not None and recipe.before:
         raise DataError("before mixes whole weights; with lora leave it out")
     torch.manual_seed(recipe.schedule.seed)
@@ -383,7 +383,7 @@ def tune_llama(
                 module.requires_grad_(False)
     model.config.max_position_embeddings = max(model.config.max_position_embeddings, recipe.longest)
     setattr(model.config, TEMPLATE, recipe.template)
-    writer = Writer(vocab, pieces.encode, FAMILIES[recipe.template], recipe.sentences, recipe.wordless, recipe.noise)
+    writer = Writer(vocab, pieces.encode, TEMPLATES[recipe.template], recipe.sentences, recipe.wordless, recipe.noise)
     folders = {name: said_of(some, recipe.unsaid) for name, some in folders.items()}
     if recipe.rehearsed:
         report(f"rehearsal: drawing {recipe.rehearsed} everyday things")
@@ -408,8 +408,8 @@ def tune_llama(
     worth = None
     if recipe.reward is not None:
         seen = [each for some in folders.values() for each in some if not each.sample.held_out]
-        worth = Worth(seen, writer, pieces.decode, recipe.reward)
-    objective = LanguageObjective(trained, vocab, recipe.text_weight, worth)
+        worth = CiderReward(seen, writer, pieces.decode, recipe.reward)
+    objective = LanguageLoss(trained, vocab, recipe.text_weight, worth)
     written = partial(mixed, model, recipe.before, weights_of(model)) if recipe.before else nullcontext
     run_language(objective, writer, mixture, recipe.schedule, recipe.longest, out, report, sheet, written)
 
@@ -555,7 +555,7 @@ def save_whole_or_not_at_all(model: Any, out: Path) -> None:
 
 
 def run_language(
-    objective: LanguageObjective,
+    objective: LanguageLoss,
     writer: Writer,
     mixture: Callable[[bool], Mixture],
     schedule: Schedule,
@@ -599,7 +599,7 @@ def run_language(
     def batch_of(step: int, rng: np.random.Generator) -> Batch:
         return batch_from(source, rng) | (objective.worth.batch(rng) if objective.worth is not None else {})
 
-    Loop(out / STATE_FOLDER, schedule, report).run(objective, batch_of, after)
+    Trainer(out / STATE_FOLDER, schedule, report).run(objective, batch_of, after)
 
 
 def _on(model: PreTrainedModel | PeftModel, value: Any) -> Any:

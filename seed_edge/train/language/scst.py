@@ -40,7 +40,7 @@ class RewardShape:
             raise DataError(f"reward.tries is {self.tries}; it must be at least 2, for captions are compared with each other")
 
 
-class Worth:
+class CiderReward:
     """Pictures to caption, and how much captions of them are worth."""
 
     def __init__(
@@ -64,7 +64,7 @@ class Worth:
         return {"shown": numbers.tolist(), "prompts": torch.tensor(prompts)}
 
     def of(self, numbers: Sequence[int], told: Tensor, eos_id: int) -> Tensor:
-        """Worth (captions,) of ids (captions, length), each of the sample with that number."""
+        """CiderReward (captions,) of ids (captions, length), each of the sample with that number."""
         worth = []
         for number, row in zip(numbers, told.tolist(), strict=True):
             ids = row[: row.index(eos_id)] if eos_id in row else row
@@ -72,7 +72,7 @@ class Worth:
         return torch.tensor(worth, device=told.device)
 
 
-def rewarded(model: torch.nn.Module, vocab: Vocab, worth: Worth, batch: Batch) -> dict[str, Tensor]:
+def rewarded(model: torch.nn.Module, vocab: Vocab, worth: CiderReward, batch: Batch) -> dict[str, Tensor]:
     """Losses of captions drawn now; `missed` is what their worth lacks to the highest there is, and has no gradient."""
     shape = worth.shape
     prompts = batch["prompts"].repeat_interleave(shape.tries, 0)

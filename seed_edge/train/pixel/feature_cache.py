@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageEnhance, ImageOps
 
 from seed_edge.atomic import replacing
-from seed_edge.data.samples import LARGEST_FILE, Picture, Sample, load_picture, read_samples
+from seed_edge.data.samples import MAX_FILE_BYTES, Picture, Sample, load_picture, read_samples
 from seed_edge.errors import DataError
 from seed_edge.inputs import parse_json, read_text
 from seed_edge.memory import available_memory
@@ -122,7 +122,7 @@ def open_cache(folder: Path, geometry: PixelGeometry) -> Cache:
 
 def _lines(path: Path) -> Iterator[tuple[int, str]]:
     """Lines of a text file with their numbers."""
-    yield from enumerate(filter(None, read_text(path, LARGEST_FILE, DataError).split("\n")), 1)
+    yield from enumerate(filter(None, read_text(path, MAX_FILE_BYTES, DataError).split("\n")), 1)
 
 
 def _saved(where: str, line: str) -> Sample:
@@ -133,7 +133,7 @@ def _saved(where: str, line: str) -> Sample:
     return Sample.from_saved(key, record)
 
 
-def make_room(folder: Path, needed: int, what: str) -> None:
+def evict_until_fits(folder: Path, needed: int, what: str) -> None:
     """Make a folder for memory maps; on a full disk these would end the process without a word.
 
     Raises:
@@ -171,7 +171,7 @@ def _fill_cache(
     if several is not None:
         raise DataError(f"{several} has no picture or several; an image tokenizer is trained on single pictures")
     shapes = _shapes(len(found), geometry)
-    make_room(folder, 2 * prod(shapes[0]) + prod(shapes[1]), "features")
+    evict_until_fits(folder, 2 * prod(shapes[0]) + prod(shapes[1]), "features")
     features = np.memmap(folder / FEATURES_FILE, np.float16, "w+", shape=shapes[0])
     pixels = np.memmap(folder / PIXELS_FILE, np.uint8, "w+", shape=shapes[1])
     preprocessing = preprocessing_of(geometry)

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from seed_edge.models.efficientnet import EfficientNetLite
 
 
-class Looking(nn.Module):
+class PerceptualLoss(nn.Module):
     """Frozen trunk features of pictures, each tap scaled by the spread it has on true ones."""
 
     def __init__(self, trunk: EfficientNetLite, taps: tuple[int, ...]) -> None:

@@ -42,13 +42,13 @@ from seed_edge.preprocess import to_images
 from seed_edge.train.pixel.aux_captioner import Reader, WordList
 from seed_edge.train.pixel.bag_of_words import WordTargets
 from seed_edge.train.pixel.codebook import RowsRecipe, refitted, refitted_geometry
-from seed_edge.train.pixel.feature_cache import VIEWS, Cache, build_cache, make_room, open_cache, view
+from seed_edge.train.pixel.feature_cache import VIEWS, Cache, build_cache, evict_until_fits, open_cache, view
 from seed_edge.train.pixel.feature_noise import Variations
 from seed_edge.train.pixel.patch_pca import fit_patches
-from seed_edge.train.pixel.perceptual import Critic, Looking, distance
+from seed_edge.train.pixel.perceptual import Critic, PerceptualLoss, distance
 from seed_edge.train.pixel.semantic_init import fit_glance
 from seed_edge.train.recipe import Schedule
-from seed_edge.train.trainer import STATE, Batch, Loop, Objective, Report
+from seed_edge.train.trainer import STATE, Batch, LossModule, Report, Trainer
 from seed_edge.vocab import CodeSpace
 
 CACHE_FOLDER = "cache"
@@ -138,7 +138,7 @@ class BatchSource:
         return np.concatenate([rng.choice(pool, n) for pool, n in zip(self.pools, self.counts, strict=True) if n])
 
 
-class Telling(nn.Module):
+class AuxiliaryHeads(nn.Module):
     """What reads words from semantic codes in training, and counts how often each row of the codebook is used."""
 
     def __init__(self, geometry: PixelGeometry, bag_words: int, list_words: int) -> None:
@@ -154,10 +154,10 @@ class Telling(nn.Module):
         return int((self.usage > REVIVED_BELOW * self.usage.mean()).sum())
 
 
-class ReadingObjective(Objective):
+class ReadingLoss(LossModule):
     """Semantic codes that tell words."""
 
-    def __init__(self, model: PixelTokenizer, telling: Telling, recipe: PixelTokenizerRecipe) -> None:
+    def __init__(self, model: PixelTokenizer, telling: AuxiliaryHeads, recipe: PixelTokenizerRecipe) -> None:
         super().__init__()
         self.model, self.telling, self.recipe = model, telling, recipe
         for part in (model.blocks_image, model.pixel_head):  # have nothing to learn yet
@@ -201,13 +201,13 @@ class ReadingObjective(Objective):
         }
 
 
-class DecoderObjective(Objective):
+class DecoderLoss(LossModule):
     """What stands behind the codebook."""
 
     def __init__(self, model: PixelTokenizer, recipe: DecoderRecipe) -> None:
         super().__init__()
         self.model, self.recipe = model, recipe
-        self.looking = Looking(model.trunk, recipe.perceptual_taps)
+        self.looking = PerceptualLoss(model.trunk, recipe.perceptual_taps)
         channels = [model.trunk.blocks[tap].project.out_channels for tap in recipe.perceptual_taps]
         self.critic = Critic(channels) if recipe.critic_weight else None
         model.requires_grad_(False)
@@ -263,9 +263,9 @@ def train_pixel_tokenizer(
         measure_channels(model, cache)
         fit_glance(model, cache)
         fit_patches(model, cache)
-    texts = Texts(cache, recipe)
-    telling = Telling(recipe.geometry, len(texts.bag.words), len(texts.list))
-    train_reading(ReadingObjective(model, telling, recipe), texts, out, report)
+    texts = TextTargets(cache, recipe)
+    telling = AuxiliaryHeads(recipe.geometry, len(texts.bag.words), len(texts.list))
+    train_reading(ReadingLoss(model, telling, recipe), texts, out, report)
     model = with_codebook(model.eval(), cache, out, recipe, report)
     report("decoder; from here on `tokenize` gives the codes that stay")
     painted = more_pictures(model, more, out / MORE_FOLDER.format(codebook_sum(model)), report, images) if more else None
@@ -288,7 +288,7 @@ def with_codebook(
     return model
 
 
-class Texts:
+class TextTargets:
     """Batches of what is seen and what is to be told of it."""
 
     def __init__(self, cache: Cache, recipe: PixelTokenizerRecipe) -> None:
@@ -310,7 +310,7 @@ class Texts:
             "wanted": wanted,
         }
 
-    def losses_unseen(self, objective: ReadingObjective) -> dict[str, float]:
+    def losses_unseen(self, objective: ReadingLoss) -> dict[str, float]:
         """Losses of words on held-out pictures, in eval mode."""
         rows = self.cache.rows(held_out=True)
         if not len(rows):
@@ -321,12 +321,12 @@ class Texts:
         placed = {name: value.to(device) if isinstance(value, Tensor) else value for name, value in batch.items()}
         objective.eval()
         with torch.inference_mode():
-            losses = ReadingObjective.forward(objective, placed)
+            losses = ReadingLoss.forward(objective, placed)
         objective.train()
         return {f"unseen_{name}": losses[name].item() for name in ("words", "reader")}
 
 
-def train_reading(objective: ReadingObjective, texts: Texts, out: Path, report: Report) -> None:
+def train_reading(objective: ReadingLoss, texts: TextTargets, out: Path, report: Report) -> None:
     """The semantic queries."""
     model, telling, recipe = objective.model, objective.telling, objective.recipe
     steps = recipe.reading.steps
@@ -341,7 +341,7 @@ def train_reading(objective: ReadingObjective, texts: Texts, out: Path, report: 
         save_image_tokenizer(model, out)
         return texts.losses_unseen(objective) | {"codes_in_use": telling.codes_in_use()}
 
-    Loop(out / READING_FOLDER, recipe.reading, report).run(objective, batch_of, after)
+    Trainer(out / READING_FOLDER, recipe.reading, report).run(objective, batch_of, after)
 
 
 def revived(step: int, recipe: PixelTokenizerRecipe, steps: int) -> bool:
@@ -350,7 +350,7 @@ def revived(step: int, recipe: PixelTokenizerRecipe, steps: int) -> bool:
 
 
 @dataclass(frozen=True)
-class More:
+class ExtraPictures:
     """Pictures that only the decoder is trained on."""
 
     samples: list[Sample]
@@ -362,7 +362,7 @@ class More:
 
 def more_pictures(
     model: PixelTokenizer, paths: Sequence[Path], folder: Path, report: Report, images: Path | None = None
-) -> More:
+) -> ExtraPictures:
     """Pictures of `paths` with their codes; made once, a finished `folder` is opened instead.
 
     Raises:
@@ -379,7 +379,7 @@ def more_pictures(
     elif (folder / MORE_KEYS).read_text("utf-8").splitlines() != keys:
         raise DataError(f"{folder} was made of other pictures than --more has now; remove it, or give the same")
     pixels, codes = np.load(folder / MORE_PIXELS, mmap_mode="r"), np.load(folder / MORE_CODES)
-    return More([sample for sample, _ in found], pixels, codes)
+    return ExtraPictures([sample for sample, _ in found], pixels, codes)
 
 
 def _fill_more(
@@ -388,7 +388,7 @@ def _fill_more(
     geometry, preprocessing = model.geometry, preprocessing_of(model.geometry)
     size = geometry.output_size
     shape = (len(found), size, size, 3)
-    make_room(folder, math.prod(shape), "more pictures")
+    evict_until_fits(folder, math.prod(shape), "more pictures")
     pixels = np.lib.format.open_memmap(folder / MORE_PIXELS, "w+", np.uint8, shape)
     codes = np.empty((len(found), geometry.num_queries), np.int64)
     for start in range(0, len(found), MORE_AT_ONCE):
@@ -408,7 +408,7 @@ def _fill_more(
 
 
 def train_decoder(
-    model: PixelTokenizer, cache: Cache, more: More | None, out: Path, recipe: DecoderRecipe, report: Report
+    model: PixelTokenizer, cache: Cache, more: ExtraPictures | None, out: Path, recipe: DecoderRecipe, report: Report
 ) -> None:
     """What stands behind the codebook, on the codes that every picture has now."""
     model.eval()
@@ -444,7 +444,7 @@ def train_decoder(
         write_sheet(model, cache, out / "sheets" / f"decoder-{step:06d}.png")
 
     folder = out / DECODER_FOLDER.format(codebook_sum(model))
-    Loop(folder, recipe.schedule, report).run(DecoderObjective(model, recipe), batch_of, after)
+    Trainer(folder, recipe.schedule, report).run(DecoderLoss(model, recipe), batch_of, after)
 
 
 def keys_of(cache: Cache, rows: NDArray[np.int64]) -> list[str]:

@@ -32,7 +32,7 @@ from seed_edge.output_checks import RUN_SIGNS, claim
 from seed_edge.preprocess import CLIP_MEAN, CLIP_STD, Preprocessing, to_rgb
 from seed_edge.train.recipe import Schedule
 from seed_edge.train.seed2.losses import ContrastiveQFormer, code_losses
-from seed_edge.train.trainer import Batch, Loop, Objective, Report
+from seed_edge.train.trainer import Batch, LossModule, Report, Trainer
 
 STAGE_ONE_FILE = "contrastive.safetensors"
 STAGE_TWO_FILE = "seed_quantizer.safetensors"
@@ -104,7 +104,7 @@ def cleaned(text: str) -> str:
     return " ".join(re.sub(r"[.!\"()*#:;~?,/]", " ", text.lower()).split()[:50])
 
 
-class ContrastiveObjective(Objective):
+class ContrastiveLoss(LossModule):
     """Stage 1: a causal Q-Former whose last query meets the text."""
 
     def __init__(self, trunk: EvaViT, former: ContrastiveQFormer) -> None:
@@ -124,7 +124,7 @@ class ContrastiveObjective(Objective):
         return {"contrastive": self.former.loss(images.float(), texts.float())}
 
 
-class CodesObjective(Objective):
+class CodesLoss(LossModule):
     """Stage 2: codebook and de-tokenizer, towards CLIP's embedding of the picture."""
 
     def __init__(self, model: SeedTokenizer, clip: nn.Module) -> None:
@@ -167,7 +167,7 @@ def train_contrastive(
     former = ContrastiveQFormer(recipe.geometry, len(pieces))
     if start is not None:
         fill(former, read_state(start), start)
-    objective = ContrastiveObjective(open_vit(vit, recipe.geometry), former)
+    objective = ContrastiveLoss(open_vit(vit, recipe.geometry), former)
 
     def batch_of(step: int, rng: np.random.Generator) -> Batch:
         batch = pairs.batch(recipe.schedule.batch, rng)
@@ -178,7 +178,7 @@ def train_contrastive(
     def after(step: int) -> None:
         save_part(former.state_dict(), recipe.geometry, out / STAGE_ONE_FILE)
 
-    Loop(out, recipe.schedule, report).run(objective, batch_of, after)
+    Trainer(out, recipe.schedule, report).run(objective, batch_of, after)
 
 
 def train_codes(
@@ -209,7 +209,7 @@ def train_codes(
         of_part = {name.removeprefix(part + "."): tensor for name, tensor in state.items() if name.startswith(part + ".")}
         fill(getattr(model, part), of_part, path)
     fill_parameter(model.query_tokens, state, "query_tokens", path)
-    objective = CodesObjective(model, open_clip(clip, recipe.geometry))
+    objective = CodesLoss(model, open_clip(clip, recipe.geometry))
 
     def batch_of(step: int, rng: np.random.Generator) -> Batch:
         batch = pairs.batch(recipe.schedule.batch, rng)
@@ -220,7 +220,7 @@ def train_codes(
         own = {name: tensor for name, tensor in model.state_dict().items() if not name.startswith(VIT_PREFIX)}
         save_part(own, recipe.geometry, out / STAGE_TWO_FILE)
 
-    Loop(out, recipe.schedule, report).run(objective, batch_of, after)
+    Trainer(out, recipe.schedule, report).run(objective, batch_of, after)
 
 
 def open_words(path: Path) -> BertTokenizer:
