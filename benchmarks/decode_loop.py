@@ -37,26 +37,26 @@ REFERENCE = Sampling(1.0, 0, 0.5)
 
 def bare(model: LlamaCpp, prompt: list[int]) -> float:
     """Seconds per id of `llama_decode` and nothing else, on the context of `model`."""
-    model.start(prompt, room=CODES)
+    model.prefill(prompt, room=CODES)
     token = (llama_cpp.llama_token * 1)(5)
     started = time.perf_counter()
     for _ in range(CODES):
         llama_cpp.llama_decode(model._context, llama_cpp.llama_batch_get_one(token, 1))
         llama_cpp.llama_get_logits_ith(model._context, -1)  # waits for the result
     seconds = (time.perf_counter() - started) / CODES
-    model.start(prompt[:1], room=0)
+    model.prefill(prompt[:1], room=0)
     return seconds
 
 
 def text(model: LlamaCpp, vocab: Vocab, prompt: list[int], sampling: Sampling) -> float:
-    model.start(prompt, room=CODES)  # read before the clock starts; writing finds it there
+    model.prefill(prompt, room=CODES)  # read before the clock starts; writing finds it there
     started = time.perf_counter()
     ids = generate_text(model, vocab, prompt, sampling, 0, CODES)
     return (time.perf_counter() - started) / max(1, len(ids))
 
 
 def codes(model: LlamaCpp, vocab: Vocab, prompt: list[int], sampling: Sampling) -> float:
-    model.start(prompt, room=CODES)
+    model.prefill(prompt, room=CODES)
     started = time.perf_counter()
     sample_codes(model, vocab, prompt, sampling, 0)
     return (time.perf_counter() - started) / CODES
@@ -69,9 +69,9 @@ def question(model: LlamaCpp, vocab: Vocab, seen_before: bool) -> float:
         [i for _ in range(3) for i in vocab.codes_to_ids(rng.integers(0, vocab.codebook_size, CODES))] for _ in range(2)
     )
     first, second = rng.integers(3, 32000, (2, 12)).tolist()
-    model.start([vocab.bos_id, *(pictures if seen_before else others), *first], room=CODES)
+    model.prefill([vocab.bos_id, *(pictures if seen_before else others), *first], room=CODES)
     started = time.perf_counter()
-    model.start([vocab.bos_id, *pictures, *second], room=CODES)
+    model.prefill([vocab.bos_id, *pictures, *second], room=CODES)
     return time.perf_counter() - started
 
 

@@ -224,7 +224,7 @@ class _Run:
         step = self.work(self.bundle.unet, [latents, moment, labels])
         self.evaluation = self.time("diffusion, one evaluation", lambda: unclip._predict(latents, 0, labels), step)
         last = self.work(self.bundle.vae, [latents])
-        self.developing = self.time("latents to pixels", lambda: unclip.develop(latents), last)
+        self.developing = self.time("latents to pixels", lambda: unclip.decode_latents(latents), last)
 
     def language(self) -> None:
         """The language model: a prompt, text, and codes as they are drawn."""
@@ -238,12 +238,12 @@ class _Run:
         turns = iter(range(1 << 30))
 
         def read() -> None:
-            model.start([ids[0], 3 + next(turns) % 200, *ids[2:]], room=1)
+            model.prefill([ids[0], 3 + next(turns) % 200, *ids[2:]], room=1)
 
         self.time("read a prompt", read, once * (len(ids) - 1), len(ids) - 1, "ids")
 
         def write() -> None:
-            model.start(ids[:2], room=WRITTEN_IDS)
+            model.prefill(ids[:2], room=WRITTEN_IDS)
             for token_id in range(3, 3 + WRITTEN_IDS):
                 model.step(token_id)
 

@@ -60,7 +60,7 @@ def chat(
     temperature: float,
     seed: int,
     load: Path | None,
-    walk: dict[str, Any],
+    diffusion: dict[str, Any],
     finish: dict[str, Any],
     engine: RuntimeOptions,
 ) -> None:
@@ -77,7 +77,7 @@ def chat(
         conversation = Conversation(edge, temperature=temperature, seed=seed)
         if load is not None:
             conversation.load(load)
-        chat = Chat(conversation, image_writer(edge, engine, walk, finish), output, seed)
+        chat = Chat(conversation, image_writer(edge, engine, diffusion, finish), output, seed)
         if terminal:
             engine.note("/help tells what can be done here")
         while chat.going:

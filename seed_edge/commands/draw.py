@@ -40,7 +40,7 @@ from seed_edge.commands.image_output import (
     resized,
     save_picture,
     show_picture,
-    walk_of,
+    diffusion_options_of,
     with_diffusion_options,
     with_finish_options,
 )
@@ -88,8 +88,8 @@ class ImageWriter:
     def picture(self, codes: Sequence[int], seed: int, path: Path) -> Image:
         """Picture of codes; what is half done is kept beside `path` where the last stage fails."""
         negative = self.edge.negative_codes(self.negative, seed=seed)
-        with Progress("steps", self.quiet) as progress, kept_latents(path) as keep:
-            picture = self.edge.decode(codes, seed=seed, options=self.options, negative=negative, progress=progress, keep=keep)
+        with Progress("steps", self.quiet) as progress, kept_latents(path) as on_latents:
+            picture = self.edge.decode(codes, seed=seed, options=self.options, negative=negative, progress=progress, on_latents=on_latents)
         return resized(picture, self.side)
 
     def save(self, picture: Image, output: Output, prompt: str, drawn: Sequence[tuple[int, Sequence[int]]]) -> Path:
@@ -112,10 +112,10 @@ class ImageWriter:
         from seed_edge.image_metadata import Drawn, Record, bundle_hash
 
         manifest = self.edge.bundle.manifest
-        walk: dict[str, Any] = {}
+        diffusion: dict[str, Any] = {}
         if manifest.diffusion is not None:
             own, said = manifest.diffusion, self.options
-            walk = {
+            diffusion = {
                 "steps": said.steps or own.steps,
                 "guidance": own.guidance if said.guidance is None else said.guidance,
                 "scheduler": said.scheduler or own.scheduler,
@@ -128,14 +128,14 @@ class ImageWriter:
             bundle_hash=bundle_hash(self.edge.bundle),
             negative=self.negative or "",
             temperature=self.sampling.temperature,
-            **walk,
+            **diffusion,
         )
 
 
 def image_writer(
     edge: SeedEdge,
     engine: RuntimeOptions,
-    walk: dict[str, Any],
+    diffusion: dict[str, Any],
     finish: dict[str, Any],
     *,
     temperature: float | None = None,
@@ -145,12 +145,12 @@ def image_writer(
     """How pictures are made, from what was said on the command line; refuses what the bundle cannot do.
 
     Args:
-        walk: see `with_diffusion_options`.
+        diffusion: see `with_diffusion_options`.
         finish: see `with_finish_options`.
     """
     from seed_edge.manifest import Sampling
 
-    options = walk_of(edge, walk)
+    options = diffusion_options_of(edge, diffusion)
     edge.require_decoder()
     language = edge.bundle.manifest.language
     sampling = Sampling(0.0, 0, 1.0) if language is None else language.sampling
@@ -195,7 +195,7 @@ def draw(
     seed: int | None,
     temperature: float | None,
     tries: int | None,
-    walk: dict[str, Any],
+    diffusion: dict[str, Any],
     finish: dict[str, Any],
     engine: RuntimeOptions,
     as_json: bool,
@@ -220,7 +220,7 @@ def draw(
         with engine.opened() as edge:
             refuse_other_bundle(edge, record, source)
             negative = record.negative or None
-            brush = image_writer(edge, engine, walk, finish, temperature=record.temperature, negative=negative)
+            brush = image_writer(edge, engine, diffusion, finish, temperature=record.temperature, negative=negative)
             draw_again(as_recorded(brush, record), record, target, as_json)
         return
     folder = output if prompts is not None else None
@@ -234,7 +234,7 @@ def draw(
         raise click.UsageError(f"--seed {seed} with -n {count} counts past 2**63 - 1; choose a lower seed")
     failed = 0
     with engine.opened() as edge:
-        brush = image_writer(edge, engine, walk, finish, temperature=temperature, tries=tries, negative=negative)
+        brush = image_writer(edge, engine, diffusion, finish, temperature=temperature, tries=tries, negative=negative)
         if grid:
             check_grid(count, brush.drawn_side(), (named or Output(name_of(""))).path)
         for text in asked:
@@ -362,7 +362,7 @@ def edit(
     overwrite: bool,
     seed: int | None,
     temperature: float | None,
-    walk: dict[str, Any],
+    diffusion: dict[str, Any],
     finish: dict[str, Any],
     max_pixels: int | None,
     engine: RuntimeOptions,
@@ -378,7 +378,7 @@ def edit(
     picture = open_image(image, **given(max_pixels=max_pixels))
     seed = new_seed(engine) if seed is None else seed
     with engine.opened() as edge:
-        brush = image_writer(edge, engine, walk, finish, temperature=temperature)
+        brush = image_writer(edge, engine, diffusion, finish, temperature=temperature)
         with Progress("codes", engine.quiet) as progress:
             before = edge.encode([picture])[0]
             codes = edge.edit_codes(before, change, seed=seed, sampling=brush.sampling, progress=progress).tolist()
@@ -400,7 +400,7 @@ def reconstruct(
     output: Path,
     overwrite: bool,
     seed: int,
-    walk: dict[str, Any],
+    diffusion: dict[str, Any],
     finish: dict[str, Any],
     max_pixels: int | None,
     engine: RuntimeOptions,
@@ -412,7 +412,7 @@ def reconstruct(
     check_output(target, engine, image)
     picture = open_image(image, **given(max_pixels=max_pixels))
     with engine.opened() as edge:
-        brush = image_writer(edge, engine, walk, finish)
+        brush = image_writer(edge, engine, diffusion, finish)
         codes = edge.encode([picture])[0].tolist()
         path = brush.save(brush.picture(codes, seed, output), target, "", [(seed, codes)])
     tell(path, "", [(seed, codes)], as_json=False)
@@ -431,7 +431,7 @@ def decode(
     output: Path,
     overwrite: bool,
     seed: int,
-    walk: dict[str, Any],
+    diffusion: dict[str, Any],
     finish: dict[str, Any],
     engine: RuntimeOptions,
 ) -> None:
@@ -444,9 +444,9 @@ def decode(
     latents = read_latents(Path(codes)) if Path(codes).suffix == LATENTS else None
     numbers = parse_codes(read_codes(codes), codes) if latents is None else []
     with engine.opened() as edge:
-        brush = image_writer(edge, engine, walk, finish)
+        brush = image_writer(edge, engine, diffusion, finish)
         if latents is not None:
-            picture = resized(edge.develop(latents, tiled=walk["tiled"]), brush.side)
+            picture = resized(edge.decode_latents(latents, tiled=diffusion["tiled"]), brush.side)
             path = save_picture(picture, target, None)
             if not is_stdout(path):
                 show_picture(picture, brush.show)

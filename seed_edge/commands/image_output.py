@@ -84,13 +84,13 @@ def together(
     return decorate
 
 
-with_diffusion_options = together("walk", diffusion_options, ("fast", "steps", "guidance", "scheduler", "tiled"))
-"""Adds the options of a diffusion, as `walk`."""
+with_diffusion_options = together("diffusion", diffusion_options, ("fast", "steps", "guidance", "scheduler", "tiled"))
+"""Adds the options of a diffusion, as `diffusion`."""
 with_finish_options = together("finish", finish_options, ("side", "metadata", "show"))
 """Adds the options of what is saved, as `finish`."""
 
 
-def walk_of(edge: SeedEdge, walk: dict[str, Any]) -> DiffusionOptions:
+def diffusion_options_of(edge: SeedEdge, diffusion: dict[str, Any]) -> DiffusionOptions:
     """Options of a diffusion; refused for a bundle that has none."""
     import dataclasses
 
@@ -99,15 +99,15 @@ def walk_of(edge: SeedEdge, walk: dict[str, Any]) -> DiffusionOptions:
 
     if edge.bundle.manifest.kind == "pixels":
         source = click.get_current_context().get_parameter_source
-        if any(source(name) is ParameterSource.COMMANDLINE for name in walk):
+        if any(source(name) is ParameterSource.COMMANDLINE for name in diffusion):
             raise click.ClickException(
                 "this bundle draws in one pass; leave out --fast, --steps, --guidance, --scheduler, --tiled"
             )
         return DiffusionOptions()
-    if walk["scheduler"] is not None:
-        choose("--scheduler", walk["scheduler"], SCHEDULER_NAMES)
-    chosen = {name: value for name, value in walk.items() if name != "fast" and value is not None}
-    return dataclasses.replace(FAST if walk["fast"] else DiffusionOptions(), **chosen)
+    if diffusion["scheduler"] is not None:
+        choose("--scheduler", diffusion["scheduler"], SCHEDULER_NAMES)
+    chosen = {name: value for name, value in diffusion.items() if name != "fast" and value is not None}
+    return dataclasses.replace(FAST if diffusion["fast"] else DiffusionOptions(), **chosen)
 
 
 def resized(image: Image, side: int | None) -> Image:

@@ -172,7 +172,7 @@ def _record_in(where: str, files: Mapping[str, Member]) -> dict[str, Any]:
     return dict(Fields.of(parse_json(text, where, DataError), where, DataError).values)
 
 
-def _from_record(where: str, record: dict, space: CodeSpace) -> CodeSample:
+def _from_record(where: str, record: dict[str, Any], space: CodeSpace) -> CodeSample:
     try:
         images, views = (tuple(space.check(codes) for codes in record.pop(n, ())) for n in ("codes", "views"))
         return CodeSample(Sample.from_saved(record.pop("key"), record), images, views)

@@ -141,7 +141,9 @@ def plural(name: str) -> str:
         many = head[:-1] + "ies"
     else:
         many = head + "s"
-    end = re.match(rf"(?:.*? )??{re.escape(head)}(?= (?:of|with|in|on|and) |$)", name).end()
+    found = re.match(rf"(?:.*? )??{re.escape(head)}(?= (?:of|with|in|on|and) |$)", name)
+    assert found is not None  # `head` is a word of `name`
+    end = found.end()
     return name[: end - len(head)] + many + name[end:]
 
 

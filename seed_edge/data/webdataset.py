@@ -64,7 +64,7 @@ def list_shard(path: Path) -> Iterator[tuple[str, dict[str, Member]]]:
     """
     try:
         with open_regular(path, DataError) as file, tarfile.open(fileobj=file, mode="r:") as tar:
-            key, files, whole = "", {}, file.seek(0, 2)
+            key, files, whole = "", dict[str, Member](), file.seek(0, 2)
             file.seek(0)
             for member in tar:
                 name, _, extension = member.name.rpartition(".")

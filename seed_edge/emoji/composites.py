@@ -77,8 +77,8 @@ def composed(things: Sequence[Drawing], count: int, seed: int) -> Iterator[Drawi
         elif kind == "ground":
             ground = str(rng.choice([colour for colour in GROUNDS if colour not in first.names[0].split()]))
             image = _pasted([first.image], [(0, 0)], rng, side=int(SIZE * rng.uniform(0.7, 0.95)), ground=GROUNDS[ground])
-            told = [form.replace("{a_ground}", with_article(ground)).replace("{ground}", ground) for form in ON_GROUND]
-            forms, name = told, with_article
+            grounded = [form.replace("{a_ground}", with_article(ground)).replace("{ground}", ground) for form in ON_GROUND]
+            forms, name = tuple(grounded), with_article
         else:
             corners = CORNERS[2] if kind == "beside" else [(y, x) for x, y in CORNERS[2]]
             image = _pasted([first.image, second.image], corners, rng)

@@ -139,13 +139,13 @@ def questions(sample: Sample, rng: np.random.Generator, labels: Sequence[str]) -
 
 def changes(samples: Sequence[CodeSample], rng: np.random.Generator) -> Iterator[tuple[CodeSample, str, CodeSample]]:
     """Pictures, what is wished for, and the picture that has it."""
-    singles = {
+    singles: Known = {
         (each.sample.style, with_article(plain(each.sample.label))): each
         for each in samples
         if each.sample.style and each.sample.label and not each.sample.recoloured
     }
     countable = ((style, bare(name), each) for (style, name), each in singles.items() if is_countable(bare(name)))
-    many = {(style, plural(name)): each for style, name, each in countable}
+    many: Known = {(style, plural(name)): each for style, name, each in countable}
 
     def wish(forms: Sequence[str], **names: str) -> str:
         return str(rng.choice(list(forms))).format(**names)

@@ -148,7 +148,7 @@ def dominant_hue(image: Image.Image) -> float | None:
     if vivid.sum() < 0.55 * opaque.sum():
         return None
     histogram = np.bincount((h[vivid] // 10).astype(int) % 36, minlength=36)
-    window = sum(np.roll(histogram, k) for k in (-2, -1, 0, 1, 2))
+    window = np.sum([np.roll(histogram, k) for k in (-2, -1, 0, 1, 2)], axis=0)
     best = int(np.argmax(window))
     return best * 10.0 + 5 if window[best] >= 0.55 * opaque.sum() else None
 

@@ -146,7 +146,7 @@ def language_parity(llama: LlamaFolder, path: Path, weight_type: str, vocab: Voc
     wanted = torch.log_softmax(torch.from_numpy(logits(llama, ids)), -1).numpy()
     model = LlamaCpp(path, context_length, precise=True)
     try:
-        rows = [model.start(ids[:1], room=0), *(model.step(i) for i in ids[1:])]
+        rows = [model.prefill(ids[:1], room=0), *(model.step(i) for i in ids[1:])]
     finally:
         model.close()
     found = torch.log_softmax(torch.from_numpy(np.stack(rows)), -1).numpy()

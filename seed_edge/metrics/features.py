@@ -39,4 +39,5 @@ class Judge:
 def rank_of_own(queries: NDArray[np.float32], gallery: NDArray[np.float32], own: NDArray[np.int64]) -> NDArray[np.int64]:
     """For each query how many of the gallery are nearer than its own picture, row `own` of the gallery; 0 is best."""
     scores = queries @ gallery.T
-    return (scores > scores[np.arange(len(own)), own][:, None]).sum(1)
+    ranks: NDArray[np.int64] = (scores > scores[np.arange(len(own)), own][:, None]).sum(1)
+    return ranks

@@ -99,13 +99,13 @@ class Conversation:
     @property
     def _model(self) -> LlamaCpp:
         """The language model with what this conversation had read into it."""
-        return self._edge._language_model.kept(self)
+        return self._edge._language_model.cached_context(self)
 
     def close(self) -> None:
         """Free what this conversation keeps in memory; it can be gone on with, and is read anew then."""
         with self._edge.held():
-            if self._edge._residents.is_open(self._edge.bundle.language.file):
-                self._edge._language_model.drop(self)
+            if self._edge._parts.is_open(self._edge.bundle.language.file):
+                self._edge._language_model.drop_context(self)
 
     def _answer(self, draw: bool) -> Iterator[str | Codes]:
         model, language = self._model, self._edge.bundle.language

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from seed_edge.manifest import Sampling
-from seed_edge.runtime.language_model import BranchingModel, LanguageModel, WritingModel
+from seed_edge.runtime.language_model import BranchingModel, LanguageModel, GeneratingModel
 from seed_edge.vocab import Vocab
 
 SORTED_FIRST = 256
@@ -24,7 +24,7 @@ DRAWN_AGAIN_FROM = 0.25
 GREEDY = Sampling(temperature=0.0, top_k=0, top_p=1.0)
 
 
-def pick(logits: NDArray[np.float32], sampling: Sampling, rng: np.random.Generator) -> int:
+def sample_token(logits: NDArray[np.float32], sampling: Sampling, rng: np.random.Generator) -> int:
     """Position of the chosen logit; -inf is never chosen."""
     if sampling.temperature == 0:
         return int(np.argmax(logits))
@@ -89,7 +89,7 @@ class ClassifierFreeGuidance:
     Classifier-free guidance (Ho & Salimans 2022, arXiv:2207.12598) on the logits of codes.
     """
 
-    def __init__(self, asked: WritingModel, unasked: WritingModel, bare: Sequence[int], guidance: float) -> None:
+    def __init__(self, asked: GeneratingModel, unasked: GeneratingModel, bare: Sequence[int], guidance: float) -> None:
         """
         Args:
             bare: ids of the prompt without words.
@@ -97,14 +97,14 @@ class ClassifierFreeGuidance:
         """
         self._asked, self._unasked, self._bare, self._guidance = asked, unasked, bare, guidance
 
-    def start(self, ids: Sequence[int], room: int) -> NDArray[np.float32]:
-        return self._mixed(self._asked.start(ids, room), self._unasked.start(self._bare, room))
+    def prefill(self, ids: Sequence[int], room: int) -> NDArray[np.float32]:
+        return self._mixed(self._asked.prefill(ids, room), self._unasked.prefill(self._bare, room))
 
     def step(self, token_id: int) -> NDArray[np.float32]:
         return self._mixed(self._asked.step(token_id), self._unasked.step(token_id))
 
-    def branch(self, ids: Sequence[int], parents: Sequence[int]) -> NDArray[np.float32]:
-        return self._mixed(self._asked.branch(ids, parents), self._unasked.branch(ids, parents))
+    def step_branches(self, ids: Sequence[int], parents: Sequence[int]) -> NDArray[np.float32]:
+        return self._mixed(self._asked.step_branches(ids, parents), self._unasked.step_branches(ids, parents))
 
     def _mixed(self, asked: NDArray[np.float32], unasked: NDArray[np.float32]) -> NDArray[np.float32]:
         return unasked + np.float32(self._guidance) * (asked - unasked)
@@ -123,12 +123,12 @@ class LogitEnsemble:
         """
         self._models, self._prompts, self._map = models, prompts, map if pool is None else pool.map
 
-    def start(self, ids: Sequence[int], room: int) -> NDArray[np.float32]:
+    def prefill(self, ids: Sequence[int], room: int) -> NDArray[np.float32]:
         """Read all prompts; `ids` is the first of them."""
-        return self._mean(self._map(lambda model, own: model.start(own, room), self._models, self._prompts))
+        return self._mean(self._map(lambda model, own: model.prefill(own, room), self._models, self._prompts))
 
-    def branch(self, ids: Sequence[int], parents: Sequence[int]) -> NDArray[np.float32]:
-        return self._mean(self._map(lambda model: model.branch(ids, parents), self._models))
+    def step_branches(self, ids: Sequence[int], parents: Sequence[int]) -> NDArray[np.float32]:
+        return self._mean(self._map(lambda model: model.step_branches(ids, parents), self._models))
 
     def _mean(self, logits: Iterable[NDArray[np.float32]]) -> NDArray[np.float32]:
         mean: NDArray[np.float32] = np.mean([*logits], axis=0)
@@ -149,10 +149,10 @@ def sample_codes(
         progress: called with codes done and codes in all.
     """
     rng = np.random.default_rng(seed)
-    logits = model.start(prompt, room=vocab.codes_per_image)
+    logits = model.prefill(prompt, room=vocab.codes_per_image)
     codes: list[int] = []
     while True:
-        codes.append(pick(logits[vocab.first_code_id : vocab.first_code_id + vocab.codebook_size], sampling, rng))
+        codes.append(sample_token(logits[vocab.first_code_id : vocab.first_code_id + vocab.codebook_size], sampling, rng))
         if progress is not None:
             progress(len(codes), vocab.codes_per_image)
         if len(codes) == vocab.codes_per_image:
@@ -171,13 +171,13 @@ def sample_codes_batch(
     """The same `sampling.tries` times side by side: codes (tries, codes_per_image), the first with the same seed alone."""
     rngs = [np.random.default_rng((seed, number) if number else seed) for number in range(sampling.tries)]
     codes = np.empty((vocab.codes_per_image, sampling.tries), np.int64)
-    logits, parents = model.start(prompt, room=vocab.codes_per_image)[None], [0] * sampling.tries
+    logits, parents = model.prefill(prompt, room=vocab.codes_per_image)[None], [0] * sampling.tries
     for place, chosen in enumerate(codes):
         if place:
-            logits = model.branch([vocab.first_code_id + int(code) for code in codes[place - 1]], parents)
+            logits = model.step_branches([vocab.first_code_id + int(code) for code in codes[place - 1]], parents)
             parents = list(range(sampling.tries))
         known = logits[:, vocab.first_code_id : vocab.first_code_id + vocab.codebook_size]
-        chosen[:] = [pick(known[parent], sampling, rng) for parent, rng in zip(parents, rngs, strict=True)]
+        chosen[:] = [sample_token(known[parent], sampling, rng) for parent, rng in zip(parents, rngs, strict=True)]
         if progress is not None:
             progress(place + 1, len(codes))
     return np.stack([vocab.check_codes(each) for each in codes.T])
@@ -189,10 +189,10 @@ def generate_text(
     """Text ids that continue a prompt, up to EOS or `max_ids`; EOS is not returned."""
     rng = np.random.default_rng(seed)
     mask = vocab.text_mask()
-    logits = model.start(prompt, room=max_ids)
+    logits = model.prefill(prompt, room=max_ids)
     ids: list[int] = []
     while len(ids) < max_ids:
-        chosen = pick(np.where(mask, logits, -np.inf), sampling, rng)
+        chosen = sample_token(np.where(mask, logits, -np.inf), sampling, rng)
         if chosen == vocab.eos_id:
             break
         ids.append(chosen)
@@ -213,10 +213,10 @@ def generate_interleaved(
     rng = np.random.default_rng(seed)
     mask, picture = vocab.text_mask(), vocab.codes_per_image + 2
     left = max_ids
-    logits = model.start(prompt, room=max_ids)
+    logits = model.prefill(prompt, room=max_ids)
     while left > 0:
         mask[vocab.boi_id] = left >= picture
-        chosen = pick(np.where(mask, logits, -np.inf), text, rng)
+        chosen = sample_token(np.where(mask, logits, -np.inf), text, rng)
         if chosen == vocab.eos_id:
             return
         if chosen != vocab.boi_id:
@@ -226,7 +226,7 @@ def generate_interleaved(
             continue
         logits, drawn = model.step(chosen), list[int]()
         while len(drawn) < vocab.codes_per_image:
-            drawn.append(pick(logits[vocab.first_code_id : vocab.first_code_id + vocab.codebook_size], codes, rng))
+            drawn.append(sample_token(logits[vocab.first_code_id : vocab.first_code_id + vocab.codebook_size], codes, rng))
             logits = model.step(vocab.first_code_id + drawn[-1])
         left -= picture
         yield vocab.check_codes(drawn)
@@ -240,7 +240,7 @@ def beam_search(model: BranchingModel, vocab: Vocab, prompt: list[int], beams: i
     highest mean log-probability is taken. EOS is not returned.
     """
     allowed = np.flatnonzero(vocab.text_mask())
-    found = log_probabilities(model.start(prompt, room=max_ids)[None, allowed])
+    found = log_probabilities(model.prefill(prompt, room=max_ids)[None, allowed])
     written: list[tuple[int, ...]] = [()]
     scores = np.zeros(1)
     ended: list[tuple[float, tuple[int, ...]]] = []
@@ -261,7 +261,7 @@ def beam_search(model: BranchingModel, vocab: Vocab, prompt: list[int], beams: i
         written = [(*written[parent], token_id) for parent, token_id, _ in kept]
         scores = np.array([score for *_, score in kept])
         parents, ids = [parent for parent, *_ in kept], [token_id for _, token_id, _ in kept]
-        found = log_probabilities(model.branch(ids, parents)[:, allowed])
+        found = log_probabilities(model.step_branches(ids, parents)[:, allowed])
     return list(best[1] if ended else (*written[kept[0][0]], kept[0][1]))
 
 

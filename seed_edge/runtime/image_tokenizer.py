@@ -24,25 +24,25 @@ BATCH_SIZE = 16
 class ImageTokenizer:
     """Encoder and decoder of a bundle; each graph is opened when first used."""
 
-    def __init__(self, bundle: Bundle, device: Device, residents: PartCache | None = None) -> None:
+    def __init__(self, bundle: Bundle, device: Device, parts: PartCache | None = None) -> None:
         """
         Args:
-            residents: keeps the graphs; by default all stay open as long as this object.
+            parts: keeps the graphs; by default all stay open as long as this object.
         """
         self._bundle, self._device = bundle, device
-        self._residents = residents or PartCache(bundle)
+        self._parts = parts or PartCache(bundle)
         self.device = device.name
         """Where graphs run; what is meant to be, until one is open."""
 
     def _session(self, name: str) -> Session:
         spec = self._bundle.manifest.graphs()[name]
-        session = self._residents.use(name, lambda: Session(self._bundle.path / name, spec, self._device))
+        session = self._parts.get(name, lambda: Session(self._bundle.path / name, spec, self._device))
         self.device = session.device
         return session
 
     @cached_property
     def _unclip(self) -> Unclip:
-        return Unclip(self._bundle, self._device, self._residents)
+        return Unclip(self._bundle, self._device, self._parts)
 
     def encode(self, images: Sequence[Image.Image]) -> NDArray[np.int64]:
         """Codes of images of any size and mode: (len(images), codes_per_image), each in [0, codebook_size).
@@ -67,7 +67,7 @@ class ImageTokenizer:
     def encode_values(self, pixel_values: NDArray[np.float32]) -> NDArray[np.int64]:
         """Codes of normalised pixels (batch, 3, S, S); see `encode`."""
         encoder = self._session(ENCODER)
-        most = self._residents.at_once(ENCODER, min(len(pixel_values), BATCH_SIZE))
+        most = self._parts.at_once(ENCODER, min(len(pixel_values), BATCH_SIZE))
         parts = [encoder(pixel_values[start : start + most])[0] for start in range(0, len(pixel_values), most)]
         codes = np.concatenate(parts)
         size = self._bundle.manifest.codes.codebook_size
@@ -96,7 +96,7 @@ class ImageTokenizer:
         options: DiffusionOptions,
         negative: NDArray[np.int64] | None = None,
         progress: Callable[[int, int], None] | None = None,
-        keep: Callable[[NDArray[np.float32]], None] | None = None,
+        on_latents: Callable[[NDArray[np.float32]], None] | None = None,
     ) -> list[Image.Image]:
         """Pictures of codes (batch, codes_per_image), `output_size` pixels square.
 
@@ -105,18 +105,18 @@ class ImageTokenizer:
             options: of a diffusion.
             negative: codes of the same shape to keep away from, for a diffusion.
             progress: called with steps done and steps in all, by a diffusion.
-            keep: called with a diffusion's latents before the last stage, which takes the most memory.
+            on_latents: called with a diffusion's latents before the last stage, which takes the most memory.
         """
         if self._bundle.manifest.kind == "pixels":
             return to_images(self.decoded(codes))
         unclip = self._unclip
         latents, noise = unclip.noise(seed, len(codes))
         away = None if negative is None else self.embed(negative)
-        final = unclip.walk(self.embed(codes), latents, noise, options, away, progress)
-        if keep is not None:
-            keep(final)
-        return self.develop(final, options.tiled)
+        final = unclip.denoise(self.embed(codes), latents, noise, options, away, progress)
+        if on_latents is not None:
+            on_latents(final)
+        return self.decode_latents(final, options.tiled)
 
-    def develop(self, latents: NDArray[np.float32], tiled: bool | None = None) -> list[Image.Image]:
+    def decode_latents(self, latents: NDArray[np.float32], tiled: bool | None = None) -> list[Image.Image]:
         """Pictures of a diffusion's latents (batch, channels, size, size): the last stage of `decode`."""
-        return to_images(self._unclip.develop(latents, tiled))
+        return to_images(self._unclip.decode_latents(latents, tiled))

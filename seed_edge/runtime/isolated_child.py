@@ -46,20 +46,20 @@ def run_part(bundle: Bundle, name: str) -> None:
     Raises:
         SeedEdgeError: it cannot be opened or run, or gives what it must not.
     """
-    device, residents = choose_device("cpu"), PartCache(bundle, trusted=True)
+    device, parts = choose_device("cpu"), PartCache(bundle, trusted=True)
     try:
         if name.endswith(".gguf"):
             _run_language_model(bundle)
         elif name in (ENCODER, DECODER):
-            _run_image_tokenizer(bundle, name, device, residents)
+            _run_image_tokenizer(bundle, name, device, parts)
         else:
-            _run_diffusion(bundle, name, device, residents)
+            _run_diffusion(bundle, name, device, parts)
     finally:
-        residents.close()
+        parts.close()
 
 
-def _run_image_tokenizer(bundle: Bundle, name: str, device: Device, residents: PartCache) -> None:
-    images, manifest = ImageTokenizer(bundle, device, residents), bundle.manifest
+def _run_image_tokenizer(bundle: Bundle, name: str, device: Device, parts: PartCache) -> None:
+    images, manifest = ImageTokenizer(bundle, device, parts), bundle.manifest
     if name == ENCODER:
         images.encode_values(manifest.preprocessing.normalise(pattern(manifest.preprocessing.image_size)[None]))
         return
@@ -70,13 +70,13 @@ def _run_image_tokenizer(bundle: Bundle, name: str, device: Device, residents: P
             raise BundleError(f"{bundle.decoder} gives values that are not numbers for code {code}; export again")
 
 
-def _run_diffusion(bundle: Bundle, name: str, device: Device, residents: PartCache) -> None:
-    unclip = Unclip(bundle, device, residents)
+def _run_diffusion(bundle: Bundle, name: str, device: Device, parts: PartCache) -> None:
+    unclip = Unclip(bundle, device, parts)
     latents, noise = unclip.noise(0, 1)
     if name == UNET:
-        unclip.walk(noise, latents, noise, DiffusionOptions(steps=2, guidance=1.0, scheduler="ddim"))
+        unclip.denoise(noise, latents, noise, DiffusionOptions(steps=2, guidance=1.0, scheduler="ddim"))
     elif name == VAE:
-        unclip.develop(latents, tiled=True)
+        unclip.decode_latents(latents, tiled=True)
 
 
 def _run_language_model(bundle: Bundle) -> None:
@@ -88,10 +88,10 @@ def _run_language_model(bundle: Bundle) -> None:
         ids = [vocab.bos_id, *model.tokenize(SAMPLE)][: max(1, language.context_length // 2)]
         for token in range(vocab.size):
             model.detokenize([token])
-        logits = [model.start(ids, room=1), model.step(vocab.first_code_id)]
-        with model.fork(2, 2) as other:
-            other.start(ids[:1], room=2)
-            logits.append(other.branch([vocab.boi_id, vocab.eos_id], [0, 0]))
+        logits = [model.prefill(ids, room=1), model.step(vocab.first_code_id)]
+        with model.new_context(2, 2) as other:
+            other.prefill(ids[:1], room=2)
+            logits.append(other.step_branches([vocab.boi_id, vocab.eos_id], [0, 0]))
         if not all(np.isfinite(each).all() for each in logits):
             raise BundleError(f"{bundle.language_model} gives values that are not numbers; export again")
     finally:

@@ -32,7 +32,7 @@ MAX_TEXT_BYTES = 1 << 20
 class LanguageModel(Protocol):
     """What decoding needs of a language model."""
 
-    def start(self, ids: Sequence[int], room: int) -> NDArray[np.float32]:
+    def prefill(self, ids: Sequence[int], room: int) -> NDArray[np.float32]:
         """Read a prompt and return logits (vocabulary,) for the next id; `room` further ids must fit."""
 
     def step(self, token_id: int) -> NDArray[np.float32]:
@@ -42,10 +42,10 @@ class LanguageModel(Protocol):
 class BranchingModel(Protocol):
     """What following several answers side by side needs of a language model."""
 
-    def start(self, ids: Sequence[int], room: int) -> NDArray[np.float32]:
-        """See `LanguageModel.start`; branch 0 is all there is then."""
+    def prefill(self, ids: Sequence[int], room: int) -> NDArray[np.float32]:
+        """See `LanguageModel.prefill`; branch 0 is all there is then."""
 
-    def branch(self, ids: Sequence[int], parents: Sequence[int]) -> NDArray[np.float32]:
+    def step_branches(self, ids: Sequence[int], parents: Sequence[int]) -> NDArray[np.float32]:
         """Read one more id on each of several branches, which take the place of those before.
 
         Args:
@@ -57,14 +57,14 @@ class BranchingModel(Protocol):
         """
 
 
-class WritingModel(LanguageModel, BranchingModel, Protocol):
+class GeneratingModel(LanguageModel, BranchingModel, Protocol):
     """One answer or several."""
 
 
-class ReadingModel(Protocol):
+class ScoringModel(Protocol):
     """What judging texts and pictures needs of a language model."""
 
-    def read(self, prompt: Sequence[int], said: Sequence[int]) -> NDArray[np.float32]:
+    def score(self, prompt: Sequence[int], said: Sequence[int]) -> NDArray[np.float32]:
         """Logits (len(said), vocabulary) for each id of `said`, given the prompt and those before it."""
 
 
@@ -194,7 +194,7 @@ class LlamaCpp:
             llama_cpp.llama_model_free(self._model)
         self._model = None
 
-    def conversation(self, branches: int = 1, branch_length: int = 0) -> LlamaCpp:
+    def create_context(self, branches: int = 1, branch_length: int = 0) -> LlamaCpp:
         """Another conversation on the same weights, to be closed before this one; arguments as in `LlamaCpp`."""
         return LlamaCpp(
             self._path,
@@ -205,21 +205,21 @@ class LlamaCpp:
             branch_length=branch_length,
         )
 
-    def kept(self, key: Hashable, branches: int = 1, branch_length: int = 0) -> LlamaCpp:
+    def cached_context(self, key: Hashable, branches: int = 1, branch_length: int = 0) -> LlamaCpp:
         """The conversation of that key, made when first asked for and kept as long as this one."""
         if key not in self._kept:
-            self._kept[key] = self.conversation(branches, branch_length)
+            self._kept[key] = self.create_context(branches, branch_length)
         return self._kept[key]
 
-    def drop(self, key: Hashable) -> None:
+    def drop_context(self, key: Hashable) -> None:
         """Free the conversation of that key, if there is one."""
         if key in self._kept:
             self._kept.pop(key).close()
 
     @contextmanager
-    def fork(self, branches: int = 1, branch_length: int = 0) -> Iterator[LlamaCpp]:
+    def new_context(self, branches: int = 1, branch_length: int = 0) -> Iterator[LlamaCpp]:
         """Another conversation on the same weights, for a while; arguments as in `LlamaCpp`."""
-        other = self.conversation(branches, branch_length)
+        other = self.create_context(branches, branch_length)
         try:
             yield other
         finally:
@@ -256,8 +256,8 @@ class LlamaCpp:
         text = buffer.raw[:count].decode("utf-8", "replace")
         return "".join(c for c in text if c.isprintable() or c in "\n\t").strip()  # no escapes for a terminal to obey
 
-    def start(self, ids: Sequence[int], room: int) -> NDArray[np.float32]:
-        """See `LanguageModel.start`; ids shared with what was read before are not read again.
+    def prefill(self, ids: Sequence[int], room: int) -> NDArray[np.float32]:
+        """See `LanguageModel.prefill`; ids shared with what was read before are not read again.
 
         Raises:
             PromptError: prompt and room do not fit the context.
@@ -282,8 +282,8 @@ class LlamaCpp:
     def step(self, token_id: int) -> NDArray[np.float32]:
         return self._decode([token_id])
 
-    def branch(self, ids: Sequence[int], parents: Sequence[int]) -> NDArray[np.float32]:
-        """See `BranchingModel.branch`; for objects made with `branches`."""
+    def step_branches(self, ids: Sequence[int], parents: Sequence[int]) -> NDArray[np.float32]:
+        """See `BranchingModel.step_branches`; for objects made with `branches`."""
         first = 1 + self._most_branches if self._branches[0] in range(1, 1 + self._most_branches) else 1
         branches = list(range(first, first + len(ids)))
         for branch, parent in zip(branches, parents, strict=True):
@@ -298,13 +298,13 @@ class LlamaCpp:
             logits[:] = self._seen_logits(row)
         return found
 
-    def read(self, prompt: Sequence[int], said: Sequence[int]) -> NDArray[np.float32]:
-        """See `ReadingModel.read`.
+    def score(self, prompt: Sequence[int], said: Sequence[int]) -> NDArray[np.float32]:
+        """See `ScoringModel.score`.
 
         Raises:
             PromptError: both do not fit the context.
         """
-        found = [self.start(prompt, room=len(said))]
+        found = [self.prefill(prompt, room=len(said))]
         ids = said[:-1]
         if not ids:
             return found[0][None]

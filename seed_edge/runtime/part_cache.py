@@ -60,10 +60,10 @@ class PartCache:
         self._trusted = trusted
         self._open: OrderedDict[str, Part] = OrderedDict()
         self._uses: dict[str, MemoryUse] = {}
-        self.watching = limit is not None or alone or not self._plenty()
+        self.limited = limit is not None or alone or not self._plenty()
         """Whether memory is reckoned with, and a part may be closed when another is used."""
 
-    def use(self, name: str, make: Callable[[], P], running: int | None = None) -> P:
+    def get(self, name: str, make: Callable[[], P], running: int | None = None) -> P:
         """The part of that file name; `make` opens it where it is not. Others may be closed to make room.
 
         Args:
@@ -72,7 +72,7 @@ class PartCache:
         Raises:
             MemoryShortError: it does not fit the limit that was set.
         """
-        if self.watching and not self.evict_until_fits(name, running):
+        if self.limited and not self.evict_until_fits(name, running):
             self._told_short(name, running)
         if name not in self._open:
             if not self._trusted:
@@ -97,12 +97,12 @@ class PartCache:
 
     def has_room(self, name: str, more: int) -> bool:
         """Whether a part could take so many bytes more than it must."""
-        room = self._room(name) if self.watching else None
+        room = self._room(name) if self.limited else None
         return room is None or self.use_of(name).running + more <= room
 
     def at_once(self, name: str, wanted: int) -> int:
         """How many pictures, at most `wanted`, a part may work on together."""
-        if not self.watching or wanted == 1:
+        if not self.limited or wanted == 1:
             return wanted
         use, room = self.use_of(name), self._room(name)
         each = max(1, use.running - use.held)

@@ -39,7 +39,7 @@ from seed_edge.runtime.threads import SMALL_MODEL, available_cores, threads_for_
 from seed_edge.runtime.unclip import DiffusionOptions
 
 if TYPE_CHECKING:
-    from seed_edge.runtime.language_model import LlamaCpp, WritingModel
+    from seed_edge.runtime.language_model import LlamaCpp, GeneratingModel
 
 log = logging.getLogger("seed_edge")
 
@@ -75,8 +75,8 @@ class SeedEdge:
         """See `seed_edge.load`."""
         self.bundle, self._device = bundle, device
         graphs = [name for name in bundle.manifest.files if name.endswith(".onnx")] if device.name == "cuda" else []
-        self._residents = PartCache(bundle, limit=memory_limit, alone=low_memory, on_card=graphs)
-        self._images = ImageTokenizer(bundle, device, self._residents)
+        self._parts = PartCache(bundle, limit=memory_limit, alone=low_memory, on_card=graphs)
+        self._images = ImageTokenizer(bundle, device, self._parts)
         self._lock, self._process = threading.RLock(), os.getpid()
 
     @contextmanager
@@ -105,11 +105,11 @@ class SeedEdge:
 
     def memory_plan(self) -> list[str]:
         """What the parts of the bundle take, what is free, and what follows, in lines for people."""
-        return self._residents.plan()
+        return self._parts.plan()
 
     @property
     def _language_model(self) -> LlamaCpp:
-        return self._residents.use(self.bundle.language.file, self._open_language_model)
+        return self._parts.get(self.bundle.language.file, self._open_language_model)
 
     def _open_language_model(self) -> LlamaCpp:
         from seed_edge.runtime.language_model import LlamaCpp, gpu_offload, performance_warnings
@@ -123,7 +123,7 @@ class SeedEdge:
             free = free_gpu_memory()
             layers = -1 if free is None else layers_that_fit(GgufHeader.read(path), language.context_length, free)
             log.info("%s: %s on the GPU", path.name, "all layers" if layers < 0 else f"{layers} layers")
-        repack = self._residents.has_room(path.name, path.stat().st_size)
+        repack = self._parts.has_room(path.name, path.stat().st_size)
         model = LlamaCpp(path, language.context_length, gpu_layers=layers, repack=repack)
         if model.vocab_size != language.vocab.size:
             model.close()
@@ -136,7 +136,7 @@ class SeedEdge:
     @exclusive
     def close(self) -> None:
         """Free what is open; it is opened again when it is needed."""
-        self._residents.close()
+        self._parts.close()
 
     def __enter__(self) -> SeedEdge:
         return self
@@ -228,7 +228,7 @@ class SeedEdge:
         first = self._language_model
         if len(views) == 1:
             return [self._told(first, [*views[0]], temperature, seed, beams, pool)]
-        models = [first, *(first.kept(("captions", number)) for number in range(1, workers))]
+        models = [first, *(first.cached_context(("captions", number)) for number in range(1, workers))]
 
         def told(number: int) -> list[str]:
             return [self._told(models[number], [*each], temperature, seed, beams) for each in views[number::workers]]
@@ -239,7 +239,7 @@ class SeedEdge:
     def _writers(self) -> int:
         """How many captions are written at once: several where the language model is so small that each uses one core."""
         small = threads_for_language_model(self.bundle.language_model.stat().st_size) == 1
-        return min(MAX_WRITERS, available_cores()) if small and not self._residents.watching else 1
+        return min(MAX_WRITERS, available_cores()) if small and not self._parts.limited else 1
 
     def caption_codes(self, codes: Codes, *, temperature: float = 0.0, seed: int = 0, beams: int | None = None) -> str:
         """Describe an image given as codes (codes_per_image,); see `caption`."""
@@ -266,7 +266,7 @@ class SeedEdge:
         if not 1 <= beams <= MAX_BEAMS:
             raise PromptError(f"beams is {beams}; it must be 1 to {MAX_BEAMS}")
         if temperature == 0 and (beams > 1 or len(prompts) > 1):
-            followed = [model.kept((view, beams), beams, most) for view in range(len(prompts))]
+            followed = [model.cached_context((view, beams), beams, most) for view in range(len(prompts))]
             agreed = LogitEnsemble(followed, prompts, pool)
             return model.detokenize(beam_search(agreed, vocab, prompts[0], beams, most))
         return model.detokenize(generate_text(model, vocab, prompts[0], Sampling(temperature, 0, 1.0), seed, most))
@@ -389,12 +389,12 @@ class SeedEdge:
                 language.prompts.for_drawing(vocab, model.tokenize, negative),
             )
         tries = self._tries(sampling)
-        asked = model if tries == 1 else model.kept(("tries", tries), tries, vocab.codes_per_image)
+        asked = model if tries == 1 else model.cached_context(("tries", tries), tries, vocab.codes_per_image)
         with ExitStack() as stack:
-            writer: WritingModel = asked
+            writer: GeneratingModel = asked
             if guidance != 1:
                 branches = (1, 0) if tries == 1 else (tries, vocab.codes_per_image)
-                writer = ClassifierFreeGuidance(asked, stack.enter_context(model.fork(*branches)), away, guidance)
+                writer = ClassifierFreeGuidance(asked, stack.enter_context(model.new_context(*branches)), away, guidance)
             if tries == 1:
                 return sample_codes(writer, vocab, ids, sampling, seed, progress)
             drawn = sample_codes_batch(writer, vocab, ids, sampling, seed, progress)
@@ -450,7 +450,7 @@ class SeedEdge:
         options: DiffusionOptions | None = None,
         negative: Codes | None = None,
         progress: Callable[[int, int], None] | None = None,
-        keep: Callable[[NDArray[np.float32]], None] | None = None,
+        on_latents: Callable[[NDArray[np.float32]], None] | None = None,
     ) -> Image.Image:
         """Turn codes (codes_per_image,) into a picture of `output_size` pixels square.
 
@@ -459,17 +459,17 @@ class SeedEdge:
             options: how a diffusion walks; by default as the manifest says.
             negative: codes to keep away from, for a diffusion.
             progress: called with steps done and steps in all, by a diffusion.
-            keep: called with the latents of a diffusion before its last stage; `develop` makes the picture of them.
+            on_latents: called with the latents of a diffusion before its last stage; `decode_latents` makes the picture of them.
 
         Raises:
             CodesError: wrong count, or outside the codebook.
         """
         space = self.bundle.manifest.codes
         away = None if negative is None else space.check(negative)[None]
-        return self._images.decode(space.check(codes)[None], seed, options or DiffusionOptions(), away, progress, keep)[0]
+        return self._images.decode(space.check(codes)[None], seed, options or DiffusionOptions(), away, progress, on_latents)[0]
 
     @exclusive
-    def develop(self, latents: NDArray[np.float32], *, tiled: bool | None = None) -> Image.Image:
+    def decode_latents(self, latents: NDArray[np.float32], *, tiled: bool | None = None) -> Image.Image:
         """Picture of the latents (1, channels, size, size) of a diffusion.
 
         Args:
@@ -478,4 +478,4 @@ class SeedEdge:
         Raises:
             BundleError: the bundle has no diffusion, or one with other latents.
         """
-        return self._images.develop(latents, tiled)[0]
+        return self._images.decode_latents(latents, tiled)[0]

@@ -14,14 +14,14 @@ from numpy.typing import NDArray
 from seed_edge.manifest import Language
 from seed_edge.prompts import Tokenize
 from seed_edge.runtime.generation import log_probabilities
-from seed_edge.runtime.language_model import ReadingModel
+from seed_edge.runtime.language_model import ScoringModel
 
 CODE_WEIGHT = 1 / 4
 """What a nat of codes counts beside one of words; 32 codes tell much that no words ask for."""
 
 
 def rerank(
-    model: ReadingModel,
+    model: ScoringModel,
     tokenize: Tokenize,
     language: Language,
     prompt: Sequence[int],
@@ -53,8 +53,8 @@ def rerank(
     return int(np.argmax([scores[tuple(codes)] for codes in seen]))
 
 
-def log_probability(model: ReadingModel, prompt: Sequence[int], said: Sequence[int], allowed: NDArray[np.bool_]) -> float:
+def log_probability(model: ScoringModel, prompt: Sequence[int], said: Sequence[int], allowed: NDArray[np.bool_]) -> float:
     """Natural logarithm of how likely `said` follows the prompt, where only allowed ids may follow."""
     columns = np.cumsum(allowed) - 1
-    found = log_probabilities(model.read(prompt, said)[:, allowed])
+    found = log_probabilities(model.score(prompt, said)[:, allowed])
     return float(found[np.arange(len(said)), columns[said]].sum())

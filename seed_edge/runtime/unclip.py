@@ -88,23 +88,23 @@ FAST = DiffusionOptions(steps=9, scheduler="dpm++", guided_between=(0.28, 5.42))
 class Unclip:
     """Diffusion and VAE of a bundle; each graph is opened when first used."""
 
-    def __init__(self, bundle: Bundle, device: Device, residents: PartCache | None = None) -> None:
+    def __init__(self, bundle: Bundle, device: Device, parts: PartCache | None = None) -> None:
         """
         Args:
-            residents: keeps the graphs; by default both stay open as long as this object.
+            parts: keeps the graphs; by default both stay open as long as this object.
         """
         self._bundle, self._device, self._settings = bundle, device, bundle.diffusion
-        self._residents = residents or PartCache(bundle)
+        self._parts = parts or PartCache(bundle)
         self._dim = bundle.manifest.image_embed_dim
 
     def _unet(self) -> Session:
         spec = self._bundle.manifest.graphs()[UNET]
-        return self._residents.use(UNET, lambda: Session(self._bundle.unet, spec, self._device))
+        return self._parts.get(UNET, lambda: Session(self._bundle.unet, spec, self._device))
 
     def _vae(self, running: int) -> Session:
         # an arena would keep half as much again, for speed in a second run that seldom comes
         spec = self._bundle.manifest.graphs()[VAE]
-        return self._residents.use(VAE, lambda: Session(self._bundle.vae, spec, self._device, arena=False), running)
+        return self._parts.get(VAE, lambda: Session(self._bundle.vae, spec, self._device, arena=False), running)
 
     @cached_property
     def _arrays(self) -> tuple[Schedule, ImageNoise]:
@@ -122,7 +122,7 @@ class Unclip:
         latents = rng.standard_normal((batch, s.latent_channels, s.latent_size, s.latent_size), dtype=np.float32)
         return latents, rng.standard_normal((batch, self._dim), dtype=np.float32)
 
-    def walk(
+    def denoise(
         self,
         image_embeds: Array,
         latents: Array,
@@ -164,7 +164,7 @@ class Unclip:
             lambda timestep: least <= schedule.noise_ratio(timestep) <= most,
         )
 
-    def develop(self, latents: Array, tiled: bool | None = None) -> NDArray[np.float32]:
+    def decode_latents(self, latents: Array, tiled: bool | None = None) -> NDArray[np.float32]:
         """Pixels (batch, 3, S, S) in [0, 1] of latents (batch, channels, size, size).
 
         Args:
@@ -179,21 +179,21 @@ class Unclip:
             raise BundleError(f"latents of shape {latents.shape} do not fit {self._bundle.path}, whose are (batch, {wanted})")
         asked, whole = tiled, side**2 * MEMORY_PER_PIXEL
         if tiled is None:
-            tiled = self._residents.alone or not self._residents.evict_until_fits(VAE, whole)
-            if tiled and not self._residents.alone:
+            tiled = self._parts.alone or not self._parts.evict_until_fits(VAE, whole)
+            if tiled and not self._parts.alone:
                 log.warning("memory is short (a whole picture needs %.1f GB): decoding in tiles", whole / 1e9)
         try:
-            pixels = np.concatenate([self._developed(one[None], tiled) for one in latents.astype(np.float32)])
+            pixels = np.concatenate([self._decode_latents(one[None], tiled) for one in latents.astype(np.float32)])
         except MemoryShortError as error:
             if asked is not None:
                 raise
             log.warning("%s; decoding in tiles", error)
-            pixels = np.concatenate([self._developed(one[None], tiled=True) for one in latents.astype(np.float32)])
+            pixels = np.concatenate([self._decode_latents(one[None], tiled=True) for one in latents.astype(np.float32)])
         if not np.isfinite(pixels).all():
             raise BundleError(f"{self._bundle.vae} gave values that are not numbers; export with --image-weights fp32")
         return pixels
 
-    def _developed(self, latents: Array, tiled: bool) -> Array:
+    def _decode_latents(self, latents: Array, tiled: bool) -> Array:
         """Pixels (1, 3, S, S) of latents (1, channels, size, size)."""
         side, size = self._bundle.manifest.output_size, self._settings.latent_size
         whole = side**2 * MEMORY_PER_PIXEL

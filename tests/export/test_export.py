@@ -306,7 +306,7 @@ def test_an_f32_file_gives_the_logits_of_transformers(random_llama, tmp_path):
         expected = LlamaForCausalLM.from_pretrained(random_llama)(torch.tensor([ids])).logits[0].numpy()
     model = LlamaCpp(path, 64, precise=True)
     try:
-        found = np.stack([model.start(ids[:1], room=0), *(model.step(i) for i in ids[1:])])
+        found = np.stack([model.prefill(ids[:1], room=0), *(model.step(i) for i in ids[1:])])
     finally:
         model.close()
     assert np.abs(found - expected).max() < 1e-3
@@ -335,7 +335,7 @@ def test_smaller_types_stay_within_their_tolerance(random_llama, tmp_path, weigh
     assert path.stat().st_size < 0.62 * f32.stat().st_size
     model = LlamaCpp(path, 64)
     try:
-        assert np.isfinite(model.start([1, 5, 6], room=1)).all()
+        assert np.isfinite(model.prefill([1, 5, 6], room=1)).all()
     finally:
         model.close()
 

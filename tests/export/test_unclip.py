@@ -37,7 +37,7 @@ def bundle(parts, tmp_path_factory):
 
 def drawn_by_us(bundle, embeds, latents, noise, negative=None, **options):
     unclip = Unclip(bundle, choose_device("cpu"))
-    return unclip.develop(unclip.walk(embeds, latents, noise, DiffusionOptions(**options), negative), tiled=False)
+    return unclip.decode_latents(unclip.denoise(embeds, latents, noise, DiffusionOptions(**options), negative), tiled=False)
 
 
 def drawn_by_diffusers(pipeline, kind, embeds, latents, noise, guidance, steps, negative=None):
@@ -121,8 +121,8 @@ def test_seed_options_and_negative_decide_the_picture(bundle):
 def test_tiles_give_nearly_the_whole_picture(bundle, given, monkeypatch):
     monkeypatch.setattr(unclip_module, "TILE", 24)
     unclip = Unclip(bundle, choose_device("cpu"))
-    final = unclip.walk(*given, DiffusionOptions(steps=3))
-    whole, tiled = unclip.develop(final, tiled=False), unclip.develop(final, tiled=True)
+    final = unclip.denoise(*given, DiffusionOptions(steps=3))
+    whole, tiled = unclip.decode_latents(final, tiled=False), unclip.decode_latents(final, tiled=True)
     assert whole.shape == tiled.shape and 25 < psnr(whole, tiled) < 90  # norms see a tile instead of the picture
 
 
@@ -132,8 +132,8 @@ def test_memory_decides_between_whole_and_tiles_and_says_so(bundle, given, monke
         monkeypatch.setattr(part_cache, "available_memory", lambda free=free: free)
         kept = PartCache(bundle)
         unclip = Unclip(bundle, choose_device("cpu"), kept)
-        final = unclip.walk(*given, DiffusionOptions(steps=2))
-        unclip.develop(final)
+        final = unclip.denoise(*given, DiffusionOptions(steps=2))
+        unclip.decode_latents(final)
         assert len([r for r in caplog.records if "decoding in tiles" in r.message]) == tiles
         assert kept.is_open(UNET) == (not tiles)  # where memory is short, the network of the steps goes first
 
@@ -142,28 +142,28 @@ def test_what_leaving_the_network_frees_may_be_enough_for_a_whole_picture(bundle
     monkeypatch.setattr(part_cache, "available_memory", lambda: 1000)
     kept = PartCache(bundle)
     unclip = Unclip(bundle, choose_device("cpu"), kept)
-    final = unclip.walk(*given, DiffusionOptions(steps=2))
+    final = unclip.denoise(*given, DiffusionOptions(steps=2))
     monkeypatch.setattr(part_cache, "available_memory", lambda: 1000 if kept.is_open(UNET) else 10**12)
-    unclip.develop(final)
+    unclip.decode_latents(final)
     assert not kept.is_open(UNET) and not [r for r in caplog.records if "tiles" in r.message]
-    assert unclip.walk(*given, DiffusionOptions(steps=2)).shape == final.shape
+    assert unclip.denoise(*given, DiffusionOptions(steps=2)).shape == final.shape
 
 
 def test_a_last_stage_that_runs_out_of_memory_is_done_in_tiles_unless_whole_was_asked_for(bundle, given, monkeypatch, caplog):
-    developed = Unclip._developed
+    developed = Unclip._decode_latents
 
     def short(self, latents, tiled):
         if not tiled:
             raise MemoryShortError("vae_decoder.onnx ran out of memory")
         return developed(self, latents, tiled)
 
-    monkeypatch.setattr(Unclip, "_developed", short)
+    monkeypatch.setattr(Unclip, "_decode_latents", short)
     unclip = Unclip(bundle, choose_device("cpu"))
-    final = unclip.walk(*given, DiffusionOptions(steps=2))
-    assert np.array_equal(unclip.develop(final), unclip.develop(final, tiled=True))
+    final = unclip.denoise(*given, DiffusionOptions(steps=2))
+    assert np.array_equal(unclip.decode_latents(final), unclip.decode_latents(final, tiled=True))
     assert "ran out of memory; decoding in tiles" in caplog.text
     with pytest.raises(MemoryShortError):
-        unclip.develop(final, tiled=False)
+        unclip.decode_latents(final, tiled=False)
 
 
 def test_what_was_drawn_is_kept_when_the_last_stage_fails(bundle, tmp_path, monkeypatch):
@@ -177,7 +177,7 @@ def test_what_was_drawn_is_kept_when_the_last_stage_fails(bundle, tmp_path, monk
         raise BundleError("vae failed")
 
     with monkeypatch.context() as patch:
-        patch.setattr(Unclip, "_developed", fail)
+        patch.setattr(Unclip, "_decode_latents", fail)
         result = call(*arguments, again, fails=True)
     assert f"try `seed-edge decode {tmp_path / 'again.npy'} -o {again} --tiled`" in result.stderr
     call("decode", tmp_path / "again.npy", "--bundle", bundle.path, "-o", again)
@@ -186,7 +186,7 @@ def test_what_was_drawn_is_kept_when_the_last_stage_fails(bundle, tmp_path, monk
     def interrupt(self, latents, tiled):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(Unclip, "_developed", interrupt)
+    monkeypatch.setattr(Unclip, "_decode_latents", interrupt)
     call(*arguments, tmp_path / "third.png", fails=True)
     assert not list(tmp_path.glob("third*"))
 
@@ -210,7 +210,7 @@ def test_fast_asks_a_third_as_often_and_may_be_changed(bundle, given, tmp_path, 
         return predict(self, latents, timestep, labels)
 
     monkeypatch.setattr(Unclip, "_predict", counted)
-    unclip.walk(*given, FAST)
+    unclip.denoise(*given, FAST)
     assert sum(asked) == unclip.evaluations(FAST)
     codes = tmp_path / "codes.txt"
     codes.write_text(" ".join(["5"] * 32))

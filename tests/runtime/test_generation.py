@@ -9,7 +9,7 @@ from seed_edge.runtime.generation import (
     beam_search,
     generate_interleaved,
     generate_text,
-    pick,
+    sample_token,
     sample_codes,
     sample_codes_batch,
     top_k_top_p,
@@ -25,7 +25,7 @@ class Scripted:
     def __init__(self, *wanted: int) -> None:
         self.wanted, self.fed, self.room = wanted, [], None
 
-    def start(self, ids, room):
+    def prefill(self, ids, room):
         self.fed, self.room = list(ids), room
         return self._logits()
 
@@ -63,7 +63,7 @@ def test_guidance_leaves_behind_what_is_drawn_unasked():
 
 
 class Branching(Scripted):
-    def branch(self, ids, parents):
+    def step_branches(self, ids, parents):
         self.fed.append((list(ids), list(parents)))
         return np.tile(self._logits(), (len(ids), 1))
 
@@ -105,17 +105,17 @@ def test_the_seed_decides():
 def test_sampling_follows_the_distribution():
     rng = np.random.default_rng(0)
     logits = np.log(np.array([0.1, 0.6, 0.3], np.float32))
-    drawn = [pick(logits, Sampling(1.0, 0, 1.0), rng) for _ in range(4000)]
+    drawn = [sample_token(logits, Sampling(1.0, 0, 1.0), rng) for _ in range(4000)]
     assert np.bincount(drawn) / 4000 == pytest.approx([0.1, 0.6, 0.3], abs=0.03)
 
 
 def test_top_k_and_top_p_cut_the_tail():
     rng = np.random.default_rng(0)
     logits = np.log(np.array([0.1, 0.6, 0.3], np.float32))
-    assert {pick(logits, Sampling(1.0, 1, 1.0), rng) for _ in range(200)} == {1}
-    assert {pick(logits, Sampling(1.0, 2, 1.0), rng) for _ in range(200)} == {1, 2}
-    assert {pick(logits, Sampling(1.0, 0, 0.5), rng) for _ in range(200)} == {1}
-    assert {pick(logits, Sampling(1.0, 0, 0.8), rng) for _ in range(200)} == {1, 2}
+    assert {sample_token(logits, Sampling(1.0, 1, 1.0), rng) for _ in range(200)} == {1}
+    assert {sample_token(logits, Sampling(1.0, 2, 1.0), rng) for _ in range(200)} == {1, 2}
+    assert {sample_token(logits, Sampling(1.0, 0, 0.5), rng) for _ in range(200)} == {1}
+    assert {sample_token(logits, Sampling(1.0, 0, 0.8), rng) for _ in range(200)} == {1, 2}
 
 
 @pytest.mark.parametrize("top_p", [0.1, 0.3, 0.5, 0.9])
@@ -128,14 +128,14 @@ def test_of_the_likeliest_each_is_drawn_as_often_as_it_should_be(top_p, spread):
     kept = top_k_top_p(weights, 0, top_p)
     wanted = np.zeros(40)
     wanted[kept] = weights[kept] / weights[kept].sum()
-    found = np.bincount([pick(logits, Sampling(1.0, 0, top_p), rng) for _ in range(6000)], minlength=40) / 6000
+    found = np.bincount([sample_token(logits, Sampling(1.0, 0, top_p), rng) for _ in range(6000)], minlength=40) / 6000
     assert set(np.flatnonzero(found)) <= set(kept) and found == pytest.approx(wanted, abs=0.03)
 
 
 def test_what_is_masked_is_never_drawn_even_when_hot():
     rng = np.random.default_rng(0)
     logits = np.array([-np.inf, 0.0, -np.inf, -5.0], np.float32)
-    assert {pick(logits, Sampling(50.0, 0, 1.0), rng) for _ in range(500)} == {1, 3}
+    assert {sample_token(logits, Sampling(50.0, 0, 1.0), rng) for _ in range(500)} == {1, 3}
 
 
 class Tree:
@@ -144,11 +144,11 @@ class Tree:
     def __init__(self, **following: dict[int, float]) -> None:
         self.following, self.branches, self.widths = following, [()], []
 
-    def start(self, ids, room):
+    def prefill(self, ids, room):
         self.branches = [()]
         return self._logits(())
 
-    def branch(self, ids, parents):
+    def step_branches(self, ids, parents):
         self.branches = [(*self.branches[parent], token_id) for token_id, parent in zip(ids, parents, strict=True)]
         self.widths.append(len(ids))
         return np.stack([self._logits(written) for written in self.branches])
@@ -215,7 +215,7 @@ class Reciting:
             logits[self.script.pop(0)] = 9
         return logits
 
-    def start(self, ids, room):
+    def prefill(self, ids, room):
         self.read += ids
         return self._next()
 

@@ -65,32 +65,32 @@ def test_a_shared_beginning_is_not_read_again_and_changes_nothing(model):
 
 def test_a_fork_reads_the_same_weights_and_leaves_the_other_conversation_alone(model):
     ids = [1, *model.tokenize("a red fox")]
-    alone = model.start(ids, room=4)
+    alone = model.prefill(ids, room=4)
     following = model.step(40)
-    model.start(ids, room=4)
-    with model.fork() as other:
-        assert other.start(ids, room=4) == pytest.approx(alone, abs=2e-3)
+    model.prefill(ids, room=4)
+    with model.new_context() as other:
+        assert other.prefill(ids, room=4) == pytest.approx(alone, abs=2e-3)
         other.step(60)
         assert model.step(40) == pytest.approx(following, abs=2e-3)
-    assert model.start(ids, room=4) == pytest.approx(alone, abs=2e-3)  # and outlives it
+    assert model.prefill(ids, room=4) == pytest.approx(alone, abs=2e-3)  # and outlives it
 
 
 def test_branches_are_what_each_would_be_alone(model):
     prompt, other = [1, *model.tokenize("a red fox")], [1, *model.tokenize("a house")]
 
     def alone(*ids):
-        model.start(prompt, room=8)
+        model.prefill(prompt, room=8)
         return [model.step(i) for i in ids][-1]
 
-    branching = model.conversation(branches=3, branch_length=8)
+    branching = model.create_context(branches=3, branch_length=8)
     try:
         for _ in range(2):  # what a search leaves behind does not disturb the next
             branching.start(other, room=8)
-            branching.branch([30, 31], [0, 0])
-            assert branching.start(prompt, room=8) == pytest.approx(model.start(prompt, room=8), abs=5e-3)
-            branching.branch([40, 50, 60], [0, 0, 0])
-            branching.branch([41, 42, 51], [0, 0, 1])
-            found = branching.branch([70, 71], [1, 2])
+            branching.step_branches([30, 31], [0, 0])
+            assert branching.prefill(prompt, room=8) == pytest.approx(model.prefill(prompt, room=8), abs=5e-3)
+            branching.step_branches([40, 50, 60], [0, 0, 0])
+            branching.step_branches([41, 42, 51], [0, 0, 1])
+            found = branching.step_branches([70, 71], [1, 2])
             assert found[0] == pytest.approx(alone(40, 42, 70), abs=5e-3)
             assert found[1] == pytest.approx(alone(50, 51, 71), abs=5e-3)
             assert not np.allclose(found[0], found[1], atol=5e-3)
@@ -100,43 +100,43 @@ def test_branches_are_what_each_would_be_alone(model):
 
 def test_reading_what_was_said_gives_the_numbers_of_one_id_after_the_other(model, vocab):
     prompt, said = [vocab.bos_id, *model.tokenize("a red"), vocab.boi_id], [vocab.first_code_id + i for i in (3, 1, 2, 7)]
-    alone = [model.start(prompt, room=5), *(model.step(token_id) for token_id in said[:3])]
+    alone = [model.prefill(prompt, room=5), *(model.step(token_id) for token_id in said[:3])]
     for _ in range(2):
-        assert model.read(prompt, said) == pytest.approx(np.stack(alone), abs=1e-3)
-    assert model.read(prompt, said[:1]) == pytest.approx(alone[0][None], abs=1e-3)
+        assert model.score(prompt, said) == pytest.approx(np.stack(alone), abs=1e-3)
+    assert model.score(prompt, said[:1]) == pytest.approx(alone[0][None], abs=1e-3)
     assert model.step(said[0]) == pytest.approx(alone[1], abs=1e-3)  # and goes on from there
     with pytest.raises(PromptError, match="fit beside"):
-        model.read(prompt, said * 30)
+        model.score(prompt, said * 30)
 
 
 def test_there_is_room_for_all_branches_to_the_end(model):
-    branching = model.conversation(branches=3, branch_length=40)
+    branching = model.create_context(branches=3, branch_length=40)
     try:
-        branching.start([5] * 56, room=40)
+        branching.prefill([5] * 56, room=40)
         for length in range(39):
-            branching.branch([40 + length, 41, 42], [0, 0, 0] if length == 0 else [0, 1, 2])
+            branching.step_branches([40 + length, 41, 42], [0, 0, 0] if length == 0 else [0, 1, 2])
     finally:
         branching.close()
 
 
 def test_a_prompt_that_leaves_no_room_is_refused_with_both_numbers(model):
     with pytest.raises(PromptError, match="the prompt has 90 ids, 86 fit"):
-        model.start([5] * 90, room=10)
-    model.start([5] * 86, room=10)
+        model.prefill([5] * 90, room=10)
+    model.prefill([5] * 86, room=10)
 
 
 def test_a_context_grows_with_what_is_asked_and_changes_nothing(tiny, monkeypatch, model):
     prompt = [1, *range(30, 50)]
-    expected = [model.start(prompt[:5], room=3), model.start(prompt, room=20), model.start(prompt, room=60)]
+    expected = [model.prefill(prompt[:5], room=3), model.prefill(prompt, room=20), model.prefill(prompt, room=60)]
     monkeypatch.setattr(language_model, "FIRST_CONTEXT", 16)
     small = LlamaCpp(Bundle.open(tiny).language_model, 96)
     try:
         for length, room, wanted in ((5, 3, expected[0]), (21, 20, expected[1]), (21, 60, expected[2])):
-            assert small.start(prompt[:length], room=room) == pytest.approx(wanted, abs=2e-3)
+            assert small.prefill(prompt[:length], room=room) == pytest.approx(wanted, abs=2e-3)
             for _ in range(room):
                 small.step(40)
         with pytest.raises(PromptError, match="fit beside the answer"):
-            small.start(prompt, room=76)
+            small.prefill(prompt, room=76)
     finally:
         small.close()
 
@@ -184,7 +184,7 @@ def test_a_model_gives_the_same_numbers_without_extra_buffers(tiny, model, monke
     monkeypatch.setattr(language_model, "amx_in_use", lambda: True)
     other = LlamaCpp(Bundle.open(tiny).language_model, 96)
     try:
-        assert other.start([1, 40, 50], room=1) == pytest.approx(model.start([1, 40, 50], room=1), abs=2e-3)
+        assert other.prefill([1, 40, 50], room=1) == pytest.approx(model.prefill([1, 40, 50], room=1), abs=2e-3)
     finally:
         other.close()
 
@@ -201,7 +201,7 @@ def test_contexts_are_freed_before_the_weights_that_they_use(tiny, monkeypatch):
         real = getattr(module, name)
         monkeypatch.setattr(module, name, lambda pointer, name=name, real=real: (freed.append(name), real(pointer))[1])
     model = LlamaCpp(tiny / "llm.gguf", 96)
-    model.kept("a")
-    model.kept("b", 2, 4)
+    model.cached_context("a")
+    model.cached_context("b", 2, 4)
     model.close()
     assert freed == ["llama_free", "llama_free", "llama_free", "llama_model_free"]

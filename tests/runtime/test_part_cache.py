@@ -45,7 +45,7 @@ def used(bundle):
         events = []
         kept = PartCache(bundle, **limits)
         for name in names:
-            kept.use(name, lambda name=name: Opened(name.split(".")[0], events))
+            kept.get(name, lambda name=name: Opened(name.split(".")[0], events))
         kept.close()
         return events
 
@@ -63,7 +63,7 @@ def test_the_part_that_was_not_used_for_longest_makes_room_first(bundle, monkeyp
     kept = PartCache(bundle, limit=BASE + 30 * MEGA, trusted=True)
     monkeypatch.setattr(kept, "_uses", sizes)
     for name in (ENCODER, DECODER, UNET, ENCODER, VAE):
-        kept.use(name, lambda name=name: Opened(name.split(".")[0], events))
+        kept.get(name, lambda name=name: Opened(name.split(".")[0], events))
     assert events == ["+encoder", "+decoder", "+unet", "-decoder", "+vae_decoder"]
     kept.close()
     assert events[5:] == ["-vae_decoder", "-encoder", "-unet"]
@@ -122,8 +122,8 @@ def test_parts_on_a_graphics_card_are_reckoned_with_its_memory(bundle, monkeypat
     kept = PartCache(bundle, limit=BASE, on_card=(ENCODER, DECODER))
     assert "graphics card: 26 MB free" in "\n".join(kept.plan())
     events = []
-    kept.use(ENCODER, lambda: Opened("encoder", events))
-    kept.use(DECODER, lambda: Opened("decoder", events))  # too large, but not counted by the limit
+    kept.get(ENCODER, lambda: Opened("encoder", events))
+    kept.get(DECODER, lambda: Opened("decoder", events))  # too large, but not counted by the limit
     assert events == ["+encoder", "-encoder", "+decoder"]
 
 

@@ -63,7 +63,7 @@ def test_more_beams_find_a_likelier_caption(edge):
     prompt = language.prompts.for_caption(language.vocab, model.tokenize, codes)
 
     def mean_log_probability(ids):
-        logits = [model.start(prompt, room=len(ids) + 1), *(model.step(i) for i in ids)][: len(ids)]
+        logits = [model.prefill(prompt, room=len(ids) + 1), *(model.step(i) for i in ids)][: len(ids)]
         each = [row[i] - np.logaddexp.reduce(row[language.vocab.text_mask()]) for row, i in zip(logits, ids, strict=True)]
         return np.mean(each)
 
@@ -90,7 +90,7 @@ def test_a_caption_has_to_fit_all_views(edge):
             prompts = [language.prompts.for_caption(vocab, model.tokenize, codes) for codes in views]
             ids = []
             for _ in range(3):
-                logits = np.mean([model.start([*prompt, *ids], room=1) for prompt in prompts], 0)
+                logits = np.mean([model.prefill([*prompt, *ids], room=1) for prompt in prompts], 0)
                 ids.append(int(np.argmax(np.where(vocab.text_mask(), logits, -np.inf))))
             text = seen.caption(picture)
             assert text == model.detokenize(ids) and vocab.eos_id not in ids
@@ -130,12 +130,12 @@ def test_of_several_drawings_the_one_is_kept_that_is_seen_as_what_was_asked_for(
 
     def liked(codes):
         ids = [int(code) + vocab.first_code_id for code in edge.encode([edge.decode(codes)])[0]]
-        rows = [model.start([*prompt, *ids[:i]], room=1) for i in range(len(ids))]
+        rows = [model.prefill([*prompt, *ids[:i]], room=1) for i in range(len(ids))]
         return sum(row[i] - np.logaddexp.reduce(row[mask].astype(float)) for row, i in zip(rows, ids, strict=True))
 
     kept = 0
     for seed in range(6):
-        tries = sample_codes_batch(model.kept("test", 5, 4), vocab, prompt, dataclasses.replace(hot, tries=5), seed)
+        tries = sample_codes_batch(model.cached_context("test", 5, 4), vocab, prompt, dataclasses.replace(hot, tries=5), seed)
         best = max((codes for codes in tries.tolist()), key=liked)
         found = edge.draw_codes("a house", seed=seed, sampling=dataclasses.replace(hot, tries=5)).tolist()
         assert liked(found) == pytest.approx(liked(best), abs=1e-2)

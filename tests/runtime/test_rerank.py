@@ -16,7 +16,7 @@ class Knowing:
     def __init__(self, believed):
         self.believed, self.asked = believed, []
 
-    def read(self, prompt, said):
+    def score(self, prompt, said):
         self.asked.append((list(prompt), list(said)))
         logits = np.zeros((len(said), 20), np.float32)
         for row, token_id in enumerate(said):

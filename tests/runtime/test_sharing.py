@@ -96,7 +96,7 @@ def talking(tiny):
         language = edge.bundle.language
         prompts = Prompts(**{**dataclasses.asdict(language.prompts), **taught})
         manifest = dataclasses.replace(edge.bundle.manifest, language=dataclasses.replace(language, prompts=prompts))
-        edge.bundle = edge._images._bundle = edge._residents._bundle = dataclasses.replace(edge.bundle, manifest=manifest)
+        edge.bundle = edge._images._bundle = edge._parts._bundle = dataclasses.replace(edge.bundle, manifest=manifest)
         return edge
 
     return opened
