@@ -250,7 +250,7 @@ class _Run:
         self.time("write text", write, _repeated(once, WRITTEN_IDS), WRITTEN_IDS, "ids")
         count = language.vocab.codes_per_image
         guided = 1 if language.sampling.guidance == 1 else 2
-        one = dataclasses.replace(language.sampling, tries=1)
+        one = dataclasses.replace(language.sampling, best_of=1)
         self.coding = count * self.time(
             "write codes" + (", guided" if guided > 1 else ""),
             lambda: self.edge.draw_codes(PROMPT, sampling=one),

@@ -61,7 +61,7 @@ def describe_bundle(bundle: Bundle) -> dict[str, Any]:
         able += ["edit"] if draws and prompts.edit else []
         able += ["chat"] if prompts.turn else []
     told = dataclasses.asdict(manifest)
-    told["sources"] = {source.name: f"{source.role} ({source.licence})" for source in manifest.sources}
+    told["sources"] = {source.name: f"{source.role} ({source.license})" for source in manifest.sources}
     if manifest.self_test is not None:
         told["self_test"] = "present"
     size = sum(entry.size for entry in manifest.files.values())

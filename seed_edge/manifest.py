@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 import math
 import re
 import types
@@ -22,8 +23,10 @@ from seed_edge.preprocess import FILTERS, MAX_VIEWS, Preprocessing
 from seed_edge.prompts import Prompts
 from seed_edge.vocab import MAX_VOCAB, CodeSpace, Vocab
 
-FORMAT = 1
-"""Version of the manifest's layout."""
+log = logging.getLogger("seed_edge")
+
+FORMAT = 2
+"""Version of the manifest's layout; format 1 is still read (`upgraded`)."""
 KINDS = ("pixels", "unclip")
 """What decoder.onnx gives: `pixels`, a finished picture; `unclip`, an image embedding that conditions a diffusion."""
 
@@ -37,7 +40,7 @@ IMAGE_NOISE = "image_noise.npz"
 DATA = ".data"
 """Behind the name of a graph: the file with its weights, where they do not fit into the graph."""
 MAX_BEAMS = 16
-MAX_TRIES = 16
+MAX_BEST_OF = 16
 MAX_SIDE = 8192
 """Pixels a side of what a graph takes or gives."""
 MAX_EMBED_DIM = 1 << 16
@@ -54,6 +57,8 @@ MAX_BYTES = 1 << 48
 MAX_NAME, MAX_TEXT, MAX_SOURCES = 200, 1 << 16, 1000
 """Characters of a name and of any other text; number of sources."""
 SCHEDULER_NAMES = ("pndm", "ddim", "dpm++")
+RENAMED_KEYS = {"licence": "license", "tries": "best_of"}
+"""Keys of format 1 and their names in format 2."""
 HASH = re.compile("[0-9a-f]{64}")
 GGUF_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,120}\.gguf")
 
@@ -88,7 +93,7 @@ class Source:
     """Something the weights were made from."""
 
     name: str
-    licence: str
+    license: str
     role: str
 
 
@@ -104,11 +109,11 @@ class Sampling:
     """Only the top_k_top_p codes that together hold this probability; 1 for all."""
     guidance: float = 1.0
     """How far to go from what the model draws unasked towards what it was asked for; 1 is what it draws by itself."""
-    tries: int = 1
-    """Pictures drawn of a prompt, of which the one most like it is kept (`runtime.rerank`); a change is drawn once."""
+    best_of: int = 1
+    """Candidates drawn for a prompt, of which the best is kept (`runtime.rerank`); an edit is drawn once."""
 
     def __post_init__(self) -> None:
-        ranged("tries", self.tries, 1, MAX_TRIES)
+        ranged("best_of", self.best_of, 1, MAX_BEST_OF)
         ranged("temperature", self.temperature, 0, MAX_TEMPERATURE)
         ranged("top_k", self.top_k, 0, MAX_VOCAB)
         ranged("top_p", self.top_p, math.ulp(0.0), 1)
@@ -223,13 +228,13 @@ class Manifest:
     parity: dict[str, Any] = field(default_factory=dict)
     """What the exporter measured: exported graphs against the checkpoint."""
     sources: tuple[Source, ...] = ()
-    licence: str = ""
+    license: str = ""
     """What the weights may be used for."""
 
     def __post_init__(self) -> None:
         if self.format != FORMAT:
             raise BundleError(f"manifest format {self.format}, this version reads {FORMAT}; export again or update")
-        for name, text in (("name", self.name), ("licence", self.licence)):
+        for name, text in (("name", self.name), ("license", self.license)):
             ranged(f"characters of {name}", len(text), 0, MAX_NAME if name == "name" else MAX_TEXT)
         ranged("number of sources", len(self.sources), 0, MAX_SOURCES)
         if self.kind not in KINDS:
@@ -295,12 +300,37 @@ class Manifest:
         Raises:
             BundleError: not JSON, or a field is missing, unknown, or of the wrong type.
         """
-        value = parse_json(text, MANIFEST, BundleError)
+        value = upgraded(parse_json(text, MANIFEST, BundleError))
         try:
             manifest: Manifest = parse(cls, value, MANIFEST)
         except BundleError as error:
             raise BundleError(printable(str(error))) from None
         return manifest
+
+
+def upgraded(value: Any) -> Any:
+    """The JSON value of a manifest in the current format; values of any other format are returned as they are.
+
+    A key is renamed only where format 1 had it, so that an unknown key is still refused by name.
+    """
+    if not isinstance(value, dict) or type(value.get("format")) is not int or value["format"] != 1:
+        return value
+    log.info("%s has format 1; it is read as format %d, export the bundle again to update it", MANIFEST, FORMAT)
+    result = _with_new_names(value) | {"format": FORMAT}
+    if isinstance(result.get("sources"), list):
+        result["sources"] = [_with_new_names(source) for source in result["sources"]]
+    language = result.get("language")
+    if isinstance(language, dict) and "sampling" in language:
+        result["language"] = language | {"sampling": _with_new_names(language["sampling"])}
+    return result
+
+
+def _with_new_names(value: Any) -> Any:
+    """A JSON object with the keys of `RENAMED_KEYS` renamed, in the same order; other values are returned as they are."""
+    if not isinstance(value, dict):
+        return value
+    names = {old: new for old, new in RENAMED_KEYS.items() if new not in value}
+    return {names.get(key, key): item for key, item in value.items()}
 
 
 def parse(kind: Any, value: Any, where: str) -> Any:

@@ -10,10 +10,10 @@ import os
 import re
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from seed_edge.runtime.pipeline import SeedEdge
 
+Command = TypeVar("Command", bound=Callable[..., Any] | click.Command)
 
 MAX_SEED = (1 << 63) - 1
 MAX_BYTES = (1 << 63) - 1
@@ -223,6 +224,31 @@ def need(extra: str, *modules: str) -> None:
         command = click.get_current_context().command_path
         install = f'pip install "seed-edge[{extra}]"'
         raise click.ClickException(f"`{command}` needs {', '.join(missing)}; install with: {install}")
+
+
+class Option(click.Option):
+    """An option with further spellings that work but appear neither in help nor in completion.
+
+    Args:
+        aliases: these spellings, each with its dashes.
+    """
+
+    def __init__(self, *args: Any, aliases: Sequence[str] = (), **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.aliases = list(aliases)
+
+    def add_to_parser(self, parser: Any, ctx: click.Context) -> None:
+        shown = self.opts
+        self.opts = [*shown, *self.aliases]
+        try:
+            super().add_to_parser(parser, ctx)
+        finally:
+            self.opts = shown
+
+
+def option(*names: str, aliases: Sequence[str] = (), **settings: Any) -> Callable[[Command], Command]:
+    """`click.option` with hidden aliases; see `Option`."""
+    return click.option(*names, cls=Option, aliases=aliases, **settings)
 
 
 def given(**options: int | None) -> dict[str, Any]:

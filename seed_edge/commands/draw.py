@@ -157,7 +157,7 @@ def image_writer(
     if temperature is not None:
         sampling = dataclasses.replace(sampling, temperature=temperature)
     if tries is not None:
-        sampling = dataclasses.replace(sampling, tries=tries)
+        sampling = dataclasses.replace(sampling, best_of=tries)
     return ImageWriter(edge, options, sampling, negative, quiet=engine.quiet, **finish)
 
 

@@ -15,6 +15,7 @@ from seed_edge.commands.common import (
     json_option,
     need,
     note,
+    option,
     print_json,
     print_path,
     quiet_option,
@@ -39,8 +40,19 @@ from seed_edge.commands.common import (
 @click.option("--image-weights", default="fp16", show_default=True, help="How graphs store weights: fp32, fp16 or int8.")
 @click.option("--decoder-weights", help="The same for the decoder, which can do with less.  [default: as --image-weights]")
 @click.option("--photo", "photos", multiple=True, type=click.Path(path_type=Path), help="Also compare codes on this image.")
-@click.option("--licence", type=TEXT, default="", help="What the weights may be used for; goes into the manifest.")
-@click.option("--sources", type=click.Path(path_type=Path), help="JSON list of name, licence, role; into the manifest.")
+@option(
+    "--license",
+    "license_text",
+    aliases=["--licence"],
+    type=TEXT,
+    default="",
+    help="License of the weights, stored in the manifest.",
+)
+@click.option(
+    "--sources",
+    type=click.Path(path_type=Path),
+    help="JSON list of objects with name, license and role, stored in the manifest.",
+)
 @click.option("--replace", is_flag=True, help="Replace the bundle at --out.")
 @quiet_option
 def export(
@@ -57,7 +69,7 @@ def export(
     image_weights: str,
     decoder_weights: str | None,
     photos: tuple[Path, ...],
-    licence: str,
+    license_text: str,
     sources: Path | None,
     replace: bool,
     quiet: bool,
@@ -87,7 +99,7 @@ def export(
         template=template,
         photos=photos,
         threads=available_cores(),
-        licence=licence,
+        license=license_text,
         sources=sources,
         replace=replace,
     )

@@ -41,7 +41,7 @@ class Source:
     package: str
     """npm name."""
     style: str
-    licence: str
+    license: str
     held_out: bool = False
     """Kept for validation: no drawing of this style is trained on."""
 

@@ -41,7 +41,7 @@ from seed_edge.preprocess import CLIP_MEAN, CLIP_STD, Preprocessing, open_image
 from seed_edge.prompts import TEMPLATES, Prompts, template_name
 from seed_edge.vocab import CodeSpace
 
-OWN_SAMPLING = Sampling(temperature=0.4, top_k=50, top_p=0.9, guidance=1.0, tries=6)
+OWN_SAMPLING = Sampling(temperature=0.4, top_k=50, top_p=0.9, guidance=1.0, best_of=6)
 OWN_BEAMS = 5
 OWN_VIEWS = 4
 REFERENCE_SAMPLING = Sampling(temperature=1.0, top_k=0, top_p=0.5)
@@ -84,9 +84,9 @@ class ExportOptions:
     template: str | None = None
     """Family of prompts; by default told from the checkpoint."""
     max_caption_ids: int = 48
-    licence: str = ""
+    license: str = ""
     sources: Path | None = None
-    """JSON list of objects with name, licence and role: what the weights were made from."""
+    """JSON list of objects with name, license and role: what the weights were made from."""
     photos: tuple[Path, ...] = ()
     """Images to compare codes on, beside smooth random ones."""
     threads: int = 1
@@ -140,7 +140,7 @@ def export_bundle(parts: Parts, out: Path, options: ExportOptions, report: Repor
             },
             parity=parity,
             sources=read_sources(options.sources) if options.sources else (),
-            licence=options.licence,
+            license=options.license,
         )
         manifest = with_measurements(manifest, folder)
         (folder / MANIFEST).write_text(manifest.to_json(), "utf-8")
@@ -335,7 +335,7 @@ def read_sources(path: Path) -> tuple[Source, ...]:
             raise CheckpointError("it is no list")
         return tuple(_source(Fields.of(each, f"source {number}")) for number, each in enumerate(value, 1))
     except (CheckpointError, BundleError) as error:
-        raise CheckpointError(f"{path} must be a JSON list of objects with name, licence and role ({error})") from error
+        raise CheckpointError(f"{path} must be a JSON list of objects with name, license and role ({error})") from error
 
 
 def _source(fields: Fields) -> Source:

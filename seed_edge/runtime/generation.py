@@ -168,14 +168,14 @@ def sample_codes_batch(
     seed: int,
     progress: Callable[[int, int], None] | None = None,
 ) -> NDArray[np.int64]:
-    """The same `sampling.tries` times side by side: codes (tries, codes_per_image), the first with the same seed alone."""
-    rngs = [np.random.default_rng((seed, number) if number else seed) for number in range(sampling.tries)]
-    codes = np.empty((vocab.codes_per_image, sampling.tries), np.int64)
-    logits, parents = model.prefill(prompt, room=vocab.codes_per_image)[None], [0] * sampling.tries
+    """The same `sampling.best_of` times side by side: codes (best_of, codes_per_image), the first with the same seed alone."""
+    rngs = [np.random.default_rng((seed, number) if number else seed) for number in range(sampling.best_of)]
+    codes = np.empty((vocab.codes_per_image, sampling.best_of), np.int64)
+    logits, parents = model.prefill(prompt, room=vocab.codes_per_image)[None], [0] * sampling.best_of
     for place, chosen in enumerate(codes):
         if place:
             logits = model.step_branches([vocab.first_code_id + int(code) for code in codes[place - 1]], parents)
-            parents = list(range(sampling.tries))
+            parents = list(range(sampling.best_of))
         known = logits[:, vocab.first_code_id : vocab.first_code_id + vocab.codebook_size]
         chosen[:] = [sample_token(known[parent], sampling, rng) for parent, rng in zip(parents, rngs, strict=True)]
         if progress is not None:

@@ -388,7 +388,7 @@ class SeedEdge:
                 max(guidance, MIN_NEGATIVE_GUIDANCE),
                 language.prompts.for_drawing(vocab, model.tokenize, negative),
             )
-        tries = self._tries(sampling)
+        tries = self._candidate_count(sampling)
         asked = model if tries == 1 else model.cached_context(("tries", tries), tries, vocab.codes_per_image)
         with ExitStack() as stack:
             writer: GeneratingModel = asked
@@ -400,17 +400,17 @@ class SeedEdge:
             drawn = sample_codes_batch(writer, vocab, ids, sampling, seed, progress)
         return self._best_of(drawn, ids, language.prompts.of_drawing(model.tokenize, prompt))
 
-    def _tries(self, sampling: Sampling) -> int:
+    def _candidate_count(self, sampling: Sampling) -> int:
         """Drawings to make of a prompt; one where all would be the same.
 
         Raises:
             PromptError: several, of a bundle that takes minutes for each.
         """
-        if sampling.tries > 1 and self.bundle.manifest.kind != "pixels":
+        if sampling.best_of > 1 and self.bundle.manifest.kind != "pixels":
             raise PromptError(
-                f"{self.bundle.path} draws by a diffusion, too slow to choose among {sampling.tries} tries; take 1"
+                f"{self.bundle.path} draws by a diffusion, too slow to choose among {sampling.best_of} candidates; use --best-of 1"
             )
-        return sampling.tries if sampling.temperature else 1
+        return sampling.best_of if sampling.temperature else 1
 
     def _best_of(self, drawn: NDArray[np.int64], prompt: Sequence[int], words: Sequence[int]) -> NDArray[np.int64]:
         """The codes whose picture is most like what was asked for; see `rerank`."""

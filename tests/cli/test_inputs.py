@@ -353,7 +353,7 @@ def test_prompts_are_read_from_regular_files_alone(run, tiny, tmp_path, kind):
 BAD = "a\udcff"
 TEXTS = [
     ("draw", BAD), ("draw", "x", "--negative", BAD), ("edit", "x.png", BAD), ("ask", "x.png", BAD), ("caption", "x.png", "--prefix", BAD),
-    ("caption", "x.png", "--append", BAD), ("export", "--out", "o", "--name", BAD), ("export", "--out", "o", "--licence", BAD),
+    ("caption", "x.png", "--append", BAD), ("export", "--out", "o", "--name", BAD), ("export", "--out", "o", "--license", BAD),
     ("train", "llm", "--codes", "c", "--out", "o", "--prompt", BAD),
 ]  # fmt: skip
 

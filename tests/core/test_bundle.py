@@ -1,5 +1,6 @@
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 
@@ -30,7 +31,7 @@ def test_the_embedded_bundle_is_whole_light_and_says_where_it_comes_from():
     manifest = bundle.manifest
     assert sum(entry.size for entry in manifest.files.values()) <= 48_000_000
     assert {path.name for path in bundle.path.iterdir()} == {*manifest.files, MANIFEST}
-    assert manifest.licence and {"Flickr8k", "EfficientNet-Lite0"} <= {source.name.split()[0] for source in manifest.sources}
+    assert manifest.license and {"Flickr8k", "EfficientNet-Lite0"} <= {source.name.split()[0] for source in manifest.sources}
 
 
 def refused(folder, words):
@@ -92,7 +93,7 @@ def test_a_file_outside_the_folder_cannot_be_listed(copy):
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (lambda m: m.update(format=2), "format 2"),
+        (lambda m: m.update(format=3), "format 3"),
         (lambda m: m.update(kind="video"), "kind 'video'"),
         (lambda m: m.pop("codes"), r"missing \[codes\]"),
         (lambda m: m["language"].pop("vocab"), r"language: missing \[vocab\]"),
@@ -113,6 +114,26 @@ def test_a_file_outside_the_folder_cannot_be_listed(copy):
 def test_a_broken_manifest_names_its_fault(copy, change, words):
     edit(copy, change)
     refused(copy, words)
+
+
+def test_a_manifest_of_format_1_is_read_as_format_2_and_a_log_line_asks_for_an_export(caplog):
+    text = (Path(__file__).parent.parent / "fixtures" / "manifest-format-1.json").read_text("utf-8")
+    with caplog.at_level("INFO", "seed_edge"):
+        manifest = Manifest.from_json(text)
+    assert ["format 1" in message and "export" in message for message in caplog.messages] == [True]
+    old = json.loads(text)
+    assert (
+        manifest.license == old["licence"] and manifest.language.sampling.best_of == old["language"]["sampling"]["tries"] == 6
+    )
+    assert [source.license for source in manifest.sources] == [source["licence"] for source in old["sources"]]
+    assert Manifest.from_json(manifest.to_json()) == manifest
+
+
+def test_a_key_of_format_1_is_unknown_in_format_2_and_never_stands_beside_its_new_name(copy):
+    edit(copy, lambda m: m.update(licence="x"))
+    refused(copy, r"unknown \[licence\]")
+    edit(copy, lambda m: m.update(format=1))
+    refused(copy, r"unknown \[licence\]")
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "null", '{"format": 1}', "\x00"])

@@ -42,7 +42,7 @@ def run(tmp_path_factory):
     call("tokenize", "--run", out, "--out", codes)
     options = ("--recipe", "smoke-llm", "--pictures", out, "--prompt", "a disc")
     call("train", "llm", "--codes", codes, "--out", out / "llm", *options)
-    (folder / "sources.json").write_text(json.dumps([{"name": "shapes", "licence": "Apache-2.0", "role": "training"}]))
+    (folder / "sources.json").write_text(json.dumps([{"name": "shapes", "license": "Apache-2.0", "role": "training"}]))
     return out
 
 
@@ -59,7 +59,7 @@ def exported(run, tmp_path_factory):
         out,
         "--photo",
         photo,
-        "--licence",
+        "--license",
         "Apache-2.0",
         "--sources",
         run.parent / "sources.json",
@@ -183,7 +183,7 @@ def test_a_trained_run_becomes_a_bundle_that_captions_and_draws(exported, tmp_pa
     vocab = manifest.language.vocab
     assert (vocab.codebook_size, vocab.first_code_id, vocab.size) == (16, 310, 328)
     assert manifest.parity["images"]["equal_codes"] >= 0.95
-    assert [source.name for source in manifest.sources] == ["shapes"] and manifest.licence == "Apache-2.0"
+    assert [source.name for source in manifest.sources] == ["shapes"] and manifest.license == "Apache-2.0"
     picture = tmp_path / "fox.png"
     call("draw", "a red disc", "--bundle", exported, "-o", picture, "--seed", 1)
     assert Image.open(picture).size == (16, 16)

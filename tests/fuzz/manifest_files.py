@@ -31,7 +31,7 @@ def seeds() -> list[bytes]:
     """Each begins with a byte that tells what it is: a manifest of the tiny bundle, of a diffusion, or a diffusion's arrays."""
     with tempfile.TemporaryDirectory() as folder:
         tiny, unclip = (json.loads((place(Path(folder), {}, base=base) / MANIFEST).read_text()) for base in ("tiny", "unclip"))
-    tiny["language"]["sampling"] |= {"guidance": 1.5, "tries": 2}
+    tiny["language"]["sampling"] |= {"guidance": 1.5, "best_of": 2}
     tiny["language"] |= {"caption_beams": 2, "caption_views": 2}
     texts = [bytes([kind]) + json.dumps(told).encode() for kind, told in ((TINY, tiny), (UNCLIP, unclip))]
     return [*texts, *texts, bytes([NOISE]) + originals("unclip")["image_noise.npz"]]

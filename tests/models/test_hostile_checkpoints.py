@@ -311,8 +311,8 @@ def test_halves_of_another_shape_are_refused(tmp_path, a, b):
 
 @pytest.mark.parametrize(
     "text",
-    ["", "{}", "3", '["x"]', "[[]]", '[{"name": "a"}]', '[{"name": 1, "licence": "b", "role": "c"}]', '[{"name": "a", "licence": "b", "role": "c", "\\u001b": 1}]',
-     '[{"name": "a", "licence": null, "role": "c"}]', "[" * 100_000, "\x00"],
+    ["", "{}", "3", '["x"]', "[[]]", '[{"name": "a"}]', '[{"name": 1, "license": "b", "role": "c"}]', '[{"name": "a", "license": "b", "role": "c", "\\u001b": 1}]',
+     '[{"name": "a", "license": null, "role": "c"}]', "[" * 100_000, "\x00"],
     ids=lambda text: ascii(text[:30]),
 )  # fmt: skip
 def test_sources_of_another_shape_are_named(tmp_path, text):

@@ -69,7 +69,7 @@ class Branching(Scripted):
 
 
 def test_several_drawings_are_written_side_by_side_the_first_as_it_would_be_alone():
-    hot, seen = Sampling(2.0, 0, 1.0, tries=5), []
+    hot, seen = Sampling(2.0, 0, 1.0, best_of=5), []
     several = sample_codes_batch(Branching(), VOCAB, [1, 18], hot, 3, progress=lambda done, total: seen.append((done, total)))
     assert several.shape == (5, 4) and len({tuple(codes) for codes in several.tolist()}) > 3
     assert several[0].tolist() == sample_codes(Scripted(), VOCAB, [1, 18], hot, 3).tolist()
@@ -78,7 +78,7 @@ def test_several_drawings_are_written_side_by_side_the_first_as_it_would_be_alon
 
 
 def test_each_of_several_drawings_follows_its_own_codes():
-    model, hot = Branching(), Sampling(1.0, 0, 1.0, tries=3)
+    model, hot = Branching(), Sampling(1.0, 0, 1.0, best_of=3)
     codes = sample_codes_batch(model, VOCAB, [1, 18], hot, 0)
     assert model.fed == [1, 18, *(((codes[:, i] + 10).tolist(), [0, 0, 0] if i == 0 else [0, 1, 2]) for i in range(3))]
     assert model.room == 4
@@ -87,7 +87,7 @@ def test_each_of_several_drawings_follows_its_own_codes():
 def test_guidance_leads_several_drawings_too():
     asked, unasked = Branching(11, 12), Branching(11)
     guided = ClassifierFreeGuidance(asked, unasked, [18], 20)
-    assert sample_codes_batch(guided, VOCAB, [1, 18], Sampling(0.1, 0, 1.0, tries=2), 0).tolist() == [[2] * 4] * 2
+    assert sample_codes_batch(guided, VOCAB, [1, 18], Sampling(0.1, 0, 1.0, best_of=2), 0).tolist() == [[2] * 4] * 2
 
 
 def test_progress_counts_codes():

@@ -135,26 +135,26 @@ def test_of_several_drawings_the_one_is_kept_that_is_seen_as_what_was_asked_for(
 
     kept = 0
     for seed in range(6):
-        tries = sample_codes_batch(model.cached_context("test", 5, 4), vocab, prompt, dataclasses.replace(hot, tries=5), seed)
+        tries = sample_codes_batch(model.cached_context("test", 5, 4), vocab, prompt, dataclasses.replace(hot, best_of=5), seed)
         best = max((codes for codes in tries.tolist()), key=liked)
-        found = edge.draw_codes("a house", seed=seed, sampling=dataclasses.replace(hot, tries=5)).tolist()
+        found = edge.draw_codes("a house", seed=seed, sampling=dataclasses.replace(hot, best_of=5)).tolist()
         assert liked(found) == pytest.approx(liked(best), abs=1e-2)
         kept += found != edge.draw_codes("a house", seed=seed, sampling=hot).tolist()
     assert kept
-    cold = Sampling(0.0, 0, 1.0, tries=5)
+    cold = Sampling(0.0, 0, 1.0, best_of=5)
     assert edge.draw_codes("a house", sampling=cold).tolist() == edge.draw_codes("a house", sampling=GREEDY).tolist()
 
 
 def test_several_tries_go_with_guidance(edge):
-    several = Sampling(1.0, 0, 1.0, guidance=3.0, tries=4)
+    several = Sampling(1.0, 0, 1.0, guidance=3.0, best_of=4)
     drawn = [edge.draw_codes("a house", seed=seed, sampling=several, negative="a cat").tolist() for seed in (0, 0, 1, 2, 3)]
     assert drawn[0] == drawn[1] and len({tuple(codes) for codes in drawn}) > 1
 
 
-@pytest.mark.parametrize("tries", [0, 17])
-def test_how_often_to_try_has_bounds(tries):
-    with pytest.raises(BundleError, match="tries must be 1 to 16"):
-        Sampling(1.0, 0, 1.0, tries=tries)
+@pytest.mark.parametrize("best_of", [0, 17])
+def test_how_often_to_try_has_bounds(best_of):
+    with pytest.raises(BundleError, match="best_of must be 1 to 16"):
+        Sampling(1.0, 0, 1.0, best_of=best_of)
 
 
 def test_an_empty_and_an_overlong_prompt_are_refused(edge):
