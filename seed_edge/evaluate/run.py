@@ -94,7 +94,7 @@ class Evaluation:
 
         Beside it what real drawings of the canonical style, and their round trips through the codes, reach.
         """
-        judge, gallery = self.judge, {kept.sample.label: kept for kept in self.drawings}
+        judge, gallery = self.judge, {kept.sample.label: kept for kept in self.drawings if kept.sample.label}
         labels = sorted(gallery)
         real = {
             kept.sample.label: kept for kept in self.seen if kept.sample.style == CANONICAL and kept.sample.label in gallery

@@ -12,7 +12,7 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import numpy as np
 import onnx
@@ -67,10 +67,10 @@ def rewrite(source: Path, out: Path, storage: str, exact: tuple[str, ...] = ()) 
                     multiply_bytes(node, names, rows.shape, stored.shape[2])
                 tensors += [_stored(stored, names[0], data), _stored(scale, names[1], data)]
             elif storage == "int8" and large and value.size >= BYTE_FROM and tensor.name in axes:
-                stored, scale = quantized(value, axes[tensor.name])
+                int8, scale = quantized(value, axes[tensor.name])
                 names = [f"{tensor.name}.int8", f"{tensor.name}.scale"]
                 nodes.append(helper.make_node("DequantizeLinear", names, [tensor.name], axis=axes[tensor.name]))
-                tensors += [_stored(stored, names[0], data), _stored(scale, names[1], data)]
+                tensors += [_stored(int8, names[0], data), _stored(scale, names[1], data)]
             elif storage != "fp32" and large and value.size >= HALF_FROM:
                 if np.abs(value).max() > np.finfo(np.float16).max:
                     raise CheckpointError(
@@ -179,7 +179,7 @@ def strip_traces(model: onnx.ModelProto) -> None:
         del value.metadata_props[:]
 
 
-def _value(tensor: TensorProto, folder: Path) -> NDArray[np.generic]:
+def _value(tensor: TensorProto, folder: Path) -> NDArray[Any]:
     if tensor.data_location != TensorProto.EXTERNAL:
         return numpy_helper.to_array(tensor)
     info = external_data_helper.ExternalDataInfo(tensor)

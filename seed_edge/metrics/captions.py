@@ -61,7 +61,7 @@ def _longest_common(a: Sequence[str], b: Sequence[str]) -> int:
 
 
 def cider(captions: Sequence[str], references: Sequence[Sequence[str]]) -> float:
-    """Mean CIDEr-D (`metrics.cider`). Document frequencies are those of `references`: a figure depends on the set it is over."""
+    """Mean CIDEr-D (see `metrics.cider`), in [0, 10]. Document frequencies are those of `references`, so a figure depends on the set."""
     measure = Cider(references)
     weighted = [[measure.weighted(sentence) for sentence in group] for group in references]
     pairs = zip(captions, weighted, strict=True)

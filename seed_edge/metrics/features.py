@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from seed_edge.models.efficientnet import IMAGE_MEAN, IMAGE_STD, pretrained_trunk
+from seed_edge.models.memory_layout import channels_last
 from seed_edge.preprocess import Preprocessing
 
 EDITION, SIDE = 2, 260
@@ -22,7 +23,7 @@ class Judge:
     """Pictures to unit vectors."""
 
     def __init__(self) -> None:
-        self.trunk = pretrained_trunk(edition=EDITION, head=True).to(memory_format=torch.channels_last)
+        self.trunk = channels_last(pretrained_trunk(edition=EDITION, head=True))
         self.preprocessing = Preprocessing(SIDE, "bicubic", IMAGE_MEAN, IMAGE_STD)
 
     @torch.inference_mode()

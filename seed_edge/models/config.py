@@ -9,6 +9,7 @@ import dataclasses
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 from seed_edge.errors import CheckpointError
 from seed_edge.models.fields import Fields, shown
@@ -208,7 +209,7 @@ class SeedGeometry(Geometry):
             raise CheckpointError(f"geometry: image_size {self.image_size} is smaller than patch_size {self.patch_size}")
 
 
-def load_geometry(folder: Path) -> Geometry:
+def load_geometry(folder: Path) -> PixelGeometry | SeedGeometry:
     """Read `geometry.json` from `folder`; its fields tell which kind it is.
 
     Raises:
@@ -218,13 +219,15 @@ def load_geometry(folder: Path) -> Geometry:
     if not path.exists():
         raise CheckpointError(f"{path} is missing; give a folder that `seed-edge train tokenizer` wrote")
     fields = Fields.read(path, MAX_FILE_BYTES).values
-    odd = {}
-    for kind in (PixelGeometry, SeedGeometry):
+    values: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in fields.items()}
+    differences: list[list[str]] = []
+    kinds: tuple[type[PixelGeometry] | type[SeedGeometry], ...] = (PixelGeometry, SeedGeometry)
+    for kind in kinds:
         names = {field.name for field in dataclasses.fields(kind)}
         if set(fields) == names:
             try:
-                return kind(**{name: tuple(v) if isinstance(v, list) else v for name, v in fields.items()})
+                return kind(**values)
             except CheckpointError as error:
                 raise CheckpointError(f"{path}: {error}") from error
-        odd[kind] = sorted(set(fields) ^ names)
-    raise CheckpointError(f"{path}: missing or unknown fields: {shown(', '.join(min(odd.values(), key=len)))}")
+        differences.append(sorted(set(fields) ^ names))
+    raise CheckpointError(f"{path}: missing or unknown fields: {shown(', '.join(min(differences, key=lambda names: len(names))))}")

@@ -9,7 +9,7 @@ nothing of queries or codes.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
 
@@ -103,7 +103,12 @@ class EfficientNetLite(nn.Module):
                 blocks.append(InvertedBottleneck(channels_in, channels, kernel, stride if i == 0 else 1, expansion))
                 channels_in = channels
         self.blocks = nn.ModuleList(blocks)
+        self._channels = tuple(block.project.out_channels for block in blocks)
         self.head = SameConv(channels_in, HEAD_CHANNELS, 1) if head else None
+
+    def tap_channels(self, taps: Sequence[int]) -> list[int]:
+        """Number of output channels of each of the blocks numbered in `taps`."""
+        return [self._channels[tap] for tap in taps]
 
     def pooled(self, pixel_values: Tensor) -> Tensor:
         """One vector per picture, (batch, 1280), for normalised pixels (batch, 3, H, W); with the head only."""

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from seed_edge.models.config import Geometry, PixelGeometry, SeedGeometry
+from seed_edge.models.config import COLOUR_SIDE, Geometry, PixelGeometry, SeedGeometry
 from seed_edge.models.decoder import Block, PixelHead
-from seed_edge.models.efficientnet import COLOUR_SIDE, EfficientNetLite
+from seed_edge.models.efficientnet import EfficientNetLite
 from seed_edge.models.eva import EvaViT
 from seed_edge.models.qformer import CausalQFormer
 from seed_edge.models.quantizer import Quantized, VectorQuantizer
@@ -31,7 +31,7 @@ class ImageTokenizer(nn.Module):
         self.Qformer = CausalQFormer(geometry)
         self.encode_task_layer = nn.Sequential(nn.Linear(width, width), nn.Tanh(), nn.Linear(width, geometry.code_dim))
         self.quantize = VectorQuantizer(geometry.codebook_size, geometry.code_dim, geometry.own_rows)
-        self.decode_task_layer = nn.Sequential(
+        self.decode_task_layer: nn.Module = nn.Sequential(
             nn.Linear(geometry.code_dim, geometry.code_dim), nn.Tanh(), nn.Linear(geometry.code_dim, width)
         )
         self.pos_embed_image = nn.Parameter(torch.randn(1, geometry.num_queries, width) * 0.02)
@@ -105,7 +105,7 @@ class PixelTokenizer(ImageTokenizer):
         self.ln_vision.requires_grad_(False)
         self.key_dropout = 0.0
         self.query_tokens = nn.Parameter(torch.randn(1, semantic, width) * 0.02)
-        # semantic vectors start as what tells most of the pooled features; training finds that once (`train/pixel/semantic_init.py`)
+        # semantic vectors start as a linear map of the pooled features, computed once (`train/pixel/semantic_init.py`)
         self.glance = nn.Linear(geometry.vit_width, semantic * dim).requires_grad_(False)
         self.second_look = nn.Parameter(torch.tensor(0.1))
         self.code_norm = nn.BatchNorm1d(semantic * dim, momentum=CODE_MOMENTUM, affine=False)

@@ -9,6 +9,9 @@ Source: SEED-LLaMA, Ge et al. 2023, arXiv:2310.01218; BLIP-2, Li et al. 2023, ar
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import cast
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -126,17 +129,23 @@ class CausalQFormer(nn.Module):
         )
         self.register_buffer("causal", causal_mask(geometry.num_queries), persistent=False)
 
+    def _part(self, name: str) -> nn.ModuleDict:
+        return cast(nn.ModuleDict, self.bert[name])
+
+    def _layers(self) -> Sequence[Layer]:
+        return cast(Sequence[Layer], self._part("encoder")["layer"])
+
     def read(self, ids: Tensor, present: Tensor) -> Tensor:
         """Word pieces (batch, length) -> features (batch, length, width), every piece seeing every other.
 
         Args:
             present: (batch, length), 0 where a text has ended.
         """
-        embeddings = self.bert["embeddings"]
+        embeddings = self._part("embeddings")
         positions = torch.arange(ids.shape[1], device=ids.device)
         x = embeddings["LayerNorm"](embeddings["word_embeddings"](ids) + embeddings["position_embeddings"](positions))
         mask = (1 - present[:, None, None].to(x.dtype)) * HIDDEN
-        for layer in self.bert["encoder"]["layer"]:
+        for layer in self._layers():
             x = layer.read(x, mask)
         return x
 
@@ -145,9 +154,9 @@ class CausalQFormer(nn.Module):
         Args:
             query_tokens: all queries, or the first ones: no query depends on those after it.
         """
-        x = self.bert["embeddings"]["LayerNorm"](query_tokens).expand(vision_tokens.shape[0], -1, -1)
+        x = self._part("embeddings")["LayerNorm"](query_tokens).expand(vision_tokens.shape[0], -1, -1)
         count = query_tokens.shape[1]
         mask = self.causal[:count, :count].to(x.dtype)
-        for layer in self.bert["encoder"]["layer"]:
+        for layer in self._layers():
             x = layer(x, vision_tokens, mask)
         return x

@@ -11,7 +11,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
-from seed_edge.errors import DataError
+from seed_edge.errors import DataError, SeedEdgeError
 from seed_edge.inputs import read_text
 from seed_edge.models.fields import shown
 
@@ -88,6 +88,8 @@ def load_recipe(kinds: Mapping[str, type[T]], name: str, changes: Sequence[str] 
         table = tomllib.loads(read_text(path, MAX_FILE_BYTES, DataError))
     except RecursionError:
         raise DataError(f"recipe {path} cannot be read as TOML (it nests too deeply)") from None
+    except SeedEdgeError:
+        raise
     except ValueError as error:  # TOMLDecodeError, or an integer of thousands of digits
         raise DataError(f"recipe {path} cannot be read as TOML ({error})") from error
     for change in changes:
@@ -146,7 +148,7 @@ def from_table(kind: type[T], table: Mapping[str, Any], where: str) -> T:
 
 
 def _value(hint: Any, value: Any, where: str) -> Any:
-    if dataclasses.is_dataclass(hint) and isinstance(value, dict):
+    if isinstance(hint, type) and dataclasses.is_dataclass(hint) and isinstance(value, dict):
         return from_table(hint, value, where)
     origin, arguments = get_origin(hint), get_args(hint)
     if origin is types.UnionType:  # of something and None, which TOML cannot say

@@ -70,7 +70,9 @@ def optimizers_for(objective: LossModule, schedule: Schedule) -> list[torch.opti
     """
     of_heads = {id(parameter) for head in objective.heads() for parameter in head.parameters()}
     linear = {id(module.weight) for module in objective.modules() if isinstance(module, nn.Linear)}
-    matrices, convolutions, others = [], [], []
+    matrices: list[nn.Parameter] = []
+    convolutions: list[nn.Parameter] = []
+    others: list[nn.Parameter] = []
     for parameter in objective.parameters():
         if not parameter.requires_grad:
             continue
@@ -126,7 +128,8 @@ class Trainer:
         first = self._resume(objective, optimizers)
         wrapped = accelerator.prepare_model(objective)
         parameters = [p for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]]
-        started, sums, count, batches = time.monotonic(), {}, 0, self._batches(batch_of, first)
+        started, count, batches = time.monotonic(), 0, self._batches(batch_of, first)
+        sums: dict[str, float] = {}
         with open(self.folder / LOG, "a") if accelerator.is_main_process else nullcontext() as log:
             for step in range(first, schedule.steps):
                 rate = learning_rate(step, schedule)

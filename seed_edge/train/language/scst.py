@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from transformers import LlamaForCausalLM
 
 from seed_edge.data.code_shards import CodeSample
 from seed_edge.errors import DataError
@@ -72,7 +73,7 @@ class CiderReward:
         return torch.tensor(worth, device=told.device)
 
 
-def rewarded(model: torch.nn.Module, vocab: Vocab, worth: CiderReward, batch: Batch) -> dict[str, Tensor]:
+def rewarded(model: LlamaForCausalLM, vocab: Vocab, worth: CiderReward, batch: Batch) -> dict[str, Tensor]:
     """Losses of captions drawn now; `missed` is what their worth lacks to the highest there is, and has no gradient."""
     shape = worth.shape
     prompts = batch["prompts"].repeat_interleave(shape.tries, 0)
@@ -94,13 +95,14 @@ def rewarded(model: torch.nn.Module, vocab: Vocab, worth: CiderReward, batch: Ba
 
 
 @torch.no_grad()
-def drawn_texts(model: torch.nn.Module, prompts: Tensor, text: Tensor, eos_id: int, longest: int) -> Tensor:
+def drawn_texts(model: LlamaForCausalLM, prompts: Tensor, text: Tensor, eos_id: int, longest: int) -> Tensor:
     """Text ids (prompts, at most `longest`) that continue prompts of one length, drawn at temperature 1; EOS after the end.
 
     Args:
         text: (vocab,), which ids are text.
     """
-    ids, cache, told = prompts, None, []
+    ids, cache = prompts, None
+    told: list[Tensor] = []
     ended = torch.zeros(len(prompts), dtype=torch.bool, device=prompts.device)
     while len(told) < longest and not ended.all():
         result = model.model(ids, past_key_values=cache, use_cache=True)

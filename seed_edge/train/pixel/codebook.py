@@ -16,6 +16,7 @@ from torch import Tensor
 
 from seed_edge.models.config import PixelGeometry
 from seed_edge.models.image_tokenizer import PixelTokenizer
+from seed_edge.models.memory_layout import channels_last
 
 ROUNDS = 25
 AT_ONCE = 1 << 10
@@ -56,7 +57,7 @@ def refitted(model: PixelTokenizer, vectors: NDArray[np.float32], recipe: RowsRe
     with torch.random.fork_rng():
         other = PixelTokenizer(geometry)
     other.load_state_dict(model.state_dict() | {"quantize.embedding.weight": codebook})
-    other.pixel_head.to(memory_format=torch.channels_last)
+    channels_last(other.pixel_head)
     return other
 
 

@@ -26,6 +26,7 @@ from seed_edge.memory import available_memory
 from seed_edge.models.config import PixelGeometry
 from seed_edge.models.efficientnet import EfficientNetLite, preprocessing_of
 from seed_edge.models.fields import Fields
+from seed_edge.models.memory_layout import channels_last
 from seed_edge.preprocess import to_rgb
 
 VIEWS = 2
@@ -133,7 +134,7 @@ def _saved(where: str, line: str) -> Sample:
     return Sample.from_saved(key, record)
 
 
-def evict_until_fits(folder: Path, needed: int, what: str) -> None:
+def require_disk_space(folder: Path, needed: int, what: str) -> None:
     """Make a folder for memory maps; on a full disk these would end the process without a word.
 
     Raises:
@@ -171,11 +172,11 @@ def _fill_cache(
     if several is not None:
         raise DataError(f"{several} has no picture or several; an image tokenizer is trained on single pictures")
     shapes = _shapes(len(found), geometry)
-    evict_until_fits(folder, 2 * prod(shapes[0]) + prod(shapes[1]), "features")
+    require_disk_space(folder, 2 * prod(shapes[0]) + prod(shapes[1]), "features")
     features = np.memmap(folder / FEATURES_FILE, np.float16, "w+", shape=shapes[0])
     pixels = np.memmap(folder / PIXELS_FILE, np.uint8, "w+", shape=shapes[1])
     preprocessing = preprocessing_of(geometry)
-    trunk = trunk.to(memory_format=torch.channels_last)
+    trunk = channels_last(trunk)
     rows, size = len(pixels), geometry.output_size
     for start in range(0, rows, batch):
         squares = []

@@ -10,6 +10,7 @@ from torch.func import functional_call
 from torch.nn import functional as F
 
 from seed_edge.models.efficientnet import EfficientNetLite
+from seed_edge.models.memory_layout import channels_last
 
 
 class PerceptualLoss(nn.Module):
@@ -18,7 +19,7 @@ class PerceptualLoss(nn.Module):
     def __init__(self, trunk: EfficientNetLite, taps: tuple[int, ...]) -> None:
         super().__init__()
         self.taps = taps
-        self.trunk = trunk.to(memory_format=torch.channels_last)
+        self.trunk = channels_last(trunk)
 
     def forward(self, drawn: Tensor, truth: Tensor) -> tuple[list[Tensor], list[Tensor]]:
         """Features of each tap, of drawn and of true pictures (batch, 3, S, S) in [0, 1]."""

@@ -54,7 +54,7 @@ def targets_of(samples: list[Sample]) -> tuple[NDArray[np.float32], NDArray[np.f
     """What is known of samples: (samples, names and words), 1 where it is; and how much each sample counts."""
     names = [(sample.style is None, sample.label) if sample.label and not sample.phrases else None for sample in samples]
     frequency = Counter(name for name in names if name)
-    place = {name: number for number, name in enumerate(frequency)}
+    place: dict[tuple[bool, str] | str, int] = {name: number for number, name in enumerate(frequency)}
     bags = [words_of(sample) if sample.captions or sample.phrases else Counter() for sample in samples]
     spoken = Counter(word for bag in bags for word in bag).most_common(NUM_WORDS)
     place |= {word: len(place) + number for number, (word, count) in enumerate(spoken) if count >= RAREST}

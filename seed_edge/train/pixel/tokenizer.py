@@ -36,13 +36,14 @@ from seed_edge.models.checkpoints import is_run, load_image_tokenizer, save_imag
 from seed_edge.models.config import PixelGeometry
 from seed_edge.models.efficientnet import preprocessing_of, pretrained_trunk
 from seed_edge.models.image_tokenizer import PixelTokenizer
+from seed_edge.models.memory_layout import channels_last
 from seed_edge.models.quantizer import Quantized
 from seed_edge.output_checks import RUN_SIGNS, claim
 from seed_edge.preprocess import to_images
 from seed_edge.train.pixel.aux_captioner import Reader, WordList
 from seed_edge.train.pixel.bag_of_words import WordTargets
 from seed_edge.train.pixel.codebook import RowsRecipe, refitted, refitted_geometry
-from seed_edge.train.pixel.feature_cache import VIEWS, Cache, build_cache, evict_until_fits, open_cache, view
+from seed_edge.train.pixel.feature_cache import VIEWS, Cache, build_cache, open_cache, require_disk_space, view
 from seed_edge.train.pixel.feature_noise import Variations
 from seed_edge.train.pixel.patch_pca import fit_patches
 from seed_edge.train.pixel.perceptual import Critic, PerceptualLoss, distance
@@ -208,7 +209,7 @@ class DecoderLoss(LossModule):
         super().__init__()
         self.model, self.recipe = model, recipe
         self.looking = PerceptualLoss(model.trunk, recipe.perceptual_taps)
-        channels = [model.trunk.blocks[tap].project.out_channels for tap in recipe.perceptual_taps]
+        channels = model.trunk.tap_channels(recipe.perceptual_taps)
         self.critic = Critic(channels) if recipe.critic_weight else None
         model.requires_grad_(False)
         for part in (model.decode_task_layer, model.blocks_image, model.pixel_head):
@@ -256,7 +257,7 @@ def train_pixel_tokenizer(
     model = PixelTokenizer(recipe.geometry)
     model.trunk.load_state_dict(trunk.state_dict())
     model.trunk.requires_grad_(False)
-    model.pixel_head.to(memory_format=torch.channels_last)
+    channels_last(model.pixel_head)
     model.key_dropout = recipe.feature_dropout
     if not (out / READING_FOLDER / STATE).exists():  # else all of it comes from there
         report("closed forms: what tells most of the words, and most of the colours")
@@ -279,7 +280,7 @@ def with_codebook(
     if is_run(out):
         kept = load_image_tokenizer(out)
         if kept.geometry == refitted_geometry(model.geometry, recipe.rows) and encoder_sum(kept) == encoder_sum(model):
-            kept.pixel_head.to(memory_format=torch.channels_last)
+            channels_last(kept.pixel_head)
             return kept
     report("codebook: k-means")
     vectors = vectors_of_cache(model, cache, out / VECTORS_FILE)
@@ -304,7 +305,7 @@ class TextTargets:
         return {
             "keys": keys_of(self.cache, rows),
             "vision": torch.from_numpy(self.cache.features[rows]),
-            "words": self.bag(rows // VIEWS),
+            "words": self.bag((rows // VIEWS).tolist()),
             "asked": torch.from_numpy(asked),
             "read": read,
             "wanted": wanted,
@@ -388,7 +389,7 @@ def _fill_more(
     geometry, preprocessing = model.geometry, preprocessing_of(model.geometry)
     size = geometry.output_size
     shape = (len(found), size, size, 3)
-    evict_until_fits(folder, math.prod(shape), "more pictures")
+    require_disk_space(folder, math.prod(shape), "more pictures")
     pixels = np.lib.format.open_memmap(folder / MORE_PIXELS, "w+", np.uint8, shape)
     codes = np.empty((len(found), geometry.num_queries), np.int64)
     for start in range(0, len(found), MORE_AT_ONCE):
