@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from seed_edge.atomic import create_temporary_folder
-from seed_edge.errors import BundleError
+from seed_edge.errors import BundleError, BundleNotFoundError, SeedEdgeError
 from seed_edge.gguf_header import GgufHeader
 from seed_edge.inputs import read_json
 from seed_edge.manifest import DECODER, ENCODER, IMAGE_NOISE, MANIFEST, UNET, VAE, Diffusion, FileEntry, Language, Manifest
@@ -106,6 +106,8 @@ class Bundle:
         try:
             bundle._check_files()
             bundle._check_contents()
+        except SeedEdgeError:
+            raise
         except OSError as error:
             raise BundleError(f"{error.filename} cannot be read ({error.strerror}); look at its permissions") from error
         return bundle
@@ -128,7 +130,7 @@ class Bundle:
         for name, expected in self.manifest.files.items():
             entry = present.pop(name, None)
             if entry is None:
-                raise BundleError(f"{self.path / name} is missing; copy the bundle again or export again")
+                raise BundleNotFoundError(f"{self.path / name} is missing; copy the bundle again or export again")
             if not entry.is_file(follow_symlinks=False):
                 raise BundleError(f"{self.path / name} is a link or no plain file; a bundle holds real files")
             size = entry.stat(follow_symlinks=False).st_size
@@ -182,7 +184,7 @@ def find(path: str | Path) -> Path:
     if BUNDLE_NAME.fullmatch(name) and bundle_folder(name).is_dir():
         return bundle_folder(name)
     known = ", ".join([EMBEDDED.name, *bundle_names()])
-    raise BundleError(f"{path}: no such bundle; give the folder that `seed-edge export --out` wrote, or one of: {known}")
+    raise BundleNotFoundError(f"{path}: no such bundle; give the folder that `seed-edge export --out` wrote, or one of: {known}")
 
 
 def check_header(path: Path) -> None:
@@ -205,7 +207,7 @@ def _read_manifest(path: Path) -> str:
             raise BundleError(f"{path} is over {MANIFEST_LIMIT:,} bytes; this is no manifest")
         return path.read_text("utf-8")
     except FileNotFoundError:
-        raise BundleError(f"{path} is missing; this folder is no bundle") from None
+        raise BundleNotFoundError(f"{path} is missing; this folder is no bundle") from None
     except (OSError, UnicodeDecodeError) as error:
         raise BundleError(f"{path} cannot be read ({error})") from error
 

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.lib import format as npy
 from numpy.typing import NDArray
 
-from seed_edge.errors import BundleError
+from seed_edge.errors import BundleError, SeedEdgeError
 from seed_edge.inputs import open_regular
 
 MAX_STEPS = 10_000
@@ -42,6 +42,8 @@ def noise_arrays(path: Path, dim: int, steps_offset: int) -> dict[str, NDArray[n
             if sorted(members) != sorted(f"{name}.npy" for name in shapes) or len(members) != len(archive.infolist()):
                 raise ValueError(f"its members are {', '.join(members)[:200]}")
             found = {name: _array(archive, members[f"{name}.npy"], shape) for name, shape in shapes.items()}
+    except SeedEdgeError:
+        raise
     except (OSError, ValueError, EOFError, RuntimeError, NotImplementedError, zipfile.BadZipFile, zlib.error) as error:
         raise BundleError(f"{path} does not hold the arrays of a diffusion ({error}); export again") from error
     problem = _problem(found, steps_offset)

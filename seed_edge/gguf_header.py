@@ -12,7 +12,7 @@ from math import prod
 from pathlib import Path
 from typing import IO, Any
 
-from seed_edge.errors import BundleError
+from seed_edge.errors import BundleError, BundleNotFoundError, SeedEdgeError
 from seed_edge.inputs import open_regular
 
 MAGIC, VERSIONS = b"GGUF", (2, 3)
@@ -82,10 +82,12 @@ class GgufHeader:
             BundleError: this is no GGUF file, it is cut off, or it contradicts itself.
         """
         if not path.exists():
-            raise BundleError(f"{path} cannot be read (no such file)")
+            raise BundleNotFoundError(f"{path} cannot be read (no such file)")
         try:
             with open_regular(path, BundleError) as file:
                 return _Reader(file, path, whole).header()
+        except SeedEdgeError:
+            raise
         except OSError as error:
             raise BundleError(f"{path} cannot be read ({error.strerror})") from error
 

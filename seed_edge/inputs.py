@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import IO, Any, NoReturn
 
 from seed_edge.display import printable
-from seed_edge.errors import SeedEdgeError
+from seed_edge.errors import NOT_FOUND, SeedEdgeError
 
 KINDS = {
     stat.S_ISFIFO: "a named pipe",
@@ -40,7 +40,7 @@ def open_regular(path: Path, error: type[SeedEdgeError] = SeedEdgeError) -> IO[b
         # O_NONBLOCK: opening a pipe for reading would wait for a writer
         descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
     except FileNotFoundError:
-        raise error(f"{name}: no such file") from None
+        raise NOT_FOUND.get(error, error)(f"{name}: no such file") from None
     except ValueError:  # a NUL in the name
         raise error(f"{name}: no such file (its name has a NUL character)") from None
     except OSError as reason:
@@ -145,6 +145,8 @@ def parse_json(text: str, where: str, error: type[SeedEdgeError] = SeedEdgeError
         )
     except RecursionError:
         fail("it nests too deeply")
+    except SeedEdgeError:  # which may be a ValueError too
+        raise
     except ValueError as reason:
         fail(printable(str(reason)))
     if depth_over(value, MAX_DEPTH):

@@ -15,7 +15,7 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from seed_edge.errors import BundleError
+from seed_edge.errors import BundleError, SeedEdgeError
 from seed_edge.inputs import open_regular
 
 MAX_NODES, MAX_TENSORS, MAX_DIMENSIONS = 200_000, 100_000, 8
@@ -110,6 +110,8 @@ class OnnxHeader:
                     raise BundleError(f"{path} is empty; copy or export it again")
                 with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
                     return _Reader(path, data).model()
+        except SeedEdgeError:
+            raise
         except OSError as error:
             raise BundleError(f"{path} cannot be read ({error.strerror})") from error
 

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from seed_edge.atomic import replacing
 from seed_edge.data.samples import MAX_RECORD, Picture, Sample
 from seed_edge.data.webdataset import Member, ShardWriter, list_shard
-from seed_edge.errors import BundleError, CodesError, DataError, ImageError
+from seed_edge.errors import BundleError, CodesError, DataError, ImageError, SeedEdgeError
 from seed_edge.inputs import open_regular, parse_json
 from seed_edge.models.fields import Fields
 from seed_edge.output_checks import claim
@@ -130,6 +130,8 @@ def read_codebook(folders: Sequence[Path]) -> Codebook | None:
         return None
     try:
         vectors, own_rows = _arrays(found)
+    except SeedEdgeError:
+        raise
     except (OSError, ValueError, LookupError, EOFError, NotImplementedError, zipfile.BadZipFile, struct.error) as error:
         raise DataError(f"{found} holds no codebook ({error}); tokenize again") from error
     if vectors.dtype != np.float32 or vectors.ndim != 2 or not np.isfinite(vectors).all():

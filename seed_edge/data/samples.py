@@ -18,7 +18,7 @@ from PIL import Image
 
 from seed_edge.data.webdataset import IMAGE_TYPES, Member, list_shard
 from seed_edge.display import printable
-from seed_edge.errors import DataError, ImageError
+from seed_edge.errors import DataError, ImageError, SeedEdgeError
 from seed_edge.image_files import loaded, opened
 from seed_edge.inputs import parse_json, read_text
 from seed_edge.models.fields import shown
@@ -312,6 +312,8 @@ def load_picture(picture: Picture) -> Image.Image:
     name = f"{picture.tar}: {picture.name}"
     try:
         content = picture.read()
+    except SeedEdgeError:
+        raise
     except OSError as error:
         raise ImageError(f"{printable(name)}: cannot be read ({error.strerror})") from error
     with opened(io.BytesIO(content), name=name) as image:

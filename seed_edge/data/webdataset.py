@@ -12,7 +12,7 @@ from types import TracebackType
 
 from seed_edge.atomic import replacing
 from seed_edge.display import printable
-from seed_edge.errors import DataError
+from seed_edge.errors import DataError, SeedEdgeError
 from seed_edge.inputs import open_regular
 
 IMAGE_TYPES = ("webp", "png", "jpg", "jpeg")
@@ -81,6 +81,8 @@ def list_shard(path: Path) -> Iterator[tuple[str, dict[str, Member]]]:
                 files[extension.lower()] = Member(path, member.name, member.offset_data, member.size)
             if files:
                 yield key, files
+    except SeedEdgeError:
+        raise
     except (OSError, tarfile.TarError, ValueError, OverflowError, MemoryError, RecursionError) as error:
         raise DataError(
             f"{path} cannot be read as a tar ({printable(str(error))}); give WebDataset tars, not compressed"
