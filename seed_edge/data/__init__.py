@@ -1,1 +1,1 @@
-"""Reading of training data: samples, shards, codes, sentences; needs the `train` extra."""
+"""Training data: samples, shards, codes, captions and requests in English, dialogues. Needs the `train` extra."""

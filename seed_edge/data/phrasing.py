@@ -9,8 +9,10 @@ from collections.abc import Collection
 import numpy as np
 
 from seed_edge.data.samples import Sample
-from seed_edge.emoji.drawings import COLOURS
 from seed_edge.prompts import DRAWN
+
+COLOURS = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "brown", "black", "white", "gray")
+"""Colour words of requests, labels and training drawings."""
 
 COLOURED_ANYWAY = 0.15
 """Share of things without a colour of their own that are asked for in one, and drawn as they are: a model that never met the

@@ -6,8 +6,10 @@ from collections.abc import Mapping, Sequence
 
 from seed_edge.data.phrasing import STYLE_WORDS
 from seed_edge.data.samples import Sample
-from seed_edge.emoji.drawings import CANONICAL
 from seed_edge.errors import DataError
+
+CANONICAL_STYLE = "noto"
+"""Style of the drawings that a request without a style asks for."""
 
 POOLS = ("canonical", "coloured", "other", "styled", "drawings", "composites", "photos", "sentences", "labelled")
 """Drawings of a thing as it is drawn unasked; the same in other colours; those in other styles; in styles that have a name; in
@@ -16,7 +18,7 @@ any style. Drawings of several things. Photos; photos with whole sentences; phot
 
 def pools_of(samples: Sequence[Sample]) -> dict[str, list[int]]:
     """Numbers of the samples of each pool; one may be in several."""
-    canonical = {each.label for each in samples if each.style == CANONICAL}
+    canonical = {each.label for each in samples if each.style == CANONICAL_STYLE}
     pools: dict[str, list[int]] = {name: [] for name in POOLS}
     for number, each in enumerate(samples):
         for name in _pools(each, canonical):
@@ -29,7 +31,7 @@ def _pools(sample: Sample, canonical: set[str | None]) -> list[str]:
         return ["composites"]
     if sample.style is None:
         return ["photos"] + ["sentences"] * bool(sample.captions) + ["labelled"] * bool(sample.label and not sample.captions)
-    unasked = sample.style == CANONICAL or sample.label not in canonical
+    unasked = sample.style == CANONICAL_STYLE or sample.label not in canonical
     kind = "other" if not unasked else "coloured" if sample.recoloured else "canonical"
     return ["drawings", kind] + ["styled"] * (sample.style in STYLE_WORDS)
 

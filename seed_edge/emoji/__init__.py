@@ -1,1 +1,1 @@
-"""Training data of the embedded model alone: emoji drawings, what is made of them, and dialogues about them."""
+"""Training data of the embedded model alone: emoji drawings, recoloured drawings and composites of several things."""

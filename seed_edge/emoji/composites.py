@@ -8,16 +8,17 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-from seed_edge.data.phrasing import is_countable, plain, plural, with_article
-from seed_edge.emoji.drawings import COLOURS, HUES, SIZE, Drawing, recoloured, slug
-from seed_edge.emoji.synonyms import everyday_names
+from seed_edge.data.phrasing import COLOURS, is_countable, plain, plural, with_article
+from seed_edge.data.synonyms import everyday_names
+from seed_edge.emoji.colours import HUES, recoloured
+from seed_edge.emoji.packages import SIZE, Drawing, slug
 
 KINDS = {"beside": 0.45, "above": 0.12, "count": 0.33, "ground": 0.1}
 """Share of each kind."""
 COLOURED = 0.4
 """Share of things of one colour that are given another."""
 EVERYDAY = 0.6
-"""Share of things that people have names of their own for (`everyday`), which are those that they ask for most."""
+"""Share of things that people have names of their own for (`data.synonyms`), which are those that they ask for most."""
 SMALL = 106
 """Side of a thing among others, in pixels of `SIZE`."""
 

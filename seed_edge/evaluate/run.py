@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 from seed_edge.atomic import replacing
-from seed_edge.data.phrasing import head_noun, is_countable, plain, plural, with_article
+from seed_edge.data.phrasing import COLOURS, head_noun, is_countable, plain, plural, with_article
 from seed_edge.data.samples import Picture, Sample, load_picture, read_samples
-from seed_edge.emoji.drawings import CANONICAL, COLOURS
+from seed_edge.data.subsets import CANONICAL_STYLE
 from seed_edge.metrics.captions import bleu4, cider, rouge_l
 from seed_edge.metrics.features import Judge, rank_of_own
 from seed_edge.metrics.images import psnr, ssim
@@ -96,9 +96,8 @@ class Evaluation:
         """
         judge, gallery = self.judge, {kept.sample.label: kept for kept in self.drawings if kept.sample.label}
         labels = sorted(gallery)
-        real = {
-            kept.sample.label: kept for kept in self.seen if kept.sample.style == CANONICAL and kept.sample.label in gallery
-        }
+        canonical = [kept for kept in self.seen if kept.sample.style == CANONICAL_STYLE]
+        real = {kept.sample.label: kept for kept in canonical if kept.sample.label in gallery}
         asked = [labels[i] for i in self.rng.permutation(len(labels)) if labels[i] in real][:nouns]
         if not asked:
             return {"nouns": 0}
@@ -144,7 +143,8 @@ class Evaluation:
 
     def sheet_of_prompts(self, count: int) -> list[tuple[Image.Image, str]]:
         """Random prompts and what is drawn for them, none chosen by its result: nouns, colours, counts, two things."""
-        labels = sorted({plain(k.sample.label or "") for k in self.seen if k.sample.style == CANONICAL and k.sample.label})
+        canonical = [kept.sample for kept in self.seen if kept.sample.style == CANONICAL_STYLE]
+        labels = sorted({plain(sample.label) for sample in canonical if sample.label})
         prompts = [random_prompt(labels, self.rng) for _ in range(count)] if labels else []
         return [(self.edge.draw(prompt, seed=i), prompt) for i, prompt in enumerate(prompts)]
 

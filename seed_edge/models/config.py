@@ -230,4 +230,5 @@ def load_geometry(folder: Path) -> PixelGeometry | SeedGeometry:
             except CheckpointError as error:
                 raise CheckpointError(f"{path}: {error}") from error
         differences.append(sorted(set(fields) ^ names))
-    raise CheckpointError(f"{path}: missing or unknown fields: {shown(', '.join(min(differences, key=lambda names: len(names))))}")
+    nearest: list[str] = min(differences, key=len)
+    raise CheckpointError(f"{path}: missing or unknown fields: {shown(', '.join(nearest))}")

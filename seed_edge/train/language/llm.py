@@ -30,12 +30,11 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from seed_edge.atomic import replacing
 from seed_edge.data.code_shards import Codebook, CodeSample, read_code_shards, read_codebook
+from seed_edge.data.dialogues import talks
 from seed_edge.data.phrasing import with_article, without
 from seed_edge.data.samples import Sample
-from seed_edge.data.subsets import shared_pools
-from seed_edge.emoji.dialogues import talks
-from seed_edge.emoji.drawings import CANONICAL
-from seed_edge.emoji.synonyms import EVERYDAY_NAMES
+from seed_edge.data.subsets import CANONICAL_STYLE, shared_pools
+from seed_edge.data.synonyms import EVERYDAY_NAMES
 from seed_edge.errors import CheckpointError, DataError
 from seed_edge.models.checkpoints import UNREADABLE, reason_of, refuse_inflated
 from seed_edge.models.fields import Fields
@@ -641,7 +640,7 @@ def rehearsal(model: PreTrainedModel, writer: Writer, count: int, seed: int) -> 
     names = rng.choice([name.split(", ")[0] for name in EVERYDAY_NAMES.values()], count)
     with torch.random.fork_rng(), evaluating(model):
         for number, name in enumerate(map(str, names)):
-            style = CANONICAL if number % 2 == 0 else None
+            style = CANONICAL_STYLE if number % 2 == 0 else None
             text = with_article(name) if style else f"a photo of {with_article(name)}"
             sample = Sample(f"rehearsal-{number}", label=name, style=style)
             found.append(CodeSample(sample, (drawn_codes(model, writer, text, number),)))

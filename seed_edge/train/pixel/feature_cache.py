@@ -143,7 +143,7 @@ def require_disk_space(folder: Path, needed: int, what: str) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(folder).free
     if free < needed:
-        raise DataError(f"{folder}: {what} need {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are free; choose another --out")
+        raise DataError(f"{folder}: {what} need {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are free; choose another --output")
 
 
 def _shapes(samples: int, geometry: PixelGeometry) -> tuple[tuple[int, ...], tuple[int, ...]]:

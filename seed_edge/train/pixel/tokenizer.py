@@ -378,7 +378,7 @@ def more_pictures(
     if not (folder / MORE_KEYS).exists():
         _fill_more(model, found, folder, report)
     elif (folder / MORE_KEYS).read_text("utf-8").splitlines() != keys:
-        raise DataError(f"{folder} was made of other pictures than --more has now; remove it, or give the same")
+        raise DataError(f"{folder} was made of other images than --decoder-data has now; remove it, or give the same")
     pixels, codes = np.load(folder / MORE_PIXELS, mmap_mode="r"), np.load(folder / MORE_CODES)
     return ExtraPictures([sample for sample, _ in found], pixels, codes)
 

@@ -230,7 +230,7 @@ def open_words(path: Path) -> BertTokenizer:
         CheckpointError: the file is missing.
     """
     if not path.is_file():
-        raise CheckpointError(f"{path} is missing; --words takes vocab.txt of bert-base-uncased")
+        raise CheckpointError(f"{path} is missing; --bert-vocab takes vocab.txt of bert-base-uncased")
     pieces = BertTokenizer(str(path))
     pieces.add_special_tokens({"bos_token": DEC_TOKEN})
     return pieces

@@ -9,8 +9,8 @@ from helpers import call
 import seed_edge
 from seed_edge.bundle import Bundle
 from seed_edge.data.code_shards import CodeSample, write_code_shards
+from seed_edge.data.dialogues import changes, facts_of, questions, talks
 from seed_edge.data.samples import Sample
-from seed_edge.emoji.dialogues import changes, facts_of, questions, talks
 from seed_edge.errors import DataError
 from seed_edge.gguf_header import GgufHeader
 from seed_edge.prompts import TEMPLATES
