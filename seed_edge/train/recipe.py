@@ -1,4 +1,4 @@
-"""Recipes: small TOML files that say how something is trained, read into dataclasses without leniency."""
+"""Recipes: TOML files with the settings of a training run, read strictly into dataclasses."""
 
 from __future__ import annotations
 
@@ -24,32 +24,83 @@ MAX_INTEGER, MAX_SEED, MAX_NUMBER = 1 << 31, (1 << 63) - 1, 1e9
 """Largest integer, seed and real number of a recipe; none is negative."""
 
 
+RENAMED_KEYS = {
+    "rate": "learning_rate",
+    "floor": "min_lr_ratio",
+    "warmup": "warmup_steps",
+    "batch": "batch_size",
+    "accumulate": "gradient_accumulation_steps",
+    "table_rate": "embedding_lr_scale",
+    "clip": "max_grad_norm",
+    "drawn": "draw_share",
+    "wordless": "uncond_prob",
+    "noise": "code_noise",
+    "unsaid": "blocked_terms",
+    "text_pieces": "text_vocab_size",
+    "width": "hidden_size",
+    "depth": "num_layers",
+    "heads": "num_heads",
+    "mlp": "intermediate_size",
+    "context": "max_length",
+    "longest": "max_length",
+    "codes_kept": "freeze_code_embeddings",
+    "frozen": "frozen_modules",
+    "sentences": "end_with_full_stop",
+    "talk": "dialogues",
+    "shares": "pool_shares",
+    "weights": "folder_weights",
+    "rehearsed": "replay_count",
+    "before": "init_weight_share",
+    "half": "bf16_frozen",
+    "checkpointing": "gradient_checkpointing",
+    "projections": "target_modules",
+    "whole": "modules_to_save",
+    "pictures": "images_per_step",
+    "tries": "captions_per_image",
+    "rows": "codebook",
+    "semantic": "rows_per_semantic_query",
+    "placed": "shared_rows",
+    "reading": "semantic",
+    "read_shares": "semantic_pool_shares",
+    "words_weight": "bag_of_words_weight",
+    "reader_weight": "captioner_weight",
+    "quantized_from": "quantization_ramp",
+    "varied": "feature_noise_share",
+    "looked_at": "perceptual_images",
+    "critic_from": "critic_start",
+    "smallest_crop": "min_crop_area",
+    "longest_text": "max_text_length",
+}
+"""Key of a recipe written for an earlier version -> its present name."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Schedule:
-    """How long, how fast and how safely a loop runs; part of every recipe."""
+    """Steps, batch size, learning rate and optimizer of a training run; part of every recipe."""
 
     steps: int
-    batch: int
+    batch_size: int
     """Samples per step and process."""
-    rate: float
+    learning_rate: float
     """Peak learning rate."""
-    floor: float = 0.05
-    """Last learning rate, as a share of the peak."""
-    warmup: int = 60
+    min_lr_ratio: float = 0.05
+    """Final learning rate, as a fraction of the peak, in [0, 1]."""
+    warmup_steps: int = 60
     """Steps of linear warm-up."""
-    accumulate: int = 1
-    """Batches whose gradients make one step."""
+    gradient_accumulation_steps: int = 1
+    """Batches whose mean gradient makes one optimizer step."""
     optimizer: str = "muon"
     """`muon` for matrices between layers with AdamW for the rest, or `adamw` for all."""
-    table_rate: float = 1.0
-    """With `muon`, learning rate of what it does not train (tables, heads, norms), in multiples of `rate`."""
+    embedding_lr_scale: float = 1.0
+    """With `muon`: learning rate of the parameters that AdamW trains (embeddings, output heads, norms), in multiples of
+    `learning_rate`."""
     betas: tuple[float, float] = (0.9, 0.98)
     eps: float = 1e-8
     weight_decay: float = 0.0
-    clip: float = 1.0
-    """Longest gradient."""
+    max_grad_norm: float = 1.0
+    """Gradients with a larger norm are scaled down to it."""
     precision: str = "bf16"
-    """What is computed in: `bf16` where PyTorch's autocast thinks it safe, or `fp32`."""
+    """`bf16`: mixed precision by PyTorch's autocast; or `fp32`."""
     save_every: int = 200
     log_every: int = 20
     seed: int = 0
@@ -58,14 +109,16 @@ class Schedule:
         for name, value, known in (("optimizer", self.optimizer, OPTIMIZERS), ("precision", self.precision, PRECISIONS)):
             if value not in known:
                 raise DataError(f"schedule.{name} is {value!r}; it must be one of {', '.join(known)}")
-        for name in ("steps", "batch", "accumulate", "save_every", "log_every"):
+        for name in ("steps", "batch_size", "gradient_accumulation_steps", "save_every", "log_every"):
             if getattr(self, name) < 1:
                 raise DataError(f"schedule.{name} is {getattr(self, name)}; it must be at least 1")
-        for name in ("rate", "eps", "clip"):
+        for name in ("learning_rate", "eps", "max_grad_norm"):
             if not getattr(self, name) > 0:
                 raise DataError(f"schedule.{name} is {getattr(self, name)}; it must be more than 0")
-        if not all(0 <= beta < 1 for beta in self.betas) or not 0 <= self.floor <= 1:
-            raise DataError(f"schedule.betas is {self.betas}, floor {self.floor}; betas are in [0, 1), the floor in [0, 1]")
+        if not all(0 <= beta < 1 for beta in self.betas) or not 0 <= self.min_lr_ratio <= 1:
+            raise DataError(
+                f"schedule: betas are {self.betas}, min_lr_ratio is {self.min_lr_ratio}; betas lie in [0, 1), the ratio in [0, 1]"
+            )
 
 
 def load_recipe(kinds: Mapping[str, type[T]], name: str, changes: Sequence[str] = ()) -> T:
@@ -139,6 +192,9 @@ def from_table(kind: type[T], table: Mapping[str, Any], where: str) -> T:
     fields = {field.name: field for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
     unknown = sorted(set(table) - set(fields))
     if unknown:
+        new_name = RENAMED_KEYS.get(unknown[0])
+        if new_name in fields:
+            raise DataError(f"{where}: key {unknown[0]} was renamed; write {new_name}")
         raise DataError(f"{where}: unknown key {unknown[0]}; known here: {', '.join(fields)}")
     nothing = (dataclasses.MISSING, dataclasses.MISSING)
     missing = [n for n, f in fields.items() if n not in table and (f.default, f.default_factory) == nothing]

@@ -45,21 +45,23 @@ class LossModule(nn.Module):
         """Losses by name; their sum is minimised."""
         raise NotImplementedError
 
-    def heads(self) -> list[nn.Module]:
+    def adamw_modules(self) -> list[nn.Module]:
         """Modules that end in a distribution over words or ids: not for Muon."""
         return []
 
-    def given(self) -> list[nn.Module]:
+    def frozen_modules(self) -> list[nn.Module]:
         """Modules whose frozen parameters came from a file: no state needs to hold them."""
         return []
 
 
-def learning_rate(step: int, schedule: Schedule) -> float:
+def learning_rate_at(step: int, schedule: Schedule) -> float:
     """Linear warm-up, then cosine from the peak down to its floor."""
-    if step < schedule.warmup:
-        return schedule.rate * (step + 1) / schedule.warmup
-    progress = (step - schedule.warmup) / max(1, schedule.steps - schedule.warmup)
-    return schedule.rate * (schedule.floor + (1 - schedule.floor) * 0.5 * (1 + math.cos(math.pi * progress)))
+    if step < schedule.warmup_steps:
+        return schedule.learning_rate * (step + 1) / schedule.warmup_steps
+    progress = (step - schedule.warmup_steps) / max(1, schedule.steps - schedule.warmup_steps)
+    return schedule.learning_rate * (
+        schedule.min_lr_ratio + (1 - schedule.min_lr_ratio) * 0.5 * (1 + math.cos(math.pi * progress))
+    )
 
 
 def optimizers_for(objective: LossModule, schedule: Schedule) -> list[torch.optim.Optimizer]:
@@ -68,7 +70,7 @@ def optimizers_for(objective: LossModule, schedule: Schedule) -> list[torch.opti
     Muon (Jordan 2024; scaled to AdamW's step as in Liu et al. 2025, arXiv:2502.16982) needs far fewer steps.
     Convolutions decay too; norms, biases, tables, heads and learnt positions do not. Frozen parameters are left out.
     """
-    of_heads = {id(parameter) for head in objective.heads() for parameter in head.parameters()}
+    of_heads = {id(parameter) for head in objective.adamw_modules() for parameter in head.parameters()}
     linear = {id(module.weight) for module in objective.modules() if isinstance(module, nn.Linear)}
     matrices: list[nn.Parameter] = []
     convolutions: list[nn.Parameter] = []
@@ -124,7 +126,7 @@ class Trainer:
         accelerator, schedule = self.accelerator, self.schedule
         objective.to(accelerator.device)
         optimizers = optimizers_for(objective, schedule)
-        factors = [MUON_RATE, schedule.table_rate] if len(optimizers) > 1 else [1.0]
+        factors = [MUON_RATE, schedule.embedding_lr_scale] if len(optimizers) > 1 else [1.0]
         first = self._resume(objective, optimizers)
         wrapped = accelerator.prepare_model(objective)
         parameters = [p for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]]
@@ -132,14 +134,14 @@ class Trainer:
         sums: dict[str, float] = {}
         with open(self.folder / LOG, "a") if accelerator.is_main_process else nullcontext() as log:
             for step in range(first, schedule.steps):
-                rate = learning_rate(step, schedule)
+                rate = learning_rate_at(step, schedule)
                 for optimizer, factor in zip(optimizers, factors, strict=True):
                     for group in optimizer.param_groups:
                         group["lr"] = rate * factor
                 for name, value in self._gradients(wrapped, batches, step).items():
                     sums[name] = sums.get(name, 0.0) + value
                 count += 1
-                torch.nn.utils.clip_grad_norm_(parameters, schedule.clip)
+                torch.nn.utils.clip_grad_norm_(parameters, schedule.max_grad_norm)
                 for optimizer in optimizers:
                     optimizer.step()
                     optimizer.zero_grad(set_to_none=True)
@@ -159,20 +161,20 @@ class Trainer:
         """Mean gradient of the batches of a step, left in the parameters; their losses."""
         accelerator, schedule = self.accelerator, self.schedule
         found: dict[str, float] = {}
-        for part in range(schedule.accumulate):
+        for part in range(schedule.gradient_accumulation_steps):
             made, chance = next(batches)
             torch.manual_seed(chance)  # dropout
             batch = {name: self._placed(value) for name, value in made.items()}
-            synced = part + 1 == schedule.accumulate
+            synced = part + 1 == schedule.gradient_accumulation_steps
             with nullcontext() if synced else accelerator.no_sync(objective):
                 with torch.autocast(accelerator.device.type, torch.bfloat16, enabled=schedule.precision == "bf16"):
                     losses = objective(batch)
                 values = {name: value.item() for name, value in losses.items()}
                 if not all(map(math.isfinite, values.values())):
                     raise DataError(_not_finite(step, values, batch.get("keys", ())))
-                accelerator.backward(torch.stack(list(losses.values())).sum() / schedule.accumulate)
+                accelerator.backward(torch.stack(list(losses.values())).sum() / schedule.gradient_accumulation_steps)
             for name, value in values.items():
-                found[name] = found.get(name, 0.0) + value / schedule.accumulate
+                found[name] = found.get(name, 0.0) + value / schedule.gradient_accumulation_steps
         return found
 
     def _batches(self, batch_of: Callable[[int, np.random.Generator], Batch], first: int) -> Iterator[tuple[Batch, int]]:
@@ -186,7 +188,7 @@ class Trainer:
 
         with ThreadPoolExecutor(1) as ahead:
             coming: Future[tuple[Batch, int]] | None = None
-            for number in product(range(first, schedule.steps), range(schedule.accumulate)):
+            for number in product(range(first, schedule.steps), range(schedule.gradient_accumulation_steps)):
                 made, coming = coming, ahead.submit(make, *number)
                 if made is not None:
                     yield made.result()
@@ -204,7 +206,7 @@ class Trainer:
 
     def _tell(self, log: Any, step: int, means: Mapping[str, float], pace: float, rate: float) -> None:
         left = pace * (self.schedule.steps - step)
-        record = {"step": step, **means, "rate": rate, "seconds_per_step": round(pace, 3)}
+        record = {"step": step, **means, "learning_rate": rate, "seconds_per_step": round(pace, 3)}
         log.write(json.dumps(record) + "\n")
         log.flush()
         text = "  ".join(f"{name} {value:.4f}" for name, value in means.items())
@@ -248,7 +250,7 @@ class Trainer:
 
 def _own(objective: LossModule) -> dict[str, Tensor]:
     """Parameters and buffers, but for frozen parameters that were given."""
-    given = {id(p) for module in objective.given() for p in module.parameters() if not p.requires_grad}
+    given = {id(p) for module in objective.frozen_modules() for p in module.parameters() if not p.requires_grad}
     return {name: p.detach() for name, p in objective.state_dict(keep_vars=True).items() if id(p) not in given}
 
 
@@ -256,4 +258,5 @@ def _not_finite(step: int, losses: Mapping[str, float], keys: Any) -> str:
     values = ", ".join(f"{name} {value:.4g}" for name, value in losses.items())
     named = ", ".join(map(str, keys[:NAMED_KEYS])) or "its batch"
     more = f" and {len(keys) - NAMED_KEYS} more" if len(keys) > NAMED_KEYS else ""
-    return f"step {step}: the loss is not finite ({values}) on {named}{more}; lower schedule.rate, or look at these samples"
+    advice = "lower schedule.learning_rate, or check these samples"
+    return f"step {step}: the loss is not finite ({values}) on {named}{more}; {advice}"

@@ -15,7 +15,7 @@ from seed_edge.errors import DataError
 from seed_edge.gguf_header import GgufHeader
 from seed_edge.prompts import TEMPLATES
 from seed_edge.runtime.conversation import Conversation
-from seed_edge.train.language.examples import Writer
+from seed_edge.train.language.examples import ExampleBuilder
 from seed_edge.train.recipe import load_recipe
 from seed_edge.vocab import CodeSpace, Vocab
 
@@ -104,7 +104,7 @@ VOCAB = Vocab(size=300, first_code_id=260, codebook_size=8, codes_per_image=4, b
 
 
 def test_pictures_are_answers_where_the_conversation_says_so():
-    writer = Writer(VOCAB, lambda text: [3 + byte for byte in text.encode()], TEMPLATES["own-talk"])
+    writer = ExampleBuilder(VOCAB, lambda text: [3 + byte for byte in text.encode()], TEMPLATES["own-talk"])
     two = CodeSample(Sample("t", turns=(("make it blue", "<image>"), ("what is it?", "a fox"))), FOX.images + BLUE_FOX.images)
     before, after = (VOCAB.codes_to_ids(each.images[0]) for each in (FOX, BLUE_FOX))
     seen = {}
@@ -138,7 +138,7 @@ def test_a_model_learns_to_answer_and_to_change_and_its_bundle_does(tiny, tmp_pa
     start, codes, talk, out, bundle = (tmp_path / name for name in ("start", "codes", "talk", "reward", "bundle"))
     call("train", "start", "--bundle", tiny, "--out", start)
     write_code_shards(codes, SPACE, [*ALL, *ALL])
-    small = ["--set=schedule.steps=8", "--set=schedule.batch=4", "--set=longest=160", "--set=schedule.save_every=8"]
+    small = ["--set=schedule.steps=8", "--set=schedule.batch_size=4", "--set=max_length=160", "--set=schedule.save_every=8"]
     call("train", "llm", "--recipe", "mini-talk", "--llm", start, "--codes", codes, "--out", talk, *small)
     call("train", "llm", "--recipe", "mini-reward", "--llm", talk, "--codes", codes, "--out", out, *small)
     # bytes are too coarse for a model of 32 random numbers a row: on some processors they differ by more than Q8_0 may
@@ -150,5 +150,5 @@ def test_a_model_learns_to_answer_and_to_change_and_its_bundle_does(tiny, tmp_pa
     with seed_edge.load(bundle, device="cpu") as edge:
         photo = examples / "coffee.jpg"
         assert isinstance(edge.ask([photo], "what is this?"), str)
-        assert edge.edit(photo, "make it blue", seed=1).size == (16, 16)
+        assert edge.edit(photo, "make it blue", seed=1).image.size == (16, 16)
         assert next(Conversation(edge).say("a fox", draw=True)).shape == (4,)

@@ -72,7 +72,7 @@ def test_training_export_and_evaluation_are_quiet(trained, place):
 
 def test_adapters_are_trained_and_merged_quietly(trained, place):
     tune = ("--recipe", "seed-llama-pretrain", "--llm", "run/llm", "--codes", "codes", "--out", "adapter")
-    trained("train", "llm", *tune, "--set", "schedule.steps=2", "--set", "schedule.batch=2")
+    trained("train", "llm", *tune, "--set", "schedule.steps=2", "--set", "schedule.batch_size=2")
     trained("train", "merge", "--llm", "run/llm", "--lora", "adapter", "--out", "merged")
     trained("train", "start", "--bundle", Path(__file__).parent.parent / "fixtures" / "tiny", "--out", "unpacked")
     assert (place / "work" / "merged" / "model.safetensors").is_file()

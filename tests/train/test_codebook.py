@@ -6,7 +6,7 @@ from seed_edge.errors import CheckpointError
 from seed_edge.models.config import PixelGeometry
 from seed_edge.models.image_tokenizer import PixelTokenizer
 from seed_edge.models.quantizer import VectorQuantizer
-from seed_edge.train.pixel.codebook import RowsRecipe, k_means, refitted
+from seed_edge.train.pixel.codebook import CodebookRecipe, k_means, refitted
 
 SMALL = {
     "image_size": 64, "num_queries": 4, "semantic_queries": 2, "qformer_width": 32, "qformer_depth": 2, "qformer_heads": 4,
@@ -46,7 +46,7 @@ def test_a_refitted_tokenizer_has_the_same_encoder_and_nearer_rows():
     tokens = torch.randn(300, 4, 1120)
     with torch.inference_mode():
         vectors = model.query_features(tokens)
-        other = refitted(model, vectors.numpy(), RowsRecipe(semantic=8, placed=16), seed=0).eval()
+        other = refitted(model, vectors.numpy(), CodebookRecipe(rows_per_semantic_query=8, shared_rows=16), seed=0).eval()
         mine, theirs = model.state_dict(), other.state_dict()
         assert all(torch.equal(mine[name], theirs[name]) for name in mine if name != "quantize.embedding.weight")
         assert torch.allclose(other.query_features(tokens), vectors, atol=1e-5)

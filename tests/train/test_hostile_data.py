@@ -14,7 +14,7 @@ from seed_edge.errors import DataError
 from seed_edge.train.language.llm import NewLlamaRecipe
 from seed_edge.train.recipe import load_recipe
 
-RECIPE = 'kind = "new-llama"\n[schedule]\nsteps = 2\nbatch = 2\nrate = 0.1\n'
+RECIPE = 'kind = "new-llama"\n[schedule]\nsteps = 2\nbatch_size = 2\nlearning_rate = 0.1\n'
 KINDS = {"new-llama": NewLlamaRecipe}
 
 
@@ -30,16 +30,16 @@ CHANGES = [
         "schedule.steps",
         ["0", "-1", "1.5", "true", "[1]", "{}", str(2**40), "9" * 5000, "'2'", "2020-01-01", "nan", "[" * 3000],
     ),
-    ("schedule.rate", ["0", "-1.0", "nan", "inf", "1e300", "true", "'x'", "[0.1]"]),
+    ("schedule.learning_rate", ["0", "-1.0", "nan", "inf", "1e300", "true", "'x'", "[0.1]"]),
     ("schedule.betas", ["[1.0, 0.9]", "[nan, 0.9]", "[0.9]", "0.9", "[-0.1, 0.9]", "[[0.9], 0.9]"]),
     ("schedule.seed", ["-1", str(2**63), "1.0"]),
-    ("schedule.floor", ["2.0", "nan"]),
-    ("model.depth", ["0", "-1", "100000", str(2**31), "1.5"]),
-    ("model.heads", ["0", "7", str(2**31)]),
-    ("model.width", ["0", str(2**31)]),
-    ("drawn", ["nan", "-0.5", "[]"]),
+    ("schedule.min_lr_ratio", ["2.0", "nan"]),
+    ("model.num_layers", ["0", "-1", "100000", str(2**31), "1.5"]),
+    ("model.num_heads", ["0", "7", str(2**31)]),
+    ("model.hidden_size", ["0", str(2**31)]),
+    ("draw_share", ["nan", "-0.5", "[]"]),
     ("kind", ["3", "[]", "{}", "[['new-llama']]"]),
-    ("unsaid", ["3", "[1]", "'@../x'", "'@'", "'@no.txt'", "{}"]),
+    ("blocked_terms", ["3", "[1]", "'@../x'", "'@'", "'@no.txt'", "{}"]),
 ]
 
 

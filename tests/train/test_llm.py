@@ -19,8 +19,8 @@ from seed_edge.data.samples import Sample
 from seed_edge.errors import CheckpointError, DataError
 from seed_edge.models.llama_files import extended_vocab
 from seed_edge.prompts import TEMPLATES
-from seed_edge.train.language.examples import NOT_LEARNT, Example, Mixture, Writer, collated
-from seed_edge.train.language.llm import LlamaShape, deepen, merge_lora, new_llama, open_llama, rehearsal
+from seed_edge.train.language.examples import NOT_LEARNT, Example, ExampleBuilder, Mixture, collated
+from seed_edge.train.language.llm import LlamaRecipe, deepen, merge_lora, new_llama, open_llama, rehearsal
 from seed_edge.train.trainer import Trainer
 from seed_edge.vocab import CodeSpace, Vocab
 
@@ -61,8 +61,19 @@ def codes(tmp_path_factory):
 def chain(base, codes, tmp_path_factory):
     """The paper's three steps by the commands anyone would use: folders of adapter, merged model, full model, second adapter."""
     out = tmp_path_factory.mktemp("chain")
-    small = ["--set=schedule.steps=30", "--set=schedule.batch=8", "--set=schedule.warmup=2", "--set=schedule.log_every=5"]
-    small += ["--set=schedule.rate=3e-3", "--set=schedule.accumulate=1", "--set=schedule.save_every=15", "--codes", codes]
+    small = [
+        "--set=schedule.steps=30",
+        "--set=schedule.batch_size=8",
+        "--set=schedule.warmup_steps=2",
+        "--set=schedule.log_every=5",
+    ]
+    small += [
+        "--set=schedule.learning_rate=3e-3",
+        "--set=schedule.gradient_accumulation_steps=1",
+        "--set=schedule.save_every=15",
+        "--codes",
+        codes,
+    ]
     call("train", "llm", "--recipe", "seed-llama-pretrain", "--llm", base, "--out", out / "lora", *small)
     call("train", "merge", "--llm", base, "--lora", out / "lora", "--out", out / "merged")
     call("train", "llm", "--recipe", "seed-llama-full", "--llm", out / "merged", "--out", out / "full", *small)
@@ -130,9 +141,9 @@ def test_the_full_fine_tune_leaves_the_table_alone(chain):
 
 
 def test_weights_may_be_mixed_with_those_before(chain, codes, tmp_path, stopped_when_saved):
-    settings = ["--set=schedule.steps=4", "--set=schedule.batch=4", "--set=schedule.save_every=2", "--codes", codes]
-    options = ["--recipe", "seed-llama-full", "--llm", chain / "merged", "--set=schedule.rate=3e-3", *settings]
-    half = [*options, "--set=before=0.5", "--out", tmp_path / "half"]
+    settings = ["--set=schedule.steps=4", "--set=schedule.batch_size=4", "--set=schedule.save_every=2", "--codes", codes]
+    options = ["--recipe", "seed-llama-full", "--llm", chain / "merged", "--set=schedule.learning_rate=3e-3", *settings]
+    half = [*options, "--set=init_weight_share=0.5", "--out", tmp_path / "half"]
     call("train", "llm", *options, "--out", tmp_path / "all")
     with stopped_when_saved():
         call("train", "llm", *half, fails=True)
@@ -166,9 +177,9 @@ def test_a_deeper_checkpoint_learns_and_keeps_its_codes(chain, codes, tmp_path):
     """Together with conversations, of pictures in the shares that the recipe names."""
     recipe, deep, deeper = tmp_path / "deeper.toml", tmp_path / "deep", tmp_path / "deeper"
     recipe.write_text(
-        'kind = "tune-llama"\ntemplate = "own-talk"\nadded_layers = 1\ncodes_kept = true\ntalk = true\n'
-        "tasks = { converse = 1.0 }\nshares = { converse = { sentences = 1.0 } }\n"
-        "schedule = { steps = 3, batch = 4, rate = 3e-3, warmup = 1 }\n"
+        'kind = "tune-llama"\ntemplate = "own-talk"\nadded_layers = 1\nfreeze_code_embeddings = true\ndialogues = true\n'
+        "tasks = { converse = 1.0 }\npool_shares = { converse = { sentences = 1.0 } }\n"
+        "schedule = { steps = 3, batch_size = 4, learning_rate = 3e-3, warmup_steps = 1 }\n"
     )
     call("train", "llm", "--recipe", recipe, "--llm", chain / "merged", "--codes", codes, "--out", deep)
     start, end = (load_file(each / "model.safetensors") for each in (chain / "merged", deep))
@@ -183,8 +194,8 @@ def test_a_deeper_checkpoint_learns_and_keeps_its_codes(chain, codes, tmp_path):
 
 
 def test_an_adapter_cannot_be_mixed_with_what_was_before(chain, codes, tmp_path):
-    options = ["--llm", chain / "full", "--codes", codes, "--out", tmp_path / "out", "--set=before=0.5"]
-    assert "before mixes whole" in call("train", "llm", "--recipe", "seed-llama-sft", *options, fails=True).stderr
+    options = ["--llm", chain / "full", "--codes", codes, "--out", tmp_path / "out", "--set=init_weight_share=0.5"]
+    assert "init_weight_share mixes whole" in call("train", "llm", "--recipe", "seed-llama-sft", *options, fails=True).stderr
 
 
 def test_what_was_tuned_becomes_a_bundle(chain, tiny, tmp_path):
@@ -202,9 +213,9 @@ def test_what_was_tuned_becomes_a_bundle(chain, tiny, tmp_path):
 def test_an_interrupted_adapter_goes_on_exactly(base, codes, tmp_path, stopped_when_saved):
     settings = [
         "--set=schedule.steps=6",
-        "--set=schedule.batch=4",
+        "--set=schedule.batch_size=4",
         "--set=schedule.save_every=2",
-        "--set=schedule.accumulate=1",
+        "--set=schedule.gradient_accumulation_steps=1",
     ]
     options = ["--recipe", "seed-llama-pretrain", "--llm", base, "--codes", codes, *settings]
     call("train", "llm", "--out", tmp_path / "whole", *options)
@@ -218,7 +229,7 @@ def test_an_interrupted_adapter_goes_on_exactly(base, codes, tmp_path, stopped_w
 def test_what_was_known_is_rehearsed_beside_what_is_new(chain, base):
     model, vocab = open_llama(chain / "full", SPACE)
     pieces = sentencepiece.SentencePieceProcessor(model_file=str(base / "tokenizer.model"))
-    writer = Writer(vocab, pieces.encode, TEMPLATES["own"])
+    writer = ExampleBuilder(vocab, pieces.encode, TEMPLATES["own"])
     found = rehearsal(model, writer, 6, 0)
     assert [each.sample.style for each in found] == ["noto", None] * 3 and not any(each.sample.held_out for each in found)
     assert all(each.images[0].shape == (4,) and each.images[0].max() < 8 for each in found)
@@ -242,7 +253,7 @@ def test_near_codes_begin_near(tmp_path, own):
     codebook[1::2] += 0.01  # rows 0 and 1 are near, 2 and 3, ...
     write_code_shards(tmp_path, SPACE, map(sample, range(3)), Codebook(codebook, own))
     vocab = Vocab(size=30, first_code_id=10, codebook_size=8, codes_per_image=4, bos_id=1, eos_id=2, boi_id=18, eoi_id=19)
-    model = new_llama(vocab, LlamaShape(30, 32, 1, 2, 32), 0, read_codebook([tmp_path]))
+    model = new_llama(vocab, LlamaRecipe(30, 32, 1, 2, 32), 0, read_codebook([tmp_path]))
     for layer in (model.get_input_embeddings(), model.get_output_embeddings()):
         rows = layer.weight.detach()[10:18]
         far = torch.cdist(rows, rows)
@@ -267,7 +278,7 @@ def test_sentences_are_written_as_the_model_knows_them(base):
     vocab, rng = extended_vocab(pieces, SPACE.codebook_size, SPACE.codes_per_image), np.random.default_rng(0)
     said = CodeSample(Sample("s", captions=("A Red square .",)), (np.zeros(4, int),))
     for family, text in (("vicuna", "A Red square ."), ("own", "a red square")):
-        told = Writer(vocab, pieces.encode, TEMPLATES[family]).captioned(said, rng)
+        told = ExampleBuilder(vocab, pieces.encode, TEMPLATES[family]).captioned(said, rng)
         assert told.ids[-told.answer :] == [*pieces.encode(text), vocab.eos_id]
 
 
@@ -311,7 +322,9 @@ def test_samples_of_several_pictures_keep_theirs():
 @pytest.fixture
 def writer(base):
     pieces = sentencepiece.SentencePieceProcessor(model_file=str(base / "tokenizer.model"))
-    return Writer(extended_vocab(pieces, SPACE.codebook_size, SPACE.codes_per_image), pieces.encode, TEMPLATES["vicuna"], True)
+    return ExampleBuilder(
+        extended_vocab(pieces, SPACE.codebook_size, SPACE.codes_per_image), pieces.encode, TEMPLATES["vicuna"], True
+    )
 
 
 def test_examples_end_with_their_answer(writer):

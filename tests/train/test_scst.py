@@ -6,14 +6,14 @@ from seed_edge.data.code_shards import CodeSample
 from seed_edge.data.samples import Sample
 from seed_edge.errors import DataError
 from seed_edge.prompts import TEMPLATES
-from seed_edge.train.language.examples import Writer
-from seed_edge.train.language.llm import LlamaShape, new_llama
-from seed_edge.train.language.scst import CiderReward, RewardShape, drawn_texts, rewarded
+from seed_edge.train.language.examples import ExampleBuilder
+from seed_edge.train.language.llm import LlamaRecipe, new_llama
+from seed_edge.train.language.scst import CiderReward, RewardRecipe, drawn_texts, rewarded
 from seed_edge.vocab import Vocab
 
 WORDS = ["dog", "cat", "runs", "sleeps", "red", "blue"]
 VOCAB = Vocab(size=22, first_code_id=10, codebook_size=8, codes_per_image=2, bos_id=1, eos_id=2, boi_id=18, eoi_id=19)
-SHAPE = RewardShape(pictures=4, tries=6, longest=4)
+SHAPE = RewardRecipe(images_per_step=4, captions_per_image=6, max_length=4)
 
 
 def ids_of(text):
@@ -32,7 +32,7 @@ def picture(number, *captions):
 def worth():
     samples = [picture(0, "red dog runs", "dog runs"), picture(1, "blue cat sleeps", "cat sleeps"), picture(2, "red cat runs")]
     samples.append(CodeSample(Sample("label only", label="fox"), (np.array([3, 4]),)))
-    return CiderReward(samples, Writer(VOCAB, ids_of, TEMPLATES["own"]), detokenize, SHAPE)
+    return CiderReward(samples, ExampleBuilder(VOCAB, ids_of, TEMPLATES["own"]), detokenize, SHAPE)
 
 
 def test_what_people_said_is_worth_more_than_what_they_did_not(worth):
@@ -45,7 +45,7 @@ def test_what_people_said_is_worth_more_than_what_they_did_not(worth):
 
 
 def test_texts_are_drawn_up_to_their_end_and_hold_no_code(worth):
-    model = new_llama(VOCAB, LlamaShape(10, 32, 1, 2, 32), 0)
+    model = new_llama(VOCAB, LlamaRecipe(10, 32, 1, 2, 32), 0)
     prompts = worth.batch(np.random.default_rng(0))["prompts"].repeat(50, 1)
     torch.manual_seed(0)
     told = drawn_texts(model, prompts, torch.from_numpy(VOCAB.text_mask()), VOCAB.eos_id, 6)
@@ -60,7 +60,7 @@ def test_texts_are_drawn_up_to_their_end_and_hold_no_code(worth):
 
 def test_captions_become_what_people_said(worth):
     torch.manual_seed(0)
-    model = new_llama(VOCAB, LlamaShape(10, 32, 1, 2, 32), 0)
+    model = new_llama(VOCAB, LlamaRecipe(10, 32, 1, 2, 32), 0)
     optimizer = torch.optim.AdamW(model.parameters(), 3e-3)
     rng, missed = np.random.default_rng(0), []
     for _ in range(120):
@@ -74,14 +74,14 @@ def test_captions_become_what_people_said(worth):
 
 def test_one_caption_alone_cannot_be_compared():
     with pytest.raises(DataError, match="at least 2"):
-        RewardShape(tries=1)
+        RewardRecipe(captions_per_image=1)
 
 
 def test_pictures_without_sentences_are_refused():
     with pytest.raises(DataError, match="no sample has sentences"):
         CiderReward(
             [CodeSample(Sample("k", label="fox"), (np.array([3, 4]),))],
-            Writer(VOCAB, ids_of, TEMPLATES["own"]),
+            ExampleBuilder(VOCAB, ids_of, TEMPLATES["own"]),
             detokenize,
             SHAPE,
         )

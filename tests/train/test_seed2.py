@@ -49,7 +49,12 @@ def files(tmp_path_factory, maker):
 def stages(files, seed2, maker):
     geometry = [f"--set=geometry.{name}={value}" for name, value in maker["GEOMETRIES"]["tiny"].items()]
     shared = ["--data", files / "pictures", "--vit", seed2 / "eva_vit_g.pth", *geometry, "--set=schedule.log_every=5"]
-    fast = ["--set=schedule.steps=40", "--set=schedule.batch=8", "--set=schedule.warmup=4", "--set=schedule.rate=2e-3"]
+    fast = [
+        "--set=schedule.steps=40",
+        "--set=schedule.batch_size=8",
+        "--set=schedule.warmup_steps=4",
+        "--set=schedule.learning_rate=2e-3",
+    ]
     one, two = files / "one", files / "two"
     call("train", "tokenizer", "--recipe", "seed2-stage1", "--words", files / "vocab.txt", "--out", one, *shared, *fast)
     call(

@@ -1,15 +1,27 @@
 import dataclasses
 import json
+from pathlib import Path
+from typing import get_args, get_type_hints
 
 import numpy as np
 import pytest
 import torch
 
+import seed_edge
 from seed_edge.errors import DataError
-from seed_edge.train.recipe import Schedule, load_recipe
-from seed_edge.train.trainer import LossModule, Trainer, learning_rate, optimizers_for
+from seed_edge.train.recipe import RENAMED_KEYS, Schedule, load_recipe
+from seed_edge.train.trainer import LossModule, Trainer, learning_rate_at, optimizers_for
 
-SCHEDULE = Schedule(steps=30, batch=16, rate=1e-1, warmup=2, log_every=5, save_every=10, precision="fp32", weight_decay=0.01)
+SCHEDULE = Schedule(
+    steps=30,
+    batch_size=16,
+    learning_rate=1e-1,
+    warmup_steps=2,
+    log_every=5,
+    save_every=10,
+    precision="fp32",
+    weight_decay=0.01,
+)
 
 
 def silent(text):
@@ -32,7 +44,7 @@ class Regression(LossModule):
         x = batch["x"]
         return {"squared": (self.model(self.norm(x)) - x.sum(1, keepdim=True)).square().mean() * batch.get("factor", 1)}
 
-    def given(self):
+    def frozen_modules(self):
         return [self.frozen]
 
     def weights(self):
@@ -44,18 +56,18 @@ def batch_of(step, rng):
 
 
 def test_the_rate_warms_up_and_falls():
-    schedule = Schedule(steps=100, batch=1, rate=1.0, warmup=10)
-    rates = [learning_rate(step, schedule) for step in range(100)]
+    schedule = Schedule(steps=100, batch_size=1, learning_rate=1.0, warmup_steps=10)
+    rates = [learning_rate_at(step, schedule) for step in range(100)]
     assert rates[0] == 0.1 and rates[9] == 1.0 and max(rates) <= 1.0
     assert rates[10:] == sorted(rates[10:], reverse=True) and rates[-1] == pytest.approx(0.05, abs=0.01)
 
 
 def test_what_muon_does_not_train_may_have_a_rate_of_its_own(tmp_path):
-    schedule, moved = dataclasses.replace(SCHEDULE, steps=1, warmup=0, weight_decay=0.0), []
+    schedule, moved = dataclasses.replace(SCHEDULE, steps=1, warmup_steps=0, weight_decay=0.0), []
     for number, factor in enumerate((1.0, 4.0)):
         model = Regression()
         before = [p.detach().clone() for p in model.model.parameters()]
-        Trainer(tmp_path / str(number), dataclasses.replace(schedule, table_rate=factor), silent).run(model, batch_of)
+        Trainer(tmp_path / str(number), dataclasses.replace(schedule, embedding_lr_scale=factor), silent).run(model, batch_of)
         moved.append([(p - q).norm().item() for p, q in zip(model.model.parameters(), before, strict=True)])
     matrices, biases = [0, 2], [1, 3]
     assert all(moved[1][i] == pytest.approx(moved[0][i], rel=1e-4) for i in matrices)
@@ -64,7 +76,7 @@ def test_what_muon_does_not_train_may_have_a_rate_of_its_own(tmp_path):
 
 @pytest.mark.parametrize("optimizer", ["muon", "adamw"])
 def test_a_resumed_run_equals_one_that_never_stopped(tmp_path, optimizer):
-    schedule = dataclasses.replace(SCHEDULE, optimizer=optimizer, accumulate=2)
+    schedule = dataclasses.replace(SCHEDULE, optimizer=optimizer, gradient_accumulation_steps=2)
     whole = Regression()
     frozen = whole.frozen.weight.clone()
     Trainer(tmp_path / "whole", schedule, silent).run(whole, batch_of)
@@ -94,7 +106,7 @@ def test_two_batches_make_one_step(tmp_path):
         def forward(self, batch):
             return {"squared": (self.model[3](torch.tanh(self.model[0](batch["x"]))) - 1).square().mean()}
 
-    parts, schedule = [], replace(SCHEDULE, steps=1, accumulate=2, optimizer="adamw")
+    parts, schedule = [], replace(SCHEDULE, steps=1, gradient_accumulation_steps=2, optimizer="adamw")
 
     def remembered(step, rng):
         parts.append(batch_of(step, rng))
@@ -103,7 +115,7 @@ def test_two_batches_make_one_step(tmp_path):
     twice, once = Plain(), Plain()
     Trainer(tmp_path / "a", schedule, silent).run(twice, remembered)
     joined = {"x": torch.cat([part["x"] for part in parts])}
-    Trainer(tmp_path / "b", replace(schedule, accumulate=1), silent).run(once, lambda step, rng: joined)
+    Trainer(tmp_path / "b", replace(schedule, gradient_accumulation_steps=1), silent).run(once, lambda step, rng: joined)
     assert torch.allclose(twice.weights(), once.weights(), atol=1e-6) and not torch.equal(twice.weights(), Plain().weights())
 
 
@@ -136,18 +148,20 @@ def test_matrices_go_to_muon_and_tables_heads_and_norms_never_decay():
             parts = {"table": torch.nn.Embedding(4, 4), "linear": torch.nn.Linear(4, 4), "norm": torch.nn.LayerNorm(4)}
             self.parts = torch.nn.ModuleDict(parts | {"conv": torch.nn.Conv2d(2, 2, 3), "head": torch.nn.Linear(4, 9)})
 
-        def heads(self):
+        def adamw_modules(self):
             return [self.parts["head"]]
 
     objective = Parts()
     names = {id(parameter): name for name, parameter in objective.parts.named_parameters()}
-    muon, adamw = optimizers_for(objective, Schedule(steps=1, batch=1, rate=1.0, weight_decay=0.1))
+    muon, adamw = optimizers_for(objective, Schedule(steps=1, batch_size=1, learning_rate=1.0, weight_decay=0.1))
     assert [names[id(p)] for g in muon.param_groups for p in g["params"]] == ["linear.weight"]
     decayed, kept = ({names[id(p)] for p in group["params"]} for group in adamw.param_groups)
     assert decayed == {"conv.weight"}
     assert kept == {"table.weight", "linear.bias", "norm.weight", "norm.bias", "conv.bias", "head.weight", "head.bias"}
     assert [group["weight_decay"] for group in adamw.param_groups] == [0.1, 0.0]
-    (alone,) = optimizers_for(objective, Schedule(steps=1, batch=1, rate=1.0, weight_decay=0.1, optimizer="adamw"))
+    (alone,) = optimizers_for(
+        objective, Schedule(steps=1, batch_size=1, learning_rate=1.0, weight_decay=0.1, optimizer="adamw")
+    )
     assert {names[id(p)] for p in alone.param_groups[0]["params"]} == {"linear.weight", "conv.weight"}
 
 
@@ -157,8 +171,8 @@ template = "plain"
 tasks = { pair = 1 }
 [schedule]
 steps = 3
-batch = 2
-rate = 1e-4
+batch_size = 2
+learning_rate = 1e-4
 """
 
 
@@ -170,14 +184,24 @@ def test_a_recipe_is_read_and_changed(tmp_path):
     kinds = {"tune-llama": TuneRecipe}
     plain = load_recipe(kinds, str(path))
     assert plain.schedule.steps == 3 and plain.tasks == {"pair": 1.0} and plain.lora is None
-    changed = load_recipe(kinds, str(path), ["schedule.steps=7", "lora.rank=4", "template=vicuna", "lora.whole=['norm']"])
-    assert (changed.schedule.steps, changed.lora.rank, changed.template, changed.lora.whole) == (7, 4, "vicuna", ("norm",))
+    changed = load_recipe(
+        kinds, str(path), ["schedule.steps=7", "lora.rank=4", "template=vicuna", "lora.modules_to_save=['norm']"]
+    )
+    assert (changed.schedule.steps, changed.lora.rank, changed.template, changed.lora.modules_to_save) == (
+        7,
+        4,
+        "vicuna",
+        ("norm",),
+    )
 
 
 @pytest.mark.parametrize(
     ("change", "says"),
     [
         ("schedule.stepz=7", "unknown key stepz; known here: steps"),
+        ("schedule.rate=1e-3", "key rate was renamed; write learning_rate"),
+        ("half=true", "key half was renamed; write bf16_frozen"),
+        ("schedule.half=true", "unknown key half; known here: steps"),
         ("schedule.steps=many", "steps is 'many'; it must be int"),
         ("schedule.steps=0", "at least 1"),
         ("schedule.optimizer=sgd", "one of muon, adamw"),
@@ -199,3 +223,32 @@ def test_a_wrong_recipe_says_where(tmp_path, change, says):
 def test_an_unknown_recipe_names_those_there_are():
     with pytest.raises(DataError, match=r"one of: .*mini-llm.*seed-llama-sft"):
         load_recipe({}, "nothing")
+
+
+def test_every_renamed_key_leads_to_a_key_of_a_recipe():
+    from seed_edge.train.language.llm import NewLlamaRecipe, TuneRecipe
+    from seed_edge.train.pixel.tokenizer import PixelTokenizerRecipe
+    from seed_edge.train.seed2.stages import CodesRecipe, ContrastiveRecipe
+
+    keys, kinds = set(), [NewLlamaRecipe, TuneRecipe, PixelTokenizerRecipe, ContrastiveRecipe, CodesRecipe]
+    while kinds:
+        for name, hint in get_type_hints(kinds.pop()).items():
+            keys.add(name)
+            kinds += [part for part in (hint, *get_args(hint)) if dataclasses.is_dataclass(part)]
+    assert set(RENAMED_KEYS.values()) <= keys
+
+
+@pytest.mark.parametrize("path", sorted((Path(seed_edge.__file__).parent / "recipes").glob("*.toml")), ids=lambda p: p.stem)
+def test_every_recipe_of_the_package_can_be_read(path):
+    from seed_edge.train.language.llm import NewLlamaRecipe, TuneRecipe
+    from seed_edge.train.pixel.tokenizer import PixelTokenizerRecipe
+    from seed_edge.train.seed2.stages import CodesRecipe, ContrastiveRecipe
+
+    kinds = {
+        "new-llama": NewLlamaRecipe,
+        "tune-llama": TuneRecipe,
+        "pixel-tokenizer": PixelTokenizerRecipe,
+        "seed2-contrastive": ContrastiveRecipe,
+        "seed2-codes": CodesRecipe,
+    }
+    assert load_recipe(kinds, path.stem) == load_recipe(kinds, str(path))

@@ -27,24 +27,24 @@ class Example:
     ids: list[int]
     answer: int
 
-    def cut(self, longest: int) -> Example:
-        """No longer than `longest` ids."""
-        cut = max(0, len(self.ids) - longest)
+    def cut(self, max_length: int) -> Example:
+        """No longer than `max_length` ids."""
+        cut = max(0, len(self.ids) - max_length)
         return Example(self.ids[: len(self.ids) - cut], max(0, self.answer - cut))
 
 
 @dataclass(frozen=True)
-class Writer:
+class ExampleBuilder:
     """Turns samples into examples for one model: its vocabulary, its pieces and its prompts."""
 
     vocab: Vocab
     tokenize: Tokenize
     prompts: Prompts
-    sentences: bool = False
+    end_with_full_stop: bool = False
     """Answers that end without a full stop get one, as SEED's instruction tuning has it."""
-    wordless: float = 0.0
+    uncond_prob: float = 0.0
     """Share of pictures to draw without being told what, which is what guidance at run time starts from."""
-    noise: float = 0.0
+    code_noise: float = 0.0
     """Share of the codes of a picture to caption that random ones take the place of, so that no single code decides."""
 
     def captioned(self, sample: CodeSample, rng: np.random.Generator) -> Example:
@@ -57,9 +57,9 @@ class Writer:
         """Ids that ask for a caption of a picture, in one of its views, some of its codes wrong."""
         seen = (sample.images[0], *sample.views)
         codes = seen[int(rng.integers(len(seen)))]
-        if self.noise:
+        if self.code_noise:
             others = rng.integers(0, self.vocab.codebook_size, len(codes))
-            codes = np.where(rng.random(len(codes)) < self.noise, others, codes)
+            codes = np.where(rng.random(len(codes)) < self.code_noise, others, codes)
         return self.prompts.for_caption(self.vocab, self.tokenize, codes)
 
     def drawn(self, sample: CodeSample, rng: np.random.Generator) -> Example:
@@ -69,7 +69,7 @@ class Writer:
         """
         text = request(sample.sample, rng, not self.prompts.lowercase)
         picture = self.vocab.codes_to_ids(sample.images[0])[1:]
-        if text and rng.random() >= self.wordless:
+        if text and rng.random() >= self.uncond_prob:
             prompt = self.prompts.for_drawing(self.vocab, self.tokenize, text)
             answer = [*picture, self.vocab.eos_id]
         else:
@@ -107,7 +107,7 @@ class Writer:
 
     def _said(self, text: str) -> list[int]:
         text = text.strip()
-        if self.sentences and text and text[-1] not in ".!?":
+        if self.end_with_full_stop and text and text[-1] not in ".!?":
             text += "."
         return self.tokenize(plain_or_as_is(text, self.prompts))
 
@@ -123,11 +123,13 @@ def has_text(sample: CodeSample) -> bool:
     return len(sample.images) == 1 and bool(known.captions or known.label or known.phrases)
 
 
-TASKS: Mapping[str, tuple[Callable[[CodeSample], bool], Callable[[Writer, CodeSample, np.random.Generator], Example]]] = {
-    "caption": (has_text, Writer.captioned),
-    "draw": (has_text, Writer.drawn),
-    "pair": (has_text, Writer.paired),
-    "converse": (lambda sample: bool(sample.sample.turns), Writer.conversed),
+TASKS: Mapping[
+    str, tuple[Callable[[CodeSample], bool], Callable[[ExampleBuilder, CodeSample, np.random.Generator], Example]]
+] = {
+    "caption": (has_text, ExampleBuilder.captioned),
+    "draw": (has_text, ExampleBuilder.drawn),
+    "pair": (has_text, ExampleBuilder.paired),
+    "converse": (lambda sample: bool(sample.sample.turns), ExampleBuilder.conversed),
 }
 """What can be learnt, by name: which samples have it, and how an example is made of one."""
 
@@ -136,7 +138,10 @@ class Mixture:
     """Draws examples: a task by its weight, then a pool by its weight, then a sample."""
 
     def __init__(
-        self, writer: Writer, tasks: Mapping[str, float], pools: Mapping[str, Sequence[tuple[Sequence[CodeSample], float]]]
+        self,
+        writer: ExampleBuilder,
+        tasks: Mapping[str, float],
+        pools: Mapping[str, Sequence[tuple[Sequence[CodeSample], float]]],
     ) -> None:
         """
         Args:
@@ -169,9 +174,9 @@ class Mixture:
         return sample.sample.key, make(self.writer, sample, rng)
 
 
-def collated(examples: Sequence[Example], longest: int) -> tuple[Tensor, Tensor]:
+def collated(examples: Sequence[Example], max_length: int) -> tuple[Tensor, Tensor]:
     """Ids and labels, both (examples, length); labels are `NOT_LEARNT` where nothing is predicted."""
-    cut = [example.cut(longest) for example in examples]
+    cut = [example.cut(max_length) for example in examples]
     length = max(len(example.ids) for example in cut)
     ids = torch.zeros(len(cut), length, dtype=torch.long)
     labels = torch.full_like(ids, NOT_LEARNT)

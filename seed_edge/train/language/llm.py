@@ -56,8 +56,8 @@ from seed_edge.models.llama_files import (
 )
 from seed_edge.output_checks import RUN_SIGNS, claim
 from seed_edge.prompts import TEMPLATES
-from seed_edge.train.language.examples import NOT_LEARNT, TASKS, Mixture, Writer, collated
-from seed_edge.train.language.scst import CiderReward, RewardShape, rewarded
+from seed_edge.train.language.examples import NOT_LEARNT, TASKS, ExampleBuilder, Mixture, collated
+from seed_edge.train.language.scst import CiderReward, RewardRecipe, rewarded
 from seed_edge.train.language.text_vocab import train_pieces
 from seed_edge.train.recipe import Schedule
 from seed_edge.train.trainer import Batch, LossModule, Report, Trainer
@@ -77,29 +77,31 @@ REHEARSAL = "/rehearsal"
 
 
 @dataclass(frozen=True)
-class LlamaShape:
+class LlamaRecipe:
     """A LLaMA to be made from nothing."""
 
-    text_pieces: int = 4096
-    width: int = 256
-    depth: int = 8
-    heads: int = 8
-    mlp: int = 704
-    context: int = 128
+    text_vocab_size: int = 4096
+    hidden_size: int = 256
+    num_layers: int = 8
+    num_heads: int = 8
+    intermediate_size: int = 704
+    max_length: int = 128
 
     def __post_init__(self) -> None:
         for name, most in (
-            ("text_pieces", MAX_IDS),
-            ("width", MAX_WIDTH),
-            ("depth", MAX_LAYERS),
-            ("heads", MAX_HEADS),
-            ("mlp", 8 * MAX_WIDTH),
-            ("context", MAX_CONTEXT),
+            ("text_vocab_size", MAX_IDS),
+            ("hidden_size", MAX_WIDTH),
+            ("num_layers", MAX_LAYERS),
+            ("num_heads", MAX_HEADS),
+            ("intermediate_size", 8 * MAX_WIDTH),
+            ("max_length", MAX_CONTEXT),
         ):
             if not 1 <= getattr(self, name) <= most:
                 raise DataError(f"model.{name} is {getattr(self, name)}; it must lie in 1 to {most:,}")
-        if self.width % self.heads or self.width // self.heads % 2:
-            raise DataError(f"model.width is {self.width}; it cannot be divided into {self.heads} heads of an even width")
+        if self.hidden_size % self.num_heads or self.hidden_size // self.num_heads % 2:
+            raise DataError(
+                f"model.num_heads is {self.num_heads}; hidden_size ({self.hidden_size}) must be a multiple of twice that"
+            )
 
 
 @dataclass(frozen=True)
@@ -107,7 +109,7 @@ class NewLlamaRecipe:
     """A small model from nothing, captioning and drawing."""
 
     schedule: Schedule
-    model: LlamaShape = field(default_factory=LlamaShape)
+    model: LlamaRecipe = field(default_factory=LlamaRecipe)
     caption_shares: dict[str, float] = field(
         default_factory=lambda: {"drawings": 0.36, "composites": 0.06, "sentences": 0.38, "labelled": 0.2}
     )
@@ -123,27 +125,27 @@ class NewLlamaRecipe:
         }
     )
     """The same among pictures to draw."""
-    drawn: float = 0.5
+    draw_share: float = 0.5
     """Share of pictures to draw, beside pictures to caption."""
-    wordless: float = 0.1
+    uncond_prob: float = 0.1
     """Share of pictures to draw without being told what, which is what guidance at run time starts from."""
-    noise: float = 0.1
+    code_noise: float = 0.1
     """Share of the codes of a picture to caption that random ones take the place of."""
     text_weight: float = 1.0
     """Of an id of text beside one of a picture: a name has few ids, a picture many."""
-    unsaid: tuple[str, ...] = ()
+    blocked_terms: tuple[str, ...] = ()
     """Words and phrases; texts that use one are left out."""
 
 
 @dataclass(frozen=True)
-class LoraShape:
+class LoraRecipe:
     """Low-rank changes (Hu et al. 2021, arXiv:2106.09685), and what is trained whole beside them."""
 
     rank: int = 16
     alpha: int = 32
     dropout: float = 0.05
-    projections: tuple[str, ...] = PROJECTIONS
-    whole: tuple[str, ...] = TRAINED_WHOLE
+    target_modules: tuple[str, ...] = PROJECTIONS
+    modules_to_save: tuple[str, ...] = TRAINED_WHOLE
 
 
 @dataclass(frozen=True)
@@ -155,40 +157,40 @@ class TuneRecipe:
     """Weight of each of `TASKS`."""
     template: str
     """Family of prompts, one of `TEMPLATES`."""
-    lora: LoraShape | None = None
+    lora: LoraRecipe | None = None
     """Without it all parameters are trained."""
-    codes_kept: bool = False
+    freeze_code_embeddings: bool = False
     """The table's rows of codes stay what they are (`keep_rows`)."""
-    frozen: tuple[str, ...] = ()
+    frozen_modules: tuple[str, ...] = ()
     """Modules that are not trained where all others are, by the end of their name."""
-    longest: int = 512
+    max_length: int = 512
     """Ids of an example; the rest is cut off."""
-    sentences: bool = False
+    end_with_full_stop: bool = False
     """Answers that end without a full stop get one."""
-    wordless: float = 0.0
-    noise: float = 0.0
+    uncond_prob: float = 0.0
+    code_noise: float = 0.0
     text_weight: float = 1.0
-    unsaid: tuple[str, ...] = ()
+    blocked_terms: tuple[str, ...] = ()
     """As in `NewLlamaRecipe`."""
-    talk: bool = False
+    dialogues: bool = False
     """Conversations are made of what is known of the pictures (`talks`), for the task `converse`."""
-    shares: dict[str, dict[str, float]] = field(default_factory=dict)
+    pool_shares: dict[str, dict[str, float]] = field(default_factory=dict)
     """For a task, shares of the pools of pictures (`pools`), instead of the `weights` of folders. With `talk`, those for
     `converse` are of the pictures that the conversations are about."""
-    weights: dict[str, float] = field(default_factory=dict)
+    folder_weights: dict[str, float] = field(default_factory=dict)
     """Weight of each folder of codes, by its name; others weigh as many as they have samples."""
-    rehearsed: int = 0
+    replay_count: int = 0
     """Pictures of everyday things that the model draws before it is trained on, and learns again beside what is new."""
-    reward: RewardShape | None = None
+    reward: RewardRecipe | None = None
     """Captions of pictures with sentences are learnt from what they are worth too (`reward`)."""
-    before: float = 0.0
+    init_weight_share: float = 0.0
     """Share of the weights that it started from in those that are written, which keeps what it could do before (Wortsman
     et al. 2022, arXiv:2109.01903). Not with LoRA."""
     added_layers: int = 0
     """Layers put between those of the checkpoint (`deepen`)."""
-    half: bool = False
+    bf16_frozen: bool = False
     """Frozen weights are kept in bf16."""
-    checkpointing: bool = False
+    gradient_checkpointing: bool = False
     """Activations are computed twice and not kept, which saves memory."""
 
 
@@ -210,10 +212,10 @@ class LanguageLoss(LossModule):
         super().__init__()
         self.model, self.vocab, self._text_weight, self.worth = model, vocab, text_weight, worth
 
-    def heads(self) -> list[nn.Module]:
+    def adamw_modules(self) -> list[nn.Module]:
         return [module for name, module in self.model.named_modules() if "lm_head" in name and isinstance(module, nn.Linear)]
 
-    def given(self) -> list[nn.Module]:
+    def frozen_modules(self) -> list[nn.Module]:
         return [self.model]
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
@@ -245,17 +247,17 @@ def parts_of(asked: Tensor, count: int = PARTS) -> Iterator[tuple[Tensor, int, T
         yield rows, end, asked[rows, :end]
 
 
-def new_llama(vocab: Vocab, shape: LlamaShape, seed: int, codebook: Codebook | None = None) -> LlamaForCausalLM:
+def new_llama(vocab: Vocab, shape: LlamaRecipe, seed: int, codebook: Codebook | None = None) -> LlamaForCausalLM:
     """A LLaMA with random weights; codes that are near in the `codebook` begin near in its table and head."""
     torch.manual_seed(seed)
     model = LlamaForCausalLM(
         LlamaConfig(
             vocab_size=vocab.size,
-            hidden_size=shape.width,
-            intermediate_size=shape.mlp,
-            num_hidden_layers=shape.depth,
-            num_attention_heads=shape.heads,
-            max_position_embeddings=shape.context,
+            hidden_size=shape.hidden_size,
+            intermediate_size=shape.intermediate_size,
+            num_hidden_layers=shape.num_layers,
+            num_attention_heads=shape.num_heads,
+            max_position_embeddings=shape.max_length,
             rms_norm_eps=1e-6,
             bos_token_id=vocab.bos_id,
             eos_token_id=vocab.eos_id,
@@ -266,7 +268,7 @@ def new_llama(vocab: Vocab, shape: LlamaShape, seed: int, codebook: Codebook | N
     if codebook is not None:
         rows = code_rows_of(vocab)
         for layer in (model.get_input_embeddings(), model.get_output_embeddings()):
-            layer.weight.data[rows] = code_rows(codebook, shape.width) * layer.weight.std()
+            layer.weight.data[rows] = code_rows(codebook, shape.hidden_size) * layer.weight.std()
         keep_rows(model, rows)
     return model
 
@@ -318,13 +320,15 @@ def train_new_llama(
     """
     claim(out, "run", codes, RUN_SIGNS)
     space, folders = read_code_shards(codes)
-    samples = [each for some in folders.values() for each in said_of(some, recipe.unsaid)]
+    samples = [each for some in folders.values() for each in said_of(some, recipe.blocked_terms)]
     seed = recipe.schedule.seed
-    pieces = train_pieces([each.sample for each in samples], recipe.model.text_pieces, out, seed)
+    pieces = train_pieces([each.sample for each in samples], recipe.model.text_vocab_size, out, seed)
     vocab = extended_vocab(pieces, space.codebook_size, space.codes_per_image)
     write_added_tokens(vocab, out)
     model = new_llama(vocab, recipe.model, seed, read_codebook(codes))
-    writer = Writer(vocab, pieces.encode, TEMPLATES["own"], wordless=recipe.wordless, noise=recipe.noise)
+    writer = ExampleBuilder(
+        vocab, pieces.encode, TEMPLATES["own"], uncond_prob=recipe.uncond_prob, code_noise=recipe.code_noise
+    )
     shares = {"caption": recipe.caption_shares, "draw": recipe.draw_shares}
 
     def mixture(held_out: bool) -> Mixture:
@@ -333,10 +337,10 @@ def train_new_llama(
             task: [([kept[i] for i in pool], share) for pool, share in shared_pools([each.sample for each in kept], named)]
             for task, named in shares.items()
         }
-        return Mixture(writer, {"caption": 1 - recipe.drawn, "draw": recipe.drawn}, mixed)
+        return Mixture(writer, {"caption": 1 - recipe.draw_share, "draw": recipe.draw_share}, mixed)
 
     objective = LanguageLoss(model, vocab, recipe.text_weight)
-    run_language(objective, writer, mixture, recipe.schedule, recipe.model.context, out, report, sheet)
+    run_language(objective, writer, mixture, recipe.schedule, recipe.model.max_length, out, report, sheet)
 
 
 def said_of(samples: Sequence[CodeSample], unsaid: Sequence[str]) -> list[CodeSample]:
@@ -359,15 +363,15 @@ def tune_llama(
     space, folders = read_code_shards(codes)
     if recipe.template not in TEMPLATES:
         raise DataError(f"template is {recipe.template!r}; it must be one of {', '.join(TEMPLATES)}")
-    if recipe.lora is not None and recipe.before:
-        raise DataError("before mixes whole weights; with lora leave it out")
+    if recipe.lora is not None and recipe.init_weight_share:
+        raise DataError("init_weight_share mixes whole weights; with lora leave it out")
     torch.manual_seed(recipe.schedule.seed)
-    model, vocab = open_llama(llm, space, recipe.half and recipe.lora is not None)
+    model, vocab = open_llama(llm, space, recipe.bf16_frozen and recipe.lora is not None)
     pieces = read_pieces(llm)
     deepen(model, recipe.added_layers)
-    if recipe.codes_kept:
+    if recipe.freeze_code_embeddings:
         keep_rows(model, code_rows_of(vocab))
-    if recipe.checkpointing:
+    if recipe.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
         model.enable_input_require_grads()
     trained: nn.Module = model
@@ -378,26 +382,28 @@ def tune_llama(
                 parameter.data = parameter.data.float()
     else:
         for name, module in model.named_modules():
-            if name.rpartition(".")[2] in recipe.frozen:
+            if name.rpartition(".")[2] in recipe.frozen_modules:
                 module.requires_grad_(False)
-    model.config.max_position_embeddings = max(model.config.max_position_embeddings, recipe.longest)
+    model.config.max_position_embeddings = max(model.config.max_position_embeddings, recipe.max_length)
     setattr(model.config, TEMPLATE, recipe.template)
-    writer = Writer(vocab, pieces.encode, TEMPLATES[recipe.template], recipe.sentences, recipe.wordless, recipe.noise)
-    folders = {name: said_of(some, recipe.unsaid) for name, some in folders.items()}
-    if recipe.rehearsed:
-        report(f"rehearsal: drawing {recipe.rehearsed} everyday things")
-        folders[REHEARSAL] = rehearsal(model, writer, recipe.rehearsed, recipe.schedule.seed)
+    writer = ExampleBuilder(
+        vocab, pieces.encode, TEMPLATES[recipe.template], recipe.end_with_full_stop, recipe.uncond_prob, recipe.code_noise
+    )
+    folders = {name: said_of(some, recipe.blocked_terms) for name, some in folders.items()}
+    if recipe.replay_count:
+        report(f"rehearsal: drawing {recipe.replay_count} everyday things")
+        folders[REHEARSAL] = rehearsal(model, writer, recipe.replay_count, recipe.schedule.seed)
 
     def mixture(held_out: bool) -> Mixture:
         kept = {name: [s for s in some if s.sample.held_out == held_out] for name, some in folders.items()}
-        weighted = [(some, recipe.weights.get(name, float(len(some)))) for name, some in kept.items()]
+        weighted = [(some, recipe.folder_weights.get(name, float(len(some)))) for name, some in kept.items()]
         pools = dict.fromkeys(TASKS, weighted)
         every = [each for some in kept.values() for each in some]
         about = {task: [(each.sample, each) for each in every] for task in TASKS}
-        if recipe.talk:
+        if recipe.dialogues:
             about["converse"] = talks(every, recipe.schedule.seed)
             pools["converse"] = [*pools["converse"], ([talk for _, talk in about["converse"]], 1.0)]
-        for task, named in recipe.shares.items():
+        for task, named in recipe.pool_shares.items():
             chosen = shared_pools([sample for sample, _ in about[task]], named)
             pools[task] = [([about[task][i][1] for i in pool], share) for pool, share in chosen]
         return Mixture(writer, recipe.tasks, pools)
@@ -409,8 +415,8 @@ def tune_llama(
         seen = [each for some in folders.values() for each in some if not each.sample.held_out]
         worth = CiderReward(seen, writer, pieces.decode, recipe.reward)
     objective = LanguageLoss(trained, vocab, recipe.text_weight, worth)
-    written = partial(mixed, model, recipe.before, weights_of(model)) if recipe.before else nullcontext
-    run_language(objective, writer, mixture, recipe.schedule, recipe.longest, out, report, sheet, written)
+    written = partial(mixed, model, recipe.init_weight_share, weights_of(model)) if recipe.init_weight_share else nullcontext
+    run_language(objective, writer, mixture, recipe.schedule, recipe.max_length, out, report, sheet, written)
 
 
 def deepen(model: LlamaForCausalLM, count: int) -> None:
@@ -455,13 +461,13 @@ def mixed(model: nn.Module, share: float, before: Sequence[Tensor]) -> Iterator[
                 parameter.copy_(kept)
 
 
-def _peft_config(shape: LoraShape) -> LoraConfig:
+def _peft_config(shape: LoraRecipe) -> LoraConfig:
     return LoraConfig(
         r=shape.rank,
         lora_alpha=shape.alpha,
         lora_dropout=shape.dropout,
-        target_modules=list(shape.projections),
-        modules_to_save=list(shape.whole),
+        target_modules=list(shape.target_modules),
+        modules_to_save=list(shape.modules_to_save),
         task_type="CAUSAL_LM",
     )
 
@@ -555,10 +561,10 @@ def save_whole_or_not_at_all(model: Any, out: Path) -> None:
 
 def run_language(
     objective: LanguageLoss,
-    writer: Writer,
+    writer: ExampleBuilder,
     mixture: Callable[[bool], Mixture],
     schedule: Schedule,
-    longest: int,
+    max_length: int,
     out: Path,
     report: Report,
     sheet: Sheet | None,
@@ -568,14 +574,14 @@ def run_language(
 
     Args:
         mixture: of the samples that are held out, or of those that are not.
-        longest: ids of an example; the rest is cut off.
+        max_length: ids of an example; the rest is cut off.
         written: entered while the model is written and looked at.
     """
     model, source = objective.model, mixture(False)
 
     def batch_from(source: Mixture, rng: np.random.Generator) -> Batch:
-        keys, examples = zip(*(source.example(rng) for _ in range(schedule.batch)), strict=True)
-        ids, labels = collated(examples, longest)
+        keys, examples = zip(*(source.example(rng) for _ in range(schedule.batch_size)), strict=True)
+        ids, labels = collated(examples, max_length)
         return {"keys": keys, "ids": ids, "labels": labels}
 
     try:
@@ -605,7 +611,7 @@ def _on(model: PreTrainedModel | PeftModel, value: Any) -> Any:
     return value.to(model.device) if isinstance(value, Tensor) else value
 
 
-def write_drawings(model: PreTrainedModel | PeftModel, writer: Writer, sheet: Sheet, path: Path) -> None:
+def write_drawings(model: PreTrainedModel | PeftModel, writer: ExampleBuilder, sheet: Sheet, path: Path) -> None:
     """What the model draws now for the prompts of `sheet`, side by side as a PNG."""
     pictures = []
     for number, text in enumerate(sheet.prompts):
@@ -619,7 +625,7 @@ def write_drawings(model: PreTrainedModel | PeftModel, writer: Writer, sheet: Sh
         row.save(partial, "PNG")
 
 
-def drawn_codes(model: PreTrainedModel | PeftModel, writer: Writer, text: str, seed: int) -> NDArray[np.int64]:
+def drawn_codes(model: PreTrainedModel | PeftModel, writer: ExampleBuilder, text: str, seed: int) -> NDArray[np.int64]:
     """Codes (codes_per_image,) that the model draws for words, in eval mode."""
     vocab = writer.vocab
     torch.manual_seed(seed)
@@ -631,7 +637,7 @@ def drawn_codes(model: PreTrainedModel | PeftModel, writer: Writer, text: str, s
     return vocab.ids_to_codes(ids[0, -vocab.codes_per_image :].tolist())
 
 
-def rehearsal(model: PreTrainedModel, writer: Writer, count: int, seed: int) -> list[CodeSample]:
+def rehearsal(model: PreTrainedModel, writer: ExampleBuilder, count: int, seed: int) -> list[CodeSample]:
     """What the model draws of everyday things before it is trained on, half of it as drawings, half as photos.
 
     Learnt again beside what is new, so that it is not forgotten; the pictures it was once trained on need not be at hand.

@@ -18,34 +18,38 @@ from transformers import LlamaForCausalLM
 from seed_edge.data.code_shards import CodeSample
 from seed_edge.errors import DataError
 from seed_edge.metrics.cider import Cider
-from seed_edge.train.language.examples import Writer
+from seed_edge.train.language.examples import ExampleBuilder
 from seed_edge.train.trainer import Batch
 from seed_edge.vocab import Vocab
 
 
 @dataclass(frozen=True)
-class RewardShape:
+class RewardRecipe:
     """How captions are learnt from their worth."""
 
     weight: float = 1.0
     """Beside the losses of the other examples of a step."""
-    pictures: int = 24
+    images_per_step: int = 24
     """Pictures with sentences in a step."""
-    tries: int = 5
+    captions_per_image: int = 5
     """Captions drawn for each."""
-    longest: int = 24
+    max_length: int = 24
     """Ids of such a caption, at most."""
 
     def __post_init__(self) -> None:
-        if self.tries < 2:
-            raise DataError(f"reward.tries is {self.tries}; it must be at least 2, for captions are compared with each other")
+        if self.captions_per_image < 2:
+            raise DataError(f"reward.captions_per_image is {self.captions_per_image}; it must be at least 2")
 
 
 class CiderReward:
     """Pictures to caption, and how much captions of them are worth."""
 
     def __init__(
-        self, samples: Sequence[CodeSample], writer: Writer, detokenize: Callable[[list[int]], str], shape: RewardShape
+        self,
+        samples: Sequence[CodeSample],
+        writer: ExampleBuilder,
+        detokenize: Callable[[list[int]], str],
+        shape: RewardRecipe,
     ):
         """
         Raises:
@@ -60,7 +64,7 @@ class CiderReward:
 
     def batch(self, rng: np.random.Generator) -> Batch:
         """Prompts (pictures, length), and which samples they are of."""
-        numbers = rng.choice(len(self.samples), self.shape.pictures)
+        numbers = rng.choice(len(self.samples), self.shape.images_per_step)
         prompts = [self._writer.prompt_for_caption(self.samples[number], rng) for number in numbers]
         return {"shown": numbers.tolist(), "prompts": torch.tensor(prompts)}
 
@@ -76,13 +80,13 @@ class CiderReward:
 def rewarded(model: LlamaForCausalLM, vocab: Vocab, worth: CiderReward, batch: Batch) -> dict[str, Tensor]:
     """Losses of captions drawn now; `missed` is what their worth lacks to the highest there is, and has no gradient."""
     shape = worth.shape
-    prompts = batch["prompts"].repeat_interleave(shape.tries, 0)
-    numbers = np.repeat(batch["shown"], shape.tries).tolist()
+    prompts = batch["prompts"].repeat_interleave(shape.captions_per_image, 0)
+    numbers = np.repeat(batch["shown"], shape.captions_per_image).tolist()
     text = torch.from_numpy(vocab.text_mask()).to(prompts.device)
-    told = drawn_texts(model, prompts, text, vocab.eos_id, shape.longest)
+    told = drawn_texts(model, prompts, text, vocab.eos_id, shape.max_length)
     value = worth.of(numbers, told, vocab.eos_id)
-    groups = value.view(-1, shape.tries)
-    others = (groups.sum(1, keepdim=True) - groups) / (shape.tries - 1)
+    groups = value.view(-1, shape.captions_per_image)
+    others = (groups.sum(1, keepdim=True) - groups) / (shape.captions_per_image - 1)
     better = (groups - others).flatten()
     ended = (told == vocab.eos_id).long()
     said = ended.cumsum(1) - ended == 0  # up to EOS, which is part of it

@@ -52,4 +52,6 @@ def _train(texts: Sequence[str], count: int, path: Path) -> None:
             )
         except RuntimeError as error:
             reason = str(error).strip().splitlines()[-1]
-            raise DataError(f"{len(texts):,} texts do not give {count} pieces ({reason}); lower model.text_pieces") from error
+            raise DataError(
+                f"{len(texts):,} texts do not give {count} pieces ({reason}); lower model.text_vocab_size"
+            ) from error

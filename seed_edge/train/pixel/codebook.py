@@ -26,22 +26,22 @@ SAMPLE = 200
 
 
 @dataclass(frozen=True)
-class RowsRecipe:
+class CodebookRecipe:
     """How many rows there are."""
 
-    semantic: int
+    rows_per_semantic_query: int
     """For each semantic query."""
-    placed: int
+    shared_rows: int
     """For all others together."""
 
 
-def refitted_geometry(geometry: PixelGeometry, recipe: RowsRecipe) -> PixelGeometry:
+def refitted_geometry(geometry: PixelGeometry, recipe: CodebookRecipe) -> PixelGeometry:
     """The geometry with so many rows."""
-    rows = geometry.semantic_queries * recipe.semantic + recipe.placed
-    return dataclasses.replace(geometry, codebook_size=rows, semantic_rows=recipe.semantic)
+    rows = geometry.semantic_queries * recipe.rows_per_semantic_query + recipe.shared_rows
+    return dataclasses.replace(geometry, codebook_size=rows, semantic_rows=recipe.rows_per_semantic_query)
 
 
-def refitted(model: PixelTokenizer, vectors: NDArray[np.float32], recipe: RowsRecipe, seed: int) -> PixelTokenizer:
+def refitted(model: PixelTokenizer, vectors: NDArray[np.float32], recipe: CodebookRecipe, seed: int) -> PixelTokenizer:
     """The same encoder with other rows; its decoder has yet to learn them.
 
     Args:
@@ -50,8 +50,8 @@ def refitted(model: PixelTokenizer, vectors: NDArray[np.float32], recipe: RowsRe
     generator = torch.Generator().manual_seed(seed)
     semantic, dim = model.geometry.semantic_queries, model.geometry.code_dim
     z = torch.from_numpy(np.ascontiguousarray(vectors))
-    rows = [k_means(z[:, query], recipe.semantic, generator) for query in range(semantic)]
-    rows.append(k_means(z[:, semantic:].reshape(-1, dim), recipe.placed, generator))
+    rows = [k_means(z[:, query], recipe.rows_per_semantic_query, generator) for query in range(semantic)]
+    rows.append(k_means(z[:, semantic:].reshape(-1, dim), recipe.shared_rows, generator))
     codebook = torch.cat(rows)
     geometry = refitted_geometry(model.geometry, recipe)
     with torch.random.fork_rng():

@@ -42,7 +42,7 @@ from seed_edge.output_checks import RUN_SIGNS, claim
 from seed_edge.preprocess import to_images
 from seed_edge.train.pixel.aux_captioner import Reader, WordList
 from seed_edge.train.pixel.bag_of_words import WordTargets
-from seed_edge.train.pixel.codebook import RowsRecipe, refitted, refitted_geometry
+from seed_edge.train.pixel.codebook import CodebookRecipe, refitted, refitted_geometry
 from seed_edge.train.pixel.feature_cache import VIEWS, Cache, build_cache, open_cache, require_disk_space, view
 from seed_edge.train.pixel.feature_noise import Variations
 from seed_edge.train.pixel.patch_pca import fit_patches
@@ -58,7 +58,7 @@ VECTORS_FILE = "vectors.npz"
 """In the folder of a run: what the encoder gives for every cached picture, before quantization."""
 DECODER_FOLDER = "decoder-{:08x}"
 """In the folder of a run: state and log of the decoder for a codebook, named by its sum."""
-READING_FOLDER = "reading"
+SEMANTIC_FOLDER = "semantic"
 """In the folder of a run: state and log of the semantic queries' training."""
 UNSEEN = 400
 """Held-out pictures whose words are asked for at each checkpoint."""
@@ -77,20 +77,20 @@ class DecoderRecipe:
     """Knobs of the decoder's training."""
 
     schedule: Schedule
-    shares: dict[str, float] = field(
+    pool_shares: dict[str, float] = field(
         default_factory=lambda: {"canonical": 0.45, "coloured": 0.12, "composites": 0.3, "other": 0.05, "photos": 0.08}
     )
     """Of the pools of pictures (`pools`): what the language model draws most is painted most."""
-    varied: float = 0.3
+    feature_noise_share: float = 0.3
     """Share of pictures painted from semantic codes not quite their own (`variations`), as a language model writes them."""
-    looked_at: int = 16
+    perceptual_images: int = 16
     """Pictures of a batch compared in the trunk's features too."""
     perceptual_weight: float = 0.3
     perceptual_taps: tuple[int, ...] = (2, 4, 10, 15)
     """Blocks of the trunk whose outputs are compared."""
     critic_weight: float = 0.0
     """Of looking true to a critic, which makes edges sharp; 0 for none."""
-    critic_from: float = 0.6
+    critic_start: float = 0.6
     """Share of the stage after which it is asked. Before, it would only teach textures that nothing calls for."""
 
 
@@ -98,20 +98,20 @@ class DecoderRecipe:
 class PixelTokenizerRecipe:
     """Knobs of all stages."""
 
-    rows: RowsRecipe
+    codebook: CodebookRecipe
     """Of the codebook that the decoder and language models get."""
-    reading: Schedule
+    semantic: Schedule
     """Of the semantic queries."""
     decoder: DecoderRecipe
     geometry: PixelGeometry = field(default_factory=PixelGeometry)
-    read_shares: dict[str, float] = field(default_factory=lambda: {"drawings": 0.4, "composites": 0.1, "photos": 0.5})
+    semantic_pool_shares: dict[str, float] = field(default_factory=lambda: {"drawings": 0.4, "composites": 0.1, "photos": 0.5})
     """Of the pools of pictures (`pools`) whose words are told."""
     feature_dropout: float = 0.15
     """Of the trunk's channels; the words of pictures in unseen styles are told better."""
-    words_weight: float = 0.25
-    reader_weight: float = 0.25
+    bag_of_words_weight: float = 0.25
+    captioner_weight: float = 0.25
     vq_weight: float = 1.0
-    quantized_from: float = 0.1
+    quantization_ramp: float = 0.1
     """Share of the stage over which quantized vectors take the place of continuous ones, picture by picture. Codes
     mean nothing at first."""
     revive_every: int = 40
@@ -164,16 +164,16 @@ class ReadingLoss(LossModule):
         for part in (model.blocks_image, model.pixel_head):  # have nothing to learn yet
             part.requires_grad_(False)
 
-    def heads(self) -> list[nn.Module]:
+    def adamw_modules(self) -> list[nn.Module]:
         return [self.telling.bag, self.telling.reader.head]
 
-    def given(self) -> list[nn.Module]:
+    def frozen_modules(self) -> list[nn.Module]:
         return [self.model.trunk]
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         z = self.model.semantic_features(batch["vision"])
         quantized = self.quantized(z, batch["revive"])
-        chosen = torch.rand(len(z), 1, 1, device=z.device) < batch["done"] / self.recipe.quantized_from
+        chosen = torch.rand(len(z), 1, 1, device=z.device) < batch["done"] / self.recipe.quantization_ramp
         told = self.told(torch.where(chosen, quantized.vectors, z), batch)
         return told | {"vq": self.recipe.vq_weight * quantized.loss}
 
@@ -197,8 +197,8 @@ class ReadingLoss(LossModule):
         told = self.model.told(vectors)
         bag = F.log_softmax(self.telling.bag(told).float(), -1)
         return {
-            "words": -self.recipe.words_weight * (batch["words"] * bag).sum(1).mean(),
-            "reader": self.recipe.reader_weight * self.telling.reader(told[batch["asked"]], batch["read"], batch["wanted"]),
+            "words": -self.recipe.bag_of_words_weight * (batch["words"] * bag).sum(1).mean(),
+            "reader": self.recipe.captioner_weight * self.telling.reader(told[batch["asked"]], batch["read"], batch["wanted"]),
         }
 
 
@@ -216,19 +216,19 @@ class DecoderLoss(LossModule):
             part.requires_grad_(True)
         model.pos_embed_image.requires_grad_(True)
 
-    def heads(self) -> list[nn.Module]:
+    def adamw_modules(self) -> list[nn.Module]:
         return [self.model.pixel_head.memory]  # too wide for Muon
 
-    def given(self) -> list[nn.Module]:
+    def frozen_modules(self) -> list[nn.Module]:
         return [self.model.trunk]
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         recipe, truth = self.recipe, batch["pixels"]
         drawn = self.model.paint(self.model.quantize.embedding(batch["codes"])).float()
-        some = slice(None, None, max(1, len(truth) // recipe.looked_at))  # of every kind, since kinds stand together
+        some = slice(None, None, max(1, len(truth) // recipe.perceptual_images))  # of every kind, since kinds stand together
         found, wanted = self.looking(drawn[some], truth[some])
         losses = {"l1": F.l1_loss(drawn, truth), "look": recipe.perceptual_weight * distance(found, wanted)}
-        if self.critic is not None and batch["done"] >= recipe.critic_from:
+        if self.critic is not None and batch["done"] >= recipe.critic_start:
             losses["critic"], fooled = self.critic.losses(found, wanted)
             losses["fooled"] = recipe.critic_weight * fooled
         return losses
@@ -251,7 +251,7 @@ def train_pixel_tokenizer(
         more: pictures that only the decoder is trained on besides; no features of them are kept.
     """
     claim(out, "run", (*paths, *more, images), RUN_SIGNS)
-    torch.manual_seed(recipe.reading.seed)
+    torch.manual_seed(recipe.semantic.seed)
     trunk = pretrained_trunk(trunk_weights)
     cache = build_cache(paths, out / CACHE_FOLDER, trunk, recipe.geometry, report, images)
     model = PixelTokenizer(recipe.geometry)
@@ -259,7 +259,7 @@ def train_pixel_tokenizer(
     model.trunk.requires_grad_(False)
     channels_last(model.pixel_head)
     model.key_dropout = recipe.feature_dropout
-    if not (out / READING_FOLDER / STATE).exists():  # else all of it comes from there
+    if not (out / SEMANTIC_FOLDER / STATE).exists():  # else all of it comes from there
         report("closed forms: what tells most of the words, and most of the colours")
         measure_channels(model, cache)
         fit_glance(model, cache)
@@ -279,12 +279,12 @@ def with_codebook(
     """The tokenizer with its last codebook, written into `out`; what is there for this encoder stays as it is."""
     if is_run(out):
         kept = load_image_tokenizer(out)
-        if kept.geometry == refitted_geometry(model.geometry, recipe.rows) and encoder_sum(kept) == encoder_sum(model):
+        if kept.geometry == refitted_geometry(model.geometry, recipe.codebook) and encoder_sum(kept) == encoder_sum(model):
             channels_last(kept.pixel_head)
             return kept
     report("codebook: k-means")
     vectors = vectors_of_cache(model, cache, out / VECTORS_FILE)
-    model = refitted(model, vectors[cache.rows(held_out=False)], recipe.rows, recipe.reading.seed)
+    model = refitted(model, vectors[cache.rows(held_out=False)], recipe.codebook, recipe.semantic.seed)
     save_image_tokenizer(model, out)
     return model
 
@@ -294,7 +294,7 @@ class TextTargets:
 
     def __init__(self, cache: Cache, recipe: PixelTokenizerRecipe) -> None:
         self.cache, self.bag = cache, WordTargets(cache.samples, recipe.num_words)
-        rng = np.random.default_rng(recipe.reading.seed)
+        rng = np.random.default_rng(recipe.semantic.seed)
         told = [caption(sample, rng) or "" for sample in cache.samples for _ in range(3) if not sample.held_out]
         self.list = WordList(told, recipe.num_words)
 
@@ -330,8 +330,8 @@ class TextTargets:
 def train_reading(objective: ReadingLoss, texts: TextTargets, out: Path, report: Report) -> None:
     """The semantic queries."""
     model, telling, recipe = objective.model, objective.telling, objective.recipe
-    steps = recipe.reading.steps
-    source = BatchSource(texts.cache.samples, recipe.reading.batch, recipe.read_shares)
+    steps = recipe.semantic.steps
+    source = BatchSource(texts.cache.samples, recipe.semantic.batch_size, recipe.semantic_pool_shares)
 
     def batch_of(step: int, rng: np.random.Generator) -> Batch:
         numbers = source(rng)
@@ -342,7 +342,7 @@ def train_reading(objective: ReadingLoss, texts: TextTargets, out: Path, report:
         save_image_tokenizer(model, out)
         return texts.losses_unseen(objective) | {"codes_in_use": telling.codes_in_use()}
 
-    Trainer(out / READING_FOLDER, recipe.reading, report).run(objective, batch_of, after)
+    Trainer(out / SEMANTIC_FOLDER, recipe.semantic, report).run(objective, batch_of, after)
 
 
 def revived(step: int, recipe: PixelTokenizerRecipe, steps: int) -> bool:
@@ -420,13 +420,13 @@ def train_decoder(
     every = torch.from_numpy(codes)
     semantic = model.geometry.semantic_queries
     variations = Variations(cache.samples, vectors[:, :semantic])
-    source = BatchSource(samples, recipe.schedule.batch, recipe.shares)
+    source = BatchSource(samples, recipe.schedule.batch_size, recipe.pool_shares)
     codebook = copy.deepcopy(model.quantize).cpu()  # batches are made beside the training
 
     def batch_of(step: int, rng: np.random.Generator) -> Batch:
         numbers = source(rng)
         of_cache = numbers < cached
-        shown, varied = every[numbers], (rng.random(len(numbers)) < recipe.varied) & of_cache
+        shown, varied = every[numbers], (rng.random(len(numbers)) < recipe.feature_noise_share) & of_cache
         if varied.any():
             shown[varied, :semantic] = codebook.codes(torch.from_numpy(variations(numbers[varied] * VIEWS, rng)))
         pixels = np.empty((len(numbers), *cache.pixels.shape[1:]), np.uint8)

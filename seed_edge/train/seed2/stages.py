@@ -50,9 +50,9 @@ class ContrastiveRecipe:
 
     schedule: Schedule
     geometry: SeedGeometry = field(default_factory=SeedGeometry)
-    smallest_crop: float = 0.5
+    min_crop_area: float = 0.5
     """Share of a picture that a random crop keeps at least."""
-    longest_text: int = 32
+    max_text_length: int = 32
     """Word pieces."""
 
 
@@ -62,19 +62,19 @@ class CodesRecipe:
 
     schedule: Schedule
     geometry: SeedGeometry = field(default_factory=SeedGeometry)
-    smallest_crop: float = 0.5
+    min_crop_area: float = 0.5
 
 
 class Pairs:
     """Draws pictures, cropped and mirrored at random, with one of their texts."""
 
-    def __init__(self, paths: Sequence[Path], images: Path | None, geometry: SeedGeometry, smallest_crop: float) -> None:
+    def __init__(self, paths: Sequence[Path], images: Path | None, geometry: SeedGeometry, min_crop_area: float) -> None:
         found = [(sample, pictures[0]) for sample, pictures in read_samples(paths, images) if len(pictures) == 1]
         self.samples: list[tuple[Sample, Picture]] = [pair for pair in found if not pair[0].held_out]
         if not self.samples:
             raise DataError("no sample has one picture; give pairs of pictures and captions with --data")
         self.preprocessing = Preprocessing(geometry.image_size, "bicubic", CLIP_MEAN, CLIP_STD)
-        self.smallest_crop, self.pool = smallest_crop, ThreadPoolExecutor(READERS)
+        self.min_crop_area, self.pool = min_crop_area, ThreadPoolExecutor(READERS)
 
     def batch(self, count: int, rng: np.random.Generator) -> Batch:
         """Keys, pixel values (count, 3, S, S), and captions."""
@@ -86,7 +86,7 @@ class Pairs:
         return {"keys": keys, "pixel_values": torch.from_numpy(self.preprocessing(views)), "texts": texts}
 
     def _view(self, picture: Picture, seed: int) -> Image.Image:
-        return cropped(to_rgb(load_picture(picture)), self.smallest_crop, np.random.default_rng(seed))
+        return cropped(to_rgb(load_picture(picture)), self.min_crop_area, np.random.default_rng(seed))
 
 
 def cropped(image: Image.Image, smallest: float, rng: np.random.Generator) -> Image.Image:
@@ -111,7 +111,7 @@ class ContrastiveLoss(LossModule):
         super().__init__()
         self.trunk, self.former = trunk.requires_grad_(False), former
 
-    def given(self) -> list[nn.Module]:
+    def frozen_modules(self) -> list[nn.Module]:
         return [self.trunk]
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
@@ -133,7 +133,7 @@ class CodesLoss(LossModule):
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(not name.startswith(FROZEN))
 
-    def given(self) -> list[nn.Module]:
+    def frozen_modules(self) -> list[nn.Module]:
         return [self.model, self.clip]
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
@@ -162,7 +162,7 @@ def train_contrastive(
     """
     claim(out, "run", (*paths, images, vit, words, start), RUN_SIGNS)
     torch.manual_seed(recipe.schedule.seed)
-    pairs = Pairs(paths, images, recipe.geometry, recipe.smallest_crop)
+    pairs = Pairs(paths, images, recipe.geometry, recipe.min_crop_area)
     pieces = open_words(words)
     former = ContrastiveQFormer(recipe.geometry, len(pieces))
     if start is not None:
@@ -170,9 +170,9 @@ def train_contrastive(
     objective = ContrastiveLoss(open_vit(vit, recipe.geometry), former)
 
     def batch_of(step: int, rng: np.random.Generator) -> Batch:
-        batch = pairs.batch(recipe.schedule.batch, rng)
+        batch = pairs.batch(recipe.schedule.batch_size, rng)
         texts = [cleaned(text) for text in batch.pop("texts")]
-        read = pieces(texts, padding=True, truncation=True, max_length=recipe.longest_text, return_tensors="pt")
+        read = pieces(texts, padding=True, truncation=True, max_length=recipe.max_text_length, return_tensors="pt")
         return batch | {"ids": read["input_ids"], "present": read["attention_mask"]}
 
     def after(step: int) -> None:
@@ -200,7 +200,7 @@ def train_codes(
     """
     claim(out, "run", (*paths, images, vit, clip, start), RUN_SIGNS)
     torch.manual_seed(recipe.schedule.seed)
-    pairs = Pairs(paths, images, recipe.geometry, recipe.smallest_crop)
+    pairs = Pairs(paths, images, recipe.geometry, recipe.min_crop_area)
     model = SeedTokenizer(recipe.geometry, training=True)
     model.visual_encoder = open_vit(vit, recipe.geometry)
     path = start / STAGE_ONE_FILE if start.is_dir() else start
@@ -212,7 +212,7 @@ def train_codes(
     objective = CodesLoss(model, open_clip(clip, recipe.geometry))
 
     def batch_of(step: int, rng: np.random.Generator) -> Batch:
-        batch = pairs.batch(recipe.schedule.batch, rng)
+        batch = pairs.batch(recipe.schedule.batch_size, rng)
         del batch["texts"]
         return batch
 
