@@ -41,7 +41,7 @@ def main() -> None:
             make_diffusion(diffusion)
         make(llama, LLAMA_7B, torch.bfloat16)
         parts = ["--ckpt", str(tokenizer), "--diffusion", str(diffusion), "--llm", str(llama), "--out", str(bundle)]
-        kinds = ["--weight-type", "Q4_K_M", "--image-weights", "int8", "--replace"]
+        kinds = ["--weight-type", "Q4_K_M", "--image-weights", "int8", "--overwrite"]
         print(json.dumps({"export": cost([*edge, "export", *parts, *kinds])}), flush=True)
     kept = ["--bundle", str(bundle), "--memory-limit", args.limit, "-v"]
     for name, command in {

@@ -83,7 +83,7 @@ def main() -> None:
         decode = [*edge, "decode", "--bundle", str(out)]
         export = [*edge, "export", "--ckpt", str(checkpoint), "--diffusion", str(source), "--image-weights", storage]
         result: dict[str, object] = {"storage": storage}
-        result["export"] = cost([*export, "--out", str(out), "--replace"])
+        result["export"] = cost([*export, "--out", str(out), "--overwrite"])
         result["bytes"] = sum(file.stat().st_size for file in out.iterdir())
         result["draw"] = cost([*decode, str(codes), "--steps", str(args.steps), "-o", str(args.work / "drawn.png")])
         pictures = []

@@ -48,7 +48,7 @@ def exactness(path: Path, seed: int) -> dict[str, float]:
         images.encode([open_image(REFERENCE / name)])[0] == wanted["bilinear"]["codes"] for name, wanted in files.items()
     ]
     given, wanted = (np.concatenate([stored[name], stored[f"random_{name}"]]) for name in ("codes", "image_embeds"))
-    found = images.embed(given)
+    found = images.decoder.embed(given)
     cosine = (found * wanted).sum(1) / np.linalg.norm(found, axis=1) / np.linalg.norm(wanted, axis=1)
     return {
         "equal_codes_of_pictures": round(float(np.mean(pictures)), 4),
@@ -73,7 +73,7 @@ def main() -> None:
         )
     for storage in args.storage:
         out = args.work / f"bundle-{storage}"
-        command = [sys.executable, "-m", "seed_edge", "export", "--ckpt", str(checkpoint), "--out", str(out), "--replace"]
+        command = [sys.executable, "-m", "seed_edge", "export", "--ckpt", str(checkpoint), "--out", str(out), "--overwrite"]
         photos = [part for name in ("square_rgb.png", "landscape_rgb.png") for part in ("--photo", str(REFERENCE / name))]
         result: dict[str, object] = {"storage": storage, "export": cost([*command, "--image-weights", storage, *photos])}
         result["bytes"] = sum(file.stat().st_size for file in out.iterdir())

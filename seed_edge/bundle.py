@@ -184,7 +184,7 @@ def find(path: str | Path) -> Path:
     if BUNDLE_NAME.fullmatch(name) and bundle_folder(name).is_dir():
         return bundle_folder(name)
     known = ", ".join([EMBEDDED.name, *bundle_names()])
-    raise BundleNotFoundError(f"{path}: no such bundle; give the folder that `seed-edge export --out` wrote, or one of: {known}")
+    raise BundleNotFoundError(f"{path}: no such bundle; give the folder that `seed-edge export` wrote, or one of: {known}")
 
 
 def check_header(path: Path) -> None:
@@ -279,7 +279,7 @@ def staging(out: Path, replace: bool = False) -> Iterator[Path]:
         out.parent.mkdir(parents=True, exist_ok=True)
         folder = create_temporary_folder(out)
     except OSError as error:
-        raise BundleError(f"{out.parent} cannot be written ({error.strerror}); choose another --out") from error
+        raise BundleError(f"{out.parent} cannot be written ({error.strerror}); choose another --output") from error
     try:
         yield folder
         publish(folder, out, replace)
@@ -299,12 +299,12 @@ def refuse_existing(out: Path, replace: bool) -> None:
     except FileNotFoundError:
         return
     except OSError as error:
-        raise BundleError(f"{out} cannot be written ({error.strerror}); choose another --out") from error
+        raise BundleError(f"{out} cannot be written ({error.strerror}); choose another --output") from error
     foreign = foreign_in(out)
     if foreign is not None:
-        raise BundleError(f"{out} exists already, and {foreign}; choose another --out")
+        raise BundleError(f"{out} exists already, and {foreign}; choose another --output")
     if not replace:
-        raise BundleError(f"{out} exists already; use --replace, or another --out")
+        raise BundleError(f"{out} exists already; use --overwrite, or another --output")
 
 
 def foreign_in(folder: Path) -> str | None:
@@ -382,7 +382,7 @@ def publish(folder: Path, out: Path, replace: bool = False) -> None:
     try:
         os.replace(folder, out)
     except OSError as error:
-        raise BundleError(f"{out} cannot be written ({error.strerror}); choose another --out") from error
+        raise BundleError(f"{out} cannot be written ({error.strerror}); choose another --output") from error
     _flush(out.parent)
 
 

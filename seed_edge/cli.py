@@ -1,4 +1,4 @@
-"""The command line: its commands, and what becomes of errors."""
+"""The command line: the table of commands, and the handling of errors."""
 
 from __future__ import annotations
 
@@ -20,28 +20,25 @@ from seed_edge.errors import SeedEdgeError
 from seed_edge.user_dirs import CONFIG, folder
 
 COMMANDS = {
-    "caption": ("caption", "Describe IMAGES in words: files, folders with all that is in them, or - for an image from stdin."),
-    "draw": ("draw", "Draw a picture of PROMPT."),
-    "encode": ("caption", "Turn IMAGES into codes, one line each."),
-    "decode": ("draw", "Turn CODES back into a picture: a file of `encode` output, or - for stdin."),
-    "edit": ("draw", 'Draw IMAGE changed as CHANGE says: "make the fox blue".'),
-    "reconstruct": ("draw", "Draw what is left of IMAGE in its codes: what the language model sees of it."),
+    "caption": ("caption", "Caption IMAGES: files, folders, or - for an image from stdin."),
+    "draw": ("draw", "Draw an image of PROMPT."),
+    "encode": ("caption", "Encode IMAGES to codes, one line for each image."),
+    "decode": ("draw", "Decode CODES, the output of `encode`, to an image."),
+    "edit": ("draw", 'Edit IMAGE by INSTRUCTION, such as "make the fox blue".'),
+    "reconstruct": ("draw", "Encode IMAGE and decode its codes: what the language model sees of it."),
     "ask": ("caption", "Answer QUESTION about one or several IMAGES."),
-    "chat": ("chat", "Talk with a model about pictures, and let it draw some."),
-    "bundles": ("bundles", "Keep bundles where any command finds them by name: --bundle NAME."),
-    "inspect": ("bundles", "What a file says of itself: a drawn picture, a bundle, any GGUF or ONNX file."),
-    "doctor": ("bundles", "What of this machine can be used, what cannot and why."),
-    "export": ("export", "Turn checkpoints into a bundle, and prove that it gives the same numbers."),
-    "verify": ("export", "Check a bundle's hashes, and that its graphs give what they gave where it was made."),
-    "bench": ("export", "Time every stage here, beside the least time it could take on this machine."),
-    "train": ("train", "Train an image tokenizer and a language model of your own."),
-    "tokenize": ("train", "Turn pictures into codes once, for `train llm`: by the encoder of a bundle, or of a --run."),
-    "eval": ("train", "Measure how well a bundle sees and draws, on held-out pictures; prints JSON."),
-    "completion": (
-        "shell",
-        "Print a script that lets SHELL (bash, zsh or fish) complete commands, options and names of bundles.",
-    ),
-    "manual": ("shell", "Print the manual page, for man: seed-edge manual > seed-edge.1."),
+    "chat": ("chat", "Chat with a model about images; it can draw images, too."),
+    "bundles": ("bundles", "Add, list and remove bundles that --bundle finds by name."),
+    "inspect": ("bundles", "Print the metadata of a drawn image, a bundle, a GGUF or an ONNX file."),
+    "doctor": ("bundles", "Check this machine and the installation."),
+    "export": ("export", "Export checkpoints to a bundle, and compare its outputs with PyTorch's."),
+    "verify": ("export", "Check a bundle's hashes, and compare its outputs with those recorded at export."),
+    "bench": ("export", "Time every stage, and compare with the lower bound of this machine."),
+    "train": ("train", "Train an image tokenizer and a language model."),
+    "tokenize": ("train", "Encode a data set to codes for `train llm`, by a bundle or a training run."),
+    "eval": ("train", "Evaluate a bundle on held-out images; prints JSON."),
+    "completion": ("shell", "Print the completion script for SHELL: bash, zsh or fish."),
+    "manual": ("shell", "Print the manual page: seed-edge manual > seed-edge.1."),
 }
 """Every command: the module in `commands` that holds it, and the first sentence of its help, so that `--help` imports none."""
 MAX_MESSAGE = 2000
@@ -143,24 +140,27 @@ def shown(message: str) -> str:
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]}, epilog=f"Exit codes: {EXIT_CODES}")
-@click.option("--log-level", default="warning", show_default=True, help=f"What is told on stderr: {', '.join(LEVELS)}.")
-@click.option("--log-json", is_flag=True, help="Tell it as JSON, a line for each message.")
+@click.option(
+    "--log-level",
+    type=click.Choice(LEVELS),
+    default="warning",
+    show_default=True,
+    help="Lowest level of log messages on stderr.",
+)
+@click.option("--log-json", is_flag=True, help="Write log messages as JSON lines.")
 @click.option(
     "--config",
     envvar="SEED_EDGE_CONFIG",
     type=click.Path(path_type=Path),
-    help=f"File with defaults for options.  [default: {CONFIG} in the folder for configuration]",
+    help=f"File with default values of options.  [default: {CONFIG} in the configuration folder]",
 )
-@click.version_option(__version__, prog_name="seed-edge")
+@click.version_option(__version__, "-V", "--version", prog_name="seed-edge")
 @click.pass_context
 def cli(context: click.Context, log_level: str, log_json: bool, config: Path | None) -> None:
-    """See and draw with one small model, offline.
+    """Caption and draw images with one small model, offline.
 
-    Images become codes that a language model reads (caption) and writes (draw).
+    An image is encoded to codes; a language model reads codes (caption) and generates codes (draw).
     """
-    from seed_edge.commands.common import choose
-
-    choose("--log-level", log_level, LEVELS)
     log_to_stderr(log_level, log_json)
     path = config or folder("config") / CONFIG
     if config is not None or path.exists():

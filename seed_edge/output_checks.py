@@ -87,7 +87,7 @@ def claim(out: Path, kind: str, inputs: Iterable[Path | None] = (), signs: Seque
     Raises:
         DataError: `out` is an input, no folder, or holds what seed-edge did not write; or it cannot be written.
     """
-    refuse_input(out, [path for path in inputs if path is not None], "--out", DataError)
+    refuse_input(out, [path for path in inputs if path is not None], "--output", DataError)
     mark = out / MARK.format(kind)
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -98,9 +98,9 @@ def claim(out: Path, kind: str, inputs: Iterable[Path | None] = (), signs: Seque
             raise DataError(f"{out} holds {others[0]}, and is no folder of {kind} that seed-edge wrote; choose a new folder")
         os.close(os.open(mark, os.O_WRONLY | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | OPEN_FLAGS, 0o666))
     except FileExistsError:
-        raise DataError(f"{out} is no folder; choose another --out") from None
+        raise DataError(f"{out} is no folder; choose another --output") from None
     except OSError as error:
-        raise DataError(f"{out} cannot be written ({error.strerror}); choose another --out") from error
+        raise DataError(f"{out} cannot be written ({error.strerror}); choose another --output") from error
 
 
 def _is_plain(path: Path) -> bool:
@@ -110,7 +110,7 @@ def _is_plain(path: Path) -> bool:
         return False
 
 
-def refuse_any(out: Path, inputs: Iterable[Path] = (), option: str = "--out") -> None:
+def refuse_any(out: Path, inputs: Iterable[Path] = (), option: str = "--output") -> None:
     """Refuse a file that exists, whatever it is; devices and pipes are let through.
 
     Raises:

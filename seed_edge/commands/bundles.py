@@ -1,27 +1,35 @@
-"""Commands that keep bundles and tell what files and this machine are."""
+"""The commands `bundles`, `inspect` and `doctor`."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import ClassVar
 
 import click
 
-from seed_edge.commands.common import json_option, print_json, print_path
+from seed_edge.commands.common import AliasGroup, complete_bundle, json_option, overwrite_option, print_json, print_path
 from seed_edge.display import printable
 
 EXIT_CODES = {"ok": 0, "warning": 1, "broken": 2}
-"""Of `doctor`, by the worst that was found."""
+"""Exit codes of `doctor`, by the worst state found."""
 
 
-@click.group()
+class Bundles(AliasGroup):
+    """The commands of `bundles`; `rm` is `remove`."""
+
+    aliases: ClassVar[Mapping[str, str]] = {"rm": "remove"}
+
+
+@click.group(cls=Bundles)
 def bundles() -> None:
-    """Keep bundles where any command finds them by name: --bundle NAME."""
+    """Add, list and remove bundles that --bundle finds by name."""
 
 
 @bundles.command("list")
 @json_option
 def list_bundles(as_json: bool) -> None:
-    """Names, sizes and places of all bundles; the embedded one first."""
+    """List name, size and folder of all bundles, the embedded one first."""
     from seed_edge.bundle import EMBEDDED, Bundle, find
     from seed_edge.errors import SeedEdgeError
     from seed_edge.user_dirs import bundle_names
@@ -41,10 +49,10 @@ def list_bundles(as_json: bool) -> None:
 
 
 @bundles.command()
-@click.argument("name", required=False, default="mini")
+@click.argument("name", required=False, default="mini", shell_complete=complete_bundle)
 @json_option
 def info(name: str, as_json: bool) -> None:
-    """What a bundle can do, of what it was made, and how exact it is."""
+    """Print what a bundle can do, its sources and its parity figures."""
     from seed_edge.bundle import Bundle
     from seed_edge.inspection import describe_bundle, lines
 
@@ -56,9 +64,9 @@ def info(name: str, as_json: bool) -> None:
 
 
 @bundles.command()
-@click.argument("name", required=False, default="mini")
+@click.argument("name", required=False, default="mini", shell_complete=complete_bundle)
 def path(name: str) -> None:
-    """Folder of a bundle."""
+    """Print the folder of a bundle."""
     from seed_edge.bundle import find
 
     print_path(find(name))
@@ -66,20 +74,20 @@ def path(name: str) -> None:
 
 @bundles.command()
 @click.argument("folder", type=click.Path(path_type=Path))
-@click.option("--name", help="Name to find it by.  [default: the folder's]")
-@click.option("--replace", is_flag=True, help="Replace a bundle of that name.")
-def add(folder: Path, name: str | None, replace: bool) -> None:
-    """Copy the bundle in FOLDER to where every command finds it by name."""
+@click.option("--name", help="Name of the bundle.  [default: name of the folder]")
+@overwrite_option("Replace a bundle of that name.")
+def add(folder: Path, name: str | None, overwrite: bool) -> None:
+    """Copy the bundle in FOLDER to the folder that --bundle NAME searches."""
     from seed_edge.bundle import Bundle, add
 
-    print_path(add(Bundle.open(folder), name or folder.resolve().name, replace).path)
+    print_path(add(Bundle.open(folder), name or folder.resolve().name, overwrite).path)
 
 
 @bundles.command()
-@click.argument("name")
-@click.option("-y", "--yes", is_flag=True, help="Do not ask.")
+@click.argument("name", shell_complete=complete_bundle)
+@click.option("-y", "--yes", is_flag=True, help="Do not ask for confirmation.")
 def remove(name: str, yes: bool) -> None:
-    """Delete a bundle that was added."""
+    """Delete an added bundle."""
     from seed_edge.bundle import remove
     from seed_edge.user_dirs import bundle_folder
 
@@ -92,7 +100,7 @@ def remove(name: str, yes: bool) -> None:
 @click.argument("what")
 @json_option
 def inspect(what: str, as_json: bool) -> None:
-    """What a file says of itself: a drawn picture, a bundle, any GGUF or ONNX file. Nothing is loaded or run."""
+    """Print the metadata of a drawn image, a bundle, a GGUF or an ONNX file. No model is loaded."""
     from seed_edge.inspection import describe, lines
 
     told = describe(what)
@@ -105,9 +113,9 @@ def inspect(what: str, as_json: bool) -> None:
 @click.command()
 @json_option
 def doctor(as_json: bool) -> None:
-    """What of this machine can be used, what cannot and why. No model is loaded.
+    """Check this machine and the installation. No model is loaded.
 
-    Exit code 0: all is well. 1: something works worse than it could. 2: something is broken.
+    Exit code 0: no problem. 1: a warning. 2: something is broken.
     """
     from seed_edge.doctor import OK, examine, report, worst
 

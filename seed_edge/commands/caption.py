@@ -1,4 +1,4 @@
-"""Commands that look at pictures."""
+"""The commands `caption`, `encode` and `ask`."""
 
 from __future__ import annotations
 
@@ -29,6 +29,8 @@ from seed_edge.commands.common import (
     given,
     json_option,
     max_pixels_option,
+    output_option,
+    overwrite_option,
     print_json,
     print_path,
     runtime_options,
@@ -49,26 +51,32 @@ MAX_ENDINGS = 8
 """Endings of files that were passed over that are told."""
 
 temperature_option = click.option(
-    "--temperature", type=TEMPERATURE, default=0.0, show_default=True, help="0: the top_k_top_p words."
+    "--temperature",
+    type=TEMPERATURE,
+    default=0.0,
+    show_default=True,
+    help="Sampling temperature; 0 takes the most likely token.",
 )
-seed_option = click.option("--seed", type=SEED, default=0, show_default=True, help="Used with --temperature.")
+seed_option = click.option(
+    "-s", "--seed", type=SEED, default=0, show_default=True, help="Random seed, used with --temperature."
+)
 
 
 @click.command()
 @click.argument("images", nargs=-1, type=click.Path(allow_dash=True))
-@click.option("--out", type=click.Path(path_type=Path), help="File of JSON lines to write; - for stdout.")
+@output_option("File of JSON lines to write; - for stdout.")
 @click.option(
-    "--sidecar", metavar="ENDING", callback=sidecar_ending, help="Write a text file beside each image: `--sidecar txt`."
+    "--sidecar", metavar="ENDING", callback=sidecar_ending, help="Write a text file next to each image: `--sidecar txt`."
 )
 @click.option("--full-names", is_flag=True, help="With --sidecar: `photo.jpg.txt` instead of `photo.txt`.")
-@click.option("--resume", is_flag=True, help="Go on: images that have their caption in --out or --sidecar are passed over.")
-@click.option("--overwrite", is_flag=True, help="Replace what --out or --sidecar hold.")
-@click.option("--prefix", type=TEXT, default="", help="Put before each caption.")
-@click.option("--append", type=TEXT, default="", help="Put behind each caption.")
-@click.option("--stdin0", is_flag=True, help="Read names of images from stdin, each ended by a zero byte.")
+@click.option("--resume", is_flag=True, help="Skip images that have a caption in --output or --sidecar.")
+@overwrite_option("Replace the captions in --output or --sidecar.")
+@click.option("--prefix", type=TEXT, default="", help="Text before each caption.")
+@click.option("--append", type=TEXT, default="", help="Text after each caption.")
+@click.option("--stdin0", is_flag=True, help="Read file names from stdin, each ended by a NUL byte.")
 @temperature_option
 @seed_option
-@click.option("--beams", type=click.IntRange(1, 16), help="Captions followed side by side.  [default: the bundle's]")
+@click.option("--beams", type=click.IntRange(1, 16), help="Beam width.  [default: set by the bundle]")
 @max_pixels_option
 @runtime_options
 @json_option
@@ -89,24 +97,24 @@ def caption(
     engine: RuntimeOptions,
     as_json: bool,
 ) -> None:
-    """Describe IMAGES in words: files, folders with all that is in them, or - for an image from stdin.
+    """Caption IMAGES: files, folders, or - for an image from stdin.
 
-    A file that cannot be read stops nothing: it is told at the end, and the exit code is 3.
+    Files that cannot be read are listed at the end, and the exit code is 3.
     """
     if not images and not stdin0:
         raise click.UsageError("give IMAGES, folders, or - for an image from stdin")
     if out is not None and sidecar is not None:
-        raise click.UsageError("--out and --sidecar exclude each other")
+        raise click.UsageError("--output and --sidecar exclude each other")
     if out is None and sidecar is None and (resume or overwrite):
-        raise click.UsageError("--resume and --overwrite go with --out or --sidecar")
+        raise click.UsageError("--resume and --overwrite need --output or --sidecar")
     if resume and overwrite:
         raise click.UsageError("--resume and --overwrite exclude each other")
     if full_names and sidecar is None:
-        raise click.UsageError("--full-names goes with --sidecar")
+        raise click.UsageError("--full-names needs --sidecar")
     options: dict[str, Any] = {"temperature": temperature, "seed": seed, "beams": beams}
     if images == ("-",):
         if out is not None or sidecar is not None:
-            raise click.UsageError("an image from stdin has no name; leave out --out and --sidecar")
+            raise click.UsageError("an image from stdin has no name; leave out --output and --sidecar")
         picture = image_on_stdin(max_pixels)
         with engine.opened() as edge:
             Printed(as_json, alone=True).put(Path("-"), prefix + edge.caption(picture, **options) + append)
@@ -121,7 +129,7 @@ def caption(
         elif out is None or is_stdout(out):
             sink = Printed(as_json or out is not None, alone)
         else:
-            refuse_inside(out, bundle_place(engine), "--out")
+            refuse_inside(out, bundle_place(engine), "--output")
             sink = stack.enter_context(Lines.opened(out, resume, overwrite, (*chosen.paths, *read_files(engine))))
         waiting, failed = still_to_do(chosen.paths, sink, alone)
         had = len(chosen.paths) - len(waiting) - len(failed)
@@ -209,7 +217,7 @@ def image_on_stdin(max_pixels: int | None) -> Image:
 @runtime_options
 @json_option
 def encode(images: tuple[str, ...], max_pixels: int | None, engine: RuntimeOptions, as_json: bool) -> None:
-    """Turn IMAGES into codes, one line each."""
+    """Encode IMAGES to codes, one line for each image."""
     from seed_edge.preprocess import open_image
 
     with engine.opened() as edge:

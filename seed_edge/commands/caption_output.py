@@ -274,7 +274,7 @@ class Lines:
             SeedEdgeError: it is an input.
             click.ClickException: it cannot be written, or holds something else.
         """
-        refuse_input(path, inputs, "--out")
+        refuse_input(path, inputs, "--output")
         if os.path.isdir(path):
             raise click.ClickException(f"{path} is a folder; give a file name")
         if is_special(path):
@@ -316,7 +316,7 @@ class Lines:
                     return
                 else:
                     raise click.ClickException(
-                        f"{self.path} holds lines that this program did not write; choose another --out"
+                        f"{self.path} holds lines that this program did not write; choose another --output"
                     )
             if rest:
                 self._write(b"\n")
@@ -366,7 +366,7 @@ def _lock(descriptor: int, path: Path) -> None:
         else:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
-        raise click.ClickException(f"{path} is being written by another process; wait, or choose another --out") from error
+        raise click.ClickException(f"{path} is being written by another process; wait, or choose another --output") from error
 
 
 def _image_of(line: bytes, path: Path) -> str | None:

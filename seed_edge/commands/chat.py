@@ -45,13 +45,24 @@ HELP = """Write a message. An image goes with it: /image PATH, or drop its file 
     "--output",
     type=click.Path(path_type=Path, file_okay=False),
     default=Path(),
-    help="Folder for pictures.  [default: .]",
+    help="Folder of drawn images.  [default: .]",
 )
-@click.option("--temperature", type=TEMPERATURE, default=0.0, show_default=True, help="Of words; 0: the top_k_top_p.")
 @click.option(
-    "--seed", type=Integer(0, MAX_SEED - MAX_TURNS), default=0, show_default=True, help="Of the first answer; it counts up."
+    "--temperature",
+    type=TEMPERATURE,
+    default=0.0,
+    show_default=True,
+    help="Sampling temperature; 0 takes the most likely token.",
 )
-@click.option("--load", type=click.Path(path_type=Path), help="Go on with a conversation that /save wrote.")
+@click.option(
+    "-s",
+    "--seed",
+    type=Integer(0, MAX_SEED - MAX_TURNS),
+    default=0,
+    show_default=True,
+    help="Random seed; one higher for each answer.",
+)
+@click.option("--load", type=click.Path(path_type=Path), help="Load a conversation that /save wrote.")
 @with_diffusion_options
 @with_finish_options
 @runtime_options
@@ -64,7 +75,7 @@ def chat(
     finish: dict[str, Any],
     engine: RuntimeOptions,
 ) -> None:
-    """Talk with a model about pictures, and let it draw some. Nothing is kept but what /save writes and pictures.
+    """Chat with a model about images; it can draw images, too. Only drawn images and what /save writes are kept.
 
     Within: /image PATH, /draw TEXT, /undo, /save FILE, /load FILE, /clear, /help, /quit.
     """

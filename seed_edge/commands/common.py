@@ -1,4 +1,4 @@
-"""What the commands share: options, notes for people, refusals. Imports nothing heavy."""
+"""Options, messages and output that the commands share. Imports nothing heavy."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ import os
 import re
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import click
 
@@ -32,6 +32,9 @@ MAX_BYTES = (1 << 63) - 1
 MAX_COUNT = 10**9
 MOST_TEMPERATURE, MOST_GUIDANCE = 100.0, 1000.0
 """As in `manifest`, which is not imported for `--help`; a test compares them."""
+DEVICES, SCHEDULERS, STORAGE_TYPES = ("auto", "cpu", "cuda"), ("pndm", "ddim", "dpm++"), ("fp32", "fp16", "int8")
+RESIZE_FILTERS, PROMPT_TEMPLATES = ("bilinear", "bicubic"), ("vicuna", "llama2", "plain", "own", "own-talk")
+"""As in the modules that use them, which are not imported for `--help`; a test compares them."""
 MAX_NUMBER = 24
 """Characters of a refused number that are shown."""
 
@@ -109,8 +112,17 @@ def shortened(value: Any) -> str:
 SEED, COUNT, TEMPERATURE, TEXT = Integer(0, MAX_SEED), Integer(1, MAX_COUNT), Number(0, MOST_TEMPERATURE), Text()
 
 
+def complete_recipe(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """Names of recipes that begin with `incomplete`, and files."""
+    from click.shell_completion import CompletionItem
+
+    folder = Path(__file__).parent.parent / "recipes"
+    names = sorted(path.stem for path in folder.glob("*.toml") if path.stem.startswith(incomplete))
+    return [*map(CompletionItem, names), CompletionItem(incomplete, type="file")]
+
+
 def complete_bundle(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
-    """Names of bundles that begin so, and folders."""
+    """Names of bundles that begin with `incomplete`, and folders."""
     from click.shell_completion import CompletionItem
 
     from seed_edge.bundle import EMBEDDED
@@ -120,26 +132,72 @@ def complete_bundle(context: click.Context, parameter: click.Parameter, incomple
     return [*map(CompletionItem, names), CompletionItem(incomplete, type="dir")]
 
 
+class Option(click.Option):
+    """An option with further spellings that work but appear neither in help nor in completion.
+
+    Args:
+        aliases: these spellings, each with its dashes.
+    """
+
+    def __init__(self, *args: Any, aliases: Sequence[str] = (), **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.aliases = list(aliases)
+
+    def add_to_parser(self, parser: Any, ctx: click.Context) -> None:
+        shown = self.opts
+        self.opts = [*shown, *self.aliases]
+        try:
+            super().add_to_parser(parser, ctx)
+        finally:
+            self.opts = shown
+
+
+class AliasGroup(click.Group):
+    """A group whose commands have further names that appear neither in help nor in completion."""
+
+    aliases: ClassVar[Mapping[str, str]] = {}
+    """Alias to command name."""
+
+    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
+        return super().get_command(ctx, self.aliases.get(name, name))
+
+
+def option(*names: str, aliases: Sequence[str] = (), **settings: Any) -> Callable[[Command], Command]:
+    """`click.option` with hidden aliases; see `Option`."""
+    return click.option(*names, cls=Option, aliases=aliases, **settings)
+
+
 bundle_option = click.option(
     "--bundle",
     type=click.Path(path_type=Path),
-    help="Folder of a bundle, or the name of one that was added.  [default: the embedded one]",
+    help="Bundle: a folder, or the name of an added bundle.  [default: the embedded bundle]",
     shell_complete=complete_bundle,
 )
-device_option = click.option("--device", default="auto", show_default=True, help="Where graphs run: auto, cpu or cuda.")
-quiet_option = click.option("-q", "--quiet", is_flag=True, help="No notes or progress on stderr.")
-memory_options = (
-    click.option("--low-memory", is_flag=True, help="One part of the bundle open at a time."),
-    click.option(
-        "--memory-limit", type=Bytes(), metavar="SIZE", help="Most memory to take, such as 6G.  [default: what is free]"
-    ),
-    click.option("-v", "--verbose", is_flag=True, help="Tell what memory is needed and what is opened, on stderr."),
+device_option = click.option(
+    "--device", type=click.Choice(DEVICES), default="auto", show_default=True, help="Device that runs the ONNX graphs."
 )
-seed_option = click.option("--seed", type=SEED, default=0, show_default=True)
+quiet_option = click.option("-q", "--quiet", is_flag=True, help="Print no notes or progress on stderr.")
+memory_options = (
+    click.option("--low-memory", is_flag=True, help="Keep only one part of the bundle open at a time."),
+    click.option("--memory-limit", type=Bytes(), metavar="SIZE", help="Memory limit, such as 6G.  [default: free memory]"),
+    click.option("-v", "--verbose", is_flag=True, help="Print the device, the memory plan and opened parts on stderr."),
+)
+seed_option = click.option("-s", "--seed", type=SEED, default=0, show_default=True, help="Random seed.")
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 max_pixels_option = click.option(
-    "--max-pixels", type=Integer(1, 1 << 40), help="Refuse images with more pixels.  [default: said when one is refused]"
+    "--max-pixels", type=Integer(1, 1 << 40), help="Refuse images with more pixels.  [default: 200 million]"
 )
+
+
+def output_option(help: str, required: bool = False) -> Callable[[Command], Command]:
+    """`-o/--output`; the command gets a path as `out`."""
+    path = click.Path(path_type=Path)
+    return option("-o", "--output", "out", aliases=["--out"], type=path, required=required, help=help)
+
+
+def overwrite_option(help: str) -> Callable[[Command], Command]:
+    """`--overwrite`; the command gets a flag of that name."""
+    return option("--overwrite", aliases=["--replace"], is_flag=True, help=help)
 
 
 def note(text: str, quiet: bool) -> None:
@@ -167,7 +225,7 @@ def print_path(path: Path | str) -> None:
 
 @dataclass(frozen=True)
 class RuntimeOptions:
-    """What every command that runs a bundle may be told."""
+    """Options shared by all commands that run a bundle."""
 
     bundle: Path | None
     device: str
@@ -181,15 +239,12 @@ class RuntimeOptions:
         note(text, self.quiet)
 
     def opened(self) -> SeedEdge:
-        """The bundle, ready to use; says on stderr where it runs, and what memory it plans with where that is asked."""
+        """The opened bundle; with `verbose`, prints the device and the memory plan on stderr."""
         import seed_edge
-        from seed_edge.runtime.onnx_session import DEVICES
 
-        choose("--device", self.device, DEVICES)
         edge = seed_edge.load(self.bundle, device=self.device, memory_limit=self.memory_limit, low_memory=self.low_memory)
-        if self.device == "auto":
-            self.note(f"device: {edge.device}")
         if self.verbose:
+            self.note(f"device: {edge.device}")
             log_to_stderr("debug", as_json=False)
             for line in edge.memory_plan():
                 note(line, quiet=False)
@@ -197,22 +252,26 @@ class RuntimeOptions:
 
 
 def runtime_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Add the options that say how a bundle is run; the command gets them together, as `engine`."""
+    """Add the options of `RuntimeOptions`; the command gets them together, as `engine`."""
 
     @functools.wraps(command)
     def collected(**options: Any) -> None:
         engine = RuntimeOptions(**{field.name: options.pop(field.name) for field in dataclasses.fields(RuntimeOptions)})
         command(engine=engine, **options)
 
-    for option in reversed((bundle_option, device_option, *memory_options, quiet_option)):
-        collected = option(collected)
+    for add in reversed((bundle_option, device_option, *memory_options, quiet_option)):
+        collected = add(collected)
     return collected
 
 
 def choose(option: str, value: str, choices: tuple[str, ...]) -> None:
-    """Refuse a value that is none of the choices. Checked here, so that `--help` imports nothing heavy."""
+    """Refuse a value outside choices that are too slow to compute for `--help`.
+
+    Raises:
+        click.UsageError: `value` is not one of `choices`.
+    """
     if value not in choices:
-        raise click.ClickException(f"{settings_file(option)}{option} {value}: choose one of {', '.join(choices)}")
+        raise click.UsageError(f"{settings_file(option)}{option} {value}: choose one of {', '.join(choices)}")
 
 
 def need(extra: str, *modules: str) -> None:
@@ -224,31 +283,6 @@ def need(extra: str, *modules: str) -> None:
         command = click.get_current_context().command_path
         install = f'pip install "seed-edge[{extra}]"'
         raise click.ClickException(f"`{command}` needs {', '.join(missing)}; install with: {install}")
-
-
-class Option(click.Option):
-    """An option with further spellings that work but appear neither in help nor in completion.
-
-    Args:
-        aliases: these spellings, each with its dashes.
-    """
-
-    def __init__(self, *args: Any, aliases: Sequence[str] = (), **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.aliases = list(aliases)
-
-    def add_to_parser(self, parser: Any, ctx: click.Context) -> None:
-        shown = self.opts
-        self.opts = [*shown, *self.aliases]
-        try:
-            super().add_to_parser(parser, ctx)
-        finally:
-            self.opts = shown
-
-
-def option(*names: str, aliases: Sequence[str] = (), **settings: Any) -> Callable[[Command], Command]:
-    """`click.option` with hidden aliases; see `Option`."""
-    return click.option(*names, cls=Option, aliases=aliases, **settings)
 
 
 def given(**options: int | None) -> dict[str, Any]:

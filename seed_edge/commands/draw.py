@@ -1,4 +1,4 @@
-"""Commands that make pictures."""
+"""The commands `draw`, `edit`, `reconstruct` and `decode`."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ from seed_edge.commands.common import (
     json_option,
     max_pixels_option,
     note,
+    option,
     print_json,
     print_path,
     runtime_options,
@@ -33,6 +34,7 @@ from seed_edge.commands.image_output import (
     Output,
     check_grid,
     check_output,
+    diffusion_options_of,
     kept_latents,
     name_of,
     numbered,
@@ -40,7 +42,6 @@ from seed_edge.commands.image_output import (
     resized,
     save_picture,
     show_picture,
-    diffusion_options_of,
     with_diffusion_options,
     with_finish_options,
 )
@@ -57,10 +58,14 @@ if TYPE_CHECKING:
 
 MAX_PICTURES_AT_ONCE = 1000
 
-output_option = click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="Picture to write.")
-seed_option = click.option("--seed", type=SEED, help="Same seed, same picture.  [default: a new one, said on stderr]")
+output_option = click.option(
+    "-o", "--output", type=click.Path(path_type=Path), required=True, help="Image to write; - for stdout."
+)
+seed_option = click.option("-s", "--seed", type=SEED, help="Random seed.  [default: a random one, printed on stderr]")
 temperature_option = click.option(
-    "--temperature", type=TEMPERATURE, help="Higher varies more, 0 not at all.  [default: the bundle's]"
+    "--temperature",
+    type=TEMPERATURE,
+    help="Sampling temperature; 0 takes the most likely codes.  [default: set by the bundle]",
 )
 
 
@@ -89,7 +94,9 @@ class ImageWriter:
         """Picture of codes; what is half done is kept beside `path` where the last stage fails."""
         negative = self.edge.negative_codes(self.negative, seed=seed)
         with Progress("steps", self.quiet) as progress, kept_latents(path) as on_latents:
-            picture = self.edge.decode(codes, seed=seed, options=self.options, negative=negative, progress=progress, on_latents=on_latents)
+            picture = self.edge.decode(
+                codes, seed=seed, options=self.options, negative=negative, progress=progress, on_latents=on_latents
+            )
         return resized(picture, self.side)
 
     def save(self, picture: Image, output: Output, prompt: str, drawn: Sequence[tuple[int, Sequence[int]]]) -> Path:
@@ -139,7 +146,7 @@ def image_writer(
     finish: dict[str, Any],
     *,
     temperature: float | None = None,
-    tries: int | None = None,
+    best_of: int | None = None,
     negative: str | None = None,
 ) -> ImageWriter:
     """How pictures are made, from what was said on the command line; refuses what the bundle cannot do.
@@ -156,28 +163,32 @@ def image_writer(
     sampling = Sampling(0.0, 0, 1.0) if language is None else language.sampling
     if temperature is not None:
         sampling = dataclasses.replace(sampling, temperature=temperature)
-    if tries is not None:
-        sampling = dataclasses.replace(sampling, best_of=tries)
+    if best_of is not None:
+        sampling = dataclasses.replace(sampling, best_of=best_of)
     return ImageWriter(edge, options, sampling, negative, quiet=engine.quiet, **finish)
 
 
 @click.command()
 @click.argument("prompt", required=False, type=TEXT)
-@click.option("-o", "--output", type=click.Path(path_type=Path), help="Picture to write.  [default: made of the prompt]")
+@click.option("-p", "--prompt", "prompt_option", type=TEXT, help="Prompt, instead of the argument PROMPT.")
+@click.option(
+    "-o", "--output", type=click.Path(path_type=Path), help="Image to write; - for stdout.  [default: named after the prompt]"
+)
 @overwrite_option
 @click.option(
-    "-n", "--count", type=click.IntRange(1, MAX_PICTURES_AT_ONCE), default=1, show_default=True, help="So many pictures."
+    "-n", "--count", type=click.IntRange(1, MAX_PICTURES_AT_ONCE), default=1, show_default=True, help="Number of images."
 )
-@click.option("--grid", is_flag=True, help="All of them in one picture.")
-@click.option("--prompts", type=click.Path(), help="A file of prompts, one a line, or - for stdin; -o is a folder then.")
-@click.option("--from", "source", type=click.Path(), help="A picture that was drawn: draw the same again.")
-@click.option("--negative", type=TEXT, help="What to keep away from, in words.")
+@click.option("--grid", is_flag=True, help="Write all images into one contact sheet.")
+@click.option("--prompts", type=click.Path(), help="File with one prompt per line, or - for stdin; -o is then a folder.")
+@click.option("--from", "source", type=click.Path(), help="Image drawn by seed-edge: draw it again from its metadata.")
+@click.option("--negative-prompt", "--negative", "negative", type=TEXT, help="Negative prompt.")
 @seed_option
 @temperature_option
-@click.option(
-    "--tries",
+@option(
+    "--best-of",
+    aliases=["--tries"],
     type=click.IntRange(1, 16),
-    help="Draw it so often and keep what the model itself finds most like it.  [default: the bundle's]",
+    help="Number of candidates, of which the model's most likely one is kept.  [default: set by the bundle]",
 )
 @with_diffusion_options
 @with_finish_options
@@ -185,6 +196,7 @@ def image_writer(
 @json_option
 def draw(
     prompt: str | None,
+    prompt_option: str | None,
     output: Path | None,
     overwrite: bool,
     count: int,
@@ -194,20 +206,21 @@ def draw(
     negative: str | None,
     seed: int | None,
     temperature: float | None,
-    tries: int | None,
+    best_of: int | None,
     diffusion: dict[str, Any],
     finish: dict[str, Any],
     engine: RuntimeOptions,
     as_json: bool,
 ) -> None:
-    """Draw a picture of PROMPT.
+    """Draw an image of PROMPT.
 
-    Several with -n: seeds count up from the first. What is drawn carries prompt, seed, codes and bundle, so that --from draws
-    the same again, and the mark that a machine made it.
+    With -n, the seed of each further image is one higher. The metadata of an image holds prompt, seed, codes and bundle, so
+    that --from draws it again, and the mark of an AI-made image.
     """
     finish = unshown(finish) if as_json else finish
-    if sum(said is not None for said in (prompt, prompts, source)) != 1:
-        raise click.ClickException('say what to draw: a PROMPT such as "a red fox", or --prompts FILE, or --from PICTURE')
+    if sum(value is not None for value in (prompt, prompt_option, prompts, source)) != 1:
+        raise click.UsageError('give one of: a PROMPT such as "a red fox", -p PROMPT, --prompts FILE, --from IMAGE')
+    prompt = prompt if prompt_option is None else prompt_option
     refuse_json_beside_picture(output, as_json)
     if output is not None and is_stdout(output) and count > 1 and not grid:
         raise click.UsageError("stdout takes one picture; add --grid, or choose another -o")
@@ -234,7 +247,7 @@ def draw(
         raise click.UsageError(f"--seed {seed} with -n {count} counts past 2**63 - 1; choose a lower seed")
     failed = 0
     with engine.opened() as edge:
-        brush = image_writer(edge, engine, diffusion, finish, temperature=temperature, tries=tries, negative=negative)
+        brush = image_writer(edge, engine, diffusion, finish, temperature=temperature, best_of=best_of, negative=negative)
         if grid:
             check_grid(count, brush.drawn_side(), (named or Output(name_of(""))).path)
         for text in asked:
@@ -345,8 +358,13 @@ def draw_again(brush: ImageWriter, record: Record, output: Output, as_json: bool
 
 @click.command()
 @click.argument("image", type=click.Path())
-@click.argument("change", type=TEXT)
-@click.option("-o", "--output", type=click.Path(path_type=Path), help="Picture to write.  [default: made of the change]")
+@click.argument("instruction", type=TEXT)
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path),
+    help="Image to write; - for stdout.  [default: named after the instruction]",
+)
 @overwrite_option
 @seed_option
 @temperature_option
@@ -357,7 +375,7 @@ def draw_again(brush: ImageWriter, record: Record, output: Output, as_json: bool
 @json_option
 def edit(
     image: str,
-    change: str,
+    instruction: str,
     output: Path | None,
     overwrite: bool,
     seed: int | None,
@@ -368,11 +386,11 @@ def edit(
     engine: RuntimeOptions,
     as_json: bool,
 ) -> None:
-    """Draw IMAGE changed as CHANGE says: "make the fox blue"."""
+    """Edit IMAGE by INSTRUCTION, such as "make the fox blue"."""
     from seed_edge.preprocess import open_image
 
     finish = unshown(finish) if as_json else finish
-    target = Output(output or name_of(change), output is None, overwrite)
+    target = Output(output or name_of(instruction), output is None, overwrite)
     refuse_json_beside_picture(output, as_json)
     check_output(target, engine, image)
     picture = open_image(image, **given(max_pixels=max_pixels))
@@ -381,16 +399,16 @@ def edit(
         brush = image_writer(edge, engine, diffusion, finish, temperature=temperature)
         with Progress("codes", engine.quiet) as progress:
             before = edge.encode([picture])[0]
-            codes = edge.edit_codes(before, change, seed=seed, sampling=brush.sampling, progress=progress).tolist()
-        path = brush.save(brush.picture(codes, seed, target.path), target, change, [(seed, codes)])
-    tell(path, change, [(seed, codes)], as_json)
+            codes = edge.edit_codes(before, instruction, seed=seed, sampling=brush.sampling, progress=progress).tolist()
+        path = brush.save(brush.picture(codes, seed, target.path), target, instruction, [(seed, codes)])
+    tell(path, instruction, [(seed, codes)], as_json)
 
 
 @click.command()
 @click.argument("image", type=click.Path())
 @output_option
 @overwrite_option
-@click.option("--seed", type=SEED, default=0, show_default=True, help="For decoders that start from noise.")
+@click.option("-s", "--seed", type=SEED, default=0, show_default=True, help="Random seed of a diffusion.")
 @with_diffusion_options
 @with_finish_options
 @max_pixels_option
@@ -405,7 +423,7 @@ def reconstruct(
     max_pixels: int | None,
     engine: RuntimeOptions,
 ) -> None:
-    """Draw what is left of IMAGE in its codes: what the language model sees of it."""
+    """Encode IMAGE and decode its codes: what the language model sees of it."""
     from seed_edge.preprocess import open_image
 
     target = Output(output, overwrite=overwrite)
@@ -422,7 +440,7 @@ def reconstruct(
 @click.argument("codes", type=click.Path(allow_dash=True))
 @output_option
 @overwrite_option
-@click.option("--seed", type=SEED, default=0, show_default=True, help="For decoders that start from noise.")
+@click.option("-s", "--seed", type=SEED, default=0, show_default=True, help="Random seed of a diffusion.")
 @with_diffusion_options
 @with_finish_options
 @runtime_options
@@ -435,9 +453,9 @@ def decode(
     finish: dict[str, Any],
     engine: RuntimeOptions,
 ) -> None:
-    """Turn CODES back into a picture: a file of `encode` output, or - for stdin.
+    """Decode CODES, the output of `encode`, to an image.
 
-    A file of latents (.npy), which `draw` leaves behind when its last stage fails, is finished likewise.
+    CODES is a file, or - for stdin; or a file of latents (.npy), which `draw` writes if the VAE decoder fails.
     """
     target = Output(output, overwrite=overwrite)
     check_output(target, engine, *([codes] if codes != "-" else []))

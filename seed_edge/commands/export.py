@@ -1,4 +1,4 @@
-"""Commands about bundles themselves: to make them, to check them, to time them."""
+"""The commands `export`, `verify` and `bench`."""
 
 from __future__ import annotations
 
@@ -8,6 +8,9 @@ import click
 
 from seed_edge.commands.common import (
     COUNT,
+    PROMPT_TEMPLATES,
+    RESIZE_FILTERS,
+    STORAGE_TYPES,
     TEXT,
     bundle_option,
     choose,
@@ -16,30 +19,70 @@ from seed_edge.commands.common import (
     need,
     note,
     option,
+    output_option,
+    overwrite_option,
     print_json,
     print_path,
     quiet_option,
 )
+
+WEIGHT_TYPES = ("F16", "Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "Q3_K_M")
+"""The usual weight types, for completion; the installed llama.cpp defines all of them."""
+
+
+def complete_weight_type(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[str]:
+    """The usual weight types that begin with `incomplete`, in any case."""
+    return [name for name in WEIGHT_TYPES if name.startswith(incomplete.upper())]
 
 
 @click.command()
 @click.option(
     "--ckpt",
     type=click.Path(path_type=Path),
-    help="A run of `train`, SEED-2's tokenizer, or a bundle that gets another --llm.  [default: the embedded bundle]",
+    help="A training run, a SEED-2 tokenizer, or a bundle that gets another --llm.  [default: the embedded bundle]",
 )
-@click.option("--vit", type=click.Path(path_type=Path), help="eva_vit_g.pth, where --ckpt does not hold it.")
-@click.option("--llm", type=click.Path(path_type=Path), help="LLaMA folder.  [default: that of the run]")
-@click.option("--lora", type=click.Path(path_type=Path), help="PEFT folder, merged into the LLaMA.")
+@click.option("--vit", type=click.Path(path_type=Path), help="eva_vit_g.pth, if --ckpt does not contain it.")
+@click.option("--llm", type=click.Path(path_type=Path), help="LLaMA folder.  [default: the language model of the run]")
+@click.option("--lora", type=click.Path(path_type=Path), help="PEFT adapter folder, merged into the LLaMA.")
 @click.option("--diffusion", type=click.Path(path_type=Path), help="stable-diffusion-2-1-unclip folder.")
-@click.option("--template", help="Prompts the LLaMA knows: vicuna, llama2 or plain.  [default: told from it]")
-@click.option("--resize-filter", default="bilinear", show_default=True, help="For SEED-2: bilinear or bicubic.")
-@click.option("--out", type=click.Path(path_type=Path), required=True, help="Bundle to write.")
-@click.option("--name", type=TEXT, help="Name of the bundle.  [default: that of --out]")
-@click.option("--weight-type", default="Q8_0", show_default=True, help="Of the language model: F16, Q8_0, Q4_K_M, ...")
-@click.option("--image-weights", default="fp16", show_default=True, help="How graphs store weights: fp32, fp16 or int8.")
-@click.option("--decoder-weights", help="The same for the decoder, which can do with less.  [default: as --image-weights]")
-@click.option("--photo", "photos", multiple=True, type=click.Path(path_type=Path), help="Also compare codes on this image.")
+@click.option(
+    "--template",
+    type=click.Choice(PROMPT_TEMPLATES),
+    help="Prompt template of the LLaMA.  [default: found from the checkpoint]",
+)
+@click.option(
+    "--resize-filter",
+    type=click.Choice(RESIZE_FILTERS),
+    default="bilinear",
+    show_default=True,
+    help="Resize filter of SEED-2's preprocessing.",
+)
+@output_option("Bundle to write.", required=True)
+@click.option("--name", type=TEXT, help="Name of the bundle.  [default: name of the output folder]")
+@click.option(
+    "--weight-type",
+    default="Q8_0",
+    show_default=True,
+    shell_complete=complete_weight_type,
+    help="GGUF weight type of the language model: F16, Q8_0, Q4_K_M, ...",
+)
+@click.option(
+    "--image-weights",
+    type=click.Choice(STORAGE_TYPES),
+    default="fp16",
+    show_default=True,
+    help="Weight type of the ONNX graphs.",
+)
+@click.option(
+    "--decoder-weights", type=click.Choice(STORAGE_TYPES), help="Weight type of the decoder.  [default: as --image-weights]"
+)
+@click.option(
+    "--photo",
+    "photos",
+    multiple=True,
+    type=click.Path(path_type=Path),
+    help="Also compare codes on this image; may be repeated.",
+)
 @option(
     "--license",
     "license_text",
@@ -53,7 +96,7 @@ from seed_edge.commands.common import (
     type=click.Path(path_type=Path),
     help="JSON list of objects with name, license and role, stored in the manifest.",
 )
-@click.option("--replace", is_flag=True, help="Replace the bundle at --out.")
+@overwrite_option("Replace the bundle at --output.")
 @quiet_option
 def export(
     ckpt: Path | None,
@@ -71,25 +114,17 @@ def export(
     photos: tuple[Path, ...],
     license_text: str,
     sources: Path | None,
-    replace: bool,
+    overwrite: bool,
     quiet: bool,
 ) -> None:
-    """Turn checkpoints into a bundle, and prove that it gives the same numbers."""
+    """Export checkpoints to a bundle, and compare its outputs with PyTorch's."""
     need("export", "torch", "diffusers", "onnx", "onnxscript", "gguf", "sentencepiece", "safetensors", "transformers")
     from seed_edge.bundle import EMBEDDED
     from seed_edge.export.export_bundle import ExportOptions, Parts, export_bundle
     from seed_edge.export.gguf_quantize import weight_types
-    from seed_edge.export.onnx_storage import STORAGE
-    from seed_edge.preprocess import FILTERS
-    from seed_edge.prompts import TEMPLATES
     from seed_edge.runtime.threads import available_cores
 
-    if template is not None:
-        choose("--template", template, tuple(TEMPLATES))
     choose("--weight-type", weight_type, weight_types())
-    choose("--image-weights", image_weights, STORAGE)
-    choose("--decoder-weights", decoder_weights or image_weights, STORAGE)
-    choose("--resize-filter", resize_filter, tuple(FILTERS))
     options = ExportOptions(
         name=name or out.name,
         weight_type=weight_type,
@@ -101,7 +136,7 @@ def export(
         threads=available_cores(),
         license=license_text,
         sources=sources,
-        replace=replace,
+        replace=overwrite,
     )
     export_bundle(Parts(ckpt or EMBEDDED, vit, llm, lora, diffusion), out, options, lambda text: note(text, quiet))
     print_path(out)
@@ -110,7 +145,7 @@ def export(
 @click.command()
 @click.argument("bundle", required=False, type=click.Path(path_type=Path))
 def verify(bundle: Path | None) -> None:
-    """Check a bundle's hashes, and that its graphs give what they gave where it was made."""
+    """Check a bundle's hashes, and compare its outputs with those recorded at export."""
     from seed_edge.bundle import Bundle
     from seed_edge.runtime.onnx_session import choose_device
     from seed_edge.runtime.selftest import verify
@@ -121,16 +156,17 @@ def verify(bundle: Path | None) -> None:
 @click.command()
 @bundle_option
 @device_option
-@click.option("--tries", type=COUNT, default=5, show_default=True, help="Of each stage; the median counts.")
+@option(
+    "--repeats", aliases=["--tries"], type=COUNT, default=5, show_default=True, help="Runs of each stage; the median counts."
+)
 @json_option
 @quiet_option
-def bench(bundle: Path | None, device: str, tries: int, as_json: bool, quiet: bool) -> None:
-    """Time every stage here, beside the least time it could take on this machine."""
+def bench(bundle: Path | None, device: str, repeats: int, as_json: bool, quiet: bool) -> None:
+    """Time every stage, and compare with the lower bound of this machine."""
     from seed_edge import bench
-    from seed_edge.runtime.onnx_session import DEVICES, choose_device
+    from seed_edge.runtime.onnx_session import choose_device
 
-    choose("--device", device, DEVICES)
-    found = bench.bench(bundle, choose_device(device), tries, lambda text: note(f"timing: {text}", quiet))
+    found = bench.bench(bundle, choose_device(device), repeats, lambda text: note(f"timing: {text}", quiet))
     if as_json:
         print_json(found)
     else:

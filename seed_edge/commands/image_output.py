@@ -20,7 +20,7 @@ import click
 from click.core import ParameterSource
 
 from seed_edge.atomic import is_special, replacing, write_new
-from seed_edge.commands.common import MOST_GUIDANCE, Number, choose
+from seed_edge.commands.common import MOST_GUIDANCE, SCHEDULERS, Number, option
 from seed_edge.errors import SeedEdgeError
 from seed_edge.output_checks import is_stdout, refuse_input, refuse_inside, regular_stdin, why
 
@@ -43,26 +43,39 @@ MAX_STEM = 120
 RESERVED = re.compile(r"con|prn|aux|nul|com[0-9]|lpt[0-9]")
 """Names of devices on Windows, with any ending."""
 
-overwrite_option = click.option("--overwrite", is_flag=True, help="Replace a file at -o that seed-edge did not draw.")
+overwrite_option = option(
+    "--overwrite", aliases=["--replace"], is_flag=True, help="Replace a file at -o that seed-edge did not draw."
+)
 
 finish_options = (
     click.option(
-        "--size", "side", type=click.IntRange(16, 4096), help="Pixels a side of what is saved.  [default: as it is drawn]"
+        "--size",
+        "side",
+        type=click.IntRange(16, 4096),
+        help="Side of the saved image in pixels.  [default: side of the drawn image]",
     ),
     click.option(
         "--metadata/--no-metadata",
         default=True,
-        help="Whether the file tells prompt, seed and codes; it tells that it is AI-made anyway.",
+        help="Store prompt, seed and codes in the file; the mark of an AI-made image is always stored.",
     ),
-    click.option("--show/--no-show", default=None, help="Show it in the terminal too.  [default: where stdout is one]"),
+    click.option("--show/--no-show", default=None, help="Show the image in the terminal.  [default: if stdout is a terminal]"),
 )
 diffusion_options = (
-    click.option("--fast", is_flag=True, default=None, help="Of a diffusion: a third of the steps, by a better solver."),
-    click.option("--steps", type=click.IntRange(2, 500), help="Of a diffusion.  [default: the bundle's]"),
-    click.option("--guidance", type=Number(1, MOST_GUIDANCE), help="Of a diffusion; 1 for none.  [default: the bundle's]"),
-    click.option("--scheduler", help="Of a diffusion: pndm, ddim or dpm++.  [default: the bundle's]"),
+    click.option("--fast", is_flag=True, default=None, help="Diffusion: a third of the steps, with the dpm++ solver."),
+    click.option("--steps", type=click.IntRange(2, 500), help="Diffusion steps.  [default: set by the bundle]"),
     click.option(
-        "--tiled/--whole", default=None, help="Last stage in tiles, in less memory.  [default: where memory is short]"
+        "--guidance",
+        "--cfg-scale",
+        "guidance",
+        type=Number(1, MOST_GUIDANCE),
+        help="Guidance scale of the diffusion; 1 turns guidance off.  [default: set by the bundle]",
+    ),
+    click.option("--scheduler", type=click.Choice(SCHEDULERS), help="Diffusion scheduler.  [default: set by the bundle]"),
+    click.option(
+        "--tiled/--whole",
+        default=None,
+        help="Run the VAE decoder in tiles, which needs less memory.  [default: if memory is short]",
     ),
 )
 
@@ -77,8 +90,8 @@ def together(
         def collected(**given: Any) -> None:
             command(**{name: {key: given.pop(key) for key in keys}}, **given)
 
-        for option in reversed(options):
-            collected = option(collected)
+        for add in reversed(options):
+            collected = add(collected)
         return collected
 
     return decorate
@@ -94,7 +107,6 @@ def diffusion_options_of(edge: SeedEdge, diffusion: dict[str, Any]) -> Diffusion
     """Options of a diffusion; refused for a bundle that has none."""
     import dataclasses
 
-    from seed_edge.manifest import SCHEDULER_NAMES
     from seed_edge.runtime.unclip import FAST, DiffusionOptions
 
     if edge.bundle.manifest.kind == "pixels":
@@ -104,8 +116,6 @@ def diffusion_options_of(edge: SeedEdge, diffusion: dict[str, Any]) -> Diffusion
                 "this bundle draws in one pass; leave out --fast, --steps, --guidance, --scheduler, --tiled"
             )
         return DiffusionOptions()
-    if diffusion["scheduler"] is not None:
-        choose("--scheduler", diffusion["scheduler"], SCHEDULER_NAMES)
     chosen = {name: value for name, value in diffusion.items() if name != "fast" and value is not None}
     return dataclasses.replace(FAST if diffusion["fast"] else DiffusionOptions(), **chosen)
 

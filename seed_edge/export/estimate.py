@@ -120,7 +120,7 @@ def announce(needs: list[Need], out: Path, kept: int, report: Callable[[str], No
         f"about {size(memory)} of memory{having} and {minutes} {'minute' if minutes == 1 else 'minutes'}"
     )
     if free_disk + kept < disk:
-        raise CheckpointError(f"{there} has {size(free_disk)} free, the export takes {size(disk)}; choose another --out")
+        raise CheckpointError(f"{there} has {size(free_disk)} free, the export takes {size(disk)}; choose another --output")
     if free is not None and free < memory:
         report("plan: memory is short; the system may slow down or end the export, which then goes on where it was")
 

@@ -101,7 +101,7 @@ def export_bundle(parts: Parts, out: Path, options: ExportOptions, report: Repor
         ParityError: an exported file does not give the checkpoint's numbers.
     """
     given = (parts.tokenizer, parts.vit, parts.llm, parts.lora, parts.diffusion, options.sources, *options.photos)
-    refuse_around(out, [path for path in given if path is not None], "--out", BundleError)
+    refuse_around(out, [path for path in given if path is not None], "--output", BundleError)
     key = fingerprint(options, parts.tokenizer, parts.vit, parts.llm, parts.lora, parts.diffusion)
     with resumable(out, options.replace, key, report) as stages:
         folder = stages.folder

@@ -88,7 +88,7 @@ def _record_in(folder: Path) -> dict[str, Any] | None:
     others = [name for name in os.listdir(folder) if name not in (LOCK, RECORD) and not TEMPORARY.fullmatch(name)]
     if not path.exists() and not path.is_symlink() and not others:
         return None
-    refusal = f"{folder} was not left by an export, and is in its way; remove it, or choose another --out"
+    refusal = f"{folder} was not left by an export, and is in its way; remove it, or choose another --output"
     if path.is_symlink() or not path.is_file():
         raise BundleError(refusal)
     record = read_json(path, RECORD_LIMIT, BundleError)
@@ -126,11 +126,11 @@ def resumable(out: Path, replace: bool, key: str, report: Callable[[str], None])
     refuse_existing(out, replace)
     folder = out.parent / f".{out.name}.export"
     if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
-        raise BundleError(f"{folder} is a link or no folder, and is in the way; remove it, or choose another --out")
+        raise BundleError(f"{folder} is a link or no folder, and is in the way; remove it, or choose another --output")
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise BundleError(f"{out.parent} cannot be written ({error.strerror}); choose another --out") from error
+        raise BundleError(f"{out.parent} cannot be written ({error.strerror}); choose another --output") from error
     with _alone(folder):
         stages = Stages(folder, key, report)
         try:
@@ -152,7 +152,7 @@ def _alone(folder: Path) -> Iterator[None]:
     """Refuse a second export into the same folder; the system lets go of the lock when the process ends, however."""
     path = folder / LOCK
     if path.is_symlink() or (path.exists() and not path.is_file()):
-        raise BundleError(f"{path} is a link or no plain file, and is in the way; remove it, or choose another --out")
+        raise BundleError(f"{path} is a link or no plain file, and is in the way; remove it, or choose another --output")
     flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | OPEN_FLAGS
     with os.fdopen(os.open(path, flags, 0o666), "r+b") as file:
         try:
@@ -165,5 +165,5 @@ def _alone(folder: Path) -> Iterator[None]:
 
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            raise BundleError(f"another export into {folder} is running; wait for it, or choose another --out") from None
+            raise BundleError(f"another export into {folder} is running; wait for it, or choose another --output") from None
         yield

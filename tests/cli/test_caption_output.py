@@ -129,10 +129,10 @@ def test_names_and_images_come_from_stdin(run, folder):
     ("arguments", "says"),
     [
         ((), "give IMAGES"),
-        (("photos", "--resume"), "go with --out or --sidecar"),
+        (("photos", "--resume"), "need --output or --sidecar"),
         (("photos", "--out", "a", "--sidecar", "txt"), "exclude each other"),
         (("photos", "--out", "a", "--resume", "--overwrite"), "exclude each other"),
-        (("photos", "--out", "a", "--full-names"), "goes with --sidecar"),
+        (("photos", "--out", "a", "--full-names"), "needs --sidecar"),
     ],
 )
 def test_options_that_do_not_go_together_are_refused(run, folder, arguments, says):

@@ -88,7 +88,7 @@ def test_log_level_and_json(run, tiny, examples):
     assert "opening encoder.onnx" in run("--log-level", "debug", *arguments).stderr
     told = [json.loads(line) for line in run("--log-level", "debug", "--log-json", *arguments).stderr.splitlines()]
     assert {"time", "level", "message"} == set(told[0]) and told[0]["level"] == "debug"
-    assert "choose one of debug, info" in run("--log-level", "loud", *arguments, code=1).stderr
+    assert "is not one of 'debug', 'info'" in run("--log-level", "loud", *arguments, code=2).stderr
 
 
 def test_prompts_and_names_of_images_are_not_logged_below_debug(run, tiny, tmp_path):
@@ -103,7 +103,7 @@ def test_prompts_and_names_of_images_are_not_logged_below_debug(run, tiny, tmp_p
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
 def test_completion_scripts_ask_the_command(run, shell):
     assert "_SEED_EDGE_COMPLETE" in run("completion", shell).stdout
-    assert "choose one of bash, zsh, fish" in run("completion", "tcsh", code=1).stderr
+    assert "is not one of 'bash', 'zsh', 'fish'" in run("completion", "tcsh", code=2).stderr
 
 
 def test_commands_options_and_bundles_are_completed(run, tiny):

@@ -91,8 +91,8 @@ def test_a_prompt_that_cannot_be_drawn_does_not_stop_the_others(run, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        ((), "say what to draw"),
-        (("a house", "--from", "x.png"), "say what to draw"),
+        ((), "give one of"),
+        (("a house", "--from", "x.png"), "give one of"),
         (("--prompts", "none.txt"), "none.txt cannot be read"),
         (("--prompts", "empty.txt"), "holds no prompts"),
         (("--prompts", "empty.txt", "-o", "nowhere"), "-o is a folder that exists"),

@@ -169,7 +169,7 @@ def test_staging_replaces_a_bundle_only_when_told_and_nothing_else_ever(tmp_path
     with pytest.raises(BundleError, match="thesis"), staging(out, replace=True):
         pass
     (out / "thesis.txt").unlink()
-    with pytest.raises(BundleError, match="--replace"), staging(out):
+    with pytest.raises(BundleError, match="--overwrite"), staging(out):
         pass
     with staging(out, replace=True) as folder:
         (folder / MANIFEST).write_text("new")

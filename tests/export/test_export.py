@@ -25,8 +25,8 @@ from seed_edge.export.parity import LOGITS_KL, language_parity
 from seed_edge.manifest import DECODER, ENCODER
 from seed_edge.models.checkpoints import load_image_tokenizer
 from seed_edge.runtime.language_model import LlamaCpp
-from seed_edge.train.pixel.feature_cache import evict_until_fits, open_cache
-from seed_edge.train.pixel.tokenizer import codes_of, vectors_of_cache
+from seed_edge.train.pixel.encoding import codes_of, vectors_of_cache
+from seed_edge.train.pixel.feature_cache import open_cache, require_disk_space
 from seed_edge.train.trainer import Trainer
 
 LANGUAGE_MODEL = "llm.gguf"
@@ -68,11 +68,11 @@ def exported(run, tmp_path_factory):
 
 
 def test_training_leaves_a_log_a_sheet_and_a_checkpoint(run):
-    lines = [json.loads(line) for line in (run / "reading" / "log.jsonl").read_text().splitlines()]
-    assert lines[-2]["step"] == 10 and {"words", "reader", "vq"} <= set(lines[-2])
+    lines = [json.loads(line) for line in (run / "semantic" / "log.jsonl").read_text().splitlines()]
+    assert lines[-2]["step"] == 10 and {"bag_of_words", "captioner", "vq"} <= set(lines[-2])
     assert {"step", "codes_in_use"} <= set(lines[-1])
     (log,) = run.glob("decoder-*/log.jsonl")
-    assert {"l1", "look"} <= set(json.loads(log.read_text().splitlines()[-1]))
+    assert {"l1", "perceptual"} <= set(json.loads(log.read_text().splitlines()[-1]))
     assert Image.open(run / "sheets" / "decoder-000020.png").size == (16 * 16, 4 * 16)
     assert (run / "image_tokenizer.safetensors").is_file() and (run / "llm" / "model.safetensors").is_file()
     assert Image.open(run / "llm" / "sheets" / "000060.png").size == (16, 16)
@@ -82,7 +82,7 @@ def test_training_leaves_a_log_a_sheet_and_a_checkpoint(run):
 
 def test_the_last_stage_changes_the_decoder_alone(run):
     """Language models are trained on the codes, which must stay what they were."""
-    first = torch.load(run / "reading" / "state.pt", weights_only=True)["tensors"]
+    first = torch.load(run / "semantic" / "state.pt", weights_only=True)["tensors"]
     last = load_file(run / "image_tokenizer.safetensors")
     changed = {n for n, t in last.items() if f"model.{n}" in first and not np.array_equal(t, first[f"model.{n}"].numpy())}
     behind = ("quantize.embedding.", "decode_task_layer.", "pos_embed_image", "blocks_image.", "pixel_head.")
@@ -122,7 +122,7 @@ def test_the_decoder_may_be_given_more_pictures(run, tmp_path, monkeypatch):
 
     monkeypatch.setattr(Trainer, "run", watched)
     options = ("--recipe", "smoke-tokenizer", "--data", run.parent / "shapes.tar", "--out", again, "--more", pairs)
-    call("train", "tokenizer", *options, "--set", "decoder.schedule.steps=24", "--set", "decoder.shares={composites=1.0}")
+    call("train", "tokenizer", *options, "--set", "decoder.schedule.steps=24", "--set", "decoder.pool_shares={composites=1.0}")
     call("tokenize", "--run", run, "--data", pairs, "--out", tmp_path / "codes")
     codes = {each.sample.key: each.images[0] for each in read_code_shards([tmp_path / "codes"])[1]["codes"]}
     shown = [each for batch in seen[-1] for each in zip(batch["keys"], batch["codes"].numpy(), batch["pixels"], strict=True)]
@@ -137,14 +137,14 @@ def test_the_decoder_may_be_given_more_pictures(run, tmp_path, monkeypatch):
     assert len(open_cache(again / "cache", load_image_tokenizer(again).geometry).samples) == len(COLOURS) * 6
     with ShardWriter(pairs) as shard:
         write(shard, "other", Image.new("RGB", (64, 64)), {"phrases": ["black"], "style": "flat"})
-    assert "made of other pictures" in call("train", "tokenizer", *options, fails=True).stderr
+    assert "made from other images" in call("train", "tokenizer", *options, fails=True).stderr
 
 
 def test_a_disk_too_small_for_pictures_is_told_before_any_is_written(tmp_path, monkeypatch):
-    evict_until_fits(tmp_path / "new", 1000, "features")
+    require_disk_space(tmp_path / "new", 1000, "features")
     monkeypatch.setattr("seed_edge.train.pixel.feature_cache.shutil.disk_usage", lambda folder: SimpleNamespace(free=999))
     with pytest.raises(DataError, match=r"more pictures need 0\.0 GB, 0\.0 GB are free; choose another --out"):
-        evict_until_fits(tmp_path / "new", 1000, "more pictures")
+        require_disk_space(tmp_path / "new", 1000, "more pictures")
 
 
 def test_other_pictures_become_codes_by_the_tokenizer_of_a_run(run, exported, tmp_path):
@@ -217,7 +217,7 @@ def test_the_bundle_gives_the_checkpoints_codes_for_any_batch(exported, run, bat
 
 def test_export_refuses_an_existing_folder_and_replaces_a_bundle_when_told(exported, run, tmp_path):
     result = call("export", "--ckpt", str(run), "--out", str(exported), fails=True)
-    assert "--replace" in result.stderr
+    assert "--overwrite" in result.stderr
     shutil.copytree(exported, tmp_path / "copy")
     call(
         "export",
@@ -225,7 +225,7 @@ def test_export_refuses_an_existing_folder_and_replaces_a_bundle_when_told(expor
         run,
         "--out",
         tmp_path / "copy",
-        "--replace",
+        "--overwrite",
         "--image-weights",
         "fp32",
         "--weight-type",
@@ -247,10 +247,12 @@ def test_an_export_that_fails_leaves_no_bundle_and_goes_on_when_mended(run, tmp_
     call("verify", tmp_path / "out")
 
 
-@pytest.mark.parametrize(("option", "value"), [("--weight-type", "Q9"), ("--image-weights", "int3")])
-def test_unknown_weight_types_list_the_known_ones(run, tmp_path, option, value):
+@pytest.mark.parametrize(
+    ("option", "value", "words"), [("--weight-type", "Q9", "choose one of F16, "), ("--image-weights", "int3", "is not one of 'fp32'")]
+)
+def test_unknown_weight_types_list_the_known_ones(run, tmp_path, option, value, words):
     result = call("export", "--ckpt", str(run), "--out", str(tmp_path / "o"), option, value, fails=True)
-    assert "choose one of" in result.stderr
+    assert words in result.stderr and result.exit_code == 2
 
 
 def test_parts_of_different_runs_are_refused(run, tmp_path):
@@ -265,7 +267,7 @@ def test_parts_of_different_runs_are_refused(run, tmp_path):
 
 
 def test_too_few_texts_for_the_pieces_asked_is_one_line(run, tmp_path):
-    options = ["--codes", str(run.parent / "codes"), "--out", str(tmp_path / "llm"), "--set", "model.text_pieces=4000"]
+    options = ["--codes", str(run.parent / "codes"), "--out", str(tmp_path / "llm"), "--set", "model.text_vocab_size=4000"]
     result = call("train", "llm", *options, fails=True)
     assert "lower model.text_pieces" in result.stderr
     assert not (tmp_path / "llm" / "tokenizer.model").exists()

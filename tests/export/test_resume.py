@@ -98,7 +98,7 @@ def test_a_second_export_to_the_same_place_is_refused(tmp_path):
 
 def test_what_exists_is_replaced_only_when_told(tmp_path):
     export(tmp_path / "out", "k", {"a": write("a")})
-    with pytest.raises(BundleError, match="--replace"):
+    with pytest.raises(BundleError, match="--overwrite"):
         export(tmp_path / "out", "k", {"b": write("b")})
     export(tmp_path / "out", "k", {"b": write("b")}, replace=True)
     assert names(tmp_path) == ["out"] and names(tmp_path / "out") == ["b", MANIFEST]

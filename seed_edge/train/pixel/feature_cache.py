@@ -30,6 +30,9 @@ from seed_edge.models.memory_layout import channels_last
 from seed_edge.preprocess import to_rgb
 
 VIEWS = 2
+"""Rows of each sample in the cache."""
+CACHE_FOLDER = "cache"
+"""Folder within a run: trunk features and pixels of its images."""
 SAMPLES_FILE, FEATURES_FILE, PIXELS_FILE = "samples.jsonl", "features.f16", "pixels.u8"
 
 
