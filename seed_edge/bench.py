@@ -27,6 +27,7 @@ from seed_edge.bundle import Bundle
 from seed_edge.errors import BundleError
 from seed_edge.gguf_header import GgufHeader
 from seed_edge.memory import available_memory, peak_memory, reset_peak
+from seed_edge.runtime.decoders import DECODERS, UnclipDecoder
 from seed_edge.runtime.onnx_session import Device, Session
 from seed_edge.runtime.pipeline import SeedEdge
 from seed_edge.runtime.threads import available_cores
@@ -162,7 +163,7 @@ def time_processes(bundle: Bundle, path: Path | None, tries: int, report: Callab
         photo = Path(folder) / "photo.png"
         pictures(bundle, 1)[0].save(photo)
         commands = {"caption, a process": [*tool, "caption", str(photo), *chosen]}
-        if bundle.manifest.kind == "pixels":
+        if not DECODERS[bundle.manifest.kind].uses_diffusion:
             commands["draw, a process"] = [*tool, "draw", PROMPT, "-o", f"{folder}/drawn.png", "--seed", "1", *chosen]
         for name, command in commands.items():
             report(name)
@@ -205,7 +206,7 @@ class _Run:
 
     def images(self) -> None:
         """Encoder, and what makes pictures of codes."""
-        manifest, images = self.bundle.manifest, self.edge._images
+        manifest, images = self.bundle.manifest, self.edge.engine.images
         values = manifest.preprocessing(self.pictures)
         one = self.work(self.bundle.encoder, [values[:1]])
         self.time("preprocess", lambda: manifest.preprocessing(self.pictures[:1]))
@@ -213,8 +214,8 @@ class _Run:
         self.time(f"encode, {BATCH} at once", lambda: images.encode_values(values), one * BATCH, BATCH, "pictures")
         codes = images.encode_values(values[:1])
         self.decoding = self.time("decode", lambda: images.decoded(codes), self.work(self.bundle.decoder, [codes]))
-        if manifest.diffusion is not None:
-            self.diffusion(images._unclip, images.embed(codes))
+        if manifest.diffusion is not None and isinstance(images.decoder, UnclipDecoder):
+            self.diffusion(images.decoder.unclip, images.decoder.embed(codes))
 
     def diffusion(self, unclip: Unclip, embeds: np.ndarray[Any, Any]) -> None:
         """One evaluation of the network, without guidance, and the last stage."""
@@ -222,7 +223,7 @@ class _Run:
         labels = np.tile(embeds, (1, LABELS)).astype(np.float32)
         moment = np.zeros(1, np.int64)
         step = self.work(self.bundle.unet, [latents, moment, labels])
-        self.evaluation = self.time("diffusion, one evaluation", lambda: unclip._predict(latents, 0, labels), step)
+        self.evaluation = self.time("diffusion, one evaluation", lambda: unclip.predict(latents, 0, labels), step)
         last = self.work(self.bundle.vae, [latents])
         self.developing = self.time("latents to pixels", lambda: unclip.decode_latents(latents), last)
 
@@ -233,7 +234,7 @@ class _Run:
         language, path = self.bundle.language, self.bundle.language_model
         once = _language_work(GgufHeader.read(path))
         self.time("load language model", lambda: self._reload())
-        model = self.edge._language_model
+        model = self.edge.engine.language_model
         ids = [language.vocab.bos_id, *np.arange(3, 3 + min(PROMPT_IDS, language.context_length // 2)).tolist()]
         turns = iter(range(1 << 30))
 
@@ -261,18 +262,19 @@ class _Run:
 
     def _reload(self) -> None:
         self.edge.close()
-        _ = self.edge._language_model
+        _ = self.edge.engine.language_model
 
     def whole(self) -> None:
         """What people call, with everything open."""
         if self.bundle.manifest.language is None:
             return
         self.time("caption", lambda: self.edge.caption(self.pictures[0]))
-        if self.bundle.manifest.kind == "pixels":
+        decoder = self.edge.engine.images.decoder
+        if not isinstance(decoder, UnclipDecoder):
             self.time("draw", lambda: self.edge.draw(PROMPT))
         elif self.bundle.manifest.diffusion is not None:
             for name, options in (("draw", DiffusionOptions()), ("draw --fast", FAST)):
-                evaluations = self.edge._images._unclip.evaluations(options)
+                evaluations = decoder.unclip.evaluations(options)
                 seconds = self.coding + self.decoding + evaluations * self.evaluation + self.developing
                 self.stages.append(Stage(f"{name}, reckoned", seconds, None, None, f"{evaluations} evaluations"))
         self.edge.close()

@@ -1,7 +1,7 @@
-"""What a picture says of how it was made, in its file: for us, for other programs, and that a machine made it.
+"""Metadata of generated images: how they were made, for this package and for other programs, and that they are AI-generated.
 
-XMP carries IPTC's digital source type and our own JSON; PNG has beside it the text that AUTOMATIC1111's programs look for,
-JPEG and WebP have the same as EXIF user comment.
+XMP holds IPTC's digital source type and a JSON record of this package. PNG files also have the `parameters` text that
+AUTOMATIC1111's programs read; JPEG and WebP have the same text as EXIF user comment.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import html
+import io
 import json
 import logging
 import math
@@ -33,6 +34,10 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("seed_edge")
 
+FORMATS_BY_ENDING = {".png": "PNG", ".webp": "WEBP", ".jpg": "JPEG", ".jpeg": "JPEG"}
+"""Pillow's name of each format that images are written in, by the lower-case ending of the file name."""
+QUALITY = 95
+"""Quality of JPEG and WebP files, of 100."""
 AI_MADE = "http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia"
 XMP = (
     '<?xpacket begin="\ufeff" id="W5M0MpCehiHzreSzNTczkc9d"?>'
@@ -177,6 +182,24 @@ def _exif_of(comment: str) -> bytes:
     pointer = struct.pack(">HHHIII", 1, EXIF_IFD, LONG, 1, second, 0)
     entry = struct.pack(">HHHIII", 1, USER_COMMENT, UNDEFINED, len(text), second + 2 + 12 + 4, 0)
     return b"Exif\0\0" + head + pointer + entry + text
+
+
+def encode_image(image: Image, kind: str, record: Record | None) -> bytes:
+    """Content of an image file. Where the format has no room for the record, it is left out with a warning.
+
+    Args:
+        kind: `PNG`, `WEBP` or `JPEG`.
+        record: how the image was made; None to state only that it is AI-generated.
+    """
+    buffer = io.BytesIO()
+    try:
+        image.save(buffer, kind, quality=QUALITY, **saving_options(kind, record, image))
+    except ValueError as error:  # Pillow's, for metadata over a format's limit
+        if record is None:
+            raise
+        log.warning("the picture does not tell how it was made: %s", error)
+        return encode_image(image, kind, None)
+    return buffer.getvalue()
 
 
 def record_of(image: Image, name: str) -> Record:

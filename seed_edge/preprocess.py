@@ -162,6 +162,59 @@ def open_image(source: str | os.PathLike[str] | IO[bytes], max_pixels: int = MAX
             raise ImageError(f"{name}: {error}") from error
 
 
+ImageSource = Image.Image | str | os.PathLike[str] | bytes | IO[bytes] | NDArray[np.uint8]
+"""An image: a PIL image, a path, the content of an image file, a binary file object, or RGB pixels (height, width, 3)."""
+
+
+def as_image(source: ImageSource, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """A PIL image of any source; one that is a PIL image already is returned as it is.
+
+    Args:
+        max_pixels: refuse image files of more than this many pixels.
+
+    Raises:
+        ImageNotFoundError: there is no file at the path.
+        ImageError: `source` is no image, or it cannot be read.
+    """
+    if isinstance(source, Image.Image):
+        return source
+    if isinstance(source, np.ndarray):
+        if source.ndim != 3 or source.shape[2] != 3 or source.dtype != np.uint8 or not source.size:
+            raise ImageError(
+                f"an array of shape {source.shape} and type {source.dtype} is no image; give (height, width, 3) of uint8"
+            )
+        return Image.fromarray(np.ascontiguousarray(source))
+    if isinstance(source, bytes | bytearray | memoryview):
+        return open_image(io.BytesIO(source), max_pixels)
+    if isinstance(source, str | os.PathLike) or hasattr(source, "read"):
+        return open_image(source, max_pixels)
+    raise ImageError(
+        f"{type(source).__name__} is no image; give a path, bytes, a binary file object, a PIL image, or an array of "
+        "(height, width, 3) uint8"
+    )
+
+
+def image_list(sources: Sequence[ImageSource] | NDArray[np.uint8], name: str) -> list[ImageSource]:
+    """Several images; at least one.
+
+    Args:
+        name: of the argument, for messages.
+
+    Raises:
+        ImageError: `sources` is a single image, or empty.
+    """
+    single = isinstance(sources, str | bytes | os.PathLike | Image.Image) or hasattr(sources, "read")
+    if single or (isinstance(sources, np.ndarray) and sources.ndim == 3):
+        raise ImageError(f"{name} must be a list of images, not one image ({type(sources).__name__}); write [image]")
+    try:
+        images: list[ImageSource] = list(sources)
+    except TypeError:
+        raise ImageError(f"{name} must be a list of images, not {type(sources).__name__}") from None
+    if not images:
+        raise ImageError("no images to encode; give at least one")
+    return images
+
+
 def in_srgb(image: Image.Image) -> Image.Image:
     """Any mode as 8-bit RGB (`to_rgb`), its colours brought from its ICC profile to sRGB; a damaged profile is passed over.
 

@@ -109,7 +109,7 @@ class Evaluation:
             ranks = rank_of_own(judge.vectors(pictures), vectors, own)
             return {"first": _share(ranks < 1), f"within_{WITHIN}": _share(ranks < WITHIN)}
 
-        drawn = [self.edge.draw(with_article(plain(label)), seed=i) for i, label in enumerate(asked)]
+        drawn = [self.edge.draw(with_article(plain(label)), seed=i).image for i, label in enumerate(asked)]
         originals = [real[label].image() for label in asked]
         return {
             "nouns": len(asked),
@@ -146,7 +146,7 @@ class Evaluation:
         canonical = [kept.sample for kept in self.seen if kept.sample.style == CANONICAL_STYLE]
         labels = sorted({plain(sample.label) for sample in canonical if sample.label})
         prompts = [random_prompt(labels, self.rng) for _ in range(count)] if labels else []
-        return [(self.edge.draw(prompt, seed=i), prompt) for i, prompt in enumerate(prompts)]
+        return [(self.edge.draw(prompt, seed=i).image, prompt) for i, prompt in enumerate(prompts)]
 
     def _told(self, group: Sequence[EvalSample]) -> list[str]:
         """Captions of pictures; the first ones go onto the sheet."""

@@ -14,9 +14,11 @@ from seed_edge.display import json_line, printable
 from seed_edge.errors import CodesError, PromptError, SeedEdgeError
 from seed_edge.inputs import read_json
 from seed_edge.manifest import Sampling
+from seed_edge.preprocess import ImageSource
 from seed_edge.prompts import Turn
+from seed_edge.runtime.captioning import MAX_ANSWER_IDS, UNFINISHED
 from seed_edge.runtime.generation import generate_interleaved, sample_codes
-from seed_edge.runtime.pipeline import ImageSource, SeedEdge
+from seed_edge.runtime.pipeline import SeedEdge
 
 if TYPE_CHECKING:
     from seed_edge.runtime.language_model import LlamaCpp
@@ -26,9 +28,6 @@ FORMAT = 1
 MAX_FILE_BYTES = 16 << 20
 """Bytes of a saved conversation."""
 TURN_KEYS = {"text", "images", "answer"}
-MAX_ANSWER_IDS = 512
-UNFINISHED = "\N{REPLACEMENT CHARACTER}"
-"""What the beginning of a letter of several bytes is read as."""
 
 
 class Conversation:
@@ -41,7 +40,7 @@ class Conversation:
             seed: of the first answer; it counts up.
         """
         self.turns: list[Turn] = []
-        self._edge, self._words, self._seed = edge, Sampling(temperature, 0, 1.0), seed
+        self._edge, self._engine, self._words, self._seed = edge, edge.engine, Sampling(temperature, 0, 1.0), seed
         if not edge.bundle.language.prompts.turn:
             raise PromptError(
                 f"{edge.bundle.path}: this model was not taught to converse; use caption, draw, or another --bundle"
@@ -90,7 +89,7 @@ class Conversation:
     def _in_turn(self, pieces: Iterator[str | Codes]) -> Iterator[str | Codes]:
         """The same pieces; other threads are kept out while one is made, and may have their turn in between."""
         while True:
-            with self._edge.held():
+            with self._engine.held():
                 piece = next(pieces, None)
             if piece is None:
                 return
@@ -99,16 +98,14 @@ class Conversation:
     @property
     def _model(self) -> LlamaCpp:
         """The language model with what this conversation had read into it."""
-        return self._edge._language_model.cached_context(self)
+        return self._engine.language_model.cached_context(self)
 
     def close(self) -> None:
         """Free what this conversation keeps in memory; it can be gone on with, and is read anew then."""
-        with self._edge.held():
-            if self._edge._parts.is_open(self._edge.bundle.language.file):
-                self._edge._language_model.drop_context(self)
+        self._engine.drop_context(self)
 
     def _answer(self, draw: bool) -> Iterator[str | Codes]:
-        model, language = self._model, self._edge.bundle.language
+        model, language = self._model, self._engine.bundle.language
         vocab, seed = language.vocab, self._seed + len(self.turns) - 1
         room = vocab.codes_per_image if draw else min(MAX_ANSWER_IDS, language.context_length // 2)
         ids = self._fitting(room + draw)
@@ -130,7 +127,7 @@ class Conversation:
 
     def _fitting(self, room: int) -> list[int]:
         """Ids of the last turns that fit, of the last one at least."""
-        model, language = self._model, self._edge.bundle.language
+        model, language = self._model, self._engine.bundle.language
         prompts, vocab = language.prompts, language.vocab
         for first in range(len(self.turns) - 1):
             ids = prompts.for_conversation(vocab, model.tokenize, self.turns[first:])
@@ -164,7 +161,7 @@ class Conversation:
         Raises:
             PromptError: it is no such file, or its codes are not this bundle's; the turns stay as they are.
         """
-        space = self._edge.bundle.manifest.codes
+        space = self._engine.bundle.manifest.codes
         try:
             self.turns = [
                 Turn(

@@ -1,18 +1,19 @@
-"""Which id comes next: text ids only, or code ids only, drawn with a seed.
+"""Generation of text ids or of image codes from a language model's logits: sampling with a seed, and beam search.
 
-A picture is exactly `codes_per_image` draws from the code range; there is no searching for EOI, no padding.
+An image is exactly `codes_per_image` samples from the range of codes; EOI is never searched for and nothing is padded.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from seed_edge.manifest import Sampling
-from seed_edge.runtime.language_model import BranchingModel, LanguageModel, GeneratingModel
+from seed_edge.runtime.language_model import BranchingModel, GeneratingModel, LanguageModel, ScoringModel
 from seed_edge.vocab import Vocab
 
 SORTED_FIRST = 256
@@ -22,6 +23,21 @@ BLOCK = 256
 DRAWN_AGAIN_FROM = 0.25
 """Share of all from which on it is quicker to draw until one is among the top_k_top_p than to sort them."""
 GREEDY = Sampling(temperature=0.0, top_k=0, top_p=1.0)
+
+
+@dataclass(frozen=True)
+class Generated:
+    """Text ids that a model generated."""
+
+    ids: tuple[int, ...]
+    """Without EOS."""
+    log_probabilities: tuple[float, ...]
+    """Natural logarithm of each id's probability among all text ids; one more value, that of EOS, if the text ended."""
+
+    def followed_by(self, token_id: int, log_probability: float, eos_id: int) -> Generated:
+        """The text with one more id; EOS adds only its log-probability."""
+        ids = self.ids if token_id == eos_id else (*self.ids, token_id)
+        return Generated(ids, (*self.log_probabilities, log_probability))
 
 
 def sample_token(logits: NDArray[np.float32], sampling: Sampling, rng: np.random.Generator) -> int:
@@ -233,36 +249,58 @@ def generate_interleaved(
         logits = model.step(vocab.eoi_id)
 
 
-def beam_search(model: BranchingModel, vocab: Vocab, prompt: list[int], beams: int, max_ids: int) -> list[int]:
-    """Text ids that continue a prompt, up to EOS or `max_ids`: likely ones as a whole, not one by one.
+def score_text(model: ScoringModel, vocab: Vocab, prompt: list[int], ids: list[int], max_ids: int) -> Generated:
+    """Log-probabilities of text ids that `generate_text` returned for this prompt, at temperature 1.
 
-    Beam search: the `beams` top_k_top_p beginnings are followed side by side; of those that end, the one whose ids have the
-    highest mean log-probability is taken. EOS is not returned.
+    Args:
+        max_ids: as given to `generate_text`; fewer ids were ended by EOS, which is then scored too.
     """
     allowed = np.flatnonzero(vocab.text_mask())
-    found = log_probabilities(model.prefill(prompt, room=max_ids)[None, allowed])
-    written: list[tuple[int, ...]] = [()]
-    scores = np.zeros(1)
-    ended: list[tuple[float, tuple[int, ...]]] = []
+    scored = ids if len(ids) == max_ids else [*ids, vocab.eos_id]
+    rows = log_probabilities(model.score(prompt, scored)[:, allowed])
+    columns = np.searchsorted(allowed, scored)
+    return Generated(tuple(ids), tuple(float(row[column]) for row, column in zip(rows, columns, strict=True)))
+
+
+def beam_search(model: BranchingModel, vocab: Vocab, prompt: list[int], beams: int, max_ids: int) -> list[int]:
+    """Text ids that continue a prompt: the best sequence of `beam_candidates`. EOS is not returned."""
+    return list(beam_candidates(model, vocab, prompt, beams, max_ids)[0].ids)
+
+
+def beam_candidates(model: BranchingModel, vocab: Vocab, prompt: list[int], beams: int, max_ids: int) -> list[Generated]:
+    """Text that continues a prompt, up to EOS or `max_ids`, by beam search.
+
+    The `beams` most probable beginnings are extended side by side. Sequences are compared by their mean log-probability.
+
+    Returns:
+        The sequences that ended, best first; if none ended, the beams, best first. At least one.
+    """
+    allowed = np.flatnonzero(vocab.text_mask())
+    following = log_probabilities(model.prefill(prompt, room=max_ids)[None, allowed])
+    active = [Generated((), ())]
+    totals = np.zeros(1)
+    ended: list[tuple[float, Generated]] = []
     for length in range(1, max_ids + 1):
-        totals = (scores[:, None] + found).ravel()
-        kept: list[tuple[int, int, float]] = []
-        for position in _largest(totals, 2 * beams):  # at most half of these end here
+        scores = (totals[:, None] + following).ravel()
+        parents, extended, new_totals = list[int](), list[Generated](), list[float]()
+        for position in _largest(scores, 2 * beams):  # at most half of these end here
             parent, column = divmod(int(position), len(allowed))
+            grown = active[parent].followed_by(int(allowed[column]), float(following[parent, column]), vocab.eos_id)
             if allowed[column] == vocab.eos_id:
-                ended.append((totals[position] / length, written[parent]))
+                ended.append((scores[position] / length, grown))
             else:
-                kept.append((parent, int(allowed[column]), totals[position]))
-            if len(kept) == beams:
+                parents.append(parent)
+                extended.append(grown)
+                new_totals.append(scores[position])
+            if len(extended) == beams:
                 break
-        best = max(ended, default=(-np.inf, ()))
-        if length == max_ids or (len(ended) >= beams and best[0] >= kept[0][2] / length):
+        best = max((score for score, _ in ended), default=-np.inf)
+        if length == max_ids or (len(ended) >= beams and best >= new_totals[0] / length):
             break
-        written = [(*written[parent], token_id) for parent, token_id, _ in kept]
-        scores = np.array([score for *_, score in kept])
-        parents, ids = [parent for parent, *_ in kept], [token_id for _, token_id, _ in kept]
-        found = log_probabilities(model.step_branches(ids, parents)[:, allowed])
-    return list(best[1] if ended else (*written[kept[0][0]], kept[0][1]))
+        active, totals = extended, np.array(new_totals)
+        following = log_probabilities(model.step_branches([each.ids[-1] for each in active], parents)[:, allowed])
+    ended.sort(key=lambda each: (each[0], each[1].ids), reverse=True)
+    return [generated for _, generated in ended] or extended
 
 
 def log_probabilities(logits: NDArray[np.float32]) -> NDArray[np.float64]:

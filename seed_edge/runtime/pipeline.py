@@ -1,95 +1,44 @@
-"""Start reading here: caption, draw, encode and decode on one bundle."""
+"""The Python API: captions, answers, drawings and codes from one bundle. Start reading here.
+
+The work is done in `captioning.py` (text) and `drawing.py` (images), on the open parts in `engine.py`.
+"""
 
 from __future__ import annotations
 
-import functools
-import logging
-import os
-import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Concatenate, ParamSpec, TypeVar
+from typing import Literal, overload
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
 from seed_edge.bundle import Bundle
-from seed_edge.errors import BundleError, DeviceError, ImageError, PromptError
-from seed_edge.gguf_header import GgufHeader
-from seed_edge.manifest import MAX_BEAMS, Sampling
-from seed_edge.memory import free_gpu_memory
-from seed_edge.preprocess import open_image
-from seed_edge.runtime.generation import (
-    ClassifierFreeGuidance,
-    LogitEnsemble,
-    beam_search,
-    generate_text,
-    sample_codes,
-    sample_codes_batch,
-)
-from seed_edge.runtime.image_tokenizer import ImageTokenizer
+from seed_edge.errors import CodesError, PromptError
+from seed_edge.manifest import Sampling
+from seed_edge.preprocess import ImageSource, as_image, image_list
+from seed_edge.runtime.captioning import Answer, Caption, Captioner, TextOptions, check_seed
+from seed_edge.runtime.drawing import Codes, Drawing, ImageGenerator, StageProgress
+from seed_edge.runtime.engine import Engine
 from seed_edge.runtime.onnx_session import Device, choose_device
-from seed_edge.runtime.part_cache import PartCache, layers_that_fit
-from seed_edge.runtime.rerank import rerank
-from seed_edge.runtime.threads import SMALL_MODEL, available_cores, threads_for_language_model
 from seed_edge.runtime.unclip import DiffusionOptions
 
-if TYPE_CHECKING:
-    from seed_edge.runtime.language_model import LlamaCpp, GeneratingModel
-
-log = logging.getLogger("seed_edge")
-
-MAX_ANSWER_IDS = 512
-MIN_NEGATIVE_GUIDANCE = 1.5
-"""Guidance where something is to be kept away from, and the bundle has less."""
-MAX_WRITERS = 4
-"""Captions written at once; Python itself, which runs in one thread at a time, leaves no use for more."""
-ImageSource = Image.Image | str | Path
-Codes = Sequence[int] | NDArray[np.int64]
-P = ParamSpec("P")
-T = TypeVar("T")
-
-
-def exclusive(method: Callable[Concatenate[SeedEdge, P], T]) -> Callable[Concatenate[SeedEdge, P], T]:
-    """Let a method run in one thread at a time, and only in the process that opened the bundle."""
-
-    @functools.wraps(method)
-    def alone(self: SeedEdge, /, *args: P.args, **kwargs: P.kwargs) -> T:
-        with self.held():
-            return method(self, *args, **kwargs)
-
-    return alone
+Progress = Callable[[int, int], None]
+"""Called with the number done and the total."""
+OnLatents = Callable[[NDArray[np.float32]], None]
 
 
 class SeedEdge:
-    """A bundle ready to use. Parts are opened when first needed.
+    """An open bundle. Each of its parts is opened when it is first used.
 
-    Threads may share it, and take turns. A process that was forked off cannot: it lacks the threads of the native libraries.
+    Threads may share it; calls wait for one another. A forked process cannot use it: it lacks the native libraries' threads.
     """
 
     def __init__(self, bundle: Bundle, device: Device, *, memory_limit: int | None = None, low_memory: bool = False) -> None:
         """See `seed_edge.load`."""
-        self.bundle, self._device = bundle, device
-        graphs = [name for name in bundle.manifest.files if name.endswith(".onnx")] if device.name == "cuda" else []
-        self._parts = PartCache(bundle, limit=memory_limit, alone=low_memory, on_card=graphs)
-        self._images = ImageTokenizer(bundle, device, self._parts)
-        self._lock, self._process = threading.RLock(), os.getpid()
-
-    @contextmanager
-    def held(self) -> Iterator[None]:
-        """Keep other threads out for a while.
-
-        Raises:
-            DeviceError: this process was forked off the one that opened the bundle.
-        """
-        if os.getpid() != self._process:
-            raise DeviceError(f"{self.bundle.path} was opened before this process was forked off; open it again in this one")
-        with self._lock:
-            yield
+        self.engine = Engine(bundle, device, memory_limit=memory_limit, low_memory=low_memory)
+        self.captioner, self.generator = Captioner(self.engine), ImageGenerator(self.engine)
 
     @classmethod
     def load(
@@ -103,40 +52,23 @@ class SeedEdge:
         """See `seed_edge.load`."""
         return cls(Bundle.open(bundle), choose_device(device), memory_limit=memory_limit, low_memory=low_memory)
 
-    def memory_plan(self) -> list[str]:
-        """What the parts of the bundle take, what is free, and what follows, in lines for people."""
-        return self._parts.plan()
+    @property
+    def bundle(self) -> Bundle:
+        """The bundle: its path and its manifest."""
+        return self.engine.bundle
 
     @property
-    def _language_model(self) -> LlamaCpp:
-        return self._parts.get(self.bundle.language.file, self._open_language_model)
+    def device(self) -> str:
+        """Where the graphs run, and why: `cpu (no NVIDIA driver found)`."""
+        return self.engine.device
 
-    def _open_language_model(self) -> LlamaCpp:
-        from seed_edge.runtime.language_model import LlamaCpp, gpu_offload, performance_warnings
+    def memory_plan(self) -> list[str]:
+        """The memory that each part takes, and the free memory, in lines for people."""
+        return self.engine.parts.plan()
 
-        language, path = self.bundle.language, self.bundle.language_model
-        layers = 0
-        if path.stat().st_size > SMALL_MODEL:
-            for way in performance_warnings(self._device.name == "cuda"):
-                log.warning("%s", way)
-        if self._device.name == "cuda" and gpu_offload():
-            free = free_gpu_memory()
-            layers = -1 if free is None else layers_that_fit(GgufHeader.read(path), language.context_length, free)
-            log.info("%s: %s on the GPU", path.name, "all layers" if layers < 0 else f"{layers} layers")
-        repack = self._parts.has_room(path.name, path.stat().st_size)
-        model = LlamaCpp(path, language.context_length, gpu_layers=layers, repack=repack)
-        if model.vocab_size != language.vocab.size:
-            model.close()
-            raise BundleError(
-                f"{self.bundle.language_model} has {model.vocab_size} ids, the manifest says {language.vocab.size}; "
-                "the files come from different exports; export again"
-            )
-        return model
-
-    @exclusive
     def close(self) -> None:
-        """Free what is open; it is opened again when it is needed."""
-        self._parts.close()
+        """Free all open parts. The object stays usable: a part is opened again when it is needed."""
+        self.engine.close()
 
     def __enter__(self) -> SeedEdge:
         return self
@@ -144,32 +76,67 @@ class SeedEdge:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.close()
 
-    @property
-    def device(self) -> str:
-        """Where graphs run and why, in words: `cpu (no NVIDIA driver found)`."""
-        if self._images.device != self._device.name:
-            return f"{self._images.device} (ONNX Runtime did not load its CUDA libraries)"
-        return f"{self._device.name} ({self._device.reason})"
+    # ---- text
 
-    def caption(self, image: ImageSource, *, temperature: float = 0.0, seed: int = 0, beams: int | None = None) -> str:
-        """Describe an image in words.
+    @overload
+    def caption(
+        self,
+        image: ImageSource,
+        *,
+        temperature: float = ...,
+        seed: int = ...,
+        beams: int | None = ...,
+        details: Literal[False] = ...,
+    ) -> str: ...
+
+    @overload
+    def caption(
+        self,
+        image: ImageSource,
+        *,
+        temperature: float = ...,
+        seed: int = ...,
+        beams: int | None = ...,
+        details: Literal[True],
+    ) -> Caption: ...
+
+    def caption(
+        self,
+        image: ImageSource,
+        *,
+        temperature: float = 0.0,
+        seed: int = 0,
+        beams: int | None = None,
+        details: bool = False,
+    ) -> str | Caption:
+        """Describe an image.
 
         Args:
-            image: a PIL image of any size and mode, or the path of an image file.
-            temperature: 0 takes the top_k_top_p words; higher values vary, with `seed`.
-            beams: captions followed side by side, at temperature 0; by default as the manifest says.
+            image: a path, the bytes of an image file, a binary file object, a PIL image, or pixels (height, width, 3) of uint8.
+            temperature: 0 takes the most probable words; higher values vary with `seed`; in [0, 100].
+            seed: in [0, 2**63).
+            beams: width of the beam search at temperature 0, 1 to 16; by default the manifest's.
+            details: return a `Caption` with log-probabilities and alternatives instead of the text.
 
         Raises:
-            ImageError: the file cannot be read as an image.
-            PromptError: `beams` is not between 1 and 16.
+            ImageError: the image cannot be read; `ImageNotFoundError` if the file does not exist.
+            PromptError: an option is out of range.
         """
-        return next(self.captions([image], temperature=temperature, seed=seed, beams=beams))
+        options = TextOptions(temperature, seed, beams, details)
+        found = next(self.captioner.captions_of_groups([[as_image(image)]], options))
+        return found if details else found.text
 
     def captions(
         self, images: Sequence[ImageSource], *, temperature: float = 0.0, seed: int = 0, beams: int | None = None
     ) -> Iterator[str]:
-        """Captions of images that are encoded together, each as `caption` gives it."""
-        return self.captions_of_groups([images], temperature=temperature, seed=seed, beams=beams)
+        """Captions of several images, which are encoded together, in order; each is what `caption` returns.
+
+        Raises:
+            ImageError: `images` is a single image or empty, or one cannot be read.
+            PromptError: an option is out of range.
+        """
+        groups = [image_list(images, "images")]
+        return self.captions_of_groups(groups, temperature=temperature, seed=seed, beams=beams)
 
     def captions_of_groups(
         self,
@@ -179,151 +146,86 @@ class SeedEdge:
         seed: int = 0,
         beams: int | None = None,
     ) -> Iterator[str]:
-        """The same of several groups of images, none of them empty, one after the other.
+        """Captions of several groups of images, in order. Each group has at least one image and is encoded together.
 
-        Where captions are written by several threads, the next group is encoded meanwhile.
+        Where captions are generated by several threads, the next group is encoded at the same time.
         """
-        remaining, workers = iter(groups), self._writers()
-        count = self.bundle.language.caption_views if temperature == 0 else 1
-
-        def seen(images: Sequence[ImageSource]) -> NDArray[np.int64]:
-            pictures = [image if isinstance(image, Image.Image) else open_image(image) for image in images]
-            return self._images.encode_views(pictures, count)
-
-        if workers == 1:
-            for images in remaining:
-                with self.held():
-                    views = seen(images)
-                for each in views:
-                    yield self._caption([*each], temperature, seed, beams)
-            return
-        following = next(remaining, None)
-        if following is None:
-            return
-        with self.held():
-            views = seen(following)
-        with ThreadPoolExecutor(workers + 1) as pool:
-            while following is not None:
-                following = next(remaining, None)
-                with self.held():
-                    coming = None if following is None else pool.submit(seen, following)
-                    told = self._told_by_several(pool, min(workers, len(views)), views, temperature, seed, beams)
-                    if coming is not None:
-                        views = coming.result()
-                yield from told
-
-    def _told_by_several(
-        self,
-        pool: ThreadPoolExecutor,
-        workers: int,
-        views: NDArray[np.int64],
-        temperature: float,
-        seed: int,
-        beams: int | None,
-    ) -> list[str]:
-        """Captions of images, given as the codes of their views, by so many threads, each with a conversation of its own.
-
-        Of a single image, its views are read by several threads.
-        """
-        first = self._language_model
-        if len(views) == 1:
-            return [self._told(first, [*views[0]], temperature, seed, beams, pool)]
-        models = [first, *(first.cached_context(("captions", number)) for number in range(1, workers))]
-
-        def told(number: int) -> list[str]:
-            return [self._told(models[number], [*each], temperature, seed, beams) for each in views[number::workers]]
-
-        found = list(pool.map(told, range(workers)))
-        return [found[number % workers][number // workers] for number in range(len(views))]
-
-    def _writers(self) -> int:
-        """How many captions are written at once: several where the language model is so small that each uses one core."""
-        small = threads_for_language_model(self.bundle.language_model.stat().st_size) == 1
-        return min(MAX_WRITERS, available_cores()) if small and not self._parts.limited else 1
+        found = self.captioner.captions_of_groups(groups, TextOptions(temperature, seed, beams))
+        return (caption.text for caption in found)
 
     def caption_codes(self, codes: Codes, *, temperature: float = 0.0, seed: int = 0, beams: int | None = None) -> str:
         """Describe an image given as codes (codes_per_image,); see `caption`."""
-        return self._caption([codes], temperature, seed, beams)
+        return self.captioner.caption_codes([codes], TextOptions(temperature, seed, beams)).text
 
-    @exclusive
-    def _caption(self, views: Sequence[Codes], temperature: float, seed: int, beams: int | None) -> str:
-        return self._told(self._language_model, views, temperature, seed, beams)
-
-    def _told(
+    @overload
+    def ask(
         self,
-        model: LlamaCpp,
-        views: Sequence[Codes],
-        temperature: float,
-        seed: int,
-        beams: int | None,
-        pool: ThreadPoolExecutor | None = None,
-    ) -> str:
-        """A caption that fits all views of an image, read by threads of `pool` if given; with a temperature, the only view."""
-        language = self.bundle.language
-        vocab, most = language.vocab, language.max_caption_ids
-        prompts = [language.prompts.for_caption(vocab, model.tokenize, vocab.check_codes(codes)) for codes in views]
-        beams = language.caption_beams if beams is None else beams
-        if not 1 <= beams <= MAX_BEAMS:
-            raise PromptError(f"beams is {beams}; it must be 1 to {MAX_BEAMS}")
-        if temperature == 0 and (beams > 1 or len(prompts) > 1):
-            followed = [model.cached_context((view, beams), beams, most) for view in range(len(prompts))]
-            agreed = LogitEnsemble(followed, prompts, pool)
-            return model.detokenize(beam_search(agreed, vocab, prompts[0], beams, most))
-        return model.detokenize(generate_text(model, vocab, prompts[0], Sampling(temperature, 0, 1.0), seed, most))
+        images: ImageSource | Sequence[ImageSource],
+        question: str,
+        *,
+        temperature: float = ...,
+        seed: int = ...,
+        details: Literal[False] = ...,
+    ) -> str: ...
 
-    def ask(self, images: Sequence[ImageSource], question: str, *, temperature: float = 0.0, seed: int = 0) -> str:
-        """Answer a question about images.
+    @overload
+    def ask(
+        self,
+        images: ImageSource | Sequence[ImageSource],
+        question: str,
+        *,
+        temperature: float = ...,
+        seed: int = ...,
+        details: Literal[True],
+    ) -> Answer: ...
+
+    def ask(
+        self,
+        images: ImageSource | Sequence[ImageSource],
+        question: str,
+        *,
+        temperature: float = 0.0,
+        seed: int = 0,
+        details: bool = False,
+    ) -> str | Answer:
+        """Answer a question about one image, or about several together.
 
         Args:
-            images: in the order the question speaks of them.
-            temperature: 0 takes the top_k_top_p words; higher values vary, with `seed`.
+            images: an image as in `caption`, or a list of images in the order in which the question mentions them.
+            temperature: 0 takes the most probable words; higher values vary with `seed`; in [0, 100].
+            seed: in [0, 2**63).
+            details: return an `Answer` with log-probabilities instead of the text.
 
         Raises:
-            PromptError: the question is empty or too long, or the bundle's model was not taught to answer.
+            ImageError: an image cannot be read, or the list is empty.
+            PromptError: the question is empty or too long, an option is out of range, or the model cannot answer questions.
         """
-        return self.ask_codes([*self.encode(images)], question, temperature=temperature, seed=seed)
+        options = TextOptions(temperature, seed, details=details)
+        several = isinstance(images, list | tuple) or (isinstance(images, np.ndarray) and images.ndim == 4)
+        shown: Sequence[ImageSource] = images if several else [images]  # type: ignore[assignment,list-item]  # checked above
+        found = self.captioner.answer_codes([*self.encode(shown)], question, options)
+        return found if details else found.text
 
-    @exclusive
+    def answers(
+        self, images: Sequence[ImageSource], question: str, *, temperature: float = 0.0, seed: int = 0
+    ) -> Iterator[str]:
+        """Answers to the same question about each of several images separately, in order; see `ask`."""
+        options, codes = TextOptions(temperature, seed), self.encode(images)
+        return (self.captioner.answer_codes([each], question, options).text for each in codes)
+
     def ask_codes(self, images: Sequence[Codes], question: str, *, temperature: float = 0.0, seed: int = 0) -> str:
         """Answer a question about images given as codes; see `ask`."""
-        language, model = self.bundle.language, self._language_model
-        vocab = language.vocab
-        ids = language.prompts.for_question(vocab, model.tokenize, question, [vocab.check_codes(each) for each in images])
-        most = min(MAX_ANSWER_IDS, language.context_length // 2)
-        return model.detokenize(generate_text(model, vocab, ids, Sampling(temperature, 0, 1.0), seed, most))
+        return self.captioner.answer_codes(images, question, TextOptions(temperature, seed)).text
 
-    def edit(
-        self,
-        image: ImageSource,
-        change: str,
-        *,
-        seed: int = 0,
-        sampling: Sampling | None = None,
-        options: DiffusionOptions | None = None,
-    ) -> Image.Image:
-        """A picture of the image changed as asked; see `draw`.
+    # ---- images
+
+    def require_decoder(self) -> None:
+        """Refuse a bundle that cannot make images, before codes are generated.
 
         Raises:
-            PromptError: `change` is empty or too long, or the bundle's model was not taught to edit.
+            BundleError: it needs a diffusion and has none.
         """
-        self.require_decoder()
-        codes = self.edit_codes(self.encode([image])[0], change, seed=seed, sampling=sampling)
-        return self.decode(codes, seed=seed, options=options)
-
-    @exclusive
-    def edit_codes(
-        self,
-        codes: Codes,
-        change: str,
-        *,
-        seed: int = 0,
-        sampling: Sampling | None = None,
-        progress: Callable[[int, int], None] | None = None,
-    ) -> NDArray[np.int64]:
-        """Codes (codes_per_image,) of an image, given as codes, changed as asked; see `edit` and `draw_codes`."""
-        language, model = self.bundle.language, self._language_model
-        ids = language.prompts.for_edit(language.vocab, model.tokenize, change, [language.vocab.check_codes(codes)])
-        return sample_codes(model, language.vocab, ids, sampling or language.sampling, seed, progress)
+        self.engine.images.decoder.require()
 
     def draw(
         self,
@@ -333,37 +235,172 @@ class SeedEdge:
         negative: str | None = None,
         sampling: Sampling | None = None,
         options: DiffusionOptions | None = None,
-    ) -> Image.Image:
-        """Draw a picture from words; the same seed gives the same picture on the same machine.
+        progress: StageProgress | None = None,
+        on_latents: OnLatents | None = None,
+    ) -> Drawing:
+        """Draw an image of a prompt. The same seed gives the same image on the same machine.
 
         Args:
-            negative: what to keep away from, in words.
-            sampling: how codes are drawn; by default as the manifest says.
-            options: how a diffusion makes pixels of them; by default as the manifest says.
+            seed: in [0, 2**63).
+            negative: negative prompt: what the image should not show.
+            sampling: how codes are sampled; by default the manifest's.
+            options: of the diffusion; by default the manifest's.
+            progress: called with `codes` or `steps`, the number done and the total.
+            on_latents: see `decode`.
 
         Raises:
-            PromptError: the prompt is empty or too long.
+            PromptError: a prompt is empty or too long, or the seed is out of range.
+            BundleError: the bundle cannot make images.
         """
+        check_seed(seed)
+        _check_text(prompt, "prompt")
         self.require_decoder()
-        codes = self.draw_codes(prompt, seed=seed, negative=negative, sampling=sampling)
-        return self.decode(codes, seed=seed, options=options, negative=self.negative_codes(negative, seed=seed))
+        with self.engine.held():
+            codes = self.generator.draw_candidates(prompt, seed, negative, sampling, _stage(progress, "codes"))
+            return self.generator.render(
+                codes[0],
+                prompt=prompt,
+                seed=seed,
+                negative=negative,
+                temperature=None if sampling is None else sampling.temperature,
+                options=options,
+                candidates=codes[1:],
+                progress=_stage(progress, "steps"),
+                on_latents=on_latents,
+            )
+
+    def drawings(
+        self,
+        prompts: str | Sequence[str],
+        *,
+        n: int = 1,
+        seed: int = 0,
+        seeds: Sequence[int] | None = None,
+        negative: str | None = None,
+        sampling: Sampling | None = None,
+        options: DiffusionOptions | None = None,
+    ) -> Iterator[Drawing]:
+        """Draw several images, one after the other: of each prompt in turn, one for each seed; see `draw`.
+
+        Args:
+            prompts: one prompt or several.
+            n: images of each prompt, at least 1; their seeds count up from `seed`.
+            seeds: the seeds themselves, instead of `n` and `seed`.
+
+        Raises:
+            PromptError: `n` is below 1, or a seed is out of range.
+        """
+        if n < 1:
+            raise PromptError(f"n is {n}; it must be 1 or more")
+        check_seed(seed)
+        chosen = list(range(seed, seed + n)) if seeds is None else list(seeds)
+        for each in chosen:
+            check_seed(each)
+        texts = [prompts] if isinstance(prompts, str) else list(prompts)
+        return (
+            self.draw(text, seed=each, negative=negative, sampling=sampling, options=options)
+            for text in texts
+            for each in chosen
+        )
+
+    def edit(
+        self,
+        image: ImageSource,
+        change: str,
+        *,
+        seed: int = 0,
+        sampling: Sampling | None = None,
+        options: DiffusionOptions | None = None,
+        progress: StageProgress | None = None,
+        on_latents: OnLatents | None = None,
+    ) -> Drawing:
+        """Draw an image changed as `change` says; arguments as in `caption` and `draw`.
+
+        Raises:
+            ImageError: the image cannot be read.
+            PromptError: `change` is empty or too long, or the model cannot edit.
+        """
+        check_seed(seed)
+        _check_text(change, "change")
+        self.require_decoder()
+        picture = as_image(image)
+        with self.engine.held():
+            before = self.engine.images.encode([picture])[0]
+            codes = self.generator.edit_codes(before, change, seed, sampling, _stage(progress, "codes"))
+            return self.generator.render(
+                codes,
+                prompt=change,
+                seed=seed,
+                negative=None,
+                temperature=None if sampling is None else sampling.temperature,
+                options=options,
+                progress=_stage(progress, "steps"),
+                on_latents=on_latents,
+            )
+
+    def reconstruct(self, image: ImageSource, *, seed: int = 0, options: DiffusionOptions | None = None) -> Drawing:
+        """Encode an image and decode its codes: what the language model can know of it. Arguments as in `draw`."""
+        return self.render(self.encode([image])[0], seed=seed, options=options)
+
+    def render(
+        self,
+        codes: Codes,
+        *,
+        prompt: str = "",
+        seed: int = 0,
+        negative: str | None = None,
+        temperature: float | None = None,
+        options: DiffusionOptions | None = None,
+        progress: Progress | None = None,
+        on_latents: OnLatents | None = None,
+    ) -> Drawing:
+        """A `Drawing` of codes (codes_per_image,): `decode` with provenance.
+
+        Args:
+            prompt: noted in the provenance.
+            negative: negative prompt, for a diffusion; noted in the provenance.
+            temperature: noted in the provenance; by default the manifest's.
+
+        Raises:
+            CodesError: wrong count, or a code outside the codebook.
+        """
+        check_seed(seed)
+        self.require_decoder()
+        with self.engine.held():
+            return self.generator.render(
+                codes,
+                prompt=prompt,
+                seed=seed,
+                negative=negative,
+                temperature=temperature,
+                options=options,
+                progress=progress,
+                on_latents=on_latents,
+            )
+
+    # ---- codes
 
     def negative_codes(self, negative: str | None, *, seed: int = 0) -> NDArray[np.int64] | None:
-        """Codes that a diffusion keeps away from; None where there is none, whose codes keep away already."""
-        if negative is None or self.bundle.manifest.kind == "pixels":
-            return None
-        return self.draw_codes(negative, seed=seed)
+        """Codes that a diffusion is guided away from; None without a negative prompt or a diffusion."""
+        with self.engine.held():
+            return self.generator.negative_codes(negative, seed)
 
-    def require_decoder(self) -> None:
-        """Refuse a bundle that cannot make pictures, before any work is put into codes.
+    def encode(self, images: Sequence[ImageSource] | NDArray[np.uint8]) -> NDArray[np.int64]:
+        """Encode images as codes.
+
+        Args:
+            images: a list of images as in `caption`, or an array (count, height, width, 3) of uint8.
+
+        Returns:
+            (len(images), codes_per_image), each in [0, codebook_size).
 
         Raises:
-            BundleError: it has no diffusion and needs one.
+            ImageError: `images` is empty or a single image, or one cannot be read.
         """
-        if self.bundle.manifest.kind == "unclip":
-            _ = self.bundle.diffusion
+        pictures = image_list(images, "images")
+        with self.engine.held():
+            return self.engine.images.encode([as_image(picture) for picture in pictures])
 
-    @exclusive
     def draw_codes(
         self,
         prompt: str,
@@ -371,77 +408,34 @@ class SeedEdge:
         seed: int = 0,
         negative: str | None = None,
         sampling: Sampling | None = None,
-        progress: Callable[[int, int], None] | None = None,
+        progress: Progress | None = None,
     ) -> NDArray[np.int64]:
-        """Codes (codes_per_image,) for words; see `draw`.
+        """Codes (codes_per_image,) of a prompt; see `draw`.
 
         Args:
-            negative: what to keep away from; where a diffusion follows, that does it (`negative_codes`).
-            progress: called with codes done and codes in all.
+            negative: negative prompt; ignored where a diffusion follows, which it guides instead.
+            progress: called with the number of codes done and the total.
         """
-        language, model = self.bundle.language, self._language_model
-        vocab, sampling = language.vocab, sampling or language.sampling
-        ids = language.prompts.for_drawing(vocab, model.tokenize, prompt)
-        guidance, away = sampling.guidance, language.prompts.for_any_drawing(vocab, model.tokenize)
-        if negative is not None and self.bundle.manifest.kind == "pixels":
-            guidance, away = (
-                max(guidance, MIN_NEGATIVE_GUIDANCE),
-                language.prompts.for_drawing(vocab, model.tokenize, negative),
-            )
-        tries = self._candidate_count(sampling)
-        asked = model if tries == 1 else model.cached_context(("tries", tries), tries, vocab.codes_per_image)
-        with ExitStack() as stack:
-            writer: GeneratingModel = asked
-            if guidance != 1:
-                branches = (1, 0) if tries == 1 else (tries, vocab.codes_per_image)
-                writer = ClassifierFreeGuidance(asked, stack.enter_context(model.new_context(*branches)), away, guidance)
-            if tries == 1:
-                return sample_codes(writer, vocab, ids, sampling, seed, progress)
-            drawn = sample_codes_batch(writer, vocab, ids, sampling, seed, progress)
-        return self._best_of(drawn, ids, language.prompts.of_drawing(model.tokenize, prompt))
+        check_seed(seed)
+        _check_text(prompt, "prompt")
+        with self.engine.held():
+            best: NDArray[np.int64] = self.generator.draw_candidates(prompt, seed, negative, sampling, progress)[0]
+        return best
 
-    def _candidate_count(self, sampling: Sampling) -> int:
-        """Drawings to make of a prompt; one where all would be the same.
+    def edit_codes(
+        self,
+        codes: Codes,
+        change: str,
+        *,
+        seed: int = 0,
+        sampling: Sampling | None = None,
+        progress: Progress | None = None,
+    ) -> NDArray[np.int64]:
+        """Codes (codes_per_image,) of an image, given as codes, changed as `change` says; see `edit` and `draw_codes`."""
+        check_seed(seed)
+        with self.engine.held():
+            return self.generator.edit_codes(codes, change, seed, sampling, progress)
 
-        Raises:
-            PromptError: several, of a bundle that takes minutes for each.
-        """
-        if sampling.best_of > 1 and self.bundle.manifest.kind != "pixels":
-            raise PromptError(
-                f"{self.bundle.path} draws by a diffusion, too slow to choose among {sampling.best_of} candidates; use --best-of 1"
-            )
-        return sampling.best_of if sampling.temperature else 1
-
-    def _best_of(self, drawn: NDArray[np.int64], prompt: Sequence[int], words: Sequence[int]) -> NDArray[np.int64]:
-        """The codes whose picture is most like what was asked for; see `rerank`."""
-        different = list({tuple(codes): codes for codes in drawn.tolist()}.values())
-        if len(different) == 1:
-            return np.array(different[0], np.int64)
-        # one by one, as where memory is short: several at once differ by roundings, and a code may hang on one
-        pictures = [self.decode(codes) for codes in different]
-        seen = [self._images.encode([picture])[0] for picture in pictures]
-        model = self._language_model  # opened anew where it had to make room
-        chosen = rerank(model, model.tokenize, self.bundle.language, prompt, words, seen)
-        return np.array(different[chosen], np.int64)
-
-    @exclusive
-    def encode(self, images: Sequence[ImageSource]) -> NDArray[np.int64]:
-        """Turn images into codes.
-
-        Args:
-            images: PIL images of any size and mode, or paths of image files; at least one.
-
-        Returns:
-            (len(images), codes_per_image), each in [0, codebook_size).
-
-        Raises:
-            ImageError: `images` is empty, or a file cannot be read as an image.
-        """
-        if not len(images):
-            raise ImageError("no images to encode; give at least one")
-        return self._images.encode([i if isinstance(i, Image.Image) else open_image(i) for i in images])
-
-    @exclusive
     def decode(
         self,
         codes: Codes,
@@ -449,33 +443,56 @@ class SeedEdge:
         seed: int = 0,
         options: DiffusionOptions | None = None,
         negative: Codes | None = None,
-        progress: Callable[[int, int], None] | None = None,
-        on_latents: Callable[[NDArray[np.float32]], None] | None = None,
+        progress: Progress | None = None,
+        on_latents: OnLatents | None = None,
     ) -> Image.Image:
-        """Turn codes (codes_per_image,) into a picture of `output_size` pixels square.
+        """Decode codes (codes_per_image,) as an image of `output_size` pixels square.
 
         Args:
-            seed: for decoders that start from noise; one of kind `pixels` gives the same picture for all seeds.
-            options: how a diffusion walks; by default as the manifest says.
-            negative: codes to keep away from, for a diffusion.
-            progress: called with steps done and steps in all, by a diffusion.
-            on_latents: called with the latents of a diffusion before its last stage; `decode_latents` makes the picture of them.
+            seed: of a diffusion's noise; decoders of kind `pixels` give the same image for all seeds.
+            options: of the diffusion; by default the manifest's.
+            negative: codes that the diffusion is guided away from.
+            progress: called with the number of diffusion steps done and the total.
+            on_latents: called with the diffusion's latents (1, channels, size, size), which `decode_latents` makes an image of.
 
         Raises:
-            CodesError: wrong count, or outside the codebook.
+            CodesError: wrong count, or a code outside the codebook.
         """
+        check_seed(seed)
+        checked = self.bundle.manifest.codes.check(codes)[None]
+        with self.engine.held():
+            return self.generator.decode(checked, seed, options, negative, progress, on_latents)[0]
+
+    def decode_batch(
+        self, codes: Sequence[Codes] | NDArray[np.int64], *, seed: int = 0, options: DiffusionOptions | None = None
+    ) -> list[Image.Image]:
+        """Decode codes (count, codes_per_image) as images; see `decode`. Each image is what `decode` gives for its codes."""
+        check_seed(seed)
         space = self.bundle.manifest.codes
-        away = None if negative is None else space.check(negative)[None]
-        return self._images.decode(space.check(codes)[None], seed, options or DiffusionOptions(), away, progress, on_latents)[0]
+        if np.ndim(codes[0] if len(codes) else 0) != 1:
+            raise CodesError("codes must be those of several images: (count, codes_per_image); write [codes]")
+        checked = [space.check(each) for each in codes]
+        with self.engine.held():
+            return [self.generator.decode(each[None], seed, options)[0] for each in checked]
 
-    @exclusive
     def decode_latents(self, latents: NDArray[np.float32], *, tiled: bool | None = None) -> Image.Image:
-        """Picture of the latents (1, channels, size, size) of a diffusion.
+        """Decode a diffusion's latents (1, channels, size, size) as an image.
 
         Args:
-            tiled: tile by tile, in less memory; by default where memory is short.
+            tiled: decode in tiles, in less memory; None decides by the free memory.
 
         Raises:
-            BundleError: the bundle has no diffusion, or one with other latents.
+            BundleError: the bundle has no diffusion, or one with latents of another shape.
         """
-        return self._images.decode_latents(latents, tiled)[0]
+        with self.engine.held():
+            return self.engine.images.decoder.decode_latents(latents, tiled)[0]
+
+
+def _stage(progress: StageProgress | None, stage: str) -> Progress | None:
+    """A progress callback for one stage."""
+    return None if progress is None else lambda done, total: progress(stage, done, total)
+
+
+def _check_text(text: str, name: str) -> None:
+    if not isinstance(text, str):
+        raise PromptError(f"{name} must be a text, not {type(text).__name__}")

@@ -146,7 +146,7 @@ class Unclip:
         positive = image_noise.class_labels(image_embeds, noise)
         away = np.zeros_like(positive) if negative is None else image_noise.class_labels(negative, noise)
         scheduler, guidance, matters = self._plan(options)
-        return denoise(guided(self._predict, positive, away, guidance, matters), scheduler, latents, progress)
+        return denoise(guided(self.predict, positive, away, guidance, matters), scheduler, latents, progress)
 
     def evaluations(self, options: DiffusionOptions) -> int:
         """How often the network is run for one picture."""
@@ -204,7 +204,17 @@ class Unclip:
 
         return in_tiles(decode, latents, side // size) if tiled else decode(latents)
 
-    def _predict(self, latents: Array, timestep: int, labels: Array) -> Array:
+    def predict(self, latents: Array, timestep: int, labels: Array) -> Array:
+        """One evaluation of the U-Net: v (batch, channels, size, size), in float32.
+
+        Args:
+            latents: (batch, channels, size, size).
+            timestep: in [0, training steps).
+            labels: class labels (batch, 2 * dim).
+
+        Raises:
+            BundleError: a value is not finite.
+        """
         # on a CPU one after the other is as fast as together, and takes less memory
         unet = self._unet()
         size = 1 if unet.device == "cpu" else len(latents)

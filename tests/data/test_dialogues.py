@@ -9,7 +9,7 @@ from helpers import call
 import seed_edge
 from seed_edge.bundle import Bundle
 from seed_edge.data.code_shards import CodeSample, write_code_shards
-from seed_edge.data.dialogues import changes, facts_of, questions, talks
+from seed_edge.data.dialogues import changes, dialogues_about, facts_of, questions
 from seed_edge.data.samples import Sample
 from seed_edge.errors import DataError
 from seed_edge.gguf_header import GgufHeader
@@ -90,14 +90,14 @@ def test_changes_lead_from_one_picture_to_another():
 
 
 def test_conversations_hold_pictures_in_the_order_they_are_spoken_of():
-    for about, talk in talks(ALL, 0):
+    for about, talk in dialogues_about(ALL, 0):
         assert talk.sample.key == f"{about.key}-talk"
         drawn = sum(answer == "<image>" for _, answer in talk.sample.turns)
         assert 1 <= len(talk.images) <= 2 and len(talk.images) - drawn in (0, 1)
         assert all(question and answer for question, answer in talk.sample.turns)
-    assert talks(ALL, 0)[0][1].sample.turns == talks(ALL, 0)[0][1].sample.turns
+    assert dialogues_about(ALL, 0)[0][1].sample.turns == dialogues_about(ALL, 0)[0][1].sample.turns
     held = [dataclasses.replace(each, sample=dataclasses.replace(each.sample, held_out=True)) for each in ALL]
-    assert all(talk.sample.held_out for _, talk in talks(held, 0))
+    assert all(talk.sample.held_out for _, talk in dialogues_about(held, 0))
 
 
 VOCAB = Vocab(size=300, first_code_id=260, codebook_size=8, codes_per_image=4, bos_id=1, eos_id=2, boi_id=270, eoi_id=271)

@@ -200,7 +200,7 @@ def test_latents_that_do_not_fit_are_refused(bundle, tmp_path):
 
 
 def test_fast_asks_a_third_as_often_and_may_be_changed(bundle, given, tmp_path, monkeypatch):
-    unclip, asked, predict = Unclip(bundle, choose_device("cpu")), [], Unclip._predict
+    unclip, asked, predict = Unclip(bundle, choose_device("cpu")), [], Unclip.predict
     assert unclip.evaluations(DiffusionOptions()) == 42
     assert unclip.evaluations(FAST) <= 14
     assert unclip.evaluations(DiffusionOptions(steps=5, guidance=1)) == 6
@@ -209,7 +209,7 @@ def test_fast_asks_a_third_as_often_and_may_be_changed(bundle, given, tmp_path, 
         asked.append(len(latents))
         return predict(self, latents, timestep, labels)
 
-    monkeypatch.setattr(Unclip, "_predict", counted)
+    monkeypatch.setattr(Unclip, "predict", counted)
     unclip.denoise(*given, FAST)
     assert sum(asked) == unclip.evaluations(FAST)
     codes = tmp_path / "codes.txt"

@@ -39,7 +39,7 @@ def test_an_answer_is_what_the_model_says_to_all_turns(edge, examples):
     talk = Conversation(edge)
     first = detokenize(talk.say("what is this", [examples / "coffee.jpg"]))
     second = detokenize(talk.say("and this"))
-    model, language = edge._language_model, edge.bundle.language
+    model, language = edge.engine.language_model, edge.bundle.language
     alone = Conversation(edge)
     alone.turns = list(talk.turns[:1])
     assert detokenize(alone.say("and this")) == second
@@ -53,7 +53,7 @@ def test_what_was_read_is_not_read_again(edge, examples, monkeypatch):
     list(talk.say("what is this", [examples / "coffee.jpg"]))
     monkeypatch.setattr(LlamaCpp, "_decode", lambda self, ids: (read.append(len(ids)), decode(self, ids))[1])
     list(talk.say("and this"))
-    model, language = edge._language_model, edge.bundle.language
+    model, language = edge.engine.language_model, edge.bundle.language
     whole = language.prompts.for_conversation(language.vocab, model.tokenize, talk.turns)
     answered = language.prompts.for_conversation(language.vocab, model.tokenize, talk.turns[:1])
     assert 0 < read[0] < len(whole) - len(answered) / 2  # the first piece that is read leaves out at least the first prompt
@@ -75,7 +75,7 @@ def test_an_answer_may_be_a_picture_and_is_read_in_the_next_turn(edge):
     (codes,) = talk.say("a red fox", draw=True)
     assert codes.shape == (vocab.codes_per_image,) and codes.max() < vocab.codebook_size
     list(talk.say("what is it"))
-    model, language = edge._language_model, edge.bundle.language
+    model, language = edge.engine.language_model, edge.bundle.language
     ids = language.prompts.for_conversation(vocab, model.tokenize, talk.turns)
     assert [token_id - vocab.first_code_id for token_id in ids if vocab.is_code(token_id)] == codes.tolist()
 
@@ -102,7 +102,7 @@ def test_the_oldest_turns_are_forgotten_where_the_context_is_short(edge):
     room = min(conversation_module.MAX_ANSWER_IDS, language.context_length // 2)
     ids = talk._fitting(room)
     assert len(ids) + room <= language.context_length
-    whole = language.prompts.for_conversation(language.vocab, edge._language_model.tokenize, talk.turns)
+    whole = language.prompts.for_conversation(language.vocab, edge.engine.language_model.tokenize, talk.turns)
     assert len(whole) > language.context_length and ids[-5:] == whole[-5:]
 
 

@@ -23,19 +23,19 @@ def shades(image):
 
 
 def test_what_it_draws_it_recognises(edge):
-    told = [edge.caption(edge.draw(f"a {thing}", seed=1)) for thing in THINGS]
+    told = [edge.caption(edge.draw(f"a {thing}", seed=1).image) for thing in THINGS]
     assert sum(thing.split()[-1] in text for thing, text in zip(THINGS, told, strict=True)) >= 6, told
 
 
 @pytest.mark.parametrize("colour", ["red", "blue"])
 def test_things_come_in_the_colour_that_is_asked_for(edge, colour):
-    drawn = [shades(edge.draw(f"a {colour} car", seed=seed)) for seed in range(4)]
+    drawn = [shades(edge.draw(f"a {colour} car", seed=seed).image) for seed in range(4)]
     assert sum((red > blue) == (colour == "red") for red, blue in drawn) >= 3
 
 
 def test_of_several_tries_a_jumble_is_not_kept(edge):
     """Drawn once, a blue star is one only every other time."""
-    told = [edge.caption(edge.draw("a blue star", seed=seed)) for seed in range(6)]
+    told = [edge.caption(edge.draw("a blue star", seed=seed).image) for seed in range(6)]
     assert sum("blue" in text and "star" in text for text in told) >= 5, told
 
 
@@ -48,18 +48,18 @@ def test_what_is_kept_does_not_depend_on_memory(edge):
 
 def test_as_many_as_are_asked_for_are_drawn(edge):
     """Two apples stand side by side: paint left and right, none in between."""
-    pixels = np.asarray(edge.draw("two apples", seed=1), dtype=float)
+    pixels = np.asarray(edge.draw("two apples", seed=1).image, dtype=float)
     painted = (pixels.min(2) < 200).mean(0)
     assert painted[24:44].mean() > 0.2 and painted[84:104].mean() > 0.2 and painted[61:67].mean() < 0.1
 
 
 def test_it_answers_what_its_drawings_show(edge):
-    told = [edge.ask([edge.draw(f"a {thing}", seed=1)], "what is this?") for thing in THINGS]
+    told = [edge.ask([edge.draw(f"a {thing}", seed=1).image], "what is this?") for thing in THINGS]
     assert sum(thing.split()[-1] in text for thing, text in zip(THINGS, told, strict=True)) >= 6, told
 
 
 def test_it_tells_drawings_from_photos_and_colours_apart(edge, examples):
-    drawn = edge.draw("a red car", seed=1)
+    drawn = edge.draw("a red car", seed=1).image
     asked = "is it a drawing or a photo?"
     assert "drawing" in edge.ask([drawn], asked) and "photo" in edge.ask([examples / "cat.jpg"], asked)
     assert "red" in edge.ask([drawn], "what color is it?")
@@ -68,7 +68,7 @@ def test_it_tells_drawings_from_photos_and_colours_apart(edge, examples):
 @pytest.mark.parametrize("colour", ["red", "blue"])
 def test_it_changes_the_colour_of_what_it_drew(edge, colour):
     other = {"red": "blue", "blue": "red"}[colour]
-    changed = [shades(edge.edit(edge.draw(f"a {other} car", seed=seed), f"make it {colour}", seed=seed)) for seed in range(4)]
+    changed = [shades(edge.edit(edge.draw(f"a {other} car", seed=seed).image, f"make it {colour}", seed=seed).image) for seed in range(4)]
     assert sum((red > blue) == (colour == "red") for red, blue in changed) >= 3
 
 

@@ -9,9 +9,9 @@ from seed_edge.runtime.generation import (
     beam_search,
     generate_interleaved,
     generate_text,
-    sample_token,
     sample_codes,
     sample_codes_batch,
+    sample_token,
     top_k_top_p,
 )
 from seed_edge.vocab import Vocab

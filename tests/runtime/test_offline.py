@@ -45,7 +45,7 @@ import seed_edge
 with seed_edge.load(*sys.argv[2:]) as edge:
     print(len(edge.caption(sys.argv[1]).split()))
     time.sleep(20)
-    print(edge.draw("a red fox", seed=7).size)
+    print(edge.draw("a red fox", seed=7).image.size)
 assert not {"torch", "transformers", "huggingface_hub", "requests", "httpx"} & set(sys.modules)
 """
 SOCKET = "import socket; socket.socket(socket.AF_INET, socket.SOCK_DGRAM)"

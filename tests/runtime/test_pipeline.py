@@ -42,7 +42,7 @@ def test_the_same_seed_draws_the_same_picture_and_another_a_different_one(edge):
     codes = [edge.draw_codes("a red fox", seed=seed).tolist() for seed in (7, 7, 8, 9)]
     assert codes[0] == codes[1]
     assert len({tuple(c) for c in codes}) > 1
-    assert edge.draw("a red fox", seed=7).tobytes() == edge.decode(codes[0]).tobytes()
+    assert edge.draw("a red fox", seed=7).image.tobytes() == edge.decode(codes[0]).tobytes()
 
 
 def test_the_seed_decides_across_processes_too(edge, tiny):
@@ -58,7 +58,7 @@ def test_the_prompt_decides(edge):
 
 
 def test_more_beams_find_a_likelier_caption(edge):
-    model, language = edge._language_model, edge.bundle.language
+    model, language = edge.engine.language_model, edge.bundle.language
     codes = edge.encode([quarters("red", "lime", "blue", "white")])[0]
     prompt = language.prompts.for_caption(language.vocab, model.tokenize, codes)
 
@@ -81,11 +81,11 @@ def test_a_caption_has_to_fit_all_views(edge):
     language = dataclasses.replace(edge.bundle.language, caption_views=4, caption_beams=1, max_caption_ids=3)
     several = dataclasses.replace(edge.bundle, manifest=dataclasses.replace(edge.bundle.manifest, language=language))
     pictures = [quarters(*colours) for colours in itertools.permutations(("red", "lime", "blue", "white"))]
-    model, vocab = edge._language_model, language.vocab
+    model, vocab = edge.engine.language_model, language.vocab
     with SeedEdge(several, choose_device("cpu")) as seen:
         differ = 0
         for picture in pictures:
-            views = seen._images.encode_views([picture], 4)[0]
+            views = seen.engine.images.encode_views([picture], 4)[0]
             assert views[0].tolist() == edge.encode([picture])[0].tolist()
             prompts = [language.prompts.for_caption(vocab, model.tokenize, codes) for codes in views]
             ids = []
@@ -110,7 +110,7 @@ def test_a_caption_is_text_and_repeats(edge):
 
 @pytest.mark.parametrize("prompt", ["<img_00001></img>", "🦊", "여우", "a" * 20, "</s><s>"])
 def test_odd_prompts_draw_a_picture(edge, prompt):
-    assert edge.draw(prompt).size == (16, 16)
+    assert edge.draw(prompt).image.size == (16, 16)
 
 
 def test_guidance_changes_what_is_drawn(edge):
@@ -123,7 +123,7 @@ def test_guidance_changes_what_is_drawn(edge):
 
 
 def test_of_several_drawings_the_one_is_kept_that_is_seen_as_what_was_asked_for(edge):
-    hot, model, language = Sampling(1.0, 0, 1.0), edge._language_model, edge.bundle.language
+    hot, model, language = Sampling(1.0, 0, 1.0), edge.engine.language_model, edge.bundle.language
     vocab, prompt = language.vocab, language.prompts.for_drawing(language.vocab, model.tokenize, "a house")
     mask = np.arange(vocab.size)
     mask = (mask >= vocab.first_code_id) & (mask < vocab.first_code_id + vocab.codebook_size)
@@ -224,7 +224,7 @@ def test_several_images_give_the_codes_each_gives_alone(edge):
 
 @pytest.mark.parametrize(("small", "told"), [(0, ["spin"]), (1 << 30, [])])
 def test_a_large_model_tells_what_makes_it_slow(tiny, monkeypatch, caplog, small, told):
-    monkeypatch.setattr("seed_edge.runtime.pipeline.SMALL_MODEL", small)
+    monkeypatch.setattr("seed_edge.runtime.engine.SMALL_MODEL", small)
     monkeypatch.setattr("seed_edge.runtime.language_model.performance_warnings", lambda gpu: iter(["threads spin"]))
     with seed_edge.load(tiny, device="cpu") as edge:
         edge.caption(quarters("red", "lime", "blue", "white"))
@@ -234,24 +234,24 @@ def test_a_large_model_tells_what_makes_it_slow(tiny, monkeypatch, caplog, small
 @pytest.mark.parametrize("options", [{}, {"beams": 3}, {"temperature": 1.0, "seed": 4}])
 def test_captions_written_at_once_are_those_written_one_by_one(edge, monkeypatch, options):
     pictures = [quarters(*colours) for colours in itertools.permutations(("red", "lime", "blue", "white"))][:7]
-    monkeypatch.setattr("seed_edge.runtime.pipeline.available_cores", lambda: 1)
+    monkeypatch.setattr("seed_edge.runtime.captioning.available_cores", lambda: 1)
     alone = list(edge.captions(pictures, **options))
-    monkeypatch.setattr("seed_edge.runtime.pipeline.available_cores", lambda: 3)
+    monkeypatch.setattr("seed_edge.runtime.captioning.available_cores", lambda: 3)
     assert list(edge.captions(pictures, **options)) == alone and len(set(alone)) > 1
 
 
 def test_groups_are_captioned_in_order_and_the_next_is_encoded_meanwhile(edge, monkeypatch):
     pictures = [quarters(*colours) for colours in itertools.permutations(("red", "lime", "blue", "white"))][:9]
     alone, groups, encoded = list(edge.captions(pictures)), [pictures[:4], pictures[4:5], pictures[5:]], []
-    encode = edge._images.encode_views
+    encode = edge.engine.images.encode_views
 
     def watched(images, count):
         encoded.append(len(images))
         return encode(images, count)
 
-    monkeypatch.setattr(edge._images, "encode_views", watched)
+    monkeypatch.setattr(edge.engine.images, "encode_views", watched)
     for cores, begun in ((2, [4, 1]), (1, [4])):
-        monkeypatch.setattr("seed_edge.runtime.pipeline.available_cores", lambda cores=cores: cores)
+        monkeypatch.setattr("seed_edge.runtime.captioning.available_cores", lambda cores=cores: cores)
         encoded.clear()
         captions = edge.captions_of_groups(iter(groups))
         first = next(captions)
@@ -262,7 +262,7 @@ def test_groups_are_captioned_in_order_and_the_next_is_encoded_meanwhile(edge, m
 def test_captions_are_written_one_by_one_where_memory_is_reckoned_with(tiny):
     """A part could be closed to make room while another thread uses it."""
     with seed_edge.load(tiny, device="cpu", memory_limit=2_000_000_000) as edge:
-        assert edge._writers() == 1
+        assert edge.captioner.threads() == 1
 
 
 @pytest.mark.parametrize("text", ["a\udcff", "\ud800", "x" * 3_000_000], ids=["byte", "half", "long"])

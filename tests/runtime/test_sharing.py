@@ -29,7 +29,7 @@ def test_threads_get_what_one_would_get(edge):
     shown = pictures(12)
     jobs = [lambda each=each: edge.caption(each, beams=2) for each in shown]
     jobs += [lambda each=each: edge.caption(each) for each in shown]
-    jobs += [lambda seed=seed: edge.draw("a thing", seed=seed).tobytes() for seed in range(12)]
+    jobs += [lambda seed=seed: edge.draw("a thing", seed=seed).image.tobytes() for seed in range(12)]
     jobs += [lambda each=each: edge.encode([each]).tolist() for each in shown]
     alone = [job() for job in jobs]
     with ThreadPoolExecutor(8) as pool:
@@ -96,7 +96,7 @@ def talking(tiny):
         language = edge.bundle.language
         prompts = Prompts(**{**dataclasses.asdict(language.prompts), **taught})
         manifest = dataclasses.replace(edge.bundle.manifest, language=dataclasses.replace(language, prompts=prompts))
-        edge.bundle = edge._images._bundle = edge._parts._bundle = dataclasses.replace(edge.bundle, manifest=manifest)
+        edge.engine.bundle = edge.engine.images._bundle = edge.engine.parts._bundle = dataclasses.replace(edge.bundle, manifest=manifest)
         return edge
 
     return opened
