@@ -158,7 +158,7 @@ def tokenizer(
         train_codes(data, out, chosen, vit, clip, start, report, images)
     else:
         required_files(recipe, files, also=("--decoder-data",))
-        train_pixel_tokenizer(data, out, chosen, report, images, more=decoder_data)
+        train_pixel_tokenizer(data, out, chosen, report, images, decoder_data=decoder_data)
     print_path(out)
 
 

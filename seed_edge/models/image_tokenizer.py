@@ -142,17 +142,17 @@ class PixelTokenizer(ImageTokenizer):
         z = F.batch_norm(z, norm.running_mean, norm.running_var, training=self.training, momentum=CODE_MOMENTUM, eps=norm.eps)
         return z.view_as(glance)
 
-    def told(self, vectors: Tensor) -> Tensor:
+    def semantic_code_features(self, vectors: Tensor) -> Tensor:
         """Semantic code vectors (batch, semantic_queries, code_dim) -> features (batch, semantic_queries, width)."""
         return self.decode_task_layer(vectors) + self.pos_embed_image[:, : vectors.shape[1]]
 
-    def paint(self, vectors: Tensor) -> Tensor:
+    def decode_vectors(self, vectors: Tensor) -> Tensor:
         """Code vectors (batch, n, code_dim) -> pixels (batch, 3, output_size, output_size), in about [0, 1]."""
         return self.pixel_head(self.code_features(vectors), vectors)
 
     def decode(self, codes: Tensor) -> Tensor:
         """Codes (batch, n) -> pixels (batch, 3, output_size, output_size), clamped to [0, 1]."""
-        return self.paint(self.quantize.embedding(codes)).clamp(0, 1)
+        return self.decode_vectors(self.quantize.embedding(codes)).clamp(0, 1)
 
 
 def patches_of(vision_tokens: Tensor, geometry: PixelGeometry) -> Tensor:

@@ -115,10 +115,10 @@ class Schedule:
         for name in ("learning_rate", "eps", "max_grad_norm"):
             if not getattr(self, name) > 0:
                 raise DataError(f"schedule.{name} is {getattr(self, name)}; it must be more than 0")
-        if not all(0 <= beta < 1 for beta in self.betas) or not 0 <= self.min_lr_ratio <= 1:
-            raise DataError(
-                f"schedule: betas are {self.betas}, min_lr_ratio is {self.min_lr_ratio}; betas lie in [0, 1), the ratio in [0, 1]"
-            )
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise DataError(f"schedule.betas is {self.betas}; each must lie in [0, 1)")
+        if not 0 <= self.min_lr_ratio <= 1:
+            raise DataError(f"schedule.min_lr_ratio is {self.min_lr_ratio}; it must lie in [0, 1]")
 
 
 def load_recipe(kinds: Mapping[str, type[T]], name: str, changes: Sequence[str] = ()) -> T:

@@ -20,7 +20,7 @@ from seed_edge.export.hf_weights import Shards
 from seed_edge.export.lora import Lora
 from seed_edge.models.checkpoints import load_image_tokenizer, load_seed_tokenizer, read_state
 from seed_edge.models.config import load_geometry
-from seed_edge.train.language.llm import open_llama
+from seed_edge.train.language.checkpoints import open_llama
 from seed_edge.vocab import CodeSpace
 
 SPACE = CodeSpace(8, 4)

@@ -70,7 +70,7 @@ def test_a_query_with_a_place_sees_its_own_cell_and_paints_there():
 def test_a_pictures_memory_depends_on_all_its_codes(model):
     vectors = torch.randn(1, 4, 8)
     with torch.no_grad():
-        pictures = [model.paint(vectors)]
+        pictures = [model.decode_vectors(vectors)]
         for query in range(4):
             other = vectors.clone()
             other[:, query] += 1
@@ -126,7 +126,7 @@ def test_one_batch_can_be_learnt(model):
     losses = []
     for _ in range(200):
         quantized = learner.quantize_vision(vision)
-        loss = (learner.paint(quantized.vectors) - truth).abs().mean() + quantized.loss
+        loss = (learner.decode_vectors(quantized.vectors) - truth).abs().mean() + quantized.loss
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

@@ -11,7 +11,7 @@ import pytest
 from seed_edge.data.code_shards import CODEBOOK, read_code_shards, read_codebook
 from seed_edge.data.samples import read_samples
 from seed_edge.errors import DataError
-from seed_edge.train.language.llm import NewLlamaRecipe
+from seed_edge.train.language.recipes import NewLlamaRecipe
 from seed_edge.train.recipe import load_recipe
 
 RECIPE = 'kind = "new-llama"\n[schedule]\nsteps = 2\nbatch_size = 2\nlearning_rate = 0.1\n'

@@ -19,8 +19,13 @@ from seed_edge.data.samples import Sample
 from seed_edge.errors import CheckpointError, DataError
 from seed_edge.models.llama_files import extended_vocab
 from seed_edge.prompts import TEMPLATES
-from seed_edge.train.language.examples import NOT_LEARNT, Example, ExampleBuilder, Mixture, collated
-from seed_edge.train.language.llm import LlamaRecipe, deepen, merge_lora, new_llama, open_llama, rehearsal
+from seed_edge.train.language.checkpoints import open_llama
+from seed_edge.train.language.examples import IGNORED_LABEL, Example, ExampleBuilder, Mixture, collated
+from seed_edge.train.language.layers import add_layers
+from seed_edge.train.language.lora import merge_lora
+from seed_edge.train.language.new_llama import new_llama
+from seed_edge.train.language.recipes import LlamaRecipe
+from seed_edge.train.language.replay import replay_samples
 from seed_edge.train.trainer import Trainer
 from seed_edge.vocab import CodeSpace, Vocab
 
@@ -162,7 +167,7 @@ def test_added_layers_change_nothing_until_they_have_learnt(base, count):
     before = [each.self_attn.q_proj.weight.clone() for each in model.model.layers]
     with torch.inference_mode():
         wanted = model(ids).logits
-        deepen(model, count)
+        add_layers(model, count)
         assert torch.equal(model(ids).logits, wanted)
         start = model(ids[:, :3], use_cache=True)  # each layer keeps a cache of its own
         torch.testing.assert_close(model(ids[:, 3:], past_key_values=start.past_key_values).logits, wanted[:, 3:])
@@ -230,10 +235,12 @@ def test_what_was_known_is_rehearsed_beside_what_is_new(chain, base):
     model, vocab = open_llama(chain / "full", SPACE)
     pieces = sentencepiece.SentencePieceProcessor(model_file=str(base / "tokenizer.model"))
     writer = ExampleBuilder(vocab, pieces.encode, TEMPLATES["own"])
-    found = rehearsal(model, writer, 6, 0)
+    found = replay_samples(model, writer, 6, 0)
     assert [each.sample.style for each in found] == ["noto", None] * 3 and not any(each.sample.held_out for each in found)
     assert all(each.images[0].shape == (4,) and each.images[0].max() < 8 for each in found)
-    assert all(np.array_equal(a.images[0], b.images[0]) for a, b in zip(found, rehearsal(model, writer, 6, 0), strict=True))
+    assert all(
+        np.array_equal(a.images[0], b.images[0]) for a, b in zip(found, replay_samples(model, writer, 6, 0), strict=True)
+    )
 
 
 # ---- codes and examples ------------------------------------------------------------------------------------------
@@ -296,7 +303,7 @@ def test_codes_of_another_kind_or_none_are_refused(codes, tmp_path):
 
 def test_variations_are_not_promised_where_there_are_none(tiny, tmp_path):
     result = call("tokenize", "--data", tmp_path, "--bundle", tiny, "--out", tmp_path / "codes", "--variations", 2, fails=True)
-    assert result.exit_code == 1 and "--variations are made of the pictures of a --run" in result.stderr
+    assert result.exit_code == 2 and "--variations are made of the pictures of a --run" in result.stderr
     assert not (tmp_path / "codes").exists()
 
 
@@ -338,14 +345,14 @@ def test_examples_end_with_their_answer(writer):
 
 
 def test_a_picture_drawn_without_words_does_not_teach_that_it_has_no_caption(writer):
-    vocab, own = writer.vocab, dataclasses.replace(writer, prompts=TEMPLATES["own"], wordless=1.0)
+    vocab, own = writer.vocab, dataclasses.replace(writer, prompts=TEMPLATES["own"], uncond_prob=1.0)
     drawn = own.drawn(sample(1), np.random.default_rng(0))
     assert drawn.ids == own.prompts.for_caption(vocab, own.tokenize, sample(1).images[0])  # a caption could follow
     assert drawn.answer == vocab.codes_per_image + 1
 
 
 def test_noise_replaces_codes_that_are_read_and_none_that_are_written(writer):
-    rng, noisy, known = np.random.default_rng(0), dataclasses.replace(writer, noise=0.5), sample(1)
+    rng, noisy, known = np.random.default_rng(0), dataclasses.replace(writer, code_noise=0.5), sample(1)
     codes, clean = writer.vocab.codes_to_ids(known.images[0]), writer.captioned(known, rng).ids
     place = clean.index(writer.vocab.boi_id) + 1
     read = np.array([noisy.captioned(known, rng).ids for _ in range(200)])
@@ -366,7 +373,7 @@ def test_pairs_are_learnt_whole_in_either_order(writer):
 def test_only_answers_are_learnt_and_long_examples_are_cut():
     ids, labels = collated([Example([1, 2, 3, 4, 5], 2), Example([1, 6, 7], 1)], 4)
     assert ids.tolist() == [[1, 2, 3, 4], [1, 6, 7, 0]]
-    assert labels.tolist() == [[NOT_LEARNT] * 3 + [4], [NOT_LEARNT, NOT_LEARNT, 7, NOT_LEARNT]]
+    assert labels.tolist() == [[IGNORED_LABEL] * 3 + [4], [IGNORED_LABEL, IGNORED_LABEL, 7, IGNORED_LABEL]]
 
 
 def test_a_mixture_draws_by_weight_and_refuses_what_is_not_there(writer):

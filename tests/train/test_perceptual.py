@@ -2,24 +2,24 @@ import pytest
 import torch
 
 from seed_edge.models.efficientnet import EfficientNetLite
-from seed_edge.train.pixel.perceptual import Critic, PerceptualLoss, distance
+from seed_edge.train.pixel.perceptual import Critic, TrunkFeatures, perceptual_distance
 
 
 @pytest.fixture(scope="module")
 def looking():
     torch.manual_seed(0)
     trunk = EfficientNetLite().requires_grad_(False)
-    return PerceptualLoss(trunk, (2, 4))
+    return TrunkFeatures(trunk, (2, 4))
 
 
 def test_equal_pictures_are_at_no_distance_and_a_drawing_learns_from_the_rest(looking):
     truth = torch.rand(2, 3, 32, 32)
-    assert distance(*looking(truth, truth)) == 0
+    assert perceptual_distance(*looking(truth, truth)) == 0
     drawn = torch.rand(2, 3, 32, 32, requires_grad=True)
-    far = distance(*looking(drawn, truth))
+    far = perceptual_distance(*looking(drawn, truth))
     far.backward()
     with torch.no_grad():
-        nearer = distance(*looking(drawn - 0.5 * drawn.grad / drawn.grad.norm(), truth))
+        nearer = perceptual_distance(*looking(drawn - 0.5 * drawn.grad / drawn.grad.norm(), truth))
     assert 0 < nearer < far
 
 
@@ -31,11 +31,11 @@ def test_each_tap_weighs_as_much_as_another(looking):
 def test_critic_and_decoder_learn_against_each_other_and_not_for_each_other():
     critic = Critic((8,))
     wanted, found = [torch.randn(4, 8, 6, 6)], [torch.randn(4, 8, 6, 6).requires_grad_()]
-    told, fooled = critic.losses(found, wanted)
+    told, adversarial = critic.losses(found, wanted)
     told.backward()
     assert found[0].grad is None and all(p.grad is not None for p in critic.parameters())
     critic.zero_grad()
-    fooled.backward()
+    adversarial.backward()
     assert found[0].grad is not None and not any(p.grad is not None for p in critic.parameters())
 
 

@@ -7,8 +7,9 @@ from seed_edge.data.samples import Sample
 from seed_edge.errors import DataError
 from seed_edge.prompts import TEMPLATES
 from seed_edge.train.language.examples import ExampleBuilder
-from seed_edge.train.language.llm import LlamaRecipe, new_llama
-from seed_edge.train.language.scst import CiderReward, RewardRecipe, drawn_texts, rewarded
+from seed_edge.train.language.new_llama import new_llama
+from seed_edge.train.language.recipes import LlamaRecipe
+from seed_edge.train.language.scst import CiderReward, RewardRecipe, reward_losses, sample_texts
 from seed_edge.vocab import Vocab
 
 WORDS = ["dog", "cat", "runs", "sleeps", "red", "blue"]
@@ -40,7 +41,7 @@ def test_what_people_said_is_worth_more_than_what_they_did_not(worth):
     told = torch.tensor(
         [[*ids_of("dog runs"), 2, 2], [*ids_of("cat sleeps"), 2, 5], [*ids_of("blue cat sleeps"), 2], [2, 2, 2, 2]]
     )
-    own, other, whole, nothing = worth.of([0, 0, 1, 1], told, VOCAB.eos_id).tolist()
+    own, other, whole, nothing = worth.scores([0, 0, 1, 1], told, VOCAB.eos_id).tolist()
     assert whole > own > 1 > 0.1 > other and nothing == 0
 
 
@@ -48,7 +49,7 @@ def test_texts_are_drawn_up_to_their_end_and_hold_no_code(worth):
     model = new_llama(VOCAB, LlamaRecipe(10, 32, 1, 2, 32), 0)
     prompts = worth.batch(np.random.default_rng(0))["prompts"].repeat(50, 1)
     torch.manual_seed(0)
-    told = drawn_texts(model, prompts, torch.from_numpy(VOCAB.text_mask()), VOCAB.eos_id, 6)
+    told = sample_texts(model, prompts, torch.from_numpy(VOCAB.text_mask()), VOCAB.eos_id, 6)
     assert told.shape == (200, 6) and torch.from_numpy(VOCAB.text_mask())[told].all()
     after = (told == VOCAB.eos_id).long().cumsum(1) > 0
     assert (told[after] == VOCAB.eos_id).all() and not after[:, 0].all()
@@ -64,7 +65,7 @@ def test_captions_become_what_people_said(worth):
     optimizer = torch.optim.AdamW(model.parameters(), 3e-3)
     rng, missed = np.random.default_rng(0), []
     for _ in range(120):
-        losses = rewarded(model, VOCAB, worth, worth.batch(rng))
+        losses = reward_losses(model, VOCAB, worth, worth.batch(rng))
         optimizer.zero_grad()
         losses["reward"].backward()
         optimizer.step()

@@ -177,7 +177,7 @@ learning_rate = 1e-4
 
 
 def test_a_recipe_is_read_and_changed(tmp_path):
-    from seed_edge.train.language.llm import TuneRecipe
+    from seed_edge.train.language.recipes import TuneRecipe
 
     path = tmp_path / "mine.toml"
     path.write_text(RECIPE)
@@ -212,7 +212,7 @@ def test_a_recipe_is_read_and_changed(tmp_path):
     ],
 )
 def test_a_wrong_recipe_says_where(tmp_path, change, says):
-    from seed_edge.train.language.llm import TuneRecipe
+    from seed_edge.train.language.recipes import TuneRecipe
 
     path = tmp_path / "mine.toml"
     path.write_text(RECIPE)
@@ -226,8 +226,8 @@ def test_an_unknown_recipe_names_those_there_are():
 
 
 def test_every_renamed_key_leads_to_a_key_of_a_recipe():
-    from seed_edge.train.language.llm import NewLlamaRecipe, TuneRecipe
-    from seed_edge.train.pixel.tokenizer import PixelTokenizerRecipe
+    from seed_edge.train.language.recipes import NewLlamaRecipe, TuneRecipe
+    from seed_edge.train.pixel.recipes import PixelTokenizerRecipe
     from seed_edge.train.seed2.stages import CodesRecipe, ContrastiveRecipe
 
     keys, kinds = set(), [NewLlamaRecipe, TuneRecipe, PixelTokenizerRecipe, ContrastiveRecipe, CodesRecipe]
@@ -240,8 +240,8 @@ def test_every_renamed_key_leads_to_a_key_of_a_recipe():
 
 @pytest.mark.parametrize("path", sorted((Path(seed_edge.__file__).parent / "recipes").glob("*.toml")), ids=lambda p: p.stem)
 def test_every_recipe_of_the_package_can_be_read(path):
-    from seed_edge.train.language.llm import NewLlamaRecipe, TuneRecipe
-    from seed_edge.train.pixel.tokenizer import PixelTokenizerRecipe
+    from seed_edge.train.language.recipes import NewLlamaRecipe, TuneRecipe
+    from seed_edge.train.pixel.recipes import PixelTokenizerRecipe
     from seed_edge.train.seed2.stages import CodesRecipe, ContrastiveRecipe
 
     kinds = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -10,13 +11,13 @@ import torch
 from torch import Tensor
 
 from seed_edge.data.code_shards import CodeSample
-from seed_edge.data.phrasing import caption, plain, request
+from seed_edge.data.phrasing import caption, plain, request, without
 from seed_edge.data.samples import IMAGE_MARK
 from seed_edge.errors import DataError
 from seed_edge.prompts import Prompts, Tokenize, Turn
 from seed_edge.vocab import Vocab
 
-NOT_LEARNT = -100
+IGNORED_LABEL = -100
 """Label of ids that are not predicted."""
 
 
@@ -175,13 +176,19 @@ class Mixture:
 
 
 def collated(examples: Sequence[Example], max_length: int) -> tuple[Tensor, Tensor]:
-    """Ids and labels, both (examples, length); labels are `NOT_LEARNT` where nothing is predicted."""
+    """Ids and labels, both (examples, length); labels are `IGNORED_LABEL` where nothing is predicted."""
     cut = [example.cut(max_length) for example in examples]
     length = max(len(example.ids) for example in cut)
     ids = torch.zeros(len(cut), length, dtype=torch.long)
-    labels = torch.full_like(ids, NOT_LEARNT)
+    labels = torch.full_like(ids, IGNORED_LABEL)
     for row, example in enumerate(cut):
         end = len(example.ids)
         ids[row, :end] = torch.tensor(example.ids)
         labels[row, end - example.answer : end] = torch.tensor(example.ids[end - example.answer :])
     return ids, labels
+
+
+def without_blocked_terms(samples: Sequence[CodeSample], unsaid: Sequence[str]) -> list[CodeSample]:
+    """Samples without the texts that use one of the words or phrases `unsaid`; none of which nothing is left to say."""
+    told = ((each, without(each.sample, unsaid)) for each in samples)
+    return [dataclasses.replace(each, sample=sample) for each, sample in told if sample is not None]

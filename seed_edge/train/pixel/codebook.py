@@ -1,7 +1,7 @@
-"""Codebooks for an encoder that stands: rows found by k-means, and for each semantic query rows of its own.
+"""The codebook of a finished encoder, by k-means, with separate rows for each semantic query.
 
-Trained codebooks are shared by all queries, so that no row lies idle while the encoder still moves. To a language model a code
-that means the same wherever it stands is easier: with rows of its own, a query's code is a word of its own.
+While the encoder is trained, all queries share the rows, so that none stays unused. Separate rows are easier for a language
+model: a code then has the same meaning wherever it occurs.
 """
 
 from __future__ import annotations
@@ -20,32 +20,32 @@ from seed_edge.models.memory_layout import channels_last
 
 ROUNDS = 25
 AT_ONCE = 1 << 10
-"""Vectors compared with all rows at a time: few enough for a cache."""
+"""Vectors compared with all rows at a time; this many fit into the processor's cache."""
 SAMPLE = 200
-"""Vectors looked at for each row, at most."""
+"""Maximum number of vectors per row."""
 
 
 @dataclass(frozen=True)
 class CodebookRecipe:
-    """How many rows there are."""
+    """Number of codebook rows."""
 
     rows_per_semantic_query: int
-    """For each semantic query."""
+    """Rows of each semantic query."""
     shared_rows: int
-    """For all others together."""
+    """Rows that all other queries share."""
 
 
 def refitted_geometry(geometry: PixelGeometry, recipe: CodebookRecipe) -> PixelGeometry:
-    """The geometry with so many rows."""
+    """The geometry with the numbers of rows of `recipe`."""
     rows = geometry.semantic_queries * recipe.rows_per_semantic_query + recipe.shared_rows
     return dataclasses.replace(geometry, codebook_size=rows, semantic_rows=recipe.rows_per_semantic_query)
 
 
 def refitted(model: PixelTokenizer, vectors: NDArray[np.float32], recipe: CodebookRecipe, seed: int) -> PixelTokenizer:
-    """The same encoder with other rows; its decoder has yet to learn them.
+    """The same encoder with a new codebook; the decoder has to be trained for it afterwards.
 
     Args:
-        vectors: (pictures, n, code_dim) that training pictures give.
+        vectors: (images, n, code_dim), of training images.
     """
     generator = torch.Generator().manual_seed(seed)
     semantic, dim = model.geometry.semantic_queries, model.geometry.code_dim
@@ -62,7 +62,7 @@ def refitted(model: PixelTokenizer, vectors: NDArray[np.float32], recipe: Codebo
 
 
 def k_means(vectors: Tensor, count: int, generator: torch.Generator) -> Tensor:
-    """Rows (count, dim) that vectors (m, dim) lie near: Lloyd's rounds from k-means++, idle rows begun anew."""
+    """Centres (count, dim) of vectors (m, dim): k-means++, then Lloyd's algorithm; empty centres are drawn again."""
     chosen = torch.randperm(len(vectors), generator=generator)[: SAMPLE * count]
     seen = vectors[chosen].float()
     rows, far = seen[:1], torch.full((len(seen),), torch.inf)

@@ -27,7 +27,6 @@ from seed_edge.train.pixel.extra_images import EXTRA_FOLDER, extra_images
 from seed_edge.train.pixel.feature_cache import CACHE_FOLDER, Cache, build_cache
 from seed_edge.train.pixel.patch_pca import fit_patches
 from seed_edge.train.pixel.recipes import PixelTokenizerRecipe
-from seed_edge.train.pixel.run_codes import codes_of_run, decoder_of_run, encoder_of_run
 from seed_edge.train.pixel.semantic_init import fit_glance
 from seed_edge.train.pixel.semantic_queries import (
     SEMANTIC_FOLDER,
@@ -38,8 +37,6 @@ from seed_edge.train.pixel.semantic_queries import (
 )
 from seed_edge.train.trainer import STATE, Report
 
-__all__ = ["PixelTokenizerRecipe", "codes_of_run", "decoder_of_run", "encoder_of_run", "train_pixel_tokenizer"]
-
 
 def train_pixel_tokenizer(
     paths: Sequence[Path],
@@ -48,16 +45,16 @@ def train_pixel_tokenizer(
     report: Report,
     images: Path | None = None,
     trunk_weights: Path | None = None,
-    more: Sequence[Path] = (),
+    decoder_data: Sequence[Path] = (),
 ) -> None:
     """Train an image tokenizer on the samples of `paths` and write its checkpoint into `out`.
 
     After an interruption, the same call resumes at the last checkpoint.
 
     Args:
-        more: further images for the decoder only; only their pixels and codes are stored.
+        decoder_data: further images for the decoder only; only their pixels and codes are stored.
     """
-    claim(out, "run", (*paths, *more, images), RUN_SIGNS)
+    claim(out, "run", (*paths, *decoder_data, images), RUN_SIGNS)
     torch.manual_seed(recipe.semantic.seed)
     trunk = pretrained_trunk(trunk_weights)
     cache = build_cache(paths, out / CACHE_FOLDER, trunk, recipe.geometry, report, images)
@@ -76,7 +73,10 @@ def train_pixel_tokenizer(
     train_semantic_queries(SemanticLoss(model, heads, recipe), texts, out, report)
     model = with_codebook(model.eval(), cache, out, recipe, report)
     report("decoder: codes no longer change, `seed-edge tokenize` may be run from now on")
-    extra = extra_images(model, more, out / EXTRA_FOLDER.format(codebook_sum(model)), report, images) if more else None
+    extra = None
+    if decoder_data:
+        folder = out / EXTRA_FOLDER.format(codebook_sum(model))
+        extra = extra_images(model, decoder_data, folder, report, images)
     train_decoder(model, cache, extra, out, recipe.decoder, report)
 
 
