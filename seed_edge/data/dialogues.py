@@ -184,7 +184,7 @@ def _of_composite(
         yield each, wish(TO_ONE, b=definite(facts.first)), second
 
 
-def talks(samples: Sequence[CodeSample], seed: int) -> list[tuple[Sample, CodeSample]]:
+def dialogues_about(samples: Sequence[CodeSample], seed: int) -> list[tuple[Sample, CodeSample]]:
     """Conversations about the pictures of samples, one for each that something can be asked about, and one for each change.
 
     Each stands behind the sample that it is about, which for a change is the one that is made.
