@@ -1,7 +1,8 @@
-"""Training samples: pictures with what is known of them, read from the formats people have.
+"""Training samples: images with their captions, labels or conversations, read from the usual formats.
 
-WebDataset tars, COCO captions, folders with `metadata.jsonl` (Hugging Face's imagefolder), LLaVA's conversations, and lines of
-image, question and answer. Which one a path is, its content tells. Pictures are not decoded here.
+WebDataset tars, COCO captions, folders with `metadata.jsonl` (Hugging Face's imagefolder), folders of images with text files
+beside them, LLaVA's conversations, and lines of image, question and answer. The format follows from the path and its content.
+Images are not decoded here.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from PIL import Image
 from seed_edge.data.webdataset import IMAGE_TYPES, Member, list_shard
 from seed_edge.display import printable
 from seed_edge.errors import DataError, ImageError, SeedEdgeError
-from seed_edge.image_files import loaded, opened
+from seed_edge.image_files import IMAGE_ENDINGS, loaded, opened
 from seed_edge.inputs import parse_json, read_text
 from seed_edge.models.fields import shown
 
@@ -28,6 +29,8 @@ VALIDATION_SHARE = 10
 VALIDATION_NAME = "-val"
 """What the name of a file or folder contains whose samples are all kept for validation."""
 METADATA = "metadata.jsonl"
+CAPTION_ENDING = ".txt"
+"""Ending of a text file beside an image."""
 IMAGE_MARK = "<image>"
 """Stands in LLaVA's questions where the picture belongs."""
 
@@ -184,7 +187,8 @@ def read_samples(paths: Sequence[Path], images: Path | None = None) -> Iterator[
     """Samples of all paths in order, with their pictures; these may still turn out to be missing or damaged.
 
     Args:
-        paths: `.tar`, COCO's or LLaVA's `.json`, `.jsonl`, or folders with `metadata.jsonl`.
+        paths: `.tar`, COCO's or LLaVA's `.json`, `.jsonl`, folders with `metadata.jsonl`, or folders of images with text
+            files (`01.jpg` beside `01.txt` or `01.jpg.txt`).
         images: folder that file names in `.json` and `.jsonl` are relative to; by default where the file lies.
 
     Raises:
@@ -204,7 +208,7 @@ def _records(path: Path, images: Path | None) -> Iterator[tuple[str, Mapping[str
     if path.suffix == ".tar":
         yield from _of_tar(path)
     elif path.is_dir():
-        yield from _of_lines(path / METADATA, path)
+        yield from _of_lines(path / METADATA, path) if (path / METADATA).exists() else _of_folder(path)
     elif path.suffix == ".jsonl":
         yield from _of_lines(path, images or path.parent)
     elif path.suffix == ".json":
@@ -213,7 +217,7 @@ def _records(path: Path, images: Path | None) -> Iterator[tuple[str, Mapping[str
         yield from of(path, content, images or path.parent)
     else:
         what = "is none of .tar, .json, .jsonl" if path.exists() else "is missing"
-        raise DataError(f"{path} {what}; --data takes these, or a folder with {METADATA}")
+        raise DataError(f"{path} {what}; --data takes these, or a folder of images with {METADATA} or text files")
 
 
 def _of_tar(path: Path) -> Iterator[tuple[str, Mapping[str, Any], tuple[Picture, ...]]]:
@@ -225,6 +229,28 @@ def _of_tar(path: Path) -> Iterator[tuple[str, Mapping[str, Any], tuple[Picture,
         if "txt" in files and not record:
             record = {"caption": _decoded(path, files["txt"])}
         yield key, _object(f"{path}: {key}.json", record), (picture,)
+
+
+def _of_folder(path: Path) -> Iterator[tuple[str, Mapping[str, Any], tuple[Picture, ...]]]:
+    """Images of a folder, in the order of their names, each with the text file beside it as its caption.
+
+    `seed-edge caption --sidecar txt` writes such files. An image without one has no caption; sub-folders are not read.
+    """
+    images = sorted(entry for entry in path.iterdir() if entry.suffix.lower() in IMAGE_ENDINGS and entry.is_file())
+    if not images:
+        raise DataError(f"{path} holds neither {METADATA} nor images; --data takes folders of images with texts")
+    for image in images:
+        beside = (image.with_name(image.name + CAPTION_ENDING), image.with_suffix(CAPTION_ENDING))
+        text = next((file for file in beside if file.exists()), None)
+        yield image.stem, {} if text is None else {"caption": _short_text(text)}, (image,)
+
+
+def _short_text(path: Path) -> str:
+    """The text of one sample, without the white space around it."""
+    try:
+        return read_text(path, MAX_RECORD, DataError).strip()
+    except DataError as error:
+        raise DataError(f"{path} cannot be read ({error})") from error
 
 
 def _decoded(path: Path, member: Member) -> str:

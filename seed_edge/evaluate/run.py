@@ -1,9 +1,8 @@
-"""Measures a bundle on the held-out samples of some data; start reading here."""
+"""Measures a bundle on the held-out samples of training data: captions, names, drawings and round trips."""
 
 from __future__ import annotations
 
 import re
-import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,12 +11,13 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw
+from PIL import Image
 
-from seed_edge.atomic import replacing
+from seed_edge.contact_sheet import captioned, contact_sheet, save_contact_sheet
 from seed_edge.data.phrasing import COLOURS, head_noun, is_countable, plain, plural, with_article
 from seed_edge.data.samples import Picture, Sample, load_picture, read_samples
 from seed_edge.data.subsets import CANONICAL_STYLE
+from seed_edge.errors import DataError
 from seed_edge.metrics.captions import bleu4, cider, rouge_l
 from seed_edge.metrics.features import Judge, rank_of_own
 from seed_edge.metrics.images import psnr, ssim
@@ -26,8 +26,9 @@ from seed_edge.runtime.pipeline import SeedEdge
 
 WITHIN = 5
 """A drawing counts as found if its own thing is among so many nearest."""
-CELL, LINES = 128, 3
-"""Side of a picture on a sheet, in pixels, and lines of text below it."""
+CELL = 128
+"""Side of an image on a contact sheet, in pixels."""
+SHEET_COLUMNS = 8
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,11 @@ class Evaluation:
         everything = [EvalSample(sample, pictures[0]) for sample, pictures in read_samples(data) if len(pictures) == 1]
         everything = [everything[i] for i in self.rng.permutation(len(everything))]
         held_out = [kept for kept in everything if kept.sample.held_out]
+        if not held_out:
+            raise DataError(
+                f"no sample of {', '.join(map(str, data))} is held out, so nothing can be measured; put `-val` into the name "
+                "of a file or folder whose samples were not trained on"
+            )
         self.sentences = [kept for kept in held_out if kept.sample.captions][:limit]
         self.labelled = [kept for kept in held_out if kept.sample.label and not kept.sample.style][:limit]
         self.drawings = [kept for kept in held_out if kept.sample.label and kept.sample.style]
@@ -176,20 +182,11 @@ def random_prompt(labels: Sequence[str], rng: np.random.Generator) -> str:
     return with_article(first)
 
 
-def write_sheet(path: Path, cells: Sequence[tuple[Image.Image, str]], columns: int = 8) -> None:
-    """Pictures with a text below each, as JPEG or PNG by the name; no file where there are none."""
-    if not cells:
-        return
-    width, height = CELL + 12, CELL + 12 + 12 * LINES
-    sheet = Image.new("RGB", (columns * width, -(-len(cells) // columns) * height), "white")
-    pen = ImageDraw.Draw(sheet)
-    for number, (image, text) in enumerate(cells):
-        x, y = number % columns * width + 6, number // columns * height + 4
-        sheet.paste(_square(image, CELL), (x, y))
-        pen.multiline_text((x, y + CELL + 2), "\n".join(textwrap.wrap(text, 21)[:LINES]), fill="black", spacing=1)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as partial:
-        sheet.save(partial, "JPEG" if path.suffix == ".jpg" else "PNG", quality=88)
+def write_sheet(path: Path, cells: Sequence[tuple[Image.Image, str]]) -> None:
+    """Write images with a text below each, as JPEG (`.jpg`) or PNG; without cells no file is written."""
+    if cells:
+        sheet = contact_sheet([captioned(_square(image, CELL), text) for image, text in cells], SHEET_COLUMNS)
+        save_contact_sheet(path, sheet)
 
 
 def _square(image: Image.Image, size: int) -> Image.Image:

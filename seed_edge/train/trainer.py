@@ -91,6 +91,14 @@ def optimizers_for(objective: LossModule, schedule: Schedule) -> list[torch.opti
     return [muon, adamw]
 
 
+def duration(seconds: float) -> str:
+    """A time in hours and minutes, or in minutes and seconds: `2 h 05 min`, `7 min 30 s`, `9 s`."""
+    whole = round(seconds)
+    if whole >= 3600:
+        return f"{whole // 3600} h {whole % 3600 // 60:02} min"
+    return f"{whole // 60} min {whole % 60:02} s" if whole >= 60 else f"{whole} s"
+
+
 def shapes_of(optimizers: list[torch.optim.Optimizer]) -> list[list[list[int]]]:
     """Shapes of the parameters of each optimizer, in its order."""
     return [[list(p.shape) for group in o.param_groups for p in group["params"]] for o in optimizers]
@@ -206,11 +214,17 @@ class Trainer:
 
     def _tell(self, log: Any, step: int, means: Mapping[str, float], pace: float, rate: float) -> None:
         left = pace * (self.schedule.steps - step)
-        record = {"step": step, **means, "learning_rate": rate, "seconds_per_step": round(pace, 3)}
+        record = {
+            "step": step,
+            **means,
+            "learning_rate": rate,
+            "seconds_per_step": round(pace, 3),
+            "seconds_left": round(left),
+        }
         log.write(json.dumps(record) + "\n")
         log.flush()
         text = "  ".join(f"{name} {value:.4f}" for name, value in means.items())
-        self.report(f"step {step:,} of {self.schedule.steps:,}  {text}  {pace:.2f} s/step  {left / 60:.0f} min left")
+        self.report(f"step {step:,} of {self.schedule.steps:,}  {text}  {pace:.2f} s/step  {duration(left)} left")
 
     def _log_found(self, log: Any, step: int, found: Mapping[str, float] | None) -> None:
         if found:

@@ -206,6 +206,32 @@ def test_each_format_gives_its_texts_and_pictures(tmp_path):
     assert again == [sample for sample, _ in found]
 
 
+def test_a_folder_of_images_with_text_files_is_read(tmp_path):
+    """As `caption --sidecar txt` writes them, with and without `--full-names`."""
+    for name in ("02.png", "01.PNG", "03.png", "notes.csv"):
+        disc("blue").save(tmp_path / name, "PNG")
+    (tmp_path / "01.txt").write_text("a blue disc\n")
+    (tmp_path / "02.png.txt").write_text("another disc")
+    (tmp_path / "more.jpg").mkdir()
+    found = list(read_samples([tmp_path]))
+    assert [(sample.key, sample.captions) for sample, _ in found] == [("01", ("a blue disc",)), ("02", ("another disc",)), ("03", ())]
+    assert all(load_picture(picture).size == (64, 64) for _, pictures in found for picture in pictures)
+    assert not any(sample.held_out for sample, _ in found)
+
+
+def test_a_folder_without_images_is_refused(tmp_path):
+    (tmp_path / "a.txt").write_text("a disc")
+    with pytest.raises(DataError, match=r"holds neither metadata\.jsonl nor images"):
+        list(read_samples([tmp_path]))
+
+
+def test_a_text_file_that_cannot_be_read_is_named(tmp_path):
+    disc("blue").save(tmp_path / "01.png")
+    (tmp_path / "01.txt").write_bytes(b"\xff\xfe")
+    with pytest.raises(DataError, match=r"01\.txt cannot be read"):
+        list(read_samples([tmp_path]))
+
+
 @pytest.mark.parametrize(
     ("name", "text", "says"),
     [

@@ -119,3 +119,10 @@ def test_data_without_sentences_or_drawings_is_measured_too(tiny, tmp_path):
     assert result.exit_code == 0, result.output
     found = json.loads(result.stdout)
     assert found["captions"] == {"photos": 0} and found["drawings"] == {"nouns": 0}
+
+
+def test_data_of_which_nothing_is_held_out_is_refused(tiny, tmp_path):
+    shape("disc", "red").save(tmp_path / "a.png")
+    (tmp_path / "metadata.jsonl").write_text(json.dumps({"file_name": "a.png", "text": "a disc"}))
+    result = CliRunner().invoke(cli, ["eval", "--bundle", str(tiny), "--data", str(tmp_path), "-q"])
+    assert result.exit_code == 1 and "is held out" in result.stderr and "-val" in result.stderr and not result.stdout

@@ -10,7 +10,7 @@ import torch
 import seed_edge
 from seed_edge.errors import DataError
 from seed_edge.train.recipe import RENAMED_KEYS, Schedule, load_recipe
-from seed_edge.train.trainer import LossModule, Trainer, learning_rate_at, optimizers_for
+from seed_edge.train.trainer import LossModule, Trainer, duration, learning_rate_at, optimizers_for
 
 SCHEDULE = Schedule(
     steps=30,
@@ -252,3 +252,18 @@ def test_every_recipe_of_the_package_can_be_read(path):
         "seed2-codes": CodesRecipe,
     }
     assert load_recipe(kinds, path.stem) == load_recipe(kinds, str(path))
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0.2, "0 s"), (59.6, "1 min 00 s"), (450, "7 min 30 s"), (7500, "2 h 05 min"), (90_000, "25 h 00 min")]
+)
+def test_a_time_is_written_in_two_units_at_most(seconds, text):
+    assert duration(seconds) == text
+
+
+def test_the_log_holds_the_time_left(tmp_path):
+    lines = []
+    Trainer(tmp_path, SCHEDULE, lines.append).run(Regression(), batch_of)
+    records = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert records[-1]["seconds_left"] == 0 and all(record["seconds_left"] >= 0 for record in records)
+    assert lines[0].startswith("step 5 of 30") and " s/step  " in lines[0] and lines[-1].endswith("0 s left")
