@@ -5,15 +5,16 @@ from __future__ import annotations
 import errno
 import importlib
 import textwrap
+import time
 from collections.abc import Iterator, MutableMapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import click
 
 from seed_edge import __version__, native
-from seed_edge.commands.config import FILE, LEVELS, defaults_in, log_to_stderr
+from seed_edge.commands.config import FILE, LEVELS, defaults_in, json_log, log_to_stderr
 from seed_edge.commands.exit_codes import EXIT_CODES, INTERRUPTED
 from seed_edge.display import printable
 from seed_edge.errors import SeedEdgeError
@@ -106,30 +107,56 @@ class Commands(click.Group):
             formatter.write_dl(rows)
 
     def make_context(self, *args: Any, **kwargs: Any) -> click.Context:
-        with told():
+        with readable_errors("--log-json" in kwargs.get("args", args[1] if len(args) > 1 else ())):
             return super().make_context(*args, **kwargs)
 
     def invoke(self, ctx: click.Context) -> Any:
-        with told():
+        with readable_errors(bool(ctx.params.get("log_json"))):
             return super().invoke(ctx)
 
 
+class JsonError(click.ClickException):
+    """An error that is printed as one line of JSON, like the log messages of --log-json."""
+
+    def __init__(self, message: str, exit_code: int) -> None:
+        super().__init__(message)
+        vars(self)["exit_code"] = exit_code  # declared for the class
+
+    def show(self, file: IO[Any] | None = None) -> None:
+        click.echo(json_log("error", self.message, time.time()), file=file, err=file is None)
+
+
 @contextmanager
-def told() -> Iterator[None]:
-    """Turn errors into those that click shows, with messages a terminal does not obey."""
+def readable_errors(as_json: bool) -> Iterator[None]:
+    """Turn errors into those that click prints, with control characters escaped.
+
+    Args:
+        as_json: print them as JSON lines.
+    """
     try:
-        yield
+        with _click_errors():
+            yield
     except KeyboardInterrupt:
-        click.echo("interrupted", err=True)
+        click.echo(json_log("error", "interrupted", time.time()) if as_json else "interrupted", err=True)
         raise click.exceptions.Exit(INTERRUPTED) from None
     except click.ClickException as error:
-        vars(error)["message"] = shown(error.message)  # declared final
+        message = shown(error.format_message() if as_json else error.message)
+        if as_json:
+            raise JsonError(message, error.exit_code) from error
+        vars(error)["message"] = message  # declared final
         raise
+
+
+@contextmanager
+def _click_errors() -> Iterator[None]:
+    """Turn errors of the package and of the system into `click.ClickException`, which exits with code 1."""
+    try:
+        yield
     except SeedEdgeError as error:
-        raise click.ClickException(shown(str(error))) from error
+        raise click.ClickException(str(error)) from error
     except OSError as error:
         if error.errno in SYSTEM_FAULTS:
-            raise click.ClickException(shown(f"{error.filename or 'a file'}: {error.strerror}")) from error
+            raise click.ClickException(f"{error.filename or 'a file'}: {error.strerror}") from error
         raise
 
 
@@ -147,7 +174,7 @@ def shown(message: str) -> str:
     show_default=True,
     help="Lowest level of log messages on stderr.",
 )
-@click.option("--log-json", is_flag=True, help="Write log messages as JSON lines.")
+@click.option("--log-json", is_flag=True, help="Write every line on stderr as JSON.")
 @click.option(
     "--config",
     envvar="SEED_EDGE_CONFIG",

@@ -129,9 +129,9 @@ def describe_picture(path: Path) -> dict[str, Any]:
 
 
 def lines(value: dict[str, Any], indent: str = "") -> Iterator[str]:
-    """A description as lines for people; what is empty is left out."""
+    """A description as lines of text, with its keys unchanged; empty values are left out."""
     for key, said in value.items():
-        name = printable(key.replace("_", " "))
+        name = printable(key)
         if isinstance(said, dict) and said:
             yield f"{indent}{name}:"
             yield from lines(said, indent + "  ")

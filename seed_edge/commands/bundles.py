@@ -30,14 +30,15 @@ def bundles() -> None:
 @json_option
 def list_bundles(as_json: bool) -> None:
     """List name, size and folder of all bundles, the embedded one first."""
-    from seed_edge.bundle import EMBEDDED, Bundle, find
+    from seed_edge.bundle import EMBEDDED, Bundle
     from seed_edge.errors import SeedEdgeError
-    from seed_edge.user_dirs import bundle_names
+    from seed_edge.user_dirs import bundle_folder, bundle_names
 
-    for name in [EMBEDDED.name, *bundle_names()]:
-        record: dict[str, object] = {"name": name, "path": str(EMBEDDED if name == EMBEDDED.name else find(name))}
+    # not by `find`, for which a folder of that name in the working directory comes first
+    for name, place in [(EMBEDDED.name, EMBEDDED), *((name, bundle_folder(name)) for name in bundle_names())]:
+        record: dict[str, object] = {"name": name, "path": str(place)}
         try:
-            manifest = Bundle.open(find(name)).manifest
+            manifest = Bundle.open(place).manifest
             record |= {"kind": manifest.kind, "bytes": sum(entry.size for entry in manifest.files.values())}
         except SeedEdgeError as error:
             record["error"] = str(error)

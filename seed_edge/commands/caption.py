@@ -6,7 +6,7 @@ import io
 import os
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
@@ -21,6 +21,7 @@ from seed_edge.commands.caption_output import (
     chosen_images,
     sidecar_ending,
 )
+from seed_edge.commands.codes_input import paths_of
 from seed_edge.commands.common import (
     SEED,
     TEMPERATURE,
@@ -35,6 +36,7 @@ from seed_edge.commands.common import (
     print_path,
     runtime_options,
 )
+from seed_edge.commands.config import write_stderr
 from seed_edge.commands.exit_codes import SOME_FAILED
 from seed_edge.commands.image_output import bundle_place, read_files
 from seed_edge.display import printable
@@ -62,6 +64,16 @@ seed_option = click.option(
 )
 
 
+files_from_option = click.option(
+    "--files-from", type=click.Path(allow_dash=True), help="File with one image file name per line; - for stdin."
+)
+
+
+def with_files_from(images: tuple[str, ...], files_from: str | None) -> tuple[str, ...]:
+    """The arguments and the names in the file of --files-from."""
+    return images if files_from is None else (*images, *paths_of(files_from))
+
+
 @click.command()
 @click.argument("images", nargs=-1, type=click.Path(allow_dash=True))
 @output_option("File of JSON lines to write; - for stdout.")
@@ -73,6 +85,7 @@ seed_option = click.option(
 @overwrite_option("Replace the captions in --output or --sidecar.")
 @click.option("--prefix", type=TEXT, default="", help="Text before each caption.")
 @click.option("--append", type=TEXT, default="", help="Text after each caption.")
+@files_from_option
 @click.option("--stdin0", is_flag=True, help="Read file names from stdin, each ended by a NUL byte.")
 @temperature_option
 @seed_option
@@ -89,6 +102,7 @@ def caption(
     overwrite: bool,
     prefix: str,
     append: str,
+    files_from: str | None,
     stdin0: bool,
     temperature: float,
     seed: int,
@@ -101,8 +115,8 @@ def caption(
 
     Files that cannot be read are listed at the end, and the exit code is 3.
     """
-    if not images and not stdin0:
-        raise click.UsageError("give IMAGES, folders, or - for an image from stdin")
+    if not images and not stdin0 and files_from is None:
+        raise click.UsageError("give IMAGES, folders, --files-from, or - for an image from stdin")
     if out is not None and sidecar is not None:
         raise click.UsageError("--output and --sidecar exclude each other")
     if out is None and sidecar is None and (resume or overwrite):
@@ -119,9 +133,10 @@ def caption(
         with engine.opened() as edge:
             Printed(as_json, alone=True).put(Path("-"), prefix + edge.caption(picture, **options) + append)
         return
-    chosen = chosen_images(images, stdin0)
+    single_file = len(images) == 1 and files_from is None and not stdin0 and not os.path.isdir(images[0])
+    chosen = chosen_images(with_files_from(images, files_from), stdin0)
     tell_left_out(chosen, engine)
-    alone = len(chosen.paths) == 1 and not chosen.failed and not stdin0 and not os.path.isdir(images[0])
+    alone = single_file and len(chosen.paths) == 1 and not chosen.failed
     with ExitStack() as stack:
         sink: Sink
         if sidecar is not None:
@@ -144,10 +159,15 @@ def caption(
     if out is not None and not is_stdout(out):
         print_path(out)
     if failed:
-        click.echo(f"{len(failed):,} of {total:,} images have no caption:", err=True)
-        for path, error in failed:
-            click.echo(f"  {printable(error if str(path) in error else f'{path}: {error}')}", err=True)
-        raise click.exceptions.Exit(SOME_FAILED)
+        refuse_failed(failed, f"{len(failed):,} of {total:,} images have no caption:")
+
+
+def refuse_failed(failed: list[tuple[Path, str]], heading: str) -> NoReturn:
+    """List images that failed, with the reasons, and exit with code 3."""
+    write_stderr(heading, "error")
+    for path, error in failed:
+        write_stderr(f"  {error if str(path) in error else f'{path}: {error}'}", "error")
+    raise click.exceptions.Exit(SOME_FAILED)
 
 
 def tell_left_out(chosen: Chosen, engine: RuntimeOptions) -> None:
@@ -212,21 +232,60 @@ def image_on_stdin(max_pixels: int | None) -> Image:
 
 
 @click.command()
-@click.argument("images", nargs=-1, required=True, type=click.Path())
+@click.argument("images", nargs=-1, type=click.Path(allow_dash=True))
+@files_from_option
 @max_pixels_option
 @runtime_options
 @json_option
-def encode(images: tuple[str, ...], max_pixels: int | None, engine: RuntimeOptions, as_json: bool) -> None:
-    """Encode IMAGES to codes, one line for each image."""
+def encode(
+    images: tuple[str, ...], files_from: str | None, max_pixels: int | None, engine: RuntimeOptions, as_json: bool
+) -> None:
+    """Encode IMAGES to codes, one line for each image.
+
+    IMAGES are files, folders, or - for an image from stdin. If one of several files cannot be read, the others are encoded,
+    the failed ones are listed at the end, and the exit code is 3.
+    """
+    if not images and files_from is None:
+        raise click.UsageError("give IMAGES, folders, --files-from, or - for an image from stdin")
+    if images == ("-",) and files_from is None:
+        picture = image_on_stdin(max_pixels)
+        with engine.opened() as edge:
+            print_codes("-", edge.encode([picture])[0].tolist(), as_json)
+        return
+    single_file = len(images) == 1 and files_from is None and not os.path.isdir(images[0])
+    chosen = chosen_images(with_files_from(images, files_from), False)
+    tell_left_out(chosen, engine)
+    failed, total = list(chosen.failed), len(chosen.paths) + len(chosen.failed)
+    with engine.opened() as edge:
+        for path in chosen.paths:
+            try:
+                print_codes(str(path), codes_of(edge, path, max_pixels), as_json)
+            except ImageError as error:
+                if single_file:
+                    raise
+                failed.append((path, str(error)))
+    if failed:
+        refuse_failed(failed, f"{len(failed):,} of {total:,} images were not encoded:")
+
+
+def codes_of(edge: SeedEdge, path: Path, max_pixels: int | None) -> list[int]:
+    """Codes of the image in a file.
+
+    Raises:
+        ImageError: the file cannot be read as an image.
+    """
     from seed_edge.preprocess import open_image
 
-    with engine.opened() as edge:
-        for image in images:
-            codes = edge.encode([open_image(image, **given(max_pixels=max_pixels))])[0].tolist()
-            if as_json:
-                print_json({"image": image, "codes": codes})
-            else:
-                click.echo(" ".join(map(str, codes)))
+    codes: list[int] = edge.encode([open_image(str(path), **given(max_pixels=max_pixels))])[0].tolist()
+    return codes
+
+
+def print_codes(image: str, codes: list[int], as_json: bool) -> None:
+    """Print the codes of an image as a line: a JSON object with `image` and `codes`, or integers."""
+    if as_json:
+        print_json({"image": image, "codes": codes})
+    else:
+        click.echo(" ".join(map(str, codes)))
 
 
 @click.command()

@@ -20,6 +20,7 @@ import click
 
 from seed_edge.atomic import OPEN_FLAGS, create_temporary, is_special, replacing, same_file, write_new
 from seed_edge.commands.common import print_json
+from seed_edge.commands.config import logs_json, write_stderr
 from seed_edge.display import json_line, printable
 from seed_edge.errors import ImageError, SeedEdgeError
 from seed_edge.inputs import parse_json, read_text
@@ -414,7 +415,7 @@ class FileProgress:
 
     def __init__(self, total: int, quiet: bool) -> None:
         self.total, self.shown, self.done = total, not quiet, 0
-        self.rewritten = self.shown and sys.stderr.isatty()
+        self.rewritten = self.shown and sys.stderr.isatty() and not logs_json()
         self.started = self.told = time.monotonic()
 
     def step(self) -> None:
@@ -429,7 +430,7 @@ class FileProgress:
             click.echo(f"\r{line} \033[K", err=True, nl=False)
         elif self.shown and now - self.told >= self.EVERY:
             self.told = now
-            click.echo(line, err=True)
+            write_stderr(line)
 
     def clear(self) -> None:
         """Take the line away, so that another can be written there."""

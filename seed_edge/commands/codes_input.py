@@ -1,8 +1,9 @@
-"""What commands read besides pictures: codes, latents, and lines of text; from a regular file, or from stdin for `-`."""
+"""Inputs of commands besides images: codes, latents, prompts and file names; from a file, or from stdin for `-`."""
 
 from __future__ import annotations
 
 import math
+import os
 import re
 import sys
 from collections.abc import Iterator
@@ -10,7 +11,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from seed_edge.display import printable
-from seed_edge.errors import CodesError, PromptError, SeedEdgeError
+from seed_edge.errors import CodesError, ImageError, PromptError, SeedEdgeError
 from seed_edge.inputs import kind_of, open_regular, parse_json, read_bytes
 
 if TYPE_CHECKING:
@@ -69,6 +70,35 @@ def _numbers(text: str) -> list[int] | None:
     """Integers with white space between; None where a word is no integer of at most 64 bits."""
     words = text.split()
     return [int(word) for word in words] if all(map(INTEGER.fullmatch, words)) else None
+
+
+def parse_many(text: str, name: str) -> list[list[int]]:
+    """Codes of one or several images.
+
+    Several images are JSON lines, as `encode --json` writes them; one image is anything that `parse_codes` reads.
+
+    Raises:
+        CodesError: `text` holds no codes, or one of its lines does not.
+    """
+    lines = [line for line in text.splitlines() if line.strip()]
+    if len(lines) < 2 or not all(line.startswith("{") and line.rstrip().endswith("}") for line in lines):
+        return [parse_codes(text, name)]
+    return [parse_codes(line, f"{name}: line {number}") for number, line in enumerate(lines, 1)]
+
+
+def paths_of(name: str) -> list[str]:
+    """File names in a text file, one per line, or on stdin for `-`; empty lines are skipped.
+
+    Names are bytes of the file system, as the lines of `find` and `ls`.
+
+    Raises:
+        ImageError: the file cannot be read, or holds no name.
+    """
+    data = _content(name, PROMPTS_FILE_LIMIT, ImageError)
+    found = [os.fsdecode(line) for line in data.splitlines() if line.strip()]
+    if not found:
+        raise ImageError(f"{printable(name)} holds no file names; write one on each line")
+    return found
 
 
 def lines_of(name: str) -> Iterator[str]:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import click
 
-from seed_edge.commands.config import log_to_stderr, settings_file
+from seed_edge.commands.config import log_to_stderr, logs_json, settings_file, write_stderr
 from seed_edge.display import json_line, printable
 
 if TYPE_CHECKING:
@@ -201,9 +201,9 @@ def overwrite_option(help: str) -> Callable[[Command], Command]:
 
 
 def note(text: str, quiet: bool) -> None:
-    """A line for people, on stderr; what a terminal would obey is escaped."""
+    """Write a line to stderr unless `quiet`; see `write_stderr`."""
     if not quiet:
-        click.echo(printable(text), err=True)
+        write_stderr(text)
 
 
 def print_json(value: Any, indent: int | None = None) -> None:
@@ -275,14 +275,16 @@ def choose(option: str, value: str, choices: tuple[str, ...]) -> None:
 
 
 def need(extra: str, *modules: str) -> None:
-    """Refuse to start when an extra is not installed; says what to install."""
+    """Refuse to start when an extra is not installed; the message names the command that installs it."""
     from importlib.util import find_spec
 
     missing = [module for module in modules if find_spec(module) is None]
     if missing:
         command = click.get_current_context().command_path
-        install = f'pip install "seed-edge[{extra}]"'
-        raise click.ClickException(f"`{command}` needs {', '.join(missing)}; install with: {install}")
+        install = f'pip install ".[{extra}]"'
+        raise click.ClickException(
+            f"`{command}` needs {', '.join(missing)}; install with: {install} in the source folder of seed-edge"
+        )
 
 
 def given(**options: int | None) -> dict[str, Any]:
@@ -298,7 +300,7 @@ class Progress:
 
     def __init__(self, what: str, quiet: bool) -> None:
         self.what, self.quiet, self.told = what, quiet, time.monotonic()
-        self.rewritten = not quiet and sys.stderr.isatty()
+        self.rewritten = not quiet and sys.stderr.isatty() and not logs_json()
 
     def __enter__(self) -> Progress:
         return self
@@ -308,7 +310,7 @@ class Progress:
             click.echo(f"\r{self.what}: {done}/{total}", err=True, nl=False)
         elif not self.quiet and time.monotonic() - self.told >= self.EVERY:
             self.told = time.monotonic()
-            click.echo(f"{self.what}: {done}/{total}", err=True)
+            write_stderr(f"{self.what}: {done}/{total}")
 
     def __exit__(self, *_: object) -> None:
         if self.rewritten:

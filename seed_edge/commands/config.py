@@ -1,4 +1,4 @@
-"""What is said once for all commands: defaults from a file, and what is told while they run."""
+"""Settings of all commands: default values from a file, and the log on stderr."""
 
 from __future__ import annotations
 
@@ -199,8 +199,29 @@ def _nearest(word: str, known: set[str]) -> str:
     return f"; did you mean {near[0]}?" if near else ""
 
 
+def json_log(level: str, message: str, created: float) -> str:
+    """A log message as one line of JSON: `time` (UTC), `level`, `message`.
+
+    Args:
+        created: seconds since the epoch.
+    """
+    when = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(created))
+    return json.dumps({"time": when, "level": level, "message": printable(message)})
+
+
+def logs_json() -> bool:
+    """Whether the running command has --log-json: then every line on stderr is JSON."""
+    context = click.get_current_context(silent=True)
+    return context is not None and bool(context.find_root().params.get("log_json"))
+
+
+def write_stderr(text: str, level: str = "info") -> None:
+    """Write one line to stderr: JSON with --log-json, else the text with control characters escaped."""
+    click.echo(json_log(level, text, time.time()) if logs_json() else printable(text), err=True)
+
+
 class Plain(logging.Formatter):
-    """The message alone, in one line; what a terminal would obey is escaped."""
+    """The message in one line, with control characters escaped."""
 
     def format(self, record: logging.LogRecord) -> str:
         return printable(record.getMessage())
@@ -210,8 +231,7 @@ class Lines(logging.Formatter):
     """A JSON object for each message: `time` (UTC), `level`, `message`."""
 
     def format(self, record: logging.LogRecord) -> str:
-        when = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(record.created))
-        return json.dumps({"time": when, "level": record.levelname.lower(), "message": printable(record.getMessage())})
+        return json_log(record.levelname.lower(), record.getMessage(), record.created)
 
 
 def log_to_stderr(level: str, as_json: bool) -> None:

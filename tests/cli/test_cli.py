@@ -10,8 +10,8 @@ from click.testing import CliRunner
 from PIL import Image
 
 from seed_edge.cli import cli
+from seed_edge.commands.codes_input import parse_codes
 from seed_edge.commands.common import Bytes
-from seed_edge.commands.draw import parse_codes
 from seed_edge.errors import CodesError
 
 
@@ -122,7 +122,8 @@ def test_bad_images_are_one_line(run, tmp_path):
     for name in ("text.jpg", "empty.jpg"):
         failed(run("caption", name), f"{name}: not an image")
     failed(run("caption", "missing.jpg"), "missing.jpg: no such file")
-    failed(run("encode", "."), ".: ")
+    result = run("encode", ".")
+    assert result.exit_code == 3 and "2 of 2 images were not encoded" in result.stderr and result.stdout == ""
 
 
 def test_the_pixel_limit_is_adjustable(run, photo):
@@ -218,7 +219,7 @@ def test_a_missing_extra_says_what_to_install(run, monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     result = run("export", "--ckpt", "run", "--out", "out", bundle=None)
     assert result.exit_code == 1
-    assert "export` needs torch" in result.stderr and 'pip install "seed-edge[export]"' in result.stderr
+    assert "export` needs torch" in result.stderr and 'pip install ".[export]" in the source folder' in result.stderr
 
 
 def test_options_of_a_diffusion_are_refused_where_there_is_none(run):

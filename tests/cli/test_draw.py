@@ -95,7 +95,7 @@ def test_a_prompt_that_cannot_be_drawn_does_not_stop_the_others(run, tmp_path):
         (("a house", "--from", "x.png"), "give one of"),
         (("--prompts", "none.txt"), "none.txt cannot be read"),
         (("--prompts", "empty.txt"), "holds no prompts"),
-        (("--prompts", "empty.txt", "-o", "nowhere"), "-o is a folder that exists"),
+        (("--prompts", "empty.txt", "-o", "no/where"), "the folder cannot be made"),
         (("--from", "none.png"), "no such file"),
         (("--from", "photo.png"), "does not say how it was made"),
         (("--from", "empty.txt"), "not an image"),
@@ -397,7 +397,7 @@ def test_a_grid_is_estimated_before_anything_is_drawn(run, monkeypatch, options,
     def begin(*_):
         raise Begun
 
-    monkeypatch.setattr("seed_edge.commands.draw.ImageWriter.codes", begin)
+    monkeypatch.setattr("seed_edge.commands.draw.ImageWriter.draw", begin)
     if says is None:
         with pytest.raises(Begun):
             run("draw", "a house", "--grid", *options)
@@ -430,16 +430,16 @@ def test_a_grid_of_many_is_kept_whatever_its_file_can_say(run):
 def test_a_grid_that_is_stopped_keeps_what_was_drawn(run, monkeypatch):
     from seed_edge.commands.draw import ImageWriter
 
-    real, made = ImageWriter.codes, []
+    real, made = ImageWriter.draw, []
 
-    def codes(self, prompt, seed):
+    def draw(self, prompt, seed, path):
         if len(made) == 5:
             raise KeyboardInterrupt
         made.append(seed)
-        return real(self, prompt, seed)
+        return real(self, prompt, seed, path)
 
     with monkeypatch.context() as patch:
-        patch.setattr(ImageWriter, "codes", codes)
+        patch.setattr(ImageWriter, "draw", draw)
         result = run("draw", "a house", "-n", 16, "--grid", "-o", "g.png", "--seed", 1, fails=True)
     assert "5 of 16 pictures were drawn" in result.stderr and Image.open("g.png").size == (48, 32)
     assert [each.seed for each in record_in("g.png").drawn] == [1, 2, 3, 4, 5]
