@@ -6,6 +6,8 @@ import json
 import re
 from typing import Any
 
+MAX_SHOWN = 40
+"""Characters of a value that `shown` shows."""
 ESCAPES = {"\n": "\\n", "\r": "\\r", "\t": "\\t"}
 SPACES = "\u00a0\u1680\u202f\u205f\u3000" + "".join(map(chr, range(0x2000, 0x200B)))
 """Spaces of writing systems, which `str.isprintable` does not count as printable."""
@@ -28,6 +30,13 @@ def _escape(letter: str) -> str:
     if 0xDC80 <= code <= 0xDCFF:  # a byte, by "surrogateescape"
         return f"\\x{code - 0xDC00:02x}"
     return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
+
+
+def shown(value: Any) -> str:
+    """A value as messages show it: printable, in one line, and cut after `MAX_SHOWN` characters; strings are quoted."""
+    text = printable(str(value) if isinstance(value, str) else repr(value))
+    text = text if len(text) <= MAX_SHOWN else text[:MAX_SHOWN] + "..."
+    return repr(text) if isinstance(value, str) else text
 
 
 def json_line(value: Any) -> str:

@@ -10,10 +10,8 @@ import json
 import logging
 import math
 import re
-import types
-import typing
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from seed_edge.display import printable
 from seed_edge.errors import BundleError
@@ -21,9 +19,13 @@ from seed_edge.graphs import GraphSpec, embedding_decoder_graph, encoder_graph, 
 from seed_edge.inputs import parse_json
 from seed_edge.preprocess import FILTERS, MAX_VIEWS, Preprocessing
 from seed_edge.prompts import Prompts
+from seed_edge.strict import StrictReader
 from seed_edge.vocab import MAX_VOCAB, CodeSpace, Vocab
 
 log = logging.getLogger("seed_edge")
+
+T = TypeVar("T")
+READER = StrictReader(BundleError, "; export again")
 
 FORMAT = 2
 """Version of the manifest's layout; format 1 is still read (`upgraded`)."""
@@ -302,7 +304,7 @@ class Manifest:
         """
         value = upgraded(parse_json(text, MANIFEST, BundleError))
         try:
-            manifest: Manifest = parse(cls, value, MANIFEST)
+            manifest = parse(cls, value, MANIFEST)
         except BundleError as error:
             raise BundleError(printable(str(error))) from None
         return manifest
@@ -333,28 +335,10 @@ def _with_new_names(value: Any) -> Any:
     return {names.get(key, key): item for key, item in value.items()}
 
 
-def parse(kind: Any, value: Any, where: str) -> Any:
-    """`value`, from JSON, as the annotated type `kind`; strict about fields and types."""
-    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
-    if isinstance(kind, type) and dataclasses.is_dataclass(kind):
-        if not isinstance(value, dict):
-            raise BundleError(f"{where}: expected an object; export again")
-        hints = typing.get_type_hints(kind)
-        required = {f.name for f in dataclasses.fields(kind) if f.default is f.default_factory}  # both MISSING
-        unknown, missing = sorted(set(value) - set(hints)), sorted(required - set(value))
-        if unknown or missing:
-            raise BundleError(f"{where}: missing [{', '.join(missing)}], unknown [{', '.join(unknown)}]; export again")
-        return kind(**{name: parse(hints[name], item, f"{where}: {name}") for name, item in value.items()})
-    if origin is dict and isinstance(value, dict):
-        return {key: parse(arguments[1], item, f"{where}: {key}") for key, item in value.items()}
-    if origin is tuple and isinstance(value, list):
-        inner = arguments[:1] * len(value) if arguments[-1] is Ellipsis else arguments
-        if len(inner) == len(value):
-            return tuple(parse(t, item, where) for t, item in zip(inner, value, strict=True))
-    if origin in (types.UnionType, typing.Union):  # only ever `X | None`
-        return None if value is None else parse(arguments[0], value, where)
-    if kind is Any or (kind in (str, bool, int) and type(value) is kind):
-        return value
-    if kind is float and type(value) in (int, float):
-        return float(value)
-    raise BundleError(f"{where}: {json.dumps(value)[:60]} is not {getattr(kind, '__name__', kind)}; export again")
+def parse(kind: type[T], value: Any, where: str) -> T:
+    """The dataclass `kind` from a JSON value of a manifest.
+
+    Raises:
+        BundleError: a key is unknown or missing, or a value is of the wrong type.
+    """
+    return READER.read(kind, value, where)

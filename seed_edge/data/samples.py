@@ -18,11 +18,10 @@ from typing import Any
 from PIL import Image
 
 from seed_edge.data.webdataset import IMAGE_TYPES, Member, list_shard
-from seed_edge.display import printable
+from seed_edge.display import printable, shown
 from seed_edge.errors import DataError, ImageError, SeedEdgeError
 from seed_edge.image_files import IMAGE_ENDINGS, loaded, opened
 from seed_edge.inputs import parse_json, read_text
-from seed_edge.models.fields import shown
 
 VALIDATION_SHARE = 10
 """Every n-th labelled photo, by a hash of its key, is kept for validation."""

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from seed_edge.bundle import Bundle, entry_for
+from seed_edge.display import shown
 from seed_edge.errors import BundleError, CheckpointError
 from seed_edge.export.diffusion import UnclipFolder
 from seed_edge.export.estimate import Need, announce, of_copies, of_diffusion, of_language, of_tokenizer
@@ -33,7 +34,7 @@ from seed_edge.models.checkpoints import (
 )
 from seed_edge.models.config import load_geometry
 from seed_edge.models.efficientnet import preprocessing_of
-from seed_edge.models.fields import Fields, read_checked_json, shown
+from seed_edge.models.fields import Fields, read_checked_json
 from seed_edge.models.image_tokenizer import PixelTokenizer, SeedTokenizer
 from seed_edge.models.llama_files import LLM_FOLDER, TEMPLATE
 from seed_edge.output_checks import refuse_around

@@ -14,10 +14,11 @@ import torch
 from numpy.typing import NDArray
 from safetensors import safe_open
 
+from seed_edge.display import shown
 from seed_edge.errors import CheckpointError
 from seed_edge.inputs import open_regular
 from seed_edge.models.checkpoints import UNREADABLE, read_state, reason_of
-from seed_edge.models.fields import Fields, shown
+from seed_edge.models.fields import Fields
 
 SINGLE = ("model.safetensors", "pytorch_model.bin")
 SHARD = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,200}\.(?:safetensors|bin)")

@@ -11,8 +11,9 @@ import math
 from pathlib import Path
 from typing import Any
 
+from seed_edge.display import shown
 from seed_edge.errors import CheckpointError
-from seed_edge.models.fields import Fields, shown
+from seed_edge.models.fields import Fields
 
 FILE = "geometry.json"
 MAX_FILE_BYTES = 1 << 16

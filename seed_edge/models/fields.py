@@ -11,13 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from seed_edge.display import printable
+from seed_edge.display import printable, shown
 from seed_edge.errors import CheckpointError, SeedEdgeError
 from seed_edge.inputs import read_json
 
 MAX_JSON_BYTES = 64 << 20
 """Bytes of a JSON file of a checkpoint; indexes and lists of added tokens have a few million."""
-MAX_SHOWN = 40
 MAX_NUMBER, MAX_ITEMS = 1 << 24, 4096
 """In configurations that other libraries interpret: magnitude of a number, length of a list."""
 
@@ -140,10 +139,3 @@ def read_checked_json(path: Path, limit: int = MAX_JSON_BYTES, error: type[SeedE
     if not path.exists():
         raise error(f"{printable(str(path))} is missing")
     return read_json(path, limit, error)
-
-
-def shown(value: Any) -> str:
-    """A value as messages show it: in one line, not all of a long one."""
-    text = printable(str(value) if isinstance(value, str) else repr(value))
-    text = text if len(text) <= MAX_SHOWN else text[:MAX_SHOWN] + "..."
-    return repr(text) if isinstance(value, str) else text

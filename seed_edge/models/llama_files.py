@@ -10,10 +10,10 @@ from typing import Any
 
 import sentencepiece
 
-from seed_edge.display import printable
+from seed_edge.display import printable, shown
 from seed_edge.errors import CheckpointError
 from seed_edge.inputs import read_bytes
-from seed_edge.models.fields import Fields, read_checked_json, shown
+from seed_edge.models.fields import Fields, read_checked_json
 from seed_edge.vocab import Vocab
 
 LLM_FOLDER = "llm"

@@ -5,15 +5,15 @@ from __future__ import annotations
 import dataclasses
 import math
 import tomllib
-import types
 from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Any, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, TypeVar
 
+from seed_edge.display import shown
 from seed_edge.errors import DataError, SeedEdgeError
 from seed_edge.inputs import read_text
-from seed_edge.models.fields import shown
+from seed_edge.strict import StrictReader
 
 T = TypeVar("T")
 OPTIMIZERS = ("muon", "adamw")
@@ -151,7 +151,7 @@ def load_recipe(kinds: Mapping[str, type[T]], name: str, changes: Sequence[str] 
     kind = table.pop("kind", None)
     if not isinstance(kind, str) or kind not in kinds:
         raise DataError(f"recipe {path}: kind is {shown(kind)}; this command trains {' and '.join(map(repr, kinds))}")
-    return from_table(kinds[kind], table, f"recipe {path.name}")
+    return READER.read(kinds[kind], table, f"recipe {path.name}")
 
 
 def _lines_beside(recipe: Path, key: str, value: Any) -> Any:
@@ -182,45 +182,15 @@ def _change(table: dict[str, Any], change: str) -> None:
     table[last] = value
 
 
-def from_table(kind: type[T], table: Mapping[str, Any], where: str) -> T:
-    """A dataclass from a TOML table; tables within become dataclasses within.
+def _check_number(where: str, number: int | float) -> None:
+    """Refuse numbers that no recipe needs.
 
     Raises:
-        DataError: a key is unknown or missing, or a value is of the wrong type.
+        DataError: the number is negative, not finite, or too large.
     """
-    hints = get_type_hints(kind)
-    fields = {field.name: field for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
-    unknown = sorted(set(table) - set(fields))
-    if unknown:
-        new_name = RENAMED_KEYS.get(unknown[0])
-        if new_name in fields:
-            raise DataError(f"{where}: key {unknown[0]} was renamed; write {new_name}")
-        raise DataError(f"{where}: unknown key {unknown[0]}; known here: {', '.join(fields)}")
-    nothing = (dataclasses.MISSING, dataclasses.MISSING)
-    missing = [n for n, f in fields.items() if n not in table and (f.default, f.default_factory) == nothing]
-    if missing:
-        raise DataError(f"{where}: {missing[0]} is missing")
-    return kind(**{name: _value(hints[name], value, f"{where}: {name}") for name, value in table.items()})
+    limit = MAX_NUMBER if isinstance(number, float) else MAX_SEED if where.endswith(": seed") else MAX_INTEGER
+    if not math.isfinite(number) or not 0 <= number <= limit:
+        raise DataError(f"{where} is {shown(number)}; it must lie in 0 to {limit:g}")
 
 
-def _value(hint: Any, value: Any, where: str) -> Any:
-    if isinstance(hint, type) and dataclasses.is_dataclass(hint) and isinstance(value, dict):
-        return from_table(hint, value, where)
-    origin, arguments = get_origin(hint), get_args(hint)
-    if origin is types.UnionType:  # of something and None, which TOML cannot say
-        return _value(next(a for a in arguments if a is not type(None)), value, where)
-    if origin is tuple and isinstance(value, list):
-        kinds = [arguments[0]] * len(value) if arguments[-1] is Ellipsis else arguments
-        if len(kinds) != len(value):
-            raise DataError(f"{where} has {len(value)} values; it takes {len(kinds)}")
-        return tuple(_value(kind, each, where) for kind, each in zip(kinds, value, strict=True))
-    if origin is dict and isinstance(value, dict):
-        return {key: _value(arguments[1], each, f"{where}.{key}") for key, each in value.items()}
-    if hint in (int, float) and type(value) in (int, hint):
-        most = MAX_NUMBER if hint is float else MAX_SEED if where.endswith(": seed") else MAX_INTEGER
-        if not math.isfinite(value) or not 0 <= value <= most:
-            raise DataError(f"{where} is {shown(value)}; it must lie in 0 to {most:g}")
-        return hint(value)
-    if isinstance(hint, type) and type(value) is hint:
-        return value
-    raise DataError(f"{where} is {shown(value)}; it must be {getattr(hint, '__name__', hint)}")
+READER = StrictReader(DataError, renamed=RENAMED_KEYS, check_number=_check_number)
