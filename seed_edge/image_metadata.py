@@ -19,9 +19,11 @@ import struct
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from seed_edge import __version__
+from seed_edge.atomic import is_special
 from seed_edge.bundle import Bundle
 from seed_edge.display import printable
 from seed_edge.errors import BundleError, ImageError
@@ -182,6 +184,19 @@ def _exif_of(comment: str) -> bytes:
     pointer = struct.pack(">HHHIII", 1, EXIF_IFD, LONG, 1, second, 0)
     entry = struct.pack(">HHHIII", 1, USER_COMMENT, UNDEFINED, len(text), second + 2 + 12 + 4, 0)
     return b"Exif\0\0" + head + pointer + entry + text
+
+
+def format_of_name(path: Path) -> str:
+    """Pillow's name of the format for a file name; PNG for pipes and devices.
+
+    Raises:
+        ImageError: images are not written with this ending.
+    """
+    kind = FORMATS_BY_ENDING.get(path.suffix.lower())
+    if kind is None and not is_special(path):
+        endings = ", ".join(FORMATS_BY_ENDING)
+        raise ImageError(f"{printable(str(path))}: images are written as {endings}; choose one of these endings")
+    return kind or "PNG"
 
 
 def encode_image(image: Image, kind: str, record: Record | None) -> bytes:

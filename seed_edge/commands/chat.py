@@ -137,8 +137,8 @@ def _piped_line() -> str | None:
 class Chat:
     """What lines do to a conversation."""
 
-    def __init__(self, conversation: Conversation, brush: ImageWriter, folder: Path, seed: int) -> None:
-        self.conversation, self.brush, self.folder, self.seed = conversation, brush, folder, seed
+    def __init__(self, conversation: Conversation, writer: ImageWriter, folder: Path, seed: int) -> None:
+        self.conversation, self.writer, self.folder, self.seed = conversation, writer, folder, seed
         self.going = True
         self._images: list[Image] = []
 
@@ -227,7 +227,7 @@ class Chat:
         """Save and show a picture of an answer."""
         output = Output(self.folder / "chat.png", free=True)
         seed = self.seed + len(self.conversation.turns) - 1
-        path = self.brush.save(self.brush.picture(codes, seed, output.path), output, text, [(seed, codes)])
+        path = self.writer.save(self.writer.render(codes, seed, output.path, text), output)
         print_path(path)
 
 

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from seed_edge.commands.caption_output import FileProgress
-from seed_edge.commands.codes_input import lines_of, parse_codes, read_codes, read_latents
+from seed_edge.commands.codes_input import lines_of, parse_many, read_codes, read_latents
 from seed_edge.commands.common import (
     MAX_SEED,
     SEED,
@@ -39,7 +40,6 @@ from seed_edge.commands.image_output import (
     name_of,
     numbered,
     overwrite_option,
-    resized,
     save_picture,
     show_picture,
     with_diffusion_options,
@@ -49,10 +49,13 @@ from seed_edge.errors import PromptError
 from seed_edge.output_checks import is_stdout
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
     from PIL.Image import Image
 
-    from seed_edge.image_metadata import Record
+    from seed_edge.image_metadata import Drawn, Record
     from seed_edge.manifest import Sampling
+    from seed_edge.runtime.drawing import Drawing
     from seed_edge.runtime.pipeline import SeedEdge
     from seed_edge.runtime.unclip import DiffusionOptions
 
@@ -69,74 +72,129 @@ temperature_option = click.option(
 )
 
 
+class StageProgress:
+    """Progress of a drawing on stderr: one `Progress` for each stage."""
+
+    def __init__(self, quiet: bool) -> None:
+        self._quiet, self._stage = quiet, ""
+        self._line = Progress("", quiet)
+
+    def __enter__(self) -> StageProgress:
+        return self
+
+    def __call__(self, stage: str, done: int, total: int) -> None:
+        if stage != self._stage:
+            self._end_line()
+            self._stage, self._line = stage, Progress(stage, self._quiet)
+        self._line(done, total)
+
+    def __exit__(self, *_: object) -> None:
+        self._end_line()
+
+    def _end_line(self) -> None:
+        if self._stage:
+            self._line.__exit__()
+
+
 @dataclasses.dataclass(frozen=True)
 class ImageWriter:
-    """How the pictures of one call are made and kept."""
+    """Draws with the options of one command line, and writes the image files."""
 
     edge: SeedEdge
     options: DiffusionOptions
     sampling: Sampling
     negative: str | None
+    """Negative prompt."""
     side: int | None
-    """Of a saved picture, in pixels; None for what the bundle draws."""
+    """Side of a saved image in pixels; None for the side of the drawn image."""
     metadata: bool
     show: bool | None
-    """Whether saved pictures are shown in the terminal; None where there is one."""
+    """Whether saved images are shown in the terminal; None if stdout is a terminal."""
     quiet: bool
 
-    def codes(self, prompt: str, seed: int) -> list[int]:
-        """Codes of a prompt."""
-        with Progress("codes", self.quiet) as progress:
-            drawn = self.edge.draw_codes(prompt, seed=seed, negative=self.negative, sampling=self.sampling, progress=progress)
-        return [int(code) for code in drawn]
-
-    def picture(self, codes: Sequence[int], seed: int, path: Path) -> Image:
-        """Picture of codes; what is half done is kept beside `path` where the last stage fails."""
-        negative = self.edge.negative_codes(self.negative, seed=seed)
-        with Progress("steps", self.quiet) as progress, kept_latents(path) as on_latents:
-            picture = self.edge.decode(
-                codes, seed=seed, options=self.options, negative=negative, progress=progress, on_latents=on_latents
+    def draw(self, prompt: str, seed: int, path: Path) -> Drawing:
+        """Draw an image of a prompt; `path` is where it will be saved."""
+        with self._decoding(path) as callbacks:
+            return self._sized(
+                self.edge.draw(
+                    prompt,
+                    seed=seed,
+                    negative=self.negative,
+                    sampling=self.sampling,
+                    options=self.options,
+                    **callbacks,
+                )
             )
-        return resized(picture, self.side)
 
-    def save(self, picture: Image, output: Output, prompt: str, drawn: Sequence[tuple[int, Sequence[int]]]) -> Path:
-        """Write a picture, with how it was made unless it is not to be told; return the name it got.
+    def edit(self, image: Image, instruction: str, seed: int, path: Path) -> Drawing:
+        """Edit an image; `path` is where the result will be saved."""
+        with self._decoding(path) as callbacks:
+            drawing = self.edge.edit(image, instruction, seed=seed, sampling=self.sampling, options=self.options, **callbacks)
+        return self._sized(drawing)
 
-        Args:
-            drawn: seed and codes of each picture in it.
-        """
-        path = save_picture(picture, output, self.record(prompt, drawn) if self.metadata else None)
+    def render(self, codes: Sequence[int], seed: int, path: Path, prompt: str = "") -> Drawing:
+        """Decode codes; `path` is where the image will be saved."""
+        with self._decoding(path) as callbacks:
+            stages = callbacks["progress"]
+            drawing = self.edge.render(
+                codes,
+                prompt=prompt,
+                seed=seed,
+                negative=self.negative,
+                temperature=self.sampling.temperature,
+                options=self.options,
+                progress=lambda done, total: stages("steps", done, total),
+                on_latents=callbacks["on_latents"],
+            )
+        return self._sized(drawing)
+
+    @contextmanager
+    def _decoding(self, path: Path) -> Iterator[dict[str, Any]]:
+        """Callbacks of a drawing. If the last stage of a diffusion fails, its latents are kept in a file beside `path`."""
+        with StageProgress(self.quiet) as progress, kept_latents(path) as on_latents:
+            yield {"progress": progress, "on_latents": on_latents}
+
+    def _sized(self, drawing: Drawing) -> Drawing:
+        return drawing if self.side is None else drawing.resized(self.side)
+
+    def save(self, drawing: Drawing, output: Output) -> Path:
+        """Write the image file, show the image where that is wanted, and return the path."""
+        path = save_picture(drawing.image, output, drawing.provenance if self.metadata else None)
         if not is_stdout(path):
-            show_picture(picture, self.show)
+            show_picture(drawing.image, self.show)
         return path
 
     def drawn_side(self) -> int:
-        """Pixels a side of a picture as it is saved."""
+        """Side of a saved image in pixels."""
         return self.side or self.edge.bundle.manifest.output_size
 
-    def record(self, prompt: str, drawn: Sequence[tuple[int, Sequence[int]]]) -> Record:
-        """How it was made."""
-        from seed_edge.image_metadata import Drawn, Record, bundle_hash
 
-        manifest = self.edge.bundle.manifest
-        diffusion: dict[str, Any] = {}
-        if manifest.diffusion is not None:
-            own, said = manifest.diffusion, self.options
-            diffusion = {
-                "steps": said.steps or own.steps,
-                "guidance": own.guidance if said.guidance is None else said.guidance,
-                "scheduler": said.scheduler or own.scheduler,
-                "guided_between": said.guided_between,
-            }
-        return Record(
-            prompt=prompt,
-            drawn=tuple(Drawn(seed, tuple(codes)) for seed, codes in drawn),
-            bundle=manifest.name,
-            bundle_hash=bundle_hash(self.edge.bundle),
-            negative=self.negative or "",
-            temperature=self.sampling.temperature,
-            **diffusion,
-        )
+class ContactSheet:
+    """Drawings of one size in one image, whose provenance lists them all."""
+
+    def __init__(self, count: int) -> None:
+        """
+        Args:
+            count: the number of drawings that will be added.
+        """
+        self._grid = Grid(count)
+        self._drawn: list[Drawn] = []
+        self._last: Drawing | None = None
+
+    def add(self, drawing: Drawing) -> None:
+        """Paste the next drawing."""
+        self._grid.add(drawing.image)
+        self._drawn += drawing.provenance.drawn
+        self._last = drawing
+
+    def __len__(self) -> int:
+        return len(self._drawn)
+
+    def drawing(self) -> Drawing:
+        """The sheet of at least one drawing, with the settings of the last one."""
+        assert self._last is not None
+        provenance = dataclasses.replace(self._last.provenance, drawn=tuple(self._drawn))
+        return dataclasses.replace(self._last, image=self._grid.image(), provenance=provenance)
 
 
 def image_writer(
@@ -149,18 +207,15 @@ def image_writer(
     best_of: int | None = None,
     negative: str | None = None,
 ) -> ImageWriter:
-    """How pictures are made, from what was said on the command line; refuses what the bundle cannot do.
+    """An `ImageWriter` for the options of a command line; options that do not apply to the bundle are refused.
 
     Args:
         diffusion: see `with_diffusion_options`.
         finish: see `with_finish_options`.
     """
-    from seed_edge.manifest import Sampling
-
     options = diffusion_options_of(edge, diffusion)
     edge.require_decoder()
-    language = edge.bundle.manifest.language
-    sampling = Sampling(0.0, 0, 1.0) if language is None else language.sampling
+    sampling = edge.generator.sampling
     if temperature is not None:
         sampling = dataclasses.replace(sampling, temperature=temperature)
     if best_of is not None:
@@ -233,12 +288,12 @@ def draw(
         with engine.opened() as edge:
             refuse_other_bundle(edge, record, source)
             negative = record.negative or None
-            brush = image_writer(edge, engine, diffusion, finish, temperature=record.temperature, negative=negative)
-            draw_again(as_recorded(brush, record), record, target, as_json)
+            writer = image_writer(edge, engine, diffusion, finish, temperature=record.temperature, negative=negative)
+            draw_again(as_recorded(writer, record), record, target, as_json)
         return
     folder = output if prompts is not None else None
-    if folder is not None and not folder.is_dir():
-        raise click.ClickException(f"{folder}: no such folder; with --prompts, -o is a folder that exists")
+    if folder is not None:
+        make_folder(folder)
     named = None if folder is not None or output is None else Output(output, count > 1 and not grid, overwrite)
     check_output(named or Output(name_of("", folder), free=True), engine, *([prompts] if prompts not in (None, "-") else []))
     asked = [prompt] if prompt is not None else list(lines_of(str(prompts)))
@@ -247,13 +302,13 @@ def draw(
         raise click.UsageError(f"--seed {seed} with -n {count} counts past 2**63 - 1; choose a lower seed")
     failed = 0
     with engine.opened() as edge:
-        brush = image_writer(edge, engine, diffusion, finish, temperature=temperature, best_of=best_of, negative=negative)
+        writer = image_writer(edge, engine, diffusion, finish, temperature=temperature, best_of=best_of, negative=negative)
         if grid:
-            check_grid(count, brush.drawn_side(), (named or Output(name_of(""))).path)
+            check_grid(count, writer.drawn_side(), (named or Output(name_of(""))).path)
         for text in asked:
             target = named or Output(name_of(text, folder), free=True)
             try:
-                (draw_grid if grid else draw_each)(brush, text, range(seed, seed + count), target, as_json)
+                (draw_grid if grid else draw_each)(writer, text, range(seed, seed + count), target, as_json)
             except PromptError as error:
                 if len(asked) == 1:
                     raise
@@ -261,6 +316,18 @@ def draw(
                 note(f"{text[:60]!r} was not drawn: {error}", False)
     if failed:
         raise click.ClickException(f"{failed} of {len(asked)} prompts were not drawn")
+
+
+def make_folder(folder: Path) -> None:
+    """Make the folder of -o, unless it exists.
+
+    Raises:
+        click.ClickException: its parent does not exist, or it is a file.
+    """
+    try:
+        folder.mkdir(exist_ok=True)
+    except OSError as error:
+        raise click.ClickException(f"{folder}: the folder cannot be made ({error.strerror}); choose another -o") from error
 
 
 def unshown(finish: dict[str, Any]) -> dict[str, Any]:
@@ -283,46 +350,44 @@ def new_seed(engine: RuntimeOptions) -> int:
     return seed
 
 
-def draw_each(brush: ImageWriter, prompt: str, seeds: range, output: Output, as_json: bool) -> None:
-    """Draw and write the pictures of a prompt, one for each seed."""
-    pace = FileProgress(len(seeds), brush.quiet or len(seeds) == 1 or sys.stderr.isatty())
+def draw_each(writer: ImageWriter, prompt: str, seeds: range, output: Output, as_json: bool) -> None:
+    """Draw and write the images of a prompt, one for each seed."""
+    pace = FileProgress(len(seeds), writer.quiet or len(seeds) == 1 or sys.stderr.isatty())
     for number, seed in enumerate(seeds, 1):
-        codes = brush.codes(prompt, seed)
         own = output if len(seeds) == 1 else Output(numbered(output.path, number), free=True)
-        path = brush.save(brush.picture(codes, seed, own.path), own, prompt, [(seed, codes)])
-        tell(path, prompt, [(seed, codes)], as_json)
+        drawing = writer.draw(prompt, seed, own.path)
+        report_output(writer.save(drawing, own), drawing, as_json)
         pace.step()
 
 
-def draw_grid(brush: ImageWriter, prompt: str, seeds: range, output: Output, as_json: bool) -> None:
-    """Draw the pictures of a prompt, one for each seed, and write them as one. Stopped, it keeps those that are drawn."""
-    drawn: list[tuple[int, list[int]]] = []
-    sheet, pace = Grid(len(seeds)), FileProgress(len(seeds), brush.quiet or sys.stderr.isatty())
+def draw_grid(writer: ImageWriter, prompt: str, seeds: range, output: Output, as_json: bool) -> None:
+    """Draw the images of a prompt, one for each seed, into one contact sheet. Stopped, it writes those that are done."""
+    sheet, pace = ContactSheet(len(seeds)), FileProgress(len(seeds), writer.quiet or sys.stderr.isatty())
     try:
         for seed in seeds:
-            codes = brush.codes(prompt, seed)
-            sheet.add(brush.picture(codes, seed, output.path))
-            drawn.append((seed, codes))
+            sheet.add(writer.draw(prompt, seed, output.path))
             pace.step()
     finally:
-        if drawn:
-            path = brush.save(sheet.image(), output, prompt, drawn)
-            tell(path, prompt, drawn, as_json)
-        if 0 < len(drawn) < len(seeds):
-            note(f"{len(drawn)} of {len(seeds)} pictures were drawn, and are kept in {path}", False)
+        if len(sheet):
+            drawing = sheet.drawing()
+            path = writer.save(drawing, output)
+            report_output(path, drawing, as_json)
+        if 0 < len(sheet) < len(seeds):
+            note(f"{len(sheet)} of {len(seeds)} pictures were drawn, and are kept in {path}", False)
 
 
-def tell(path: Path, prompt: str, drawn: Sequence[tuple[int, Sequence[int]]], as_json: bool) -> None:
-    """What was written, on stdout, unless the picture is there."""
+def report_output(path: Path, drawing: Drawing, as_json: bool) -> None:
+    """Print the path of a written image, or its JSON record, on stdout; nothing where the image went to stdout."""
     if is_stdout(path):
         return
     if not as_json:
         print_path(path)
         return
-    seed, codes = drawn[0]
-    record: dict[str, Any] = {"image": str(path), "prompt": prompt, "seed": seed, "codes": list(codes)}
+    drawn = drawing.provenance.drawn
+    seed, codes = drawn[0].seed, list(drawn[0].codes)
+    record: dict[str, Any] = {"image": str(path), "prompt": drawing.prompt, "seed": seed, "codes": codes}
     if len(drawn) > 1:
-        record |= {"seed": [seed for seed, _ in drawn], "codes": [list(codes) for _, codes in drawn]}
+        record |= {"seed": [each.seed for each in drawn], "codes": [list(each.codes) for each in drawn]}
     print_json(record)
 
 
@@ -337,23 +402,23 @@ def refuse_other_bundle(edge: SeedEdge, record: Record, source: str) -> None:
         )
 
 
-def as_recorded(brush: ImageWriter, record: Record) -> ImageWriter:
-    """The brush with which a picture was drawn, but for what was said otherwise now."""
-    said = brush.options
+def as_recorded(writer: ImageWriter, record: Record) -> ImageWriter:
+    """The writer with the diffusion settings of a record, except those given on the command line."""
+    options = writer.options
     recorded = {name: getattr(record, name) for name in ("steps", "guidance", "scheduler", "guided_between")}
-    missing = {name: value for name, value in recorded.items() if getattr(said, name) is None}
-    return dataclasses.replace(brush, options=dataclasses.replace(said, **missing))
+    missing = {name: value for name, value in recorded.items() if getattr(options, name) is None}
+    return dataclasses.replace(writer, options=dataclasses.replace(options, **missing))
 
 
-def draw_again(brush: ImageWriter, record: Record, output: Output, as_json: bool) -> None:
-    """Draw what a picture says it shows, from its codes."""
+def draw_again(writer: ImageWriter, record: Record, output: Output, as_json: bool) -> None:
+    """Draw the images of a record again, from their codes."""
     if len(record.drawn) > 1:
-        check_grid(len(record.drawn), brush.drawn_side(), output.path)
-    sheet = Grid(len(record.drawn))
+        check_grid(len(record.drawn), writer.drawn_side(), output.path)
+    sheet = ContactSheet(len(record.drawn))
     for each in record.drawn:
-        sheet.add(brush.picture(each.codes, each.seed, output.path))
-    drawn = [(each.seed, each.codes) for each in record.drawn]
-    tell(brush.save(sheet.image(), output, record.prompt, drawn), record.prompt, drawn, as_json)
+        sheet.add(writer.render(each.codes, each.seed, output.path, record.prompt))
+    drawing = sheet.drawing()
+    report_output(writer.save(drawing, output), drawing, as_json)
 
 
 @click.command()
@@ -396,12 +461,10 @@ def edit(
     picture = open_image(image, **given(max_pixels=max_pixels))
     seed = new_seed(engine) if seed is None else seed
     with engine.opened() as edge:
-        brush = image_writer(edge, engine, diffusion, finish, temperature=temperature)
-        with Progress("codes", engine.quiet) as progress:
-            before = edge.encode([picture])[0]
-            codes = edge.edit_codes(before, instruction, seed=seed, sampling=brush.sampling, progress=progress).tolist()
-        path = brush.save(brush.picture(codes, seed, target.path), target, instruction, [(seed, codes)])
-    tell(path, instruction, [(seed, codes)], as_json)
+        writer = image_writer(edge, engine, diffusion, finish, temperature=temperature)
+        drawing = writer.edit(picture, instruction, seed, target.path)
+        path = writer.save(drawing, target)
+    report_output(path, drawing, as_json)
 
 
 @click.command()
@@ -430,10 +493,10 @@ def reconstruct(
     check_output(target, engine, image)
     picture = open_image(image, **given(max_pixels=max_pixels))
     with engine.opened() as edge:
-        brush = image_writer(edge, engine, diffusion, finish)
-        codes = edge.encode([picture])[0].tolist()
-        path = brush.save(brush.picture(codes, seed, output), target, "", [(seed, codes)])
-    tell(path, "", [(seed, codes)], as_json=False)
+        writer = image_writer(edge, engine, diffusion, finish)
+        drawing = writer.render(edge.encode([picture])[0].tolist(), seed, output)
+        path = writer.save(drawing, target)
+    report_output(path, drawing, as_json=False)
 
 
 @click.command()
@@ -455,19 +518,31 @@ def decode(
 ) -> None:
     """Decode CODES, the output of `encode`, to an image.
 
-    CODES is a file, or - for stdin; or a file of latents (.npy), which `draw` writes if the VAE decoder fails.
+    CODES is a file, or - for stdin. The images of several JSON lines are written as NAME-1.png, NAME-2.png, and so on.
+    CODES can also be a file of latents (.npy), which `draw` writes if the VAE decoder fails.
     """
     target = Output(output, overwrite=overwrite)
     check_output(target, engine, *([codes] if codes != "-" else []))
     latents = read_latents(Path(codes)) if Path(codes).suffix == LATENTS else None
-    numbers = parse_codes(read_codes(codes), codes) if latents is None else []
+    several = parse_many(read_codes(codes), codes) if latents is None else []
+    if len(several) > 1 and is_stdout(output):
+        raise click.UsageError(f"stdout takes one image, {codes} holds the codes of {len(several)}; choose another -o")
     with engine.opened() as edge:
-        brush = image_writer(edge, engine, diffusion, finish)
+        writer = image_writer(edge, engine, diffusion, finish)
         if latents is not None:
-            picture = resized(edge.decode_latents(latents, tiled=diffusion["tiled"]), brush.side)
-            path = save_picture(picture, target, None)
-            if not is_stdout(path):
-                show_picture(picture, brush.show)
-        else:
-            path = brush.save(brush.picture(numbers, seed, output), target, "", [(seed, numbers)])
-    tell(path, "", [(seed, numbers)], as_json=False)
+            decode_latents(writer, latents, diffusion["tiled"], target)
+        for number, numbers in enumerate(several, 1):
+            own = target if len(several) == 1 else Output(numbered(output, number), free=True)
+            drawing = writer.render(numbers, seed, own.path)
+            report_output(writer.save(drawing, own), drawing, as_json=False)
+
+
+def decode_latents(writer: ImageWriter, latents: NDArray[np.float32], tiled: bool | None, output: Output) -> None:
+    """Decode the latents of a diffusion, and write the image without provenance: a latents file does not hold it."""
+    from seed_edge.runtime.drawing import resized
+
+    image = resized(writer.edge.decode_latents(latents, tiled=tiled), writer.side)
+    path = save_picture(image, output, None)
+    if not is_stdout(path):
+        show_picture(image, writer.show)
+        print_path(path)

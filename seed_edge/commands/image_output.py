@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import io
 import itertools
 import logging
 import math
@@ -35,7 +34,6 @@ if TYPE_CHECKING:
 log = logging.getLogger("seed_edge")
 
 LATENTS = ".npy"
-PICTURE_TYPES = {".png": "PNG", ".webp": "WEBP", ".jpg": "JPEG", ".jpeg": "JPEG"}
 MAX_SIDE = {"PNG": (1 << 31) - 1, "WEBP": 16_383, "JPEG": 65_500}
 """Pixels a side that a picture of each format can have, as Pillow writes it."""
 MAX_STEM = 120
@@ -109,7 +107,7 @@ def diffusion_options_of(edge: SeedEdge, diffusion: dict[str, Any]) -> Diffusion
 
     from seed_edge.runtime.unclip import FAST, DiffusionOptions
 
-    if edge.bundle.manifest.kind == "pixels":
+    if not edge.engine.images.decoder.uses_diffusion:
         source = click.get_current_context().get_parameter_source
         if any(source(name) is ParameterSource.COMMANDLINE for name in diffusion):
             raise click.ClickException(
@@ -118,13 +116,6 @@ def diffusion_options_of(edge: SeedEdge, diffusion: dict[str, Any]) -> Diffusion
         return DiffusionOptions()
     chosen = {name: value for name, value in diffusion.items() if name != "fast" and value is not None}
     return dataclasses.replace(FAST if diffusion["fast"] else DiffusionOptions(), **chosen)
-
-
-def resized(image: Image, side: int | None) -> Image:
-    """A square picture of so many pixels a side; as it is for None."""
-    from PIL.Image import Resampling
-
-    return image if side is None or image.size == (side, side) else image.resize((side, side), Resampling.LANCZOS)
 
 
 class Grid:
@@ -204,32 +195,14 @@ class Output:
 
 
 def kind_of_picture(path: Path) -> str:
-    """Pillow's name of the format that a file of this name has; of standard output, pipes and devices PNG.
+    """Pillow's name of the format for a file name; PNG for standard output, pipes and devices.
 
     Raises:
-        click.ClickException: the ending is none of a format that is written.
+        ImageError: images are not written with this ending.
     """
-    kind = PICTURE_TYPES.get(path.suffix.lower())
-    if kind is None and (is_stdout(path) or is_special(path)):
-        return "PNG"
-    if kind is None:
-        raise click.ClickException(f"{path}: pictures are written as {', '.join(PICTURE_TYPES)}; choose one of these")
-    return kind
+    from seed_edge.image_metadata import FORMATS_BY_ENDING, format_of_name
 
-
-def encoded(image: Image, kind: str, record: Record | None) -> bytes:
-    """A picture as the content of a file. A record that the format has no room for is left out, and that is said."""
-    from seed_edge.image_metadata import saving_options
-
-    buffer = io.BytesIO()
-    try:
-        image.save(buffer, kind, quality=95, **saving_options(kind, record, image))
-    except ValueError as error:  # Pillow's, of metadata over a format's limit
-        if record is None:
-            raise
-        log.warning("the picture does not tell how it was made: %s", error)
-        return encoded(image, kind, None)
-    return buffer.getvalue()
+    return FORMATS_BY_ENDING.get(path.suffix.lower(), "PNG") if is_stdout(path) else format_of_name(path)
 
 
 def save_picture(image: Image, output: Output, record: Record | None) -> Path:
@@ -241,9 +214,11 @@ def save_picture(image: Image, output: Output, record: Record | None) -> Path:
     Raises:
         click.ClickException: it cannot be written, or a file would be lost.
     """
+    from seed_edge.image_metadata import encode_image
+
     path = output.path
     try:
-        data = encoded(image, kind_of_picture(path), record)
+        data = encode_image(image, kind_of_picture(path), record)
         if is_stdout(path):
             sys.stdout.buffer.write(data)
             sys.stdout.buffer.flush()

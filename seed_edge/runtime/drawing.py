@@ -13,10 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from seed_edge.atomic import is_special, replacing
-from seed_edge.display import printable
-from seed_edge.errors import ImageError, PromptError
-from seed_edge.image_metadata import FORMATS_BY_ENDING, Drawn, Record, bundle_hash, encode_image
+from seed_edge.atomic import replacing
+from seed_edge.errors import PromptError
+from seed_edge.image_metadata import Drawn, Record, bundle_hash, encode_image, format_of_name
 from seed_edge.manifest import Sampling
 from seed_edge.runtime.decoders import OnLatents
 from seed_edge.runtime.engine import Engine
@@ -84,19 +83,6 @@ class Drawing:
     def _repr_png_(self) -> bytes:
         """The image for notebooks."""
         return self.to_bytes("PNG")
-
-
-def format_of_name(path: Path) -> str:
-    """Pillow's name of the format for a file name; PNG for pipes and devices.
-
-    Raises:
-        ImageError: images are not written with this ending.
-    """
-    kind = FORMATS_BY_ENDING.get(path.suffix.lower())
-    if kind is None and not is_special(path):
-        endings = ", ".join(FORMATS_BY_ENDING)
-        raise ImageError(f"{printable(str(path))}: images are written as {endings}; choose one of these endings")
-    return kind or "PNG"
 
 
 def resized(image: Image.Image, side: int | None) -> Image.Image:

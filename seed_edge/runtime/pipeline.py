@@ -112,7 +112,7 @@ class SeedEdge:
         """Describe an image.
 
         Args:
-            image: a path, the bytes of an image file, a binary file object, a PIL image, or pixels (height, width, 3) of uint8.
+            image: a path, bytes of an image file, a binary file object, a PIL image, or pixels (height, width, 3) of uint8.
             temperature: 0 takes the most probable words; higher values vary with `seed`; in [0, 100].
             seed: in [0, 2**63).
             beams: width of the beam search at temperature 0, 1 to 16; by default the manifest's.
@@ -380,11 +380,6 @@ class SeedEdge:
 
     # ---- codes
 
-    def negative_codes(self, negative: str | None, *, seed: int = 0) -> NDArray[np.int64] | None:
-        """Codes that a diffusion is guided away from; None without a negative prompt or a diffusion."""
-        with self.engine.held():
-            return self.generator.negative_codes(negative, seed)
-
     def encode(self, images: Sequence[ImageSource] | NDArray[np.uint8]) -> NDArray[np.int64]:
         """Encode images as codes.
 
@@ -453,7 +448,7 @@ class SeedEdge:
             options: of the diffusion; by default the manifest's.
             negative: codes that the diffusion is guided away from.
             progress: called with the number of diffusion steps done and the total.
-            on_latents: called with the diffusion's latents (1, channels, size, size), which `decode_latents` makes an image of.
+            on_latents: called with the diffusion's latents (1, channels, size, size), which `decode_latents` accepts.
 
         Raises:
             CodesError: wrong count, or a code outside the codebook.

@@ -157,7 +157,7 @@ def test_a_pipe_with_the_name_of_a_picture_is_named(chat, said):
     assert "Error: a.png: " in chat("a.png what is it").stderr and said == []
 
 
-@pytest.mark.parametrize("where", ["decode", "encode", "draw_codes"])
+@pytest.mark.parametrize("where", ["render", "encode", "draw_codes"])
 def test_ctrl_c_stops_whatever_is_made_and_not_the_chat(chat, monkeypatch, where):
     def stopped(*_args, **_options):
         raise KeyboardInterrupt
@@ -169,7 +169,7 @@ def test_ctrl_c_stops_whatever_is_made_and_not_the_chat(chat, monkeypatch, where
     result = chat("'my photo.png' hello" if where == "encode" else "/draw a fox", "/save talk.json")
     assert "(stopped)" in result.stderr and Path("talk.json").exists() and "Traceback" not in result.output
     turns = json.loads(Path("talk.json").read_text())["turns"]
-    assert len(turns) == (where == "decode")  # of what was not answered there is no turn
+    assert len(turns) == (where == "render")  # of what was not answered there is no turn
 
 
 def test_pictures_of_a_message_that_was_stopped_wait_for_the_next(chat, said, monkeypatch):

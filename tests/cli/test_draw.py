@@ -295,13 +295,13 @@ def test_a_file_that_was_not_drawn_is_replaced_only_when_told(run, inputs, words
 def test_a_file_that_appears_while_a_picture_is_drawn_is_not_replaced(run, tmp_path, monkeypatch):
     from seed_edge.runtime.pipeline import SeedEdge
 
-    real = SeedEdge.decode
+    real = SeedEdge.draw
 
     def slow(self, *arguments, **options):
         (tmp_path / "out.png").write_bytes(b"dear")
         return real(self, *arguments, **options)
 
-    monkeypatch.setattr(SeedEdge, "decode", slow)
+    monkeypatch.setattr(SeedEdge, "draw", slow)
     assert "was not drawn" in run("draw", "a house", "-o", "out.png", fails=True).stderr
     assert (tmp_path / "out.png").read_bytes() == b"dear"
 
