@@ -29,23 +29,35 @@ if TYPE_CHECKING:
     from seed_edge.errors import PromptError as PromptError
     from seed_edge.errors import SeedEdgeError as SeedEdgeError
     from seed_edge.manifest import Sampling as Sampling
+    from seed_edge.runtime.captioning import Answer as Answer
+    from seed_edge.runtime.captioning import Caption as Caption
+    from seed_edge.runtime.captioning import ScoredText as ScoredText
+    from seed_edge.runtime.captioning import Token as Token
     from seed_edge.runtime.conversation import Conversation as Conversation
+    from seed_edge.runtime.drawing import Drawing as Drawing
     from seed_edge.runtime.pipeline import SeedEdge as SeedEdge
     from seed_edge.runtime.unclip import DiffusionOptions as DiffusionOptions
 
 __version__ = "0.1.0"
 
 _MODULES = {
+    "Answer": "seed_edge.runtime.captioning",
+    "Caption": "seed_edge.runtime.captioning",
     "Conversation": "seed_edge.runtime.conversation",
     "DiffusionOptions": "seed_edge.runtime.unclip",
+    "Drawing": "seed_edge.runtime.drawing",
     "Sampling": "seed_edge.manifest",
+    "ScoredText": "seed_edge.runtime.captioning",
     "SeedEdge": "seed_edge.runtime.pipeline",
+    "Token": "seed_edge.runtime.captioning",
 }
 """Module of each class that is imported on first use; a name that ends with `Error` comes from `seed_edge.errors`."""
 
 __all__ = [
+    "Answer",
     "BundleError",
     "BundleNotFoundError",
+    "Caption",
     "CheckpointError",
     "CheckpointNotFoundError",
     "CodesError",
@@ -55,14 +67,17 @@ __all__ = [
     "DataNotFoundError",
     "DeviceError",
     "DiffusionOptions",
+    "Drawing",
     "ImageError",
     "ImageNotFoundError",
     "MemoryShortError",
     "ParityError",
     "PromptError",
     "Sampling",
+    "ScoredText",
     "SeedEdge",
     "SeedEdgeError",
+    "Token",
     "__version__",
     "load",
 ]

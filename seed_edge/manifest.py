@@ -104,13 +104,13 @@ class Sampling:
     """How codes are drawn from the language model's distribution."""
 
     temperature: float
-    """0 takes the top_k_top_p code."""
-    top_k: int
-    """Only this many top_k_top_p codes may be drawn; 0 for all."""
-    top_p: float
-    """Only the top_k_top_p codes that together hold this probability; 1 for all."""
+    """0 takes the most probable code."""
+    top_k: int = 0
+    """Only this many of the most probable codes are sampled; 0 for all."""
+    top_p: float = 1.0
+    """Only the most probable codes that together have this probability are sampled; 1 for all."""
     guidance: float = 1.0
-    """How far to go from what the model draws unasked towards what it was asked for; 1 is what it draws by itself."""
+    """Guidance scale of classifier-free guidance; 1 turns guidance off."""
     best_of: int = 1
     """Candidates drawn for a prompt, of which the best is kept (`runtime.rerank`); an edit is drawn once."""
 

@@ -162,7 +162,7 @@ def open_image(source: str | os.PathLike[str] | IO[bytes], max_pixels: int = MAX
             raise ImageError(f"{name}: {error}") from error
 
 
-ImageSource = Image.Image | str | os.PathLike[str] | bytes | IO[bytes] | NDArray[np.uint8]
+ImageSource = Image.Image | str | os.PathLike[str] | bytes | bytearray | memoryview | IO[bytes] | NDArray[np.uint8]
 """An image: a PIL image, a path, the content of an image file, a binary file object, or RGB pixels (height, width, 3)."""
 
 
@@ -203,7 +203,7 @@ def image_list(sources: Sequence[ImageSource] | NDArray[np.uint8], name: str) ->
     Raises:
         ImageError: `sources` is a single image, or empty.
     """
-    single = isinstance(sources, str | bytes | os.PathLike | Image.Image) or hasattr(sources, "read")
+    single = isinstance(sources, str | bytes | bytearray | memoryview | os.PathLike | Image.Image) or hasattr(sources, "read")
     if single or (isinstance(sources, np.ndarray) and sources.ndim == 3):
         raise ImageError(f"{name} must be a list of images, not one image ({type(sources).__name__}); write [image]")
     try:

@@ -66,6 +66,8 @@ class TextOptions:
 class Token:
     """One token of a generated text."""
 
+    id: int
+    """In the language model's vocabulary."""
     text: str
     """The characters that it adds; the texts of all tokens together are the whole text."""
     log_probability: float
@@ -103,7 +105,7 @@ def scored(model: LlamaCpp, generated: Generated) -> ScoredText:
         finished = number == len(generated.ids) or (len(text) > len(complete) and not text.endswith(UNFINISHED))
         texts.append(text[len(complete) :] if finished else "")
         complete = text if finished else complete
-    tokens = tuple(map(Token, texts, generated.log_probabilities))
+    tokens = tuple(map(Token, generated.ids, texts, generated.log_probabilities))
     return ScoredText(complete, math.fsum(generated.log_probabilities), tokens)
 
 

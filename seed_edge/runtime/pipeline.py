@@ -464,7 +464,7 @@ class SeedEdge:
         """Decode codes (count, codes_per_image) as images; see `decode`. Each image is what `decode` gives for its codes."""
         check_seed(seed)
         space = self.bundle.manifest.codes
-        if np.ndim(codes[0] if len(codes) else 0) != 1:
+        if len(codes) and np.ndim(codes[0]) != 1:
             raise CodesError("codes must be those of several images: (count, codes_per_image); write [codes]")
         checked = [space.check(each) for each in codes]
         with self.engine.held():

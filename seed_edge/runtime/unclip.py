@@ -1,4 +1,4 @@
-"""Image embeddings to pictures, through the diffusion of a bundle: a walk to latents, then latents to pixels."""
+"""Image embeddings to images by the unCLIP diffusion of a bundle: denoising to latents, then the VAE."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from seed_edge.bundle import Bundle
 from seed_edge.errors import BundleError, MemoryShortError, PromptError
-from seed_edge.manifest import UNET, VAE
+from seed_edge.manifest import MAX_GUIDANCE, UNET, VAE
 from seed_edge.runtime.onnx_session import Device, Session
 from seed_edge.runtime.part_cache import PartCache
 from seed_edge.runtime.schedulers import SCHEDULERS, Array, ImageNoise, Schedule, Scheduler, denoise, guided
@@ -59,25 +59,32 @@ def ramp(length: int, rise: int) -> Array:
 
 @dataclass(frozen=True)
 class DiffusionOptions:
-    """How a picture is walked to; None takes what the manifest says."""
+    """Options of a diffusion; None takes the manifest's value.
+
+    Raises:
+        PromptError: a value is out of range.
+    """
 
     steps: int | None = None
+    """Number of diffusion steps, 2 to 500."""
     guidance: float | None = None
-    """1 asks for nothing but the codes; higher follows them more closely."""
+    """Guidance scale, 1 to 1000; 1 turns guidance off, higher values follow the codes more closely."""
     scheduler: str | None = None
-    """`pndm`, the reference's, `ddim` or `dpm++`."""
+    """`pndm` (the reference's), `ddim` or `dpm++`."""
     guided_between: tuple[float, float] | None = None
-    """Least and most noise, over signal, at which guidance is applied; by default always."""
+    """Lowest and highest ratio of noise to signal at which guidance is applied; by default always."""
     tiled: bool | None = None
-    """Whether latents become pixels tile by tile, in less memory; by default where memory is short."""
+    """Whether the VAE decodes in tiles, which takes less memory; by default if memory is short."""
 
     def __post_init__(self) -> None:
         if self.steps is not None and not 2 <= self.steps <= 500:
             raise PromptError(f"{self.steps} steps: give 2 to 500")
-        if self.guidance is not None and self.guidance < 1:
-            raise PromptError(f"guidance {self.guidance}: give 1 or more")
+        if self.guidance is not None and not 1 <= self.guidance <= MAX_GUIDANCE:
+            raise PromptError(f"guidance {self.guidance}: give 1 to {MAX_GUIDANCE:g}")
         if self.scheduler is not None and self.scheduler not in SCHEDULERS:
             raise PromptError(f"scheduler {self.scheduler!r} is unknown; choose one of {', '.join(SCHEDULERS)}")
+        if self.guided_between is not None and not 0 <= self.guided_between[0] <= self.guided_between[1]:
+            raise PromptError(f"guided_between {self.guided_between}: give two ratios of noise to signal, the lower first")
 
 
 FAST = DiffusionOptions(steps=9, scheduler="dpm++", guided_between=(0.28, 5.42))

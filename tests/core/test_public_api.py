@@ -20,15 +20,17 @@ def use(path: Path) -> str:
         with load(path, device="cpu", low_memory=True) as edge:
             reveal_type(edge)
             reveal_type(edge.caption("photo.jpg"))
+            reveal_type(edge.caption(b"", details=True))
+            reveal_type(edge.draw("a fox").image)
             reveal_type(edge.encode([path]))
-            reveal_type(Sampling(temperature=1.0, top_k=0, top_p=1.0).top_p)
+            reveal_type(Sampling(temperature=1.0).top_p)
             reveal_type(DiffusionOptions(steps=3))
             return edge.caption(path, beams=2)
     except BundleNotFoundError as error:
         reveal_type(error)
         raise
 """
-TYPES = ["SeedEdge", "str", "ndarray", "float", "DiffusionOptions", "BundleNotFoundError"]
+TYPES = ["SeedEdge", "str", "Caption", "Image", "ndarray", "float", "DiffusionOptions", "BundleNotFoundError"]
 
 
 def test_import_is_light():
