@@ -9,6 +9,23 @@ import seed_edge
 TINY = Path(__file__).parent / "fixtures" / "tiny"
 REFERENCE = Path(__file__).parent / "fixtures" / "seed2"
 EXAMPLES = Path(__file__).parent.parent / "examples"
+SLOW = (
+    "docs/", "evaluate/", "export/", "fuzz/", "golden/", "models/", "train/", "cli/test_faults", "cli/test_outputs", "cli/test_bench",
+    "cli/test_caption_output", "cli/test_draw", "cli/test_inputs", "runtime/test_offline", "runtime/test_isolated_load",
+    "runtime/test_embedded", "runtime/test_sharing", "runtime/test_part_cache", "runtime/test_language_model", "runtime/test_threads",
+    "core/test_boundaries",
+)  # fmt: skip
+"""Beginnings of the names of test files, below tests/, that are marked `slow`."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark tests as `slow` and `fuzz` by their files."""
+    for item in items:
+        name = item.path.relative_to(Path(__file__).parent).as_posix()
+        if name.startswith(SLOW):
+            item.add_marker("slow")
+        if name.startswith("fuzz/"):
+            item.add_marker("fuzz")
 
 
 @pytest.fixture(scope="session", autouse=True)

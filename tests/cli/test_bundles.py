@@ -74,7 +74,7 @@ def test_info_tells_what_a_bundle_can_do(run, tiny):
     assert set(told["able_to"]) == {"encode", "decode", "caption", "ask", "draw", "edit", "chat"}
     assert told["name"] == manifest.name
     assert told["codes"]["codebook_size"] == manifest.codes.codebook_size and told["path"] == str(EMBEDDED)
-    assert f"codebook size: {manifest.codes.codebook_size:,}" in run("bundles", "info").stdout
+    assert f"codebook_size: {manifest.codes.codebook_size:,}" in run("bundles", "info").stdout
 
 
 # ---- inspect ----------------------------------------------------------------------------------------------------
@@ -97,7 +97,7 @@ def test_inspect_reads_graphs_and_language_models_anywhere(run, tiny, tmp_path):
     assert graph["inputs"] == {"pixel_values": ["batch", 3, 16, 16]} and graph["fit_for_a_bundle"] == "yes"
     model = json.loads(run("inspect", tmp_path / "copy-llm.gguf", "--json").stdout)
     assert model["says"]["general.architecture"] == "llama" and model["weights"] == sum(model["weights_by_type"].values())
-    assert "llama.block count" in run("inspect", tmp_path / "copy-llm.gguf").stdout
+    assert "llama.block_count" in run("inspect", tmp_path / "copy-llm.gguf").stdout
     assert json.loads(run("inspect", tiny, "--json").stdout) == json.loads(
         run("inspect", tiny / "manifest.json", "--json").stdout
     )
