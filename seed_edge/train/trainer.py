@@ -1,7 +1,7 @@
-"""What all training shares: devices, schedule, progress line, log, atomic checkpoints, resume.
+"""The training loop: devices, learning rate, optimizers, progress, log, checkpoints and resuming.
 
-Runs on `accelerate`: one CPU, one GPU, or many of either under its launcher (`accelerate launch -m seed_edge train ...`).
-What is trained is an `LossModule`, a module whose forward gives losses by name; batches are made beside it.
+Runs on `accelerate`: one CPU, one GPU, or several processes under its launcher (`accelerate launch -m seed_edge train ...`).
+A `LossModule` is trained, whose forward returns losses by name; batches are made in another thread.
 """
 
 from __future__ import annotations
@@ -26,36 +26,36 @@ from seed_edge.errors import DataError
 from seed_edge.train.recipe import Schedule
 
 STATE, LOG = "state.pt", "log.jsonl"
-MUON_RATE = 3.0
-"""Learning rate of matrices, in multiples of everything else's."""
+MUON_LR_SCALE = 3.0
+"""Learning rate of the matrices that Muon trains, in multiples of `Schedule.learning_rate`."""
 NAMED_KEYS = 8
-"""Samples of a batch that an error names."""
+"""Number of samples of a batch that an error names."""
 
 Report = Callable[[str], None]
-"""Takes a line for people."""
+"""Called with a line of progress."""
 
 Batch = dict[str, Any]
 """Tensors and other values by name; `keys` names the samples."""
 
 
 class LossModule(nn.Module):
-    """What is trained, with everything that is needed to tell how well."""
+    """A module that is trained, together with everything that its losses need."""
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Losses by name; their sum is minimised."""
         raise NotImplementedError
 
     def adamw_modules(self) -> list[nn.Module]:
-        """Modules that end in a distribution over words or ids: not for Muon."""
+        """Modules whose matrices AdamW trains instead of Muon, such as output heads."""
         return []
 
     def frozen_modules(self) -> list[nn.Module]:
-        """Modules whose frozen parameters came from a file: no state needs to hold them."""
+        """Modules whose frozen parameters are not part of saved states, since they come from a file."""
         return []
 
 
 def learning_rate_at(step: int, schedule: Schedule) -> float:
-    """Linear warm-up, then cosine from the peak down to its floor."""
+    """Learning rate at a step: linear warm-up, then cosine decay to `min_lr_ratio` of the peak."""
     if step < schedule.warmup_steps:
         return schedule.learning_rate * (step + 1) / schedule.warmup_steps
     progress = (step - schedule.warmup_steps) / max(1, schedule.steps - schedule.warmup_steps)
@@ -65,10 +65,11 @@ def learning_rate_at(step: int, schedule: Schedule) -> float:
 
 
 def optimizers_for(objective: LossModule, schedule: Schedule) -> list[torch.optim.Optimizer]:
-    """Muon for the matrices between layers and AdamW for everything else, or AdamW for all; one learning rate drives both.
+    """Muon for matrices of linear layers and AdamW for all other parameters, or AdamW for all.
 
     Muon (Jordan 2024; scaled to AdamW's step as in Liu et al. 2025, arXiv:2502.16982) needs far fewer steps.
-    Convolutions decay too; norms, biases, tables, heads and learnt positions do not. Frozen parameters are left out.
+    Weight decay applies to these matrices and to convolutions, not to norms, biases, embeddings, heads and learnt positions.
+    Frozen parameters are left out.
     """
     of_heads = {id(parameter) for head in objective.adamw_modules() for parameter in head.parameters()}
     linear = {id(module.weight) for module in objective.modules() if isinstance(module, nn.Linear)}
@@ -105,9 +106,9 @@ def shapes_of(optimizers: list[torch.optim.Optimizer]) -> list[list[list[int]]]:
 
 
 class Trainer:
-    """Runs an objective to the end of its schedule; an interrupted run goes on where it was.
+    """Trains a module to the end of its schedule, and resumes interrupted runs.
 
-    The random numbers of step n depend on the seed and on n alone, so a resumed run equals one that never stopped.
+    The random numbers of a step depend on the seed and the step alone, so a resumed run equals an uninterrupted one.
     """
 
     def __init__(self, folder: Path, schedule: Schedule, report: Report) -> None:
@@ -121,20 +122,20 @@ class Trainer:
         batch_of: Callable[[int, np.random.Generator], Batch],
         after: Callable[[int], Mapping[str, float] | None] | None = None,
     ) -> None:
-        """Train.
+        """Train to the end of the schedule.
 
         Args:
             objective: moved to the device; trained in place.
-            batch_of: (step, generator) -> a batch of this process.
-            after: called with the step after each checkpoint, by the first process; what it returns is logged.
+            batch_of: step and random generator -> a batch of this process.
+            after: called with the step after each checkpoint, by the first process; the figures that it returns are logged.
 
         Raises:
-            DataError: a loss became NaN or infinite; step and samples are named.
+            DataError: a loss is not finite (step and samples are named), or the saved state is that of another run.
         """
         accelerator, schedule = self.accelerator, self.schedule
         objective.to(accelerator.device)
         optimizers = optimizers_for(objective, schedule)
-        factors = [MUON_RATE, schedule.embedding_lr_scale] if len(optimizers) > 1 else [1.0]
+        factors = [MUON_LR_SCALE, schedule.embedding_lr_scale] if len(optimizers) > 1 else [1.0]
         first = self._resume(objective, optimizers)
         wrapped = accelerator.prepare_model(objective)
         parameters = [p for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]]
@@ -157,21 +158,21 @@ class Trainer:
                 if (step + 1) % schedule.log_every == 0 or last:
                     means = self._means({name: value / count for name, value in sums.items()})
                     if log is not None:
-                        self._tell(log, step + 1, means, (time.monotonic() - started) / (step + 1 - first), rate)
+                        self._log_step(log, step + 1, means, (time.monotonic() - started) / (step + 1 - first), rate)
                     sums, count = {}, 0
                 if (step + 1) % schedule.save_every == 0 or last:
                     if accelerator.is_main_process:
                         self._save(step + 1, objective, optimizers)
-                        self._log_found(log, step + 1, after(step + 1) if after is not None else None)
+                        self._log_figures(log, step + 1, after(step + 1) if after is not None else None)
                     accelerator.wait_for_everyone()
 
     def _gradients(self, objective: nn.Module, batches: Iterator[tuple[Batch, int]], step: int) -> dict[str, float]:
-        """Mean gradient of the batches of a step, left in the parameters; their losses."""
+        """Accumulate the mean gradient of the batches of a step in the parameters; return their mean losses."""
         accelerator, schedule = self.accelerator, self.schedule
-        found: dict[str, float] = {}
+        means: dict[str, float] = {}
         for part in range(schedule.gradient_accumulation_steps):
-            made, chance = next(batches)
-            torch.manual_seed(chance)  # dropout
+            made, seed = next(batches)
+            torch.manual_seed(seed)  # dropout
             batch = {name: self._placed(value) for name, value in made.items()}
             synced = part + 1 == schedule.gradient_accumulation_steps
             with nullcontext() if synced else accelerator.no_sync(objective):
@@ -182,37 +183,37 @@ class Trainer:
                     raise DataError(_not_finite(step, values, batch.get("keys", ())))
                 accelerator.backward(torch.stack(list(losses.values())).sum() / schedule.gradient_accumulation_steps)
             for name, value in values.items():
-                found[name] = found.get(name, 0.0) + value / schedule.gradient_accumulation_steps
-        return found
+                means[name] = means.get(name, 0.0) + value / schedule.gradient_accumulation_steps
+        return means
 
     def _batches(self, batch_of: Callable[[int, np.random.Generator], Batch], first: int) -> Iterator[tuple[Batch, int]]:
-        """Batches of all steps from `first` on with a number for torch's generator; one is made ahead."""
+        """Batches of all steps from `first` on, each with a seed for PyTorch's generator; one batch is made ahead."""
         schedule, process = self.schedule, self.accelerator.process_index
 
         def make(step: int, part: int) -> tuple[Batch, int]:
             rng = np.random.default_rng((schedule.seed, step, part, process))
-            chance = int(rng.integers(2**31))
-            return batch_of(step, rng), chance
+            seed = int(rng.integers(2**31))
+            return batch_of(step, rng), seed
 
         with ThreadPoolExecutor(1) as ahead:
-            coming: Future[tuple[Batch, int]] | None = None
+            pending: Future[tuple[Batch, int]] | None = None
             for number in product(range(first, schedule.steps), range(schedule.gradient_accumulation_steps)):
-                made, coming = coming, ahead.submit(make, *number)
+                made, pending = pending, ahead.submit(make, *number)
                 if made is not None:
                     yield made.result()
-            if coming is not None:
-                yield coming.result()
+            if pending is not None:
+                yield pending.result()
 
     def _placed(self, value: Any) -> Any:
         return value.to(self.accelerator.device) if isinstance(value, Tensor) else value
 
     def _means(self, values: dict[str, float]) -> dict[str, float]:
-        """Over all processes."""
+        """Means over all processes."""
         numbers = torch.tensor(list(values.values()), device=self.accelerator.device)
         means = self.accelerator.reduce(numbers, "mean").tolist()
         return {name: round(value, 5) for name, value in zip(values, means, strict=True)}
 
-    def _tell(self, log: Any, step: int, means: Mapping[str, float], pace: float, rate: float) -> None:
+    def _log_step(self, log: Any, step: int, means: Mapping[str, float], pace: float, rate: float) -> None:
         left = pace * (self.schedule.steps - step)
         record = {
             "step": step,
@@ -226,11 +227,11 @@ class Trainer:
         text = "  ".join(f"{name} {value:.4f}" for name, value in means.items())
         self.report(f"step {step:,} of {self.schedule.steps:,}  {text}  {pace:.2f} s/step  {duration(left)} left")
 
-    def _log_found(self, log: Any, step: int, found: Mapping[str, float] | None) -> None:
-        if found:
-            log.write(json.dumps({"step": step} | {name: round(value, 5) for name, value in found.items()}) + "\n")
+    def _log_figures(self, log: Any, step: int, figures: Mapping[str, float] | None) -> None:
+        if figures:
+            log.write(json.dumps({"step": step} | {name: round(value, 5) for name, value in figures.items()}) + "\n")
             log.flush()
-            self.report(f"step {step:,}  " + "  ".join(f"{name} {value:.4f}" for name, value in found.items()))
+            self.report(f"step {step:,}  " + "  ".join(f"{name} {value:.4f}" for name, value in figures.items()))
 
     def _save(self, step: int, objective: LossModule, optimizers: list[torch.optim.Optimizer]) -> None:
         state = {
@@ -253,7 +254,7 @@ class Trainer:
         own = _own(objective)
         # optimizers know parameters by their order alone
         if state["shapes"] != shapes_of(optimizers) or set(state["tensors"]) != set(own):
-            raise DataError(f"{path} is the state of another model or another recipe; start anew in another folder")
+            raise DataError(f"{path} is the state of another model or another recipe; start again in another folder")
         for name, tensor in own.items():
             tensor.copy_(state["tensors"][name])
         for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
@@ -263,9 +264,9 @@ class Trainer:
 
 
 def _own(objective: LossModule) -> dict[str, Tensor]:
-    """Parameters and buffers, but for frozen parameters that were given."""
-    given = {id(p) for module in objective.frozen_modules() for p in module.parameters() if not p.requires_grad}
-    return {name: p.detach() for name, p in objective.state_dict(keep_vars=True).items() if id(p) not in given}
+    """Parameters and buffers, without the frozen parameters of `frozen_modules`."""
+    frozen = {id(p) for module in objective.frozen_modules() for p in module.parameters() if not p.requires_grad}
+    return {name: p.detach() for name, p in objective.state_dict(keep_vars=True).items() if id(p) not in frozen}
 
 
 def _not_finite(step: int, losses: Mapping[str, float], keys: Any) -> str:

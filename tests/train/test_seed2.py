@@ -56,7 +56,7 @@ def stages(files, seed2, maker):
         "--set=schedule.learning_rate=2e-3",
     ]
     one, two = files / "one", files / "two"
-    call("train", "tokenizer", "--recipe", "seed2-stage1", "--words", files / "vocab.txt", "--out", one, *shared, *fast)
+    call("train", "tokenizer", "--recipe", "seed2-stage1", "--bert-vocab", files / "vocab.txt", "--out", one, *shared, *fast)
     call(
         "train",
         "tokenizer",
@@ -103,10 +103,10 @@ def test_what_comes_out_is_exported_exactly(stages, seed2, tmp_path):
 @pytest.mark.parametrize(
     ("recipe", "options", "says"),
     [
-        ("seed2-stage1", (), "needs --vit and --words"),
+        ("seed2-stage1", (), "needs --vit and --bert-vocab"),
         ("seed2-stage2", ("--vit", "x"), "needs --clip and --start"),
         ("mini-tokenizer", ("--vit", "x"), "takes no --vit"),
-        ("seed2-stage1", ("--vit", "x", "--words", "missing.txt"), "missing.txt is missing"),
+        ("seed2-stage1", ("--vit", "x", "--bert-vocab", "missing.txt"), "missing.txt is missing"),
     ],
 )
 def test_a_file_that_is_missing_is_named(files, tmp_path, recipe, options, says):

@@ -1,4 +1,4 @@
-"""Samples with codes to ids a language model learns from: prompts as the runtime assembles them, then the answer."""
+"""Training examples of a language model: prompts as the runtime assembles them, followed by the answer."""
 
 from __future__ import annotations
 
@@ -18,44 +18,44 @@ from seed_edge.prompts import Prompts, Tokenize, Turn
 from seed_edge.vocab import Vocab
 
 IGNORED_LABEL = -100
-"""Label of ids that are not predicted."""
+"""Label of an id that is not predicted."""
 
 
 @dataclass(frozen=True)
 class Example:
-    """Ids, of which the last `answer` are predicted."""
+    """Ids of a prompt and its answer; the last `answer` ids are predicted."""
 
     ids: list[int]
     answer: int
 
     def cut(self, max_length: int) -> Example:
-        """No longer than `max_length` ids."""
+        """The first `max_length` ids of the example."""
         cut = max(0, len(self.ids) - max_length)
         return Example(self.ids[: len(self.ids) - cut], max(0, self.answer - cut))
 
 
 @dataclass(frozen=True)
 class ExampleBuilder:
-    """Turns samples into examples for one model: its vocabulary, its pieces and its prompts."""
+    """Makes examples from samples, for the vocabulary, the text pieces and the prompts of one model."""
 
     vocab: Vocab
     tokenize: Tokenize
     prompts: Prompts
     end_with_full_stop: bool = False
-    """Answers that end without a full stop get one, as SEED's instruction tuning has it."""
+    """Add a full stop to answers that end without one, as SEED's instruction tuning does."""
     uncond_prob: float = 0.0
-    """Share of pictures to draw without being told what, which is what guidance at run time starts from."""
+    """Share of drawing examples without a prompt in [0, 1], for classifier-free guidance."""
     code_noise: float = 0.0
-    """Share of the codes of a picture to caption that random ones take the place of, so that no single code decides."""
+    """Share of the input codes of captioning examples that are replaced with random ones, in [0, 1]."""
 
     def captioned(self, sample: CodeSample, rng: np.random.Generator) -> Example:
-        """A picture, and what is said of it."""
+        """An example of captioning: an image, then a caption of it."""
         text = caption(sample.sample, rng, not self.prompts.lowercase) or ""
-        answer = [*self._said(text), self.vocab.eos_id]
+        answer = [*self._answer_ids(text), self.vocab.eos_id]
         return Example(self.prompt_for_caption(sample, rng) + answer, len(answer))
 
     def prompt_for_caption(self, sample: CodeSample, rng: np.random.Generator) -> list[int]:
-        """Ids that ask for a caption of a picture, in one of its views, some of its codes wrong."""
+        """Prompt ids for a caption of an image, in a random view of it and with `code_noise`."""
         seen = (sample.images[0], *sample.views)
         codes = seen[int(rng.integers(len(seen)))]
         if self.code_noise:
@@ -64,9 +64,10 @@ class ExampleBuilder:
         return self.prompts.for_caption(self.vocab, self.tokenize, codes)
 
     def drawn(self, sample: CodeSample, rng: np.random.Generator) -> Example:
-        """Words that ask for a picture, and the picture.
+        """An example of drawing: a request, then the codes of the image.
 
-        One without words does not end with EOS: what precedes it could be a picture to caption, which would get an empty one.
+        An example without a request does not end with EOS: its ids could also begin a captioning example, and the
+        model would then predict an empty caption.
         """
         text = request(sample.sample, rng, not self.prompts.lowercase)
         picture = self.vocab.codes_to_ids(sample.images[0])[1:]
@@ -79,7 +80,7 @@ class ExampleBuilder:
         return Example(prompt + answer, len(answer))
 
     def paired(self, sample: CodeSample, rng: np.random.Generator) -> Example:
-        """A picture and its text in either order; everything is predicted. How SEED-LLaMA is pre-trained."""
+        """An image and its text in random order, all ids predicted: the pre-training of SEED-LLaMA."""
         picture = self.vocab.codes_to_ids(sample.images[0])
         text = self.tokenize(caption(sample.sample, rng, not self.prompts.lowercase) or "")
         parts = (picture, text) if rng.random() < 0.5 else (text, picture)
@@ -87,9 +88,9 @@ class ExampleBuilder:
         return Example(ids, len(ids) - 1)
 
     def conversed(self, sample: CodeSample, rng: np.random.Generator) -> Example:
-        """A conversation about the pictures, up to one of its answers; that answer is predicted.
+        """A conversation about the images up to a random answer, which is predicted.
 
-        Answers that are `<image>` are the last pictures; those before them are shown with the first question.
+        The last images are the answers that are `<image>`; the images before them belong to the first question.
         """
         number = int(rng.integers(len(sample.sample.turns)))
         drawn = sum(answer == IMAGE_MARK for _, answer in sample.sample.turns)
@@ -102,11 +103,12 @@ class ExampleBuilder:
             prompt = self.prompts.for_conversation(self.vocab, self.tokenize, turns)
         else:
             prompt = self.prompts.for_question(self.vocab, self.tokenize, turns[-1].text, shown)
-        (said,) = turns[-1].answer
-        answer = [*(self._said(said) if isinstance(said, str) else self.vocab.codes_to_ids(said)), self.vocab.eos_id]
+        (content,) = turns[-1].answer
+        ids = self._answer_ids(content) if isinstance(content, str) else self.vocab.codes_to_ids(content)
+        answer = [*ids, self.vocab.eos_id]
         return Example(prompt + answer, len(answer))
 
-    def _said(self, text: str) -> list[int]:
+    def _answer_ids(self, text: str) -> list[int]:
         text = text.strip()
         if self.end_with_full_stop and text and text[-1] not in ".!?":
             text += "."
@@ -114,12 +116,12 @@ class ExampleBuilder:
 
 
 def plain_or_as_is(text: str, prompts: Prompts) -> str:
-    """Text in the case the model knows."""
+    """Lower-case text without a full stop for models of lower-case text; other text unchanged."""
     return plain(text) if prompts.lowercase else text
 
 
 def has_text(sample: CodeSample) -> bool:
-    """Whether a caption can be said of its one picture."""
+    """Whether the sample has exactly one image and a caption, a label or phrases."""
     known = sample.sample
     return len(sample.images) == 1 and bool(known.captions or known.label or known.phrases)
 
@@ -132,11 +134,11 @@ TASKS: Mapping[
     "pair": (has_text, ExampleBuilder.paired),
     "converse": (lambda sample: bool(sample.sample.turns), ExampleBuilder.conversed),
 }
-"""What can be learnt, by name: which samples have it, and how an example is made of one."""
+"""Tasks by name: which samples have what the task needs, and how an example is made of one."""
 
 
 class Mixture:
-    """Draws examples: a task by its weight, then a pool by its weight, then a sample."""
+    """Draws random examples: a task by its weight, then a pool by its weight, then a sample."""
 
     def __init__(
         self,
@@ -146,11 +148,11 @@ class Mixture:
     ) -> None:
         """
         Args:
-            tasks: weight of each of `TASKS`.
-            pools: for each task, samples and their weight.
+            tasks: weight of each task, by its name in `TASKS`.
+            pools: for each task, lists of samples with the weight of each list.
 
         Raises:
-            DataError: a task is unknown, or no sample has what any of them needs.
+            DataError: a task is unknown, or no sample has what one of the tasks needs.
         """
         unknown = sorted(set(tasks) - set(TASKS))
         if unknown:
@@ -166,7 +168,7 @@ class Mixture:
             raise DataError(f"no sample has what {' or '.join(tasks)} needs: a caption, a label, or a conversation")
 
     def example(self, rng: np.random.Generator) -> tuple[str, Example]:
-        """A random example, and the key of its sample."""
+        """Key of a random sample, and an example made of it."""
         weights = np.array([weight for _, _, weight in self.tasks])
         make, pools, _ = self.tasks[rng.choice(len(weights), p=weights / weights.sum())]
         shares = np.array([share for _, share in pools])
@@ -176,7 +178,7 @@ class Mixture:
 
 
 def collated(examples: Sequence[Example], max_length: int) -> tuple[Tensor, Tensor]:
-    """Ids and labels, both (examples, length); labels are `IGNORED_LABEL` where nothing is predicted."""
+    """Ids and labels, both (examples, length) int64; labels are `IGNORED_LABEL` where nothing is predicted."""
     cut = [example.cut(max_length) for example in examples]
     length = max(len(example.ids) for example in cut)
     ids = torch.zeros(len(cut), length, dtype=torch.long)
@@ -188,7 +190,7 @@ def collated(examples: Sequence[Example], max_length: int) -> tuple[Tensor, Tens
     return ids, labels
 
 
-def without_blocked_terms(samples: Sequence[CodeSample], unsaid: Sequence[str]) -> list[CodeSample]:
-    """Samples without the texts that use one of the words or phrases `unsaid`; none of which nothing is left to say."""
-    told = ((each, without(each.sample, unsaid)) for each in samples)
-    return [dataclasses.replace(each, sample=sample) for each, sample in told if sample is not None]
+def without_blocked_terms(samples: Sequence[CodeSample], blocked: Sequence[str]) -> list[CodeSample]:
+    """Samples without the texts that contain one of the terms `blocked`; samples that lose all texts are left out."""
+    cleaned = ((item, without(item.sample, blocked)) for item in samples)
+    return [dataclasses.replace(item, sample=sample) for item, sample in cleaned if sample is not None]

@@ -1,4 +1,4 @@
-"""What SEED-2 was trained for: images near their texts (stage 1), then codes that keep what the queries saw (stage 2).
+"""Losses of SEED-2: contrastive (stage 1); codebook, image embedding and reconstruction of the queries (stage 2).
 
 Sources: SEED, Ge et al. 2023, arXiv:2307.08041; BLIP-2, Li et al. 2023, arXiv:2301.12597.
 """
@@ -22,7 +22,7 @@ VQ_WEIGHT, IMAGE_WEIGHT, RECONSTRUCTION_WEIGHT = 5.0, 0.5, 2.0
 
 
 class ContrastiveQFormer(nn.Module):
-    """Stage 1: a causal Q-Former with its text branch, and both projected to where they are compared."""
+    """Stage 1: a causal Q-Former with its text branch, and projections of both into a shared space."""
 
     def __init__(self, geometry: SeedGeometry, text_vocab: int = BERT_VOCAB) -> None:
         super().__init__()
@@ -35,7 +35,7 @@ class ContrastiveQFormer(nn.Module):
         self.temp = nn.Parameter(torch.tensor(TEMPERATURE))
 
     def of_images(self, vision_tokens: Tensor) -> Tensor:
-        """Trunk output (batch, tokens, vit_width) -> unit vectors (batch, 256), from the last query: it sees all others."""
+        """Trunk output (batch, tokens, vit_width) -> unit vectors (batch, 256) of the last query."""
         queries = self.Qformer(self.query_tokens, self.ln_vision(vision_tokens))
         return F.normalize(self.vision_proj(queries[:, -1]), dim=-1)
 
@@ -44,7 +44,7 @@ class ContrastiveQFormer(nn.Module):
         return F.normalize(self.text_proj(self.Qformer.read(ids, present)[:, 0]), dim=-1)
 
     def loss(self, images: Tensor, texts: Tensor) -> Tensor:
-        """Both ways, row i of one belonging to row i of the other; the rest of the batch are the negatives."""
+        """Symmetric contrastive loss, a scalar: row i of `images` belongs to row i of `texts`, other rows are negatives."""
         scores, own = images @ texts.T / self.temp, torch.arange(len(images), device=images.device)
         ways = [F.cross_entropy(s, own, label_smoothing=LABEL_SMOOTHING) for s in (scores, scores.T)]
         return torch.stack(ways).mean()

@@ -1,8 +1,8 @@
-"""Trains SEED-2's own tokenizer: images near their texts (stage 1), then codes that keep what the queries saw (stage 2).
+"""Trains SEED-2's tokenizer: contrastive training of the Q-Former (stage 1), then codebook and de-tokenizer (stage 2).
 
 The trunk is frozen and comes from its own file. Stage 1 writes a file that stage 2 starts from; stage 2 writes the official
-layout, which `seed-edge export --ckpt` reads. Recipes after SEED, Ge et al. 2023, arXiv:2307.08041; what is not told there,
-after BLIP-2.
+layout, which `seed-edge export --ckpt` reads. Recipes as in SEED (Ge et al. 2023, arXiv:2307.08041); details missing there
+are those of BLIP-2.
 """
 
 from __future__ import annotations
@@ -46,19 +46,19 @@ READERS = 8
 
 @dataclass(frozen=True)
 class ContrastiveRecipe:
-    """Stage 1."""
+    """Recipe of stage 1, contrastive training."""
 
     schedule: Schedule
     geometry: SeedGeometry = field(default_factory=SeedGeometry)
     min_crop_area: float = 0.5
-    """Share of a picture that a random crop keeps at least."""
+    """Minimum area of a random crop, as a share of the image."""
     max_text_length: int = 32
-    """Word pieces."""
+    """Maximum length of a caption, in word pieces."""
 
 
 @dataclass(frozen=True)
 class CodesRecipe:
-    """Stage 2."""
+    """Recipe of stage 2, codebook and de-tokenizer."""
 
     schedule: Schedule
     geometry: SeedGeometry = field(default_factory=SeedGeometry)
@@ -66,7 +66,7 @@ class CodesRecipe:
 
 
 class Pairs:
-    """Draws pictures, cropped and mirrored at random, with one of their texts."""
+    """Random batches of images, cropped and mirrored at random, each with one of its texts."""
 
     def __init__(self, paths: Sequence[Path], images: Path | None, geometry: SeedGeometry, min_crop_area: float) -> None:
         found = [(sample, pictures[0]) for sample, pictures in read_samples(paths, images) if len(pictures) == 1]
@@ -77,7 +77,7 @@ class Pairs:
         self.min_crop_area, self.pool = min_crop_area, ThreadPoolExecutor(READERS)
 
     def batch(self, count: int, rng: np.random.Generator) -> Batch:
-        """Keys, pixel values (count, 3, S, S), and captions."""
+        """A batch of keys, pixel values (count, 3, S, S) float32, and texts."""
         chosen = [self.samples[i] for i in rng.integers(len(self.samples), size=count)]
         seeds = rng.integers(2**31, size=count)
         views = list(self.pool.map(self._view, (picture for _, picture in chosen), seeds))
@@ -90,7 +90,7 @@ class Pairs:
 
 
 def cropped(image: Image.Image, smallest: float, rng: np.random.Generator) -> Image.Image:
-    """A random part of at least `smallest` of the area, sides 3:4 to 4:3, mirrored half of the time."""
+    """A random crop of at least the share `smallest` of the area, with sides 3:4 to 4:3, mirrored with probability 1/2."""
     width, height = image.size
     area, ratio = width * height * rng.uniform(smallest, 1.0), np.exp(rng.uniform(np.log(3 / 4), np.log(4 / 3)))
     w, h = min(width, round(np.sqrt(area * ratio))), min(height, round(np.sqrt(area / ratio)))
@@ -100,12 +100,12 @@ def cropped(image: Image.Image, smallest: float, rng: np.random.Generator) -> Im
 
 
 def cleaned(text: str) -> str:
-    """Lower case, no punctuation but apostrophes, single spaces: what BLIP-2 makes of captions."""
+    """A caption as BLIP-2 prepares it: lower case, single spaces, no punctuation but apostrophes."""
     return " ".join(re.sub(r"[.!\"()*#:;~?,/]", " ", text.lower()).split()[:50])
 
 
 class ContrastiveLoss(LossModule):
-    """Stage 1: a causal Q-Former whose last query meets the text."""
+    """Contrastive loss of stage 1, between the last query and the text."""
 
     def __init__(self, trunk: EvaViT, former: ContrastiveQFormer) -> None:
         super().__init__()
@@ -119,13 +119,13 @@ class ContrastiveLoss(LossModule):
             vision = self.trunk(batch["pixel_values"])
         images = self.former.of_images(vision)
         texts = self.former.of_texts(batch["ids"], batch["present"])
-        if distributed.is_initialized():  # the pictures of all processes are each other's negatives
+        if distributed.is_initialized():  # images of all processes are negatives of each other
             images, texts = (torch.cat(all_gather(part.contiguous())) for part in (images, texts))
         return {"contrastive": self.former.loss(images.float(), texts.float())}
 
 
 class CodesLoss(LossModule):
-    """Stage 2: codebook and de-tokenizer, towards CLIP's embedding of the picture."""
+    """Losses of stage 2; the target of the de-tokenizer is CLIP's embedding of the image."""
 
     def __init__(self, model: SeedTokenizer, clip: nn.Module) -> None:
         super().__init__()
@@ -148,22 +148,22 @@ def train_contrastive(
     out: Path,
     recipe: ContrastiveRecipe,
     vit: Path,
-    words: Path,
+    bert_vocab: Path,
     start: Path | None,
     report: Report,
     images: Path | None = None,
 ) -> None:
-    """Stage 1, on pairs of pictures and captions; writes `contrastive.safetensors` and `geometry.json` into `out`.
+    """Train stage 1 on pairs of images and captions; write `contrastive.safetensors` and `geometry.json` into `out`.
 
     Args:
         vit: `eva_vit_g.pth`.
-        words: `vocab.txt` of bert-base-uncased.
+        bert_vocab: `vocab.txt` of bert-base-uncased.
         start: BLIP-2's `blip2_pretrained.pth`, or what this stage wrote before; without it, random weights.
     """
-    claim(out, "run", (*paths, images, vit, words, start), RUN_SIGNS)
+    claim(out, "run", (*paths, images, vit, bert_vocab, start), RUN_SIGNS)
     torch.manual_seed(recipe.schedule.seed)
     pairs = Pairs(paths, images, recipe.geometry, recipe.min_crop_area)
-    pieces = open_words(words)
+    pieces = open_bert_vocab(bert_vocab)
     former = ContrastiveQFormer(recipe.geometry, len(pieces))
     if start is not None:
         fill(former, read_state(start), start)
@@ -191,7 +191,7 @@ def train_codes(
     report: Report,
     images: Path | None = None,
 ) -> None:
-    """Stage 2, on pictures alone; writes `seed_quantizer.safetensors` and `geometry.json` into `out`.
+    """Train stage 2 on images; write `seed_quantizer.safetensors` and `geometry.json` into `out`.
 
     Args:
         vit: `eva_vit_g.pth`.
@@ -223,8 +223,8 @@ def train_codes(
     Trainer(out, recipe.schedule, report).run(objective, batch_of, after)
 
 
-def open_words(path: Path) -> BertTokenizer:
-    """BERT's word pieces with BLIP-2's one more.
+def open_bert_vocab(path: Path) -> BertTokenizer:
+    """BERT's word pieces with the additional one of BLIP-2.
 
     Raises:
         CheckpointError: the file is missing.
@@ -248,7 +248,7 @@ def open_vit(path: Path, geometry: SeedGeometry) -> EvaViT:
 
 
 def open_clip(path: Path, geometry: SeedGeometry) -> CLIPVisionModelWithProjection:
-    """CLIP's image encoder, frozen; its embeddings are what stage 2 aims at.
+    """CLIP's image encoder, frozen; its embeddings are the targets of stage 2.
 
     Raises:
         CheckpointError: it cannot be read, or its embeddings are of another width.
@@ -265,7 +265,7 @@ def open_clip(path: Path, geometry: SeedGeometry) -> CLIPVisionModelWithProjecti
 
 
 def fill(module: nn.Module, state: Mapping[str, Tensor], path: Path) -> None:
-    """Give every parameter and buffer of `module` its tensor; others in `state` are left alone.
+    """Copy the tensors of `state` into the parameters and buffers of `module`; other tensors are ignored.
 
     Raises:
         CheckpointError: one is missing or of another shape.
@@ -281,12 +281,12 @@ def fill_parameter(own: Tensor, state: Mapping[str, Tensor], name: str, path: Pa
     if tensor is None:
         raise CheckpointError(f"{path}: tensor {name} is missing")
     if tensor.shape != own.shape:
-        raise CheckpointError(f"{path}: tensor {name} has shape {tuple(tensor.shape)}, asked for is {tuple(own.shape)}")
+        raise CheckpointError(f"{path}: tensor {name} has shape {tuple(tensor.shape)}, it must be {tuple(own.shape)}")
     own.copy_(tensor)
 
 
 def save_part(state: Mapping[str, Tensor], geometry: SeedGeometry, path: Path) -> None:
-    """Tensors beside their geometry."""
+    """Write tensors to `path`, and the geometry beside them."""
     geometry.save(path.parent)
     with replacing(path) as partial:
         save_file({name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}, partial)
