@@ -92,6 +92,19 @@ def resized(image: Image.Image, side: int | None) -> Image.Image:
     return image.resize((side, side), Image.Resampling.LANCZOS)
 
 
+def check_text(text: str, name: str) -> None:
+    """Refuse a value that is no string, such as a list of prompts.
+
+    Args:
+        name: of the argument, for the message.
+
+    Raises:
+        PromptError: `text` is no string.
+    """
+    if not isinstance(text, str):
+        raise PromptError(f"{name} must be a text, not {type(text).__name__}")
+
+
 class ImageGenerator:
     """Samples codes from the language model, and renders codes as drawings."""
 
