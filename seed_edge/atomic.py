@@ -108,7 +108,7 @@ def is_special(path: Path) -> bool:
 
 
 def same_file(one: Path, other: Path) -> bool:
-    """Whether two names are those of one existing file, by whatever links."""
+    """Whether two paths name the same existing file, links included."""
     try:
         return os.path.samefile(one, other)
     except OSError:

@@ -41,9 +41,9 @@ COMMANDS = {
     "completion": ("shell", "Print the completion script for SHELL: bash, zsh or fish."),
     "manual": ("shell", "Print the manual page: seed-edge manual > seed-edge.1."),
 }
-"""Every command: the module in `commands` that holds it, and the first sentence of its help, so that `--help` imports none."""
+"""Command name to its module in `commands` and the first sentence of its help; `--help` imports no command."""
 MAX_MESSAGE = 2000
-"""Characters of a message that are printed."""
+"""Maximum number of characters that are printed of a message."""
 
 SYSTEM_FAULTS = {
     errno.ENOSPC,
@@ -69,19 +69,19 @@ SYSTEM_FAULTS = {
     errno.ENOMEM,
     errno.EOPNOTSUPP,
 }
-"""What the system, not the program, is at fault for: a full disk, permissions, a path that is not there or no path."""
+"""Errors of the system, not of the program: a full disk, permissions, a missing path."""
 
 
 class Commands(click.Group):
     """The commands of `COMMANDS`, each imported when it is first needed.
 
-    Turns errors a user can put right into one line and exit code 1; anything else is a bug, with its traceback. Every message
-    of an error passes here on its way to stderr, and is escaped here.
+    Errors that a user can correct become one line and exit code 1; any other error is a bug and keeps its traceback. Messages
+    are escaped here.
     """
 
     @property
     def commands(self) -> MutableMapping[str, click.Command]:
-        """All commands, imported."""
+        """Import and return all commands."""
         return {name: self.loaded(name) for name in COMMANDS}
 
     @commands.setter
@@ -90,7 +90,7 @@ class Commands(click.Group):
             raise TypeError("commands are listed in COMMANDS")
 
     def loaded(self, name: str) -> click.Command:
-        """A command of `COMMANDS`."""
+        """Import and return one command of `COMMANDS`."""
         module = importlib.import_module(f"seed_edge.commands.{COMMANDS[name][0]}")
         return next(each for each in vars(module).values() if isinstance(each, click.Command) and each.name == name)
 
@@ -161,7 +161,7 @@ def _click_errors() -> Iterator[None]:
 
 
 def shown(message: str) -> str:
-    """A message as it is printed: one line, which a terminal does not obey, and which ends at some length."""
+    """A message as one line of limited length, with control characters escaped."""
     line = printable(message)
     return line if len(line) <= MAX_MESSAGE else line[:MAX_MESSAGE] + "..."
 
@@ -197,6 +197,6 @@ def cli(context: click.Context, log_level: str, log_json: bool, config: Path | N
 
 
 def main() -> None:
-    """The console script: settings of a process of our own, then the command."""
+    """Run the console script: set up the process, then run the command."""
     native.own_process()
     cli()

@@ -7,12 +7,12 @@ import re
 from typing import Any
 
 MAX_SHOWN = 40
-"""Characters of a value that `shown` shows."""
+"""Maximum number of characters that `shown` prints of a value."""
 ESCAPES = {"\n": "\\n", "\r": "\\r", "\t": "\\t"}
 SPACES = "\u00a0\u1680\u202f\u205f\u3000" + "".join(map(chr, range(0x2000, 0x200B)))
 """Spaces of writing systems, which `str.isprintable` does not count as printable."""
 UNSAFE = re.compile("[\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
-"""What `json.dumps` leaves as it is and a terminal may obey, or UTF-8 cannot hold."""
+"""Characters that `json.dumps` does not escape, and that control a terminal or are not valid in UTF-8."""
 
 
 def printable(text: str) -> str:

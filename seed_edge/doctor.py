@@ -1,4 +1,4 @@
-"""What of this machine seed-edge can use, what it cannot and why, and what to do about it. Loads no model."""
+"""Checks of the machine and the installation, with advice. No model is loaded."""
 
 from __future__ import annotations
 
@@ -26,23 +26,23 @@ OK, NOTE, WARNING, BROKEN = "ok", "note", "warning", "broken"
 
 @dataclass(frozen=True)
 class Check:
-    """One thing that was looked at."""
+    """Result of one check."""
 
     id: str
-    """Stays the same between versions."""
+    """Stable between versions."""
     state: str
-    """`ok`; `note`, nothing to be done; `warning`, works but badly or not at all on a GPU; `broken`."""
+    """`ok`; `note`, no action needed; `warning`, slow, or not on the GPU; `broken`."""
     found: str
     advice: str = ""
 
 
 def examine() -> list[Check]:
-    """All checks, in order."""
+    """Run all checks, in a fixed order."""
     return [*_system(), *_runtimes(), *_memory(), *_bundles()]
 
 
 def report(checks: list[Check]) -> dict[str, Any]:
-    """For JSON: `state` is the worst of all, `checks` each of them."""
+    """The checks as a JSON object: `version`, `state` (the worst one) and `checks`."""
     return {"version": __version__, "state": worst(checks), "checks": [asdict(check) for check in checks]}
 
 
@@ -107,7 +107,7 @@ def _runtimes() -> Iterator[Check]:
 
 
 def _cuda(problem: str | None) -> Iterator[Check]:
-    """Whether graphs run on an NVIDIA card."""
+    """Check whether ONNX graphs run on an NVIDIA GPU."""
     if problem is not None:
         yield Check("cuda", NOTE, f"not used: {problem}")
         return
@@ -149,7 +149,7 @@ def _memory() -> Iterator[Check]:
 
 
 def _bundles() -> Iterator[Check]:
-    """Whether each bundle opens; hashes are left to `verify`."""
+    """Check that each bundle opens; `verify` compares the hashes."""
     for name, path in [(EMBEDDED.name, EMBEDDED), *((name, bundles_folder() / name) for name in bundle_names())]:
         try:
             bundle = Bundle.open(path)

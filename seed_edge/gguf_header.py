@@ -1,4 +1,4 @@
-"""Reads the header of a GGUF file: what is said of the model, and where its tensors lie. Nothing of the data is read.
+"""Reads the header of a GGUF file: metadata, and position of the tensors. Tensor data is not read.
 
 Layout: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md (versions 2 and 3, little-endian). Every count and length is
 checked against limits and against the size of the file before it is believed.
@@ -20,7 +20,7 @@ MAX_VALUES, MAX_TENSORS, MAX_DIMENSIONS = 4096, 65536, 4
 MAX_STRING, MAX_KEY, MAX_NAME_LENGTH = 16 << 20, 65535, 63
 MAX_ARRAY = 4 << 20
 MAX_KEPT_ITEMS = 16
-"""Of an array, so many items are kept; the rest is passed over."""
+"""Maximum number of items that are kept of an array; the others are skipped."""
 
 SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 """struct formats of the types of values, by number."""
@@ -35,7 +35,7 @@ TENSOR_TYPES = {
     **{20: ("IQ4_NL", 32, 18), 21: ("IQ3_S", 256, 110), 22: ("IQ2_S", 256, 82), 23: ("IQ4_XS", 256, 136)},
     **{29: ("IQ1_M", 256, 56), 34: ("TQ1_0", 256, 54), 35: ("TQ2_0", 256, 66), 39: ("MXFP4", 32, 17)},
 }
-"""Name, weights in a block, bytes of a block, by number."""
+"""Type number to name, weights per block, bytes per block."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Items:
 
     count: int
     first: tuple[Any, ...]
-    """At most `MAX_KEPT_ITEMS`, or all where the reader was asked for the whole array."""
+    """At most `MAX_KEPT_ITEMS` items, or all if the whole array was requested."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class TensorInfo:
 
 @dataclass(frozen=True)
 class GgufHeader:
-    """What a GGUF file says of itself."""
+    """Header of a GGUF file."""
 
     version: int
     values: dict[str, Any]
@@ -92,7 +92,7 @@ class GgufHeader:
             raise BundleError(f"{path} cannot be read ({error.strerror})") from error
 
     def number(self, key: str) -> int:
-        """A whole number that is said of the architecture: `block_count` for `llama.block_count`.
+        """Integer key of the architecture, such as `block_count` for `llama.block_count`.
 
         Raises:
             BundleError: it is not said.

@@ -19,7 +19,7 @@ ARCHITECTURE = "llama"
 MODEL, TOKENS, SCORES, TYPES = (f"tokenizer.ggml.{name}" for name in ("model", "tokens", "scores", "token_type"))
 MAX_LAYERS, MAX_HEADS, MAX_WIDTH, MAX_CONTEXT = 512, 512, 1 << 16, 1 << 20
 MAX_PIECE = 1024
-"""UTF-8 bytes of a piece of text."""
+"""Maximum UTF-8 bytes of a token."""
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
 """Types of tokens."""
 BYTE_PIECES = frozenset(f"<0x{byte:02X}>" for byte in range(256))
@@ -78,7 +78,7 @@ KEYS: dict[str, tuple[bool, Callable[[Any], bool]]] = {
     "seed.boi_id": (True, _whole(0, 1 << 22)),
     "seed.eoi_id": (True, _whole(0, 1 << 22)),
 }
-"""Keys of a file: whether each must be there, and what its value must be."""
+"""Rules of the keys: whether a key is required, and which values are allowed."""
 
 
 def check_language_model(path: Path, vocab: Vocab) -> None:

@@ -1,4 +1,4 @@
-"""Files and texts that a user gives: opened only where they are regular files, read up to a limit, parsed strictly."""
+"""Input files: only regular files are opened, reading is limited, JSON is parsed strictly."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ KINDS = {
 MAX_INTEGER = 1 << 63
 """Integers of JSON files lie below it, in magnitude."""
 MAX_DEPTH = 64
-"""Lists and objects of a JSON file nest at most so deep."""
+"""Maximum nesting of lists and objects in a JSON file."""
 
 
 def open_regular(path: Path, error: type[SeedEdgeError] = SeedEdgeError) -> IO[bytes]:
@@ -55,7 +55,7 @@ def open_regular(path: Path, error: type[SeedEdgeError] = SeedEdgeError) -> IO[b
 
 
 def kind_of(path: Path) -> str:
-    """What a path is, if it is neither a regular file nor missing: `a named pipe`; else an empty text."""
+    """Type of a path that exists and is not a regular file, such as `a named pipe`; otherwise an empty string."""
     try:
         mode = path.stat().st_mode
     except (OSError, ValueError):
@@ -105,7 +105,7 @@ def read_json(path: Path, limit: int, error: type[SeedEdgeError] = SeedEdgeError
 
 
 def parse_json(text: str, where: str, error: type[SeedEdgeError] = SeedEdgeError) -> Any:
-    """Value of a JSON text that a stranger wrote.
+    """Parse untrusted JSON.
 
     Stricter than `json.loads`: no NaN or infinity, no number beyond 64 bits or a double's range, no key twice in an object, no
     nesting beyond `MAX_DEPTH`.

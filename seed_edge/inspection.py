@@ -1,4 +1,4 @@
-"""What files say of themselves, for people and programs: bundles, graphs, language models, pictures. Nothing is run."""
+"""Descriptions of files from their headers and metadata: bundles, ONNX graphs, GGUF models, drawn images. No model is run."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ MAX_OPERATORS = 12
 
 
 def describe(name: str) -> dict[str, Any]:
-    """What a bundle, by folder or name, or a file says of itself; ready for JSON.
+    """Describe a file, or a bundle by its folder or name; the result can be written as JSON.
 
     Raises:
-        BundleError: nothing is there, or it is none of the kinds known.
-        ImageError: it is a picture that does not say how it was made.
+        BundleError: the file does not exist, or its format is unknown.
+        ImageError: it is an image without seed-edge metadata.
     """
     path = Path(name)
     if not path.is_file():
@@ -50,7 +50,7 @@ def describe(name: str) -> dict[str, Any]:
 
 
 def describe_bundle(bundle: Bundle) -> dict[str, Any]:
-    """What a bundle can do, of what it is made, and how exact it is."""
+    """Describe a bundle: its abilities, its manifest, its size in bytes."""
     manifest = bundle.manifest
     able = ["encode"]
     if manifest.kind == "pixels" or manifest.diffusion is not None:
@@ -69,7 +69,7 @@ def describe_bundle(bundle: Bundle) -> dict[str, Any]:
 
 
 def describe_language_model(path: Path) -> dict[str, Any]:
-    """Header of a GGUF file: all that is said but the beginnings of long lists, and weights by type."""
+    """Describe a GGUF file by its header; long lists are shortened, weights are counted by type."""
     header = GgufHeader.read(path)
     kinds: Counter[str] = Counter()
     for tensor in header.tensors.values():
@@ -93,7 +93,7 @@ def _said(value: Any) -> Any:
 
 
 def describe_graph(path: Path) -> dict[str, Any]:
-    """Header of an ONNX file; whether a bundle could hold it."""
+    """Describe an ONNX file by its header, and check whether a bundle may contain it."""
     header = OnnxHeader.read(path)
     kinds: Counter[str] = Counter()
     for tensor in header.tensors.values():
@@ -121,7 +121,7 @@ def describe_graph(path: Path) -> dict[str, Any]:
 
 
 def describe_picture(path: Path) -> dict[str, Any]:
-    """How a picture was made, as it says itself."""
+    """Describe a drawn image by its metadata."""
     from seed_edge.image_metadata import record_in
 
     made = dataclasses.asdict(record_in(path))

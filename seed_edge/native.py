@@ -26,7 +26,7 @@ TELEMETRY_OFF = {
     "HF_HUB_DISABLE_TELEMETRY": "1",  # huggingface_hub, and with it transformers, diffusers, accelerate, peft
     "RAY_USAGE_STATS_ENABLED": "0",
 }
-"""Variables that stop libraries from reporting home. Set in every process, whatever the environment says."""
+"""Environment variables that turn telemetry of libraries off. They are set in every process and override the environment."""
 HUB_OFFLINE = {
     "HF_HUB_OFFLINE": "1",
     "HF_HUB_DISABLE_UPDATE_CHECK": "1",
@@ -88,7 +88,7 @@ def onnxruntime() -> ModuleType:
 
 @functools.cache
 def llama_cpp() -> ModuleType:
-    """llama.cpp's bindings, with its messages kept by `last_llama_error` and nothing printed. The only import of them."""
+    """Import the bindings of llama.cpp; its messages go to `last_llama_error`, not to stderr. No other module imports them."""
     import ctypes
 
     import llama_cpp
@@ -114,7 +114,7 @@ def _llama_callback() -> Any:
 
 @functools.cache
 def import_quietly() -> None:
-    """Keep huggingface_hub off the network, and import what would open a socket at import.
+    """Set huggingface_hub to offline mode, and import the modules that would open a socket at import.
 
     urllib3, below huggingface_hub, binds one to see whether IPv6 works. Called by the packages that need PyTorch, before
     transformers, diffusers or accelerate are imported.
@@ -155,7 +155,7 @@ def last_llama_error() -> str:
 
 
 def libtiff() -> ctypes.CDLL | None:
-    """The libtiff that Pillow has loaded; None where it cannot be told, or is a part of Pillow's own library."""
+    """The libtiff that Pillow has loaded; None if it is unknown, or linked into Pillow's library."""
     import PIL
 
     loaded = Path("/proc/self/maps")
@@ -169,7 +169,7 @@ def libtiff() -> ctypes.CDLL | None:
 
 @functools.cache
 def quiet_libtiff() -> None:
-    """Keep libtiff from printing on stderr what is wrong with a file; Pillow raises that too. Only in a process of our own."""
+    """Stop libtiff from printing on stderr; Pillow raises the same errors. Only for processes that seed-edge started."""
     library = libtiff() if _own else None
     if library is not None:
         for name in ("TIFFSetErrorHandler", "TIFFSetWarningHandler"):

@@ -1,4 +1,4 @@
-"""Reads what an ONNX file says of itself, and checks it, before anything native does. Weights are passed over, not read.
+"""Reads and checks the structure of an ONNX file before native code does. Weights are skipped.
 
 An ONNX file is one protocol buffer message (https://github.com/onnx/onnx/blob/main/onnx/onnx.proto; the wire format:
 https://protobuf.dev/programming-guides/encoding). Field numbers here are those of that file.
@@ -38,7 +38,7 @@ VARINT, LONG, BYTES, SHORT = 0, 1, 2, 5
 FLOAT, INT, STRING, FLOATS, INTS = 1, 2, 3, 6, 7
 """AttributeProto.AttributeType: those whose values are read."""
 KEPT_BYTES = 1 << 10
-"""Weights of at most this size are kept: shapes and scales that decide the sizes of other tensors."""
+"""Maximum bytes of weights that are kept: shapes and scales that determine the sizes of other tensors."""
 MAX_ATTRIBUTE_VALUES = 64
 MAX_LINKS = 1_000_000
 """Names of inputs and outputs of operators, all together."""
@@ -46,7 +46,7 @@ MAX_LINKS = 1_000_000
 
 @dataclass(frozen=True)
 class OnnxTensor:
-    """Weights of a graph."""
+    """A weight tensor of a graph."""
 
     name: str
     shape: tuple[int, ...]
@@ -60,7 +60,7 @@ class OnnxTensor:
     stored: bool = True
     """Whether the graph holds them as raw bytes, not as a list of numbers."""
     content: bytes | None = None
-    """The weights themselves, little-endian, where they are at most `KEPT_BYTES`."""
+    """Little-endian values, if they are at most `KEPT_BYTES`."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ class OnnxNode:
 
 @dataclass
 class OnnxHeader:
-    """What an ONNX file says of itself."""
+    """Structure of an ONNX file."""
 
     ir_version: int = 0
     producer: str = ""
@@ -139,7 +139,7 @@ class OnnxHeader:
 
 
 def signed(number: int) -> int:
-    """A 64-bit integer as two's complement has it; the wire format knows no sign."""
+    """The signed value of a 64-bit integer in two's complement; the wire format is unsigned."""
     number &= (1 << 64) - 1
     return number - (1 << 64) if number >> 63 else number
 
@@ -207,7 +207,7 @@ class _Reader:
             raise self.broken(f"over {MAX_NODES:,} operators, or {MAX_LINKS:,} names between them")
 
     def attribute(self, value: Any) -> tuple[str, Any]:
-        """Name and value; None for a value of a kind that is not read."""
+        """Name and value; None for a type of value that is not read."""
         name, kind, found = "", 0, dict[int, Any]()
         lists: dict[int, list[Any]] = {7: [], 8: []}
         for number, part in self.message(value):
@@ -249,7 +249,7 @@ class _Reader:
         return name, tuple(shape)
 
     def tensor_type(self, value: Any) -> tuple[int, list[int | str]]:
-        """Element type and shape of a TypeProto."""
+        """Element type and shape in a TypeProto."""
         kind, shape = 0, list[int | str]()
         for number, tensor in self.message(value):
             if number != 1:
@@ -322,7 +322,7 @@ class _Reader:
         return found.get(1, ""), found.get(2, "")
 
     def packed(self, value: Any, most: int) -> list[int]:
-        """The first `most` integers of a list; one more where there are more."""
+        """The first `most` integers of a list, and one more if the list is longer."""
         at, end = self.span(value)
         found: list[int] = []
         while at < end and len(found) <= most:

@@ -21,9 +21,9 @@ OPSETS = range(17, 24)
 BASE = 512 << 20
 """Bytes that any graph may take."""
 PER_WEIGHT = 24
-"""Bytes for each weight: kept as fp32, copied into another layout, and as much again for what is computed."""
+"""Bytes per weight: fp32, a copy in another layout, and the same amount for intermediate results."""
 PER_PIXEL = 16_000
-"""Bytes for each pixel of what is taken or given; the official VAE takes 6,000 (`runtime.unclip.MEMORY_PER_PIXEL`)."""
+"""Bytes per pixel of inputs and outputs; the official VAE needs 6,000 (`runtime.unclip.MEMORY_PER_PIXEL`)."""
 Check = Callable[[Any], bool]
 
 
@@ -62,10 +62,10 @@ REDUCTION = {"keepdims": FLAG, "noop_with_empty_axes": _whole(0, 0)}
 
 @dataclass(frozen=True)
 class Operator:
-    """What an operator of a bundle may be."""
+    """Rule of one operator: allowed inputs, outputs and attributes."""
 
     rule: shapes.Rule
-    """Gives its outputs' shapes."""
+    """Computes the shapes of its outputs."""
     inputs: tuple[int, int] = (1, 1)
     """Least and largest number."""
     attributes: Mapping[str, Check] | None = None
@@ -153,7 +153,7 @@ OPERATORS: dict[str, Operator] = {
 
 
 def check_graph(path: Path, spec: GraphSpec, axes: Mapping[str, int] | None = None) -> None:
-    """Refuse a graph that is not the declared one, or holds what bundles never hold.
+    """Refuse a graph that differs from its declaration, or that contains anything outside the allow-list.
 
     Args:
         spec: what it takes and gives.
@@ -223,7 +223,7 @@ def _wrong_node(node: OnnxNode) -> Iterator[str]:
 
 
 def estimate(header: OnnxHeader, spec: GraphSpec, axes: Mapping[str, int]) -> int:
-    """Bytes that one run takes at most, reckoned from shapes: weights, what is made of them once, and what is alive at a time.
+    """Upper bound of the bytes of one run, computed from shapes: weights, constants derived from them, and live tensors.
 
     Raises:
         ShapeProblem: shapes contradict each other or the declared outputs, or a tensor is used before it is made.

@@ -1,4 +1,4 @@
-"""What stands in the way of an output: an input under the same name, or something that seed-edge did not write."""
+"""Checks before an output is written: it must not be an input, nor a file that seed-edge did not write."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ STDOUT = Path("-")
 RUN_SIGNS = ("state.pt", "*/state.pt", "cache/samples.jsonl")
 """Files by which a run of an earlier version is known, which had no mark."""
 MARK = ".seed-edge-{}"
-"""Name of the empty file that tells a folder of ours from any other; filled in with what the folder is for."""
+"""Name of the empty file that marks a folder of seed-edge; it contains the purpose of the folder."""
 
 
 def is_stdout(path: Path) -> bool:
@@ -37,7 +37,7 @@ def regular_stdin() -> list[Path]:
 
 
 def refuse_input(out: Path, inputs: Iterable[Path], option: str, error: type[SeedEdgeError] = SeedEdgeError) -> None:
-    """Refuse an output that is one of the inputs, by whatever links.
+    """Refuse an output that is one of the inputs, links included.
 
     Args:
         option: that names the output, for the message.
@@ -111,7 +111,7 @@ def _is_plain(path: Path) -> bool:
 
 
 def refuse_any(out: Path, inputs: Iterable[Path] = (), option: str = "--output") -> None:
-    """Refuse a file that exists, whatever it is; devices and pipes are let through.
+    """Refuse an existing file; devices and pipes are allowed.
 
     Raises:
         DataError: it exists, or is an input.
@@ -128,7 +128,7 @@ def refuse_any(out: Path, inputs: Iterable[Path] = (), option: str = "--output")
 
 
 def why(error: OSError, path: Path) -> str:
-    """One line on a failed write: what could not be written, and what the system says."""
+    """Message of a failed write: the path and the reason of the system."""
     if error.errno == errno.ENAMETOOLONG:
         return f"{printable(path.name[:60])}...: the name is too long for a file system"
     return f"{path} cannot be written ({error.strerror or error})"

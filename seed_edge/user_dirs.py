@@ -1,4 +1,4 @@
-"""Where this program keeps what belongs to its user: bundles, defaults, and what it remembers to be quick."""
+"""Folders of the user: added bundles, configuration, caches."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ class Checked:
             self._changed = True
 
     def save(self) -> None:
-        """Write down what was added. Where that cannot be, files are checked again next time."""
+        """Save the cache. If that fails, files are checked again next time."""
         if not self._changed:
             return
         kept = dict([*self._known.items()][-MAX_REMEMBERED:])

@@ -1,1 +1,1 @@
-"""The commands: parse, call, print. Heavy imports happen inside those that need them."""
+"""The commands: parse, call, print. Heavy modules are imported inside the functions that need them."""

@@ -22,7 +22,7 @@ STDIN = "-"
 CODES_FILE_LIMIT = 1 << 20
 PROMPTS_FILE_LIMIT = 16 << 20
 MAX_PROMPT = 1 << 16
-"""Bytes of one prompt; a language model takes a few thousand."""
+"""Maximum size of a prompt in bytes."""
 LATENTS_FILE_LIMIT = 64 << 20
 NPY = re.compile(
     rb"\x93NUMPY(?:\x01\x00[\x00-\xff]{2}|\x02\x00[\x00-\xff]{4})"
@@ -102,7 +102,7 @@ def paths_of(name: str) -> list[str]:
 
 
 def lines_of(name: str) -> Iterator[str]:
-    """Lines of a UTF-8 text file, or of stdin for `-`; empty ones are passed over.
+    """Lines of a UTF-8 text file, or of stdin for `-`; empty lines are skipped.
 
     Raises:
         PromptError: it cannot be read, holds nothing, or a line is no prompt.

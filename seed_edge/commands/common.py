@@ -36,11 +36,11 @@ DEVICES, SCHEDULERS, STORAGE_TYPES = ("auto", "cpu", "cuda"), ("pndm", "ddim", "
 RESIZE_FILTERS, PROMPT_TEMPLATES = ("bilinear", "bicubic"), ("vicuna", "llama2", "plain", "own", "own-talk")
 """As in the modules that use them, which are not imported for `--help`; a test compares them."""
 MAX_NUMBER = 24
-"""Characters of a refused number that are shown."""
+"""Maximum number of characters of a refused value in a message."""
 
 
 class Bytes(click.ParamType[int]):
-    """A number of bytes, with or without unit: `6G`, `500M`, `1.5GB`, `800MiB`; 1 to 2**63 - 1."""
+    """Number of bytes, with or without a unit: `6G`, `500M`, `1.5GB`, `800MiB`; 1 to 2**63 - 1."""
 
     name = "size"
 
@@ -58,7 +58,7 @@ class Bytes(click.ParamType[int]):
 
 
 class Integer(click.IntRange):
-    """An integer between two bounds, of which help names only the first: the second is far off."""
+    """An integer in a range; the help shows only the lower bound."""
 
     def __init__(self, least: int, most: int) -> None:
         super().__init__(least)
@@ -74,7 +74,7 @@ class Integer(click.IntRange):
 
 
 class Number(click.FloatRange):
-    """A real number between two bounds; neither NaN nor infinite."""
+    """A finite real number in a range."""
 
     def __init__(self, least: float, most: float) -> None:
         super().__init__(least)
@@ -88,7 +88,7 @@ class Number(click.FloatRange):
 
 
 class Text(click.ParamType[str]):
-    """Text for a language model or a file: valid UTF-8, without NUL."""
+    """Valid UTF-8 text without NUL characters."""
 
     name = "text"
 
@@ -104,7 +104,7 @@ class Text(click.ParamType[str]):
 
 
 def shortened(value: Any) -> str:
-    """A value as messages show it: in one line, and not all of a long one."""
+    """A value as one line of limited length, for messages."""
     text = printable(str(value))
     return repr(text if len(text) <= MAX_NUMBER else text[:MAX_NUMBER] + "...")
 
@@ -122,7 +122,7 @@ def complete_recipe(context: click.Context, parameter: click.Parameter, incomple
 
 
 def complete_bundle(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
-    """Names of bundles that begin with `incomplete`, and folders."""
+    """Complete names of bundles that begin with `incomplete`, and folders."""
     from click.shell_completion import CompletionItem
 
     from seed_edge.bundle import EMBEDDED
@@ -207,7 +207,7 @@ def note(text: str, quiet: bool) -> None:
 
 
 def print_json(value: Any, indent: int | None = None) -> None:
-    """A JSON value on stdout, in one line unless indented; valid JSON whatever stdout's encoding."""
+    """Print a JSON value on stdout, in one line unless indented; valid JSON in any encoding of stdout."""
     encoding = (getattr(sys.stdout, "encoding", None) or "ascii").lower().replace("_", "-")
     if indent is None and encoding in ("utf-8", "utf8"):
         click.echo(json_line(value))
@@ -216,7 +216,7 @@ def print_json(value: Any, indent: int | None = None) -> None:
 
 
 def print_path(path: Path | str) -> None:
-    """A path on stdout: exact where a program reads it, escaped where a terminal would obey it."""
+    """Print a path on stdout: exact for programs, escaped for a terminal."""
     if sys.stdout is not None and sys.stdout.isatty():
         click.echo(printable(str(path)))
     else:
@@ -235,7 +235,7 @@ class RuntimeOptions:
     memory_limit: int | None
 
     def note(self, text: str) -> None:
-        """A line for people, on stderr."""
+        """Write a line to stderr unless `quiet`."""
         note(text, self.quiet)
 
     def opened(self) -> SeedEdge:
@@ -288,12 +288,12 @@ def need(extra: str, *modules: str) -> None:
 
 
 def given(**options: int | None) -> dict[str, Any]:
-    """The options that were given."""
+    """The options that are not None."""
     return {name: value for name, value in options.items() if value is not None}
 
 
 class Progress:
-    """A counter on stderr, silent when quiet: a line that is rewritten at a terminal, elsewhere one every `EVERY` seconds."""
+    """Progress on stderr: one line that is rewritten at a terminal, otherwise one line every `EVERY` seconds."""
 
     EVERY = 30.0
     """Seconds."""

@@ -17,15 +17,15 @@ from seed_edge.inputs import read_text
 
 LEVELS = ("debug", "info", "warning", "error")
 MAX_FILE_BYTES = 1 << 16
-"""Bytes of a settings file."""
+"""Maximum size of a settings file in bytes."""
 MAX_WORD = 60
-"""Characters of a key or value that are shown."""
+"""Maximum number of characters of a key or value in a message."""
 FILE = "seed_edge.settings"
 """Key of a context's `meta`: path of the settings file."""
 
 
 class ValueRefused(click.ClickException):
-    """A settings file gives an option a value that the option does not take: exit code 2, as on the command line."""
+    """Invalid value of an option in a settings file: exit code 2, as on the command line."""
 
     exit_code = 2
 
@@ -235,9 +235,9 @@ class Lines(logging.Formatter):
 
 
 def log_to_stderr(level: str, as_json: bool) -> None:
-    """Write the package's log to stderr, from that level on, until the command ends.
+    """Write log messages of at least `level` to stderr until the command ends.
 
-    A second call for the same command only lowers the level.
+    A second call of the same command can only lower the level.
     """
     log = logging.getLogger("seed_edge")
     root = click.get_current_context().find_root()

@@ -1,9 +1,9 @@
-"""What the program's exit codes mean."""
+"""Exit codes of the program."""
 
 SOME_FAILED = 3
-"""Some of many images could not be captioned."""
+"""Some of several images failed."""
 INTERRUPTED = 130
 EXIT_CODES = (
-    "0: done. 1: something the user can put right, told in one line. 2: wrong usage; of doctor: something is broken. "
-    "3: some of many images failed, the others are done. 130: interrupted."
+    "0: success. 1: an error, printed as one line. 2: wrong usage; for doctor: something is broken. "
+    "3: some of several images failed. 130: interrupted."
 )
