@@ -1,7 +1,7 @@
-"""Samples whose pictures have become codes: what language models are trained on.
+"""Folders of samples with the codes of their images: the training data of language models.
 
-A folder of tars with one JSON a sample, beside `codes.json`, which says what an image is, and, where it is known, the
-codebook. Made once by `seed-edge tokenize`.
+A folder has tars with one JSON object per sample, `codes.json` with the code space, and, where it is known, the codebook.
+`seed-edge tokenize` writes it.
 """
 
 from __future__ import annotations
@@ -30,32 +30,32 @@ from seed_edge.vocab import CodeSpace
 INFO, CODEBOOK, SHARD, SHARDS = "codes.json", "codebook.npz", "codes-{:05d}.tar", "codes-*.tar"
 SAMPLES_PER_SHARD = 10_000
 MAX_CODEBOOK, MAX_CODES = 1 << 20, 4096
-LARGEST_CODEBOOK = 1 << 30
-"""Bytes of `codebook.npz`."""
-ENCODED_AT_ONCE = 16
+MAX_CODEBOOK_BYTES = 1 << 30
+"""Maximum size of `codebook.npz`, in bytes."""
+BATCH = 16
 
 Codes = NDArray[np.int64]
 
 
 @dataclasses.dataclass(frozen=True)
 class CodeSample:
-    """A sample and the codes of its pictures."""
+    """A sample and the codes of its images."""
 
     sample: Sample
     images: tuple[Codes, ...]
-    """One array (codes_per_image,) for each picture."""
+    """One array (codes_per_image,) int64 for each image."""
     views: tuple[Codes, ...] = ()
-    """Other codes of a single picture: as it is seen cropped, shifted or mirrored. For reading it, not for drawing."""
+    """Further codes of a single image: of crops, shifts and mirror images. For captioning, not for drawing."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Codebook:
-    """What is known of codes beside their numbers."""
+    """The vectors of the codes."""
 
     vectors: NDArray[np.float32]
     """(codebook_size, code_dim)."""
     own_rows: tuple[int, int] = (0, 0)
-    """How many codes of an image, the first ones, are chosen among rows of their own, and of how many each."""
+    """Number of first codes of an image that have codebook rows of their own, and number of these rows per code."""
 
 
 def write_code_shards(
@@ -65,18 +65,19 @@ def write_code_shards(
     codebook: Codebook | None = None,
     per_shard: int = SAMPLES_PER_SHARD,
 ) -> int:
-    """Write samples into a folder; return how many. Shards that an interrupted call left there go first.
+    """Write samples into a folder; return their number. Shards of an interrupted call are removed first.
 
     Args:
-        codebook: where it is known.
+        codebook: None where it is unknown.
+        per_shard: maximum number of samples in a tar.
     """
     claim(out, "codes")
     (out / CODEBOOK).unlink(missing_ok=True)
     if codebook is not None:
         with replacing(out / CODEBOOK) as partial, open(partial, "wb") as file:
             np.savez(file, vectors=codebook.vectors, own_rows=codebook.own_rows)
-    for left in out.glob(SHARDS):
-        left.unlink()
+    for stale in out.glob(SHARDS):
+        stale.unlink()
     remaining, count, shard = iter(samples), 0, 0
     while chunk := list(islice(remaining, per_shard)):
         with ShardWriter(out / SHARD.format(shard)) as writer:
@@ -94,10 +95,10 @@ def _record(sample: CodeSample) -> dict[str, object]:
 
 
 def read_code_shards(folders: Sequence[Path]) -> tuple[CodeSpace, dict[str, list[CodeSample]]]:
-    """All samples of some folders that `seed-edge tokenize` wrote, by the folder's name.
+    """Code space, and samples by folder name, of folders that `seed-edge tokenize` wrote.
 
     Raises:
-        DataError: a folder is none, is not finished, or its codes are of another kind than those before.
+        DataError: a folder has no finished codes, has another code space than the folders before it, or has no samples at all.
     """
     space: CodeSpace | None = None
     found: dict[str, list[CodeSample]] = {}
@@ -120,10 +121,10 @@ def read_code_shards(folders: Sequence[Path]) -> tuple[CodeSpace, dict[str, list
 
 
 def read_codebook(folders: Sequence[Path]) -> Codebook | None:
-    """What is known of the codes; None where no folder tells.
+    """The codebook of the first folder that has one; None if no folder has one.
 
     Raises:
-        DataError: a file of it is damaged.
+        DataError: the codebook is damaged.
     """
     found = next((folder / CODEBOOK for folder in folders if (folder / CODEBOOK).exists()), None)
     if found is None:
@@ -144,18 +145,18 @@ def read_codebook(folders: Sequence[Path]) -> Codebook | None:
 
 
 def _arrays(path: Path) -> tuple[NDArray[Any], NDArray[Any]]:
-    """The two arrays of a codebook; the archive must take no more memory than it has bytes."""
+    """The arrays `vectors` and `own_rows`; compressed archives are refused: they may be far larger than their file."""
     with open_regular(path, DataError) as file:
         size = file.seek(0, 2)
         with zipfile.ZipFile(file) as archive:
             members = archive.infolist()
-        if size > LARGEST_CODEBOOK or any(each.compress_type != zipfile.ZIP_STORED for each in members):
+        if size > MAX_CODEBOOK_BYTES or any(each.compress_type != zipfile.ZIP_STORED for each in members):
             raise ValueError("it is compressed, or too large")
         if sum(each.file_size for each in members) > size:
             raise ValueError("its parts are larger than the file")
         file.seek(0)
-        with np.load(file, allow_pickle=False) as kept:
-            return kept["vectors"], kept["own_rows"]
+        with np.load(file, allow_pickle=False) as arrays:
+            return arrays["vectors"], arrays["own_rows"]
 
 
 def _record_in(where: str, files: Mapping[str, Member]) -> dict[str, Any]:
@@ -187,14 +188,14 @@ def tokenized(
     encode: Callable[[Sequence[Picture]], Codes],
     failed: Callable[[str, str], None],
 ) -> Iterator[CodeSample]:
-    """Samples with the codes of their pictures, some pictures at a time.
+    """Samples with the codes of their images, encoded in batches.
 
     Args:
-        encode: pictures -> codes (pictures, codes_per_image).
-        failed: called with key and reason for a sample with a picture that cannot be read; it is left out.
+        encode: images -> codes (images, codes_per_image).
+        failed: called with key and reason for each sample with an image that cannot be read; such samples are left out.
     """
     remaining = iter(samples)
-    while chunk := list(islice(remaining, ENCODED_AT_ONCE)):
+    while chunk := list(islice(remaining, BATCH)):
         yield from _encoded(chunk, encode, failed)
 
 

@@ -1,4 +1,4 @@
-"""What is said of a picture: a caption for it, or words that ask for it, with many phrasings."""
+"""English captions and requests for an image, with random phrasing."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ COLOURS = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "brown"
 """Colour words of requests, labels and training drawings."""
 
 COLOURED_ANYWAY = 0.15
-"""Share of things without a colour of their own that are asked for in one, and drawn as they are: a model that never met the
-words together draws a jumble."""
+"""Share of requests for a thing without a dominant colour that name a random colour. The image is unchanged; a model that has
+never seen such a request draws a jumble for it."""
 
 COLOURED_BEHIND = 0.25
-"""Share of requests for a coloured thing in which the colour stands behind it."""
+"""Share of requests for a coloured thing that name the colour after the thing."""
 BEHIND = ("{} in {colour}", "{} that is {colour}", "{} painted {colour}", "{} which is {colour}")
-"""Ways to say it so; `{}` is the thing with its article."""
+"""Phrasings of such requests; `{}` is the thing with its article."""
 
 REWORDED = 0.3
-"""Share of the words below that are said otherwise when a picture of several things is asked for."""
+"""Probability that a word of `OTHER_WORDS` is replaced in a request for an image of several things."""
 OTHER_WORDS = {
     "next to": ("near", "by", "alongside", "close to"),
     "on top of": ("atop",),
@@ -56,7 +56,7 @@ OPENERS = (
     "an emoji of {}",
     "an icon of {}",
 )
-"""Ways to ask for a drawing; `{}` is the thing with its article."""
+"""Phrasings of a request for a drawing; `{}` is the thing with its article."""
 
 PHOTO_OPENERS = ("a photo of {}", "photo of {}", "show me a photo of {}", "a photograph of {}", "a photo of {}, please")
 
@@ -102,7 +102,7 @@ MASS_OR_PLURAL = frozenset(
         "clothing",
     ]
 )
-"""Words that take no article though they do not end in s."""
+"""Nouns without an article that do not end in s."""
 
 
 IRREGULAR = {
@@ -111,7 +111,7 @@ IRREGULAR = {
     **{"wolf": "wolves", "loaf": "loaves", "man": "men", "woman": "women", "child": "children", "person": "people"},
     **{"cactus": "cacti", "octopus": "octopuses", "potato": "potatoes", "tomato": "tomatoes", "mango": "mangoes"},
 }
-"""Plurals that follow no rule."""
+"""Irregular plurals."""
 
 
 def head_noun(name: str) -> str:
@@ -120,7 +120,7 @@ def head_noun(name: str) -> str:
 
 
 def is_countable(name: str) -> bool:
-    """Whether one can be said of it."""
+    """Whether the name denotes a countable thing in the singular."""
     head = head_noun(name)
     return head not in MASS_OR_PLURAL and not (head.endswith("s") and not head.endswith(("ss", "us", "is")))
 
@@ -154,11 +154,14 @@ def split_words(text: str) -> list[str]:
     return re.findall(r"[a-z0-9']+", text.lower())
 
 
-def without(sample: Sample, unsaid: Collection[str]) -> Sample | None:
-    """A sample without the texts that use one of these words or phrases; None where nothing is left to say of it."""
-    if not unsaid:
+def without(sample: Sample, blocked: Collection[str]) -> Sample | None:
+    """A sample without the texts that contain one of these words or phrases; None if no text of it is left.
+
+    Whole words are compared, in any case.
+    """
+    if not blocked:
         return sample
-    pattern = re.compile(rf"\b(?:{'|'.join(map(re.escape, unsaid))})\b", re.IGNORECASE)
+    pattern = re.compile(rf"\b(?:{'|'.join(map(re.escape, blocked))})\b", re.IGNORECASE)
 
     def left(texts: tuple[str, ...]) -> tuple[str, ...]:
         return tuple(text for text in texts if not pattern.search(text))
@@ -204,10 +207,10 @@ def name_of(sample: Sample, colour: bool, rng: np.random.Generator, synonyms: fl
 
 
 def caption(sample: Sample, rng: np.random.Generator, as_written: bool = False) -> str | None:
-    """A caption; None if nothing is known of the picture.
+    """A random caption; None for a sample without captions, phrases and label.
 
     Args:
-        as_written: sentences keep their case and their full stop; by default they are made plain.
+        as_written: keep case and full stop of sentences; by default they are made plain.
     """
     if sample.captions:
         return _sentence(sample, rng, as_written)
@@ -225,7 +228,7 @@ def _sentence(sample: Sample, rng: np.random.Generator, as_written: bool) -> str
 
 
 def request(sample: Sample, rng: np.random.Generator, as_written: bool = False) -> str | None:
-    """Words that ask for the picture; None if nothing is known of it. `as_written` as for `caption`."""
+    """A random request for the image; None for a sample without captions, phrases and label. `as_written` as in `caption`."""
     if sample.captions:
         return _sentence(sample, rng, as_written)
     if sample.phrases:
@@ -234,11 +237,11 @@ def request(sample: Sample, rng: np.random.Generator, as_written: bool = False) 
         return None
     if sample.style is None:
         return str(rng.choice(PHOTO_OPENERS)).format(name_of(sample, colour=False, rng=rng))
-    said = set(split_words(sample.label))
-    if sample.colour is None and not said.intersection(COLOURS) and rng.random() < COLOURED_ANYWAY:
+    label_words = set(split_words(sample.label))
+    if sample.colour is None and not label_words.intersection(COLOURS) and rng.random() < COLOURED_ANYWAY:
         sample = dataclasses.replace(sample, colour=str(rng.choice(COLOURS)), recoloured=True)
     coloured = sample.colour is not None and (sample.recoloured or rng.random() < 0.3)
-    behind = coloured and sample.colour not in said and rng.random() < COLOURED_BEHIND
+    behind = coloured and sample.colour not in label_words and rng.random() < COLOURED_BEHIND
     if behind:
         uncoloured = dataclasses.replace(sample, colour=None)
         name = name_of(uncoloured, colour=False, rng=rng, synonyms=0.2, style=True)
@@ -249,7 +252,7 @@ def request(sample: Sample, rng: np.random.Generator, as_written: bool = False) 
 
 
 def reworded(text: str, rng: np.random.Generator) -> str:
-    """The same said with some of `OTHER_WORDS`."""
+    """The text with some of its words replaced by `OTHER_WORDS`."""
 
     def other(found: re.Match[str]) -> str:
         return str(rng.choice(OTHER_WORDS[found[0]])) if rng.random() < REWORDED else found[0]

@@ -24,51 +24,51 @@ from seed_edge.image_files import IMAGE_ENDINGS, loaded, opened
 from seed_edge.inputs import parse_json, read_text
 
 VALIDATION_SHARE = 10
-"""Every n-th labelled photo, by a hash of its key, is kept for validation."""
+"""Every n-th labelled photo, by a hash of its key, is held out."""
 VALIDATION_NAME = "-val"
-"""What the name of a file or folder contains whose samples are all kept for validation."""
+"""All samples of a file or folder with this in its name are held out."""
 METADATA = "metadata.jsonl"
 CAPTION_ENDING = ".txt"
 """Ending of a text file beside an image."""
 IMAGE_MARK = "<image>"
-"""Stands in LLaVA's questions where the picture belongs."""
+"""Placeholder of an image in questions and answers."""
 
 MAX_FILE_BYTES = 4 << 30
-"""Bytes of a file of records; LLaVA's have one billion."""
+"""Maximum size of a file of records, in bytes; LLaVA's have one billion."""
 MAX_RECORD = 1 << 20
-"""Bytes of the JSON or text of one sample in a tar."""
+"""Maximum size of the JSON or text of one sample, in bytes."""
 MAX_PICTURES = 64
-"""Of one sample."""
+"""Maximum number of images of one sample."""
 
 Picture = Member | Path
-"""Where an encoded picture lies."""
+"""Location of an encoded image."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Sample:
-    """One sample: a picture, or several, or none, and what is known."""
+    """One sample: an image, several images or none, with its texts."""
 
     key: str
     captions: tuple[str, ...] = ()
     """Whole sentences."""
     turns: tuple[tuple[str, str], ...] = ()
-    """A conversation about the pictures: questions with their answers."""
+    """A conversation about the images: pairs of question and answer."""
     label: str | None = None
     """Name of the thing shown."""
     phrases: tuple[str, ...] = ()
-    """What is shown, with article, in several ways: drawings of several things."""
+    """Descriptions of a drawing of several things, with articles."""
     tags: tuple[str, ...] = ()
     """Keywords, drawings only."""
     synonyms: tuple[str, ...] = ()
-    """What people call it, other than the label."""
+    """Everyday names other than the label."""
     style: str | None = None
-    """Design of a drawing; None for a photo."""
+    """Style of a drawing; None for a photo."""
     colour: str | None = None
-    """Colour word, where one colour dominates a drawing."""
+    """Colour word of a drawing that one colour dominates."""
     recoloured: bool = False
-    """The drawing was given `colour` by us; its label alone would mislead."""
+    """The drawing was recoloured to `colour`, so its label alone does not describe it."""
     held_out: bool = False
-    """For validation only."""
+    """Used for validation only."""
 
     @classmethod
     def from_record(cls, key: str, record: Mapping[str, Any], held_out: bool) -> Sample:
@@ -98,13 +98,13 @@ class Sample:
         )
 
     def to_record(self) -> dict[str, Any]:
-        """Everything but the key that is not the default, as JSON; `from_saved` reads it back."""
+        """All fields but the key that differ from their defaults, as a JSON object; `from_saved` reads it."""
         fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         return {name: value for name, value in fields.items() if name != "key" and value}
 
     @classmethod
     def from_saved(cls, key: str, record: Mapping[str, Any]) -> Sample:
-        """From what `to_record` gave.
+        """The sample that `to_record` wrote.
 
         Raises:
             DataError: a field is unknown, or of another type.
@@ -183,7 +183,7 @@ def _turns(key: str, record: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
 
 
 def read_samples(paths: Sequence[Path], images: Path | None = None) -> Iterator[tuple[Sample, tuple[Picture, ...]]]:
-    """Samples of all paths in order, with their pictures; these may still turn out to be missing or damaged.
+    """Samples of all paths in order, with the locations of their images, which are not opened yet.
 
     Args:
         paths: `.tar`, COCO's or LLaVA's `.json`, `.jsonl`, folders with `metadata.jsonl`, or folders of images with text
@@ -191,7 +191,7 @@ def read_samples(paths: Sequence[Path], images: Path | None = None) -> Iterator[
         images: folder that file names in `.json` and `.jsonl` are relative to; by default where the file lies.
 
     Raises:
-        DataError: a path is missing or none of these, or a record lacks what it needs; or there is no sample at all.
+        DataError: a path is missing or of another kind, a record is incomplete, or there is no sample at all.
     """
     found = False
     for path in paths:
@@ -326,10 +326,10 @@ def _object(where: str, value: Any) -> Mapping[str, Any]:
 
 
 def load_picture(picture: Picture) -> Image.Image:
-    """The picture upright, in whatever mode it has.
+    """Open an image upright, in the mode of its file.
 
     Raises:
-        ImageError: it is missing, damaged or no picture.
+        ImageError: the file is missing, damaged or not an image.
     """
     if isinstance(picture, Path):
         with opened(picture) as image:

@@ -1,4 +1,4 @@
-"""Kinds of pictures, so that a recipe can say how much of each is learnt."""
+"""Pools of samples by kind, so that a recipe can give each pool a weight."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ CANONICAL_STYLE = "noto"
 """Style of the drawings that a request without a style asks for."""
 
 POOLS = ("canonical", "coloured", "other", "styled", "drawings", "composites", "photos", "sentences", "labelled")
-"""Drawings of a thing as it is drawn unasked; the same in other colours; those in other styles; in styles that have a name; in
-any style. Drawings of several things. Photos; photos with whole sentences; photos with a name."""
+"""Drawings in the canonical style; recoloured ones; drawings in other styles; in styles that a prompt can name; in any style.
+Drawings of several things. Photos; photos with sentences; photos with a label alone."""
 
 
 def pools_of(samples: Sequence[Sample]) -> dict[str, list[int]]:
-    """Numbers of the samples of each pool; one may be in several."""
+    """Pool -> numbers of its samples; a sample may be in several pools."""
     canonical = {each.label for each in samples if each.style == CANONICAL_STYLE}
     pools: dict[str, list[int]] = {name: [] for name in POOLS}
     for number, each in enumerate(samples):
@@ -37,10 +37,10 @@ def _pools(sample: Sample, canonical: set[str | None]) -> list[str]:
 
 
 def shared_pools(samples: Sequence[Sample], shares: Mapping[str, float]) -> list[tuple[list[int], float]]:
-    """Numbers of samples with the share that a recipe gives them; all samples where there are none of the kinds it names.
+    """Numbers of the samples of each pool with the weight of the pool; all samples with weight 1 if these pools are empty.
 
     Raises:
-        DataError: a name is none of `POOLS`.
+        DataError: a pool is unknown.
     """
     unknown = sorted(set(shares) - set(POOLS))
     if unknown:

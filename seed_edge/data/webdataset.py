@@ -42,7 +42,7 @@ class ShardWriter:
 
 @dataclass(frozen=True)
 class Member:
-    """A file in a tar that was not read yet."""
+    """A file within a tar, not read yet."""
 
     tar: Path
     name: str
@@ -50,17 +50,17 @@ class Member:
     size: int
 
     def read(self) -> bytes:
-        """Its content."""
+        """The content of the file."""
         with open(self.tar, "rb") as file:
             file.seek(self.offset)
             return file.read(self.size)
 
 
 def list_shard(path: Path) -> Iterator[tuple[str, dict[str, Member]]]:
-    """Samples of a tar in order: key and its files by extension, none of them read.
+    """Samples of a tar in order, not read yet: key, and files by extension.
 
     Raises:
-        DataError: the file is missing or is no tar.
+        DataError: the file is missing or not a tar.
     """
     try:
         with open_regular(path, DataError) as file, tarfile.open(fileobj=file, mode="r:") as tar:
@@ -90,10 +90,10 @@ def list_shard(path: Path) -> Iterator[tuple[str, dict[str, Member]]]:
 
 
 def read_shard(path: Path) -> Iterator[tuple[str, dict[str, bytes]]]:
-    """Samples of a tar in order: key and the content of its files by extension.
+    """Samples of a tar in order: key, and content of its files by extension.
 
     Raises:
-        DataError: the file is missing or is no tar.
+        DataError: the file is missing or not a tar.
     """
     for key, files in list_shard(path):
         yield key, {extension: member.read() for extension, member in files.items()}

@@ -1,4 +1,4 @@
-"""How good a bundle is: captions, names, drawings and round trips, measured on pictures kept for validation."""
+"""Measures the quality of a bundle on held-out images: captions, names, drawings and round trips."""
 
 from seed_edge import native
 

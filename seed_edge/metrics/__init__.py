@@ -1,1 +1,1 @@
-"""How good captions and images are, in numbers; used by evaluation and by training."""
+"""Metrics of captions and images, used by evaluation and training."""

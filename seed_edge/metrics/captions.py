@@ -1,7 +1,7 @@
-"""Scores of captions against the sentences that people wrote: BLEU-4, ROUGE-L, CIDEr-D.
+"""Metrics of captions against reference sentences: BLEU-4, ROUGE-L, CIDEr-D.
 
-Definitions and constants are those of the COCO caption evaluation (Chen et al. 2015, arXiv:1504.00325), so that figures
-compare with published ones, but for the splitting into words: lower case letters, digits and apostrophes, no Penn Treebank.
+Definitions and constants are those of the COCO caption evaluation (Chen et al. 2015, arXiv:1504.00325), except for
+tokenization: words are lower-case letters, digits and apostrophes, instead of Penn Treebank tokens.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def _longest_common(a: Sequence[str], b: Sequence[str]) -> int:
 
 
 def cider(captions: Sequence[str], references: Sequence[Sequence[str]]) -> float:
-    """Mean CIDEr-D (see `metrics.cider`), in [0, 10]. Document frequencies are those of `references`, so a figure depends on the set."""
+    """Mean CIDEr-D (see `metrics.cider`), in [0, 10]; `references` also give the document frequencies."""
     measure = Cider(references)
     weighted = [[measure.weighted(sentence) for sentence in group] for group in references]
     pairs = zip(captions, weighted, strict=True)

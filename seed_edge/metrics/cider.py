@@ -1,4 +1,4 @@
-"""CIDEr-D, how much a caption says what people said: a score of captions, and what they can be trained on."""
+"""CIDEr-D: agreement of a caption with reference sentences, as a metric and as a training reward."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ Grams = Counter[tuple[str, ...]]
 
 
 def grams_of(words: Sequence[str], length: int) -> Grams:
-    """How often each run of `length` words occurs."""
+    """Counts of the n-grams of `length` words."""
     return Counter(tuple(words[i : i + length]) for i in range(len(words) - length + 1))
 
 
 @dataclass(frozen=True)
 class Weighted:
-    """A text as CIDEr sees it."""
+    """TF-IDF vectors of a text."""
 
     parts: tuple[dict[tuple[str, ...], float], ...]
-    """Tf-idf of its n-grams, for each n."""
+    """N-gram -> TF-IDF weight, for each n from 1 to 4."""
     norms: tuple[float, ...]
     words: int
 
@@ -40,7 +40,7 @@ class Cider:
     def __init__(self, references: Sequence[Sequence[str]]) -> None:
         """
         Args:
-            references: the sentences of each picture.
+            references: the sentences of each image.
         """
         self._documents: Grams = Counter()
         for group in references:
@@ -48,19 +48,19 @@ class Cider:
         self._total = math.log(len(references))
 
     def weighted(self, text: str) -> Weighted:
-        """A text with its n-grams weighed."""
+        """The TF-IDF vectors of a text."""
         words = split_words(text)
         parts: tuple[dict[tuple[str, ...], float], ...] = tuple({} for _ in range(MAX_GRAM))
         for gram, count in _all_grams(words).items():
             parts[len(gram) - 1][gram] = count * (self._total - math.log(max(1, self._documents[gram])))
         return Weighted(parts, tuple(math.sqrt(sum(v * v for v in part.values())) for part in parts), len(words))
 
-    def score(self, told: Weighted, references: Sequence[Weighted]) -> float:
-        """Of one text against the sentences of its picture: 0 for nothing in common, up to 10."""
+    def score(self, candidate: Weighted, references: Sequence[Weighted]) -> float:
+        """CIDEr-D of one text against the sentences of its image, in [0, 10]."""
         total = 0.0
         for other in references:
-            likeness = sum(map(_clipped_cosine, told.parts, other.parts, told.norms, other.norms)) / MAX_GRAM
-            total += likeness * math.exp(-((told.words - other.words) ** 2) / (2 * SIGMA**2))
+            similarity = sum(map(_clipped_cosine, candidate.parts, other.parts, candidate.norms, other.norms)) / MAX_GRAM
+            total += similarity * math.exp(-((candidate.words - other.words) ** 2) / (2 * SIGMA**2))
         return 10 * total / len(references)
 
 

@@ -1,6 +1,6 @@
-"""A trunk that had no part in training tells whether a drawing shows what it should.
+"""Retrieval metrics in the features of a network that training does not use.
 
-EfficientNet-Lite2, ImageNet weights; a picture's vector is its pooled 1280-channel head, compared by cosine.
+EfficientNet-Lite2 with ImageNet weights; the vector of an image is its pooled head of 1280 channels, compared by cosine.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ EDITION, SIDE = 2, 260
 
 
 class Judge:
-    """Pictures to unit vectors."""
+    """Maps images to unit vectors."""
 
     def __init__(self) -> None:
         self.trunk = channels_last(pretrained_trunk(edition=EDITION, head=True))
@@ -28,17 +28,17 @@ class Judge:
 
     @torch.inference_mode()
     def vectors(self, pictures: Sequence[Image.Image], batch: int = 16) -> NDArray[np.float32]:
-        """(pictures, 1280), each row of length 1."""
-        found = []
+        """Vectors (images, 1280) float32, each of length 1."""
+        parts = []
         for start in range(0, len(pictures), batch):
             values = self.preprocessing(pictures[start : start + batch])
             pooled = self.trunk.pooled(torch.from_numpy(values).to(memory_format=torch.channels_last))
-            found.append(torch.nn.functional.normalize(pooled, dim=-1).numpy())
-        return np.concatenate(found)
+            parts.append(torch.nn.functional.normalize(pooled, dim=-1).numpy())
+        return np.concatenate(parts)
 
 
 def rank_of_own(queries: NDArray[np.float32], gallery: NDArray[np.float32], own: NDArray[np.int64]) -> NDArray[np.int64]:
-    """For each query how many of the gallery are nearer than its own picture, row `own` of the gallery; 0 is best."""
+    """Rank (queries,) of the row `own` of the gallery among all rows by similarity to each query; 0 is best."""
     scores = queries @ gallery.T
     ranks: NDArray[np.int64] = (scores > scores[np.arange(len(own)), own][:, None]).sum(1)
     return ranks

@@ -1,4 +1,4 @@
-"""How near a picture is to another, pixel by pixel."""
+"""Pixel metrics of two images: PSNR and SSIM."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ SSIM_RADIUS, SSIM_K1, SSIM_K2 = 1.5, 0.01, 0.03
 
 
 def psnr(a: Image.Image, b: Image.Image) -> float:
-    """Peak signal-to-noise ratio of two RGB pictures of one size, in dB; infinite if they are equal."""
+    """Peak signal-to-noise ratio of two RGB images of one size, in dB; infinite for equal images."""
     error = np.mean((_array(a) - _array(b)) ** 2)
     return float(-10 * np.log10(error)) if error else float("inf")
 

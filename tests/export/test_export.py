@@ -248,7 +248,7 @@ def test_an_export_that_fails_leaves_no_bundle_and_goes_on_when_mended(run, tmp_
 
 
 @pytest.mark.parametrize(
-    ("option", "value", "words"), [("--weight-type", "Q9", "choose one of F16, "), ("--image-weights", "int3", "is not one of 'fp32'")]
+    ("option", "value", "words"), [("--weight-type", "Q9", "choose one of F32, F16, "), ("--image-weights", "int3", "is not one of 'fp32'")]
 )
 def test_unknown_weight_types_list_the_known_ones(run, tmp_path, option, value, words):
     result = call("export", "--ckpt", str(run), "--out", str(tmp_path / "o"), option, value, fails=True)
@@ -269,7 +269,7 @@ def test_parts_of_different_runs_are_refused(run, tmp_path):
 def test_too_few_texts_for_the_pieces_asked_is_one_line(run, tmp_path):
     options = ["--codes", str(run.parent / "codes"), "--out", str(tmp_path / "llm"), "--set", "model.text_vocab_size=4000"]
     result = call("train", "llm", *options, fails=True)
-    assert "lower model.text_pieces" in result.stderr
+    assert "lower model.text_vocab_size" in result.stderr
     assert not (tmp_path / "llm" / "tokenizer.model").exists()
 
 
