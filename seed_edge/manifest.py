@@ -1,6 +1,6 @@
-"""The manifest of a bundle: every number the runtime needs, and the names of the files that belong to it.
+"""The manifest of a bundle: every number the runtime needs, and the names of its files.
 
-Knows JSON and names, nothing of directories. A manifest that could be constructed is consistent in itself.
+This module reads and writes JSON, but no files. A constructed `Manifest` is consistent in itself.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ READER = StrictReader(BundleError, "; export again")
 FORMAT = 2
 """Version of the manifest's layout; format 1 is still read (`upgraded`)."""
 KINDS = ("pixels", "unclip")
-"""What decoder.onnx gives: `pixels`, a finished picture; `unclip`, an image embedding that conditions a diffusion."""
+"""Output of decoder.onnx: `pixels`, the image; `unclip`, an image embedding that conditions a diffusion."""
 
 MANIFEST = "manifest.json"
 ENCODER = "encoder.onnx"
@@ -38,26 +38,26 @@ DECODER = "decoder.onnx"
 UNET = "unet.onnx"
 VAE = "vae_decoder.onnx"
 IMAGE_NOISE = "image_noise.npz"
-"""Schedule and normalisation of a diffusion, as arrays."""
+"""Arrays of a diffusion: noise schedule and normalisation of image embeddings."""
 DATA = ".data"
-"""Behind the name of a graph: the file with its weights, where they do not fit into the graph."""
+"""Suffix of the file with the weights of a graph, if they are not in the graph."""
 MAX_BEAMS = 16
 MAX_BEST_OF = 16
 MAX_SIDE = 8192
-"""Pixels a side of what a graph takes or gives."""
+"""Maximum side of the input and output images of a graph, in pixels."""
 MAX_EMBED_DIM = 1 << 16
 MAX_CONTEXT = 1 << 18
-"""Ids of prompt and answer together."""
+"""Maximum number of token ids of prompt and answer together."""
 MAX_CAPTION_IDS = 4096
 MAX_TEMPERATURE, MAX_GUIDANCE = 100.0, 1000.0
 MAX_STEPS = 500
-"""Steps of a diffusion."""
+"""Maximum number of diffusion steps."""
 MAX_LATENT_SIDE, MAX_LATENT_CHANNELS = 512, 64
 MAX_DECODED = 16
-"""Values of the decoder's output in a self-test."""
+"""Maximum number of decoder outputs in a self-test."""
 MAX_BYTES = 1 << 48
 MAX_NAME, MAX_TEXT, MAX_SOURCES = 200, 1 << 16, 1000
-"""Characters of a name and of any other text; number of sources."""
+"""Maximum characters of a name and of any other text; maximum number of sources."""
 SCHEDULER_NAMES = ("pndm", "ddim", "dpm++")
 RENAMED_KEYS = {"licence": "license", "tries": "best_of"}
 """Keys of format 1 and their names in format 2."""
@@ -92,7 +92,7 @@ class FileEntry:
 
 @dataclass(frozen=True)
 class Source:
-    """Something the weights were made from."""
+    """A data set or model that the weights were made from."""
 
     name: str
     license: str
@@ -124,11 +124,11 @@ class Sampling:
 
 @dataclass(frozen=True)
 class SelfTest:
-    """What encoder and decoder give for a picture that can be computed anywhere; see `runtime/selftest.py`."""
+    """Outputs of encoder and decoder for a computed test image; see `runtime/selftest.py`."""
 
     codes: tuple[int, ...]
     decoded: tuple[float, ...]
-    """Some values of the decoder's output for these codes."""
+    """Some values of the decoder output for these codes."""
 
     def __post_init__(self) -> None:
         ranged("number of decoded values of the self-test", len(self.decoded), 1, MAX_DECODED)
@@ -138,14 +138,14 @@ class SelfTest:
 
 @dataclass(frozen=True)
 class MemoryUse:
-    """What a part of a bundle takes on a CPU, in bytes."""
+    """Memory of a part of a bundle on a CPU, in bytes."""
 
     held: int
-    """While it is open."""
+    """Resident while the part is open."""
     opening: int
-    """At most, while it is opened."""
+    """Peak while the part is opened."""
     running: int
-    """At most, while it works on one picture."""
+    """Peak while the part processes one image."""
 
     def __post_init__(self) -> None:
         for name, value in dataclasses.asdict(self).items():
@@ -161,14 +161,14 @@ class Language:
     vocab: Vocab
     prompts: Prompts
     sampling: Sampling
-    """How codes are drawn when nothing else is asked for."""
+    """Default sampling of codes."""
     context_length: int
-    """Most ids of prompt and answer together."""
+    """Maximum number of token ids of prompt and answer together."""
     max_caption_ids: int
     caption_beams: int = 1
-    """Captions followed side by side, of which the best is given; 1 takes the top_k_top_p word each time."""
+    """Beam width of captions; 1 is greedy decoding."""
     caption_views: int = 1
-    """Ways to see a picture that a caption has to fit, each with other codes; see `Preprocessing.views`."""
+    """Number of views of an image that a caption has to fit, each with its own codes; see `Preprocessing.views`."""
 
     def __post_init__(self) -> None:
         ranged("caption_beams", self.caption_beams, 1, MAX_BEAMS)
@@ -184,16 +184,16 @@ class Diffusion:
     """The diffusion of a bundle of kind `unclip`."""
 
     scheduler: str
-    """The reference's: `pndm`."""
+    """Default scheduler, one of `SCHEDULER_NAMES`; the reference uses `pndm`."""
     steps: int
     guidance: float
     latent_channels: int
     latent_size: int
-    """Side of the latents; the picture's is that times the upscaling of the VAE."""
+    """Side of the latents; the side of the image is this times the upscaling of the VAE."""
     steps_offset: int
     """Added to the evenly spaced timesteps."""
     final_alpha_one: bool
-    """Whether the walk ends at no noise at all."""
+    """Whether the cumulative alpha of the last step is 1, which means no noise."""
 
     def __post_init__(self) -> None:
         if self.scheduler not in SCHEDULER_NAMES:
@@ -207,7 +207,7 @@ class Diffusion:
 
 @dataclass(frozen=True)
 class Manifest:
-    """Every number the runtime needs, and where the bundle comes from."""
+    """Every number the runtime needs, and the origin of the bundle."""
 
     format: int
     name: str
@@ -215,23 +215,23 @@ class Manifest:
     preprocessing: Preprocessing
     codes: CodeSpace
     output_size: int
-    """Side of a drawn picture, in pixels; 0 where the bundle cannot draw one."""
+    """Side of a drawn image in pixels; 0 if the bundle cannot draw."""
     image_embed_dim: int
-    """Width of the decoder's image embeddings; 0 for kind `pixels`."""
+    """Width of the image embeddings of the decoder; 0 for kind `pixels`."""
     language: Language | None
-    """None: the bundle encodes and decodes, but neither captions nor draws."""
+    """None for a bundle that encodes and decodes, but neither captions nor draws."""
     diffusion: Diffusion | None
-    """None: codes of kind `unclip` cannot be made pictures."""
+    """None for a bundle of kind `pixels`, and for a bundle of kind `unclip` that cannot decode."""
     files: dict[str, FileEntry]
     self_test: SelfTest | None = None
-    """What the bundle gave on the machine that exported it."""
+    """Outputs on the machine that exported the bundle."""
     memory: dict[str, MemoryUse] = field(default_factory=dict)
-    """What graphs took where the bundle was exported, by file name."""
+    """Memory of graphs, measured at export, by file name."""
     parity: dict[str, Any] = field(default_factory=dict)
-    """What the exporter measured: exported graphs against the checkpoint."""
+    """Comparison of exported files with the checkpoint, measured at export."""
     sources: tuple[Source, ...] = ()
     license: str = ""
-    """What the weights may be used for."""
+    """License of the weights."""
 
     def __post_init__(self) -> None:
         if self.format != FORMAT:
@@ -270,16 +270,16 @@ class Manifest:
             raise BundleError(f"manifest lists the wrong files ({', '.join(odd)}); it must list {', '.join(sorted(needed))}")
         unknown = sorted(set(self.memory) - set(self.files))
         if unknown:
-            raise BundleError(f"manifest tells the memory of {', '.join(unknown)}, which it does not list; export again")
+            raise BundleError(f"manifest has the memory of {', '.join(unknown)}, which it does not list; export again")
 
     def needed_files(self) -> set[str]:
-        """Names of the files this bundle cannot be without."""
+        """Names of the required files."""
         files = {ENCODER, DECODER}
         files |= {self.language.file} if self.language else set()
         return files | ({UNET, VAE, IMAGE_NOISE} if self.diffusion else set())
 
     def graphs(self) -> dict[str, GraphSpec]:
-        """What each graph takes and gives, by file name."""
+        """Inputs and outputs of each graph, by file name."""
         count, dim = self.codes.codes_per_image, self.image_embed_dim
         pixels = self.kind == "pixels"
         found = {
