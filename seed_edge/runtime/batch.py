@@ -1,4 +1,4 @@
-"""Captions of many image files: read ahead by some threads, encoded together, told one by one; a bad file stops nothing."""
+"""Captions of many image files. Threads read files ahead, images are encoded in batches, a bad file stops nothing."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from seed_edge.runtime.pipeline import SeedEdge
 from seed_edge.runtime.threads import available_cores
 
 LINKS, NO_ENDING = "links to folders", "no ending"
-"""Of files that are left out, beside their endings."""
+"""Keys of the files that are left out and are not counted by their ending."""
 BATCH_SIZE = 16
-"""Images encoded at once."""
+"""Images that are encoded together."""
 
 
 @dataclass(frozen=True)
 class Captioned:
-    """One file: its caption, or why it has none."""
+    """The result of one file: its caption, or the error."""
 
     path: Path
     caption: str | None
@@ -38,8 +38,8 @@ def find_images(folder: Path, failed: list[tuple[Path, str]], left_out: Counter[
     """Image files of a folder and those in it, in order; hidden ones and links to folders are passed over.
 
     Args:
-        failed: gets folders that cannot be read and images that are no regular files, with the reason.
-        left_out: counts the files whose endings are none of images, by their ending, and links to folders.
+        failed: receives folders that cannot be read and images that are not regular files, with the reason.
+        left_out: receives the number of files without an image ending, by ending, and of links to folders.
     """
 
     def fail(error: OSError) -> None:
@@ -72,11 +72,11 @@ def caption_files(
     """Captions of files, in order; see `SeedEdge.caption`.
 
     Args:
-        paths: may be endless; only some are opened ahead.
+        paths: may be infinite; only some files are opened ahead.
     """
     remaining = iter(paths)
-    begun: deque[Captioned] = deque()
-    """Files that were opened and are not told of yet: with an error, or waiting for a caption."""
+    pending: deque[Captioned] = deque()
+    """Files that were opened but not yet yielded: with an error, or without a caption so far."""
 
     with ThreadPoolExecutor(available_cores()) as pool:
 
@@ -91,22 +91,22 @@ def caption_files(
                 for path, image in these:
                     try:
                         images.append(image.result())
-                        begun.append(Captioned(path, None))
+                        pending.append(Captioned(path, None))
                     except ImageError as error:
-                        begun.append(Captioned(path, None, str(error)))
+                        pending.append(Captioned(path, None, str(error)))
                 if images:
                     yield images
 
         def failed() -> Iterator[Captioned]:
-            while begun and begun[0].error is not None:
-                yield begun.popleft()
+            while pending and pending[0].error is not None:
+                yield pending.popleft()
 
         for caption in edge.captions_of_groups(groups(), temperature=temperature, seed=seed, beams=beams):
             yield from failed()
-            yield dataclasses.replace(begun.popleft(), caption=caption)
+            yield dataclasses.replace(pending.popleft(), caption=caption)
         yield from failed()
 
 
 def _small(edge: SeedEdge, path: Path, max_pixels: int) -> Image.Image:
-    """A file's image, no larger than the encoder takes: many wait in memory."""
+    """The image of a file, reduced to the encoder's input size to save memory."""
     return edge.bundle.manifest.preprocessing.square(open_image(path, max_pixels))

@@ -1,4 +1,4 @@
-"""A conversation with pictures in and out, turn by turn; what was read before is not read again."""
+"""Conversations with images in messages and answers. Ids that the language model has read are not read again."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ TURN_KEYS = {"text", "images", "answer"}
 
 
 class Conversation:
-    """Turns of one conversation, whose ids stay in the language model's memory: only what is new is read."""
+    """The turns of one conversation. Their keys and values stay in a context of the language model; only new ids are read."""
 
     def __init__(self, edge: SeedEdge, *, temperature: float = 0.0, seed: int = 0) -> None:
         """
         Args:
-            temperature: of words; 0 takes the top_k_top_p.
-            seed: of the first answer; it counts up.
+            temperature: of the text; 0 takes the most probable text.
+            seed: of the first answer; each further answer has the next seed.
         """
         self.turns: list[Turn] = []
         self._edge, self._engine, self._words, self._seed = edge, edge.engine, Sampling(temperature, 0, 1.0), seed
@@ -47,15 +47,14 @@ class Conversation:
             )
 
     def say(self, text: str, images: Sequence[ImageSource] = (), *, draw: bool = False) -> Iterator[str | Codes]:
-        """Answer a message: pieces of text, and codes of pictures, as they are written.
+        """Answer a message: yields pieces of text, and codes (codes_per_image,) of images, as they are generated.
 
-        The turn is part of the conversation from the first piece on; where the caller stops early, with what was written.
-        Where it is stopped before that, there is no turn.
-        Where the context is too short for all turns, the oldest are forgotten.
+        A turn belongs to the conversation from the first piece on. If the caller stops early, the turn has the pieces so far;
+        before the first piece there is no turn. If the context is too short for all turns, the oldest are left out.
 
         Args:
-            images: shown with the message.
-            draw: the answer is a picture.
+            images: images of the message.
+            draw: make the answer an image.
 
         Raises:
             PromptError: `text` is empty, or this turn alone is too long.
@@ -79,15 +78,15 @@ class Conversation:
             raise
 
     def undo(self) -> bool:
-        """Forget the last turn; whether there was one."""
+        """Remove the last turn; return whether there was one."""
         return bool(self.turns and self.turns.pop())
 
     def clear(self) -> None:
-        """Forget all turns."""
+        """Remove all turns."""
         self.turns.clear()
 
     def _in_turn(self, pieces: Iterator[str | Codes]) -> Iterator[str | Codes]:
-        """The same pieces; other threads are kept out while one is made, and may have their turn in between."""
+        """The same pieces. The engine is locked while a piece is generated, and free between two pieces."""
         while True:
             with self._engine.held():
                 piece = next(pieces, None)
@@ -97,11 +96,11 @@ class Conversation:
 
     @property
     def _model(self) -> LlamaCpp:
-        """The language model with what this conversation had read into it."""
+        """The language model context of this conversation."""
         return self._engine.language_model.cached_context(self)
 
     def close(self) -> None:
-        """Free what this conversation keeps in memory; it can be gone on with, and is read anew then."""
+        """Free the context of this conversation. The conversation can continue; its turns are then read again."""
         self._engine.drop_context(self)
 
     def _answer(self, draw: bool) -> Iterator[str | Codes]:
@@ -126,7 +125,7 @@ class Conversation:
             yield each
 
     def _fitting(self, room: int) -> list[int]:
-        """Ids of the last turns that fit, of the last one at least."""
+        """Ids of as many of the last turns as fit into the context; at least of the last one."""
         model, language = self._model, self._engine.bundle.language
         prompts, vocab = language.prompts, language.vocab
         for first in range(len(self.turns) - 1):
@@ -136,10 +135,10 @@ class Conversation:
         return prompts.for_conversation(vocab, model.tokenize, self.turns[-1:])
 
     def save(self, path: Path) -> None:
-        """Write the turns to a file, as JSON. Of files that exist, only a saved conversation is replaced.
+        """Write the turns to a JSON file. An existing file is replaced only if it is a saved conversation.
 
         Raises:
-            PromptError: another file has that name; it stays as it is.
+            PromptError: the path is that of another file, which is not changed.
             OSError: the folder cannot be written.
         """
         if path.exists() and not is_special(path) and not _is_saved(path):
@@ -156,10 +155,10 @@ class Conversation:
             partial.write_text(json_line({"format": FORMAT, "turns": turns}), "utf-8")
 
     def load(self, path: Path) -> None:
-        """Take the turns from a file that `save` wrote; what was said before is forgotten.
+        """Replace the turns by those in a file that `save` wrote.
 
         Raises:
-            PromptError: it is no such file, or its codes are not this bundle's; the turns stay as they are.
+            PromptError: it is no such file, or its codes are those of another bundle; the turns are not changed.
         """
         space = self._engine.bundle.manifest.codes
         try:
@@ -181,7 +180,7 @@ def saved_turns(path: Path) -> list[tuple[str, list[list[int]], list[str | list[
     """Text, images and answer of each turn in a file that `Conversation.save` wrote.
 
     Raises:
-        PromptError: it is no such file.
+        PromptError: the file is not a saved conversation.
     """
     name = printable(str(path))
     try:
@@ -215,7 +214,7 @@ def _are_codes(value: Any) -> bool:
 
 
 def _is_saved(path: Path) -> bool:
-    """Whether a file is a conversation that was saved here, by whatever bundle."""
+    """Whether a file is a saved conversation, of any bundle."""
     try:
         saved_turns(path)
     except PromptError:

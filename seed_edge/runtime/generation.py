@@ -17,11 +17,11 @@ from seed_edge.runtime.language_model import BranchingModel, GeneratingModel, La
 from seed_edge.vocab import Vocab
 
 SORTED_FIRST = 256
-"""Weights that are sorted at first where a share of all is asked for."""
+"""Number of weights that `top_k_top_p` sorts first where `top_k` is 0."""
 BLOCK = 256
-"""Weights that are summed at once where one is drawn of many; a running sum of all takes ten times as long."""
-DRAWN_AGAIN_FROM = 0.25
-"""Share of all from which on it is quicker to draw until one is among the top_k_top_p than to sort them."""
+"""Weights per block sum when one of many weights is sampled; a cumulative sum of all takes ten times as long."""
+MIN_TOP_P_FOR_REJECTION = 0.25
+"""The lowest `top_p` for which rejection sampling is faster than sorting."""
 GREEDY = Sampling(temperature=0.0, top_k=0, top_p=1.0)
 
 
@@ -46,7 +46,7 @@ def sample_token(logits: NDArray[np.float32], sampling: Sampling, rng: np.random
         return int(np.argmax(logits))
     scaled = logits.astype(np.float64) / sampling.temperature
     weights = np.exp(scaled - scaled.max())
-    if DRAWN_AGAIN_FROM <= sampling.top_p < 1 and not sampling.top_k:
+    if MIN_TOP_P_FOR_REJECTION <= sampling.top_p < 1 and not sampling.top_k:
         return _from_nucleus(weights, sampling.top_p, rng)
     kept = top_k_top_p(weights, sampling.top_k, sampling.top_p)
     cumulative = np.cumsum(weights[kept])
@@ -54,9 +54,10 @@ def sample_token(logits: NDArray[np.float32], sampling: Sampling, rng: np.random
 
 
 def _from_nucleus(weights: NDArray[np.float64], top_p: float, rng: np.random.Generator) -> int:
-    """Position of one of the largest weights that hold a share of `top_p`, as `top_k_top_p` says which these are.
+    """Position of a weight sampled from the nucleus of `top_p`, which `top_k_top_p` defines.
 
-    Sorts nothing: one is drawn of all, until it is among them, which it is when the larger ones do not yet hold that share.
+    Nothing is sorted: positions are sampled from all weights until one lies in the nucleus, that is, until the larger weights
+    together have less than `top_p` of the sum.
     """
     starts = np.arange(0, len(weights), BLOCK)
     blocks = np.cumsum(np.add.reduceat(weights, starts))
@@ -74,9 +75,10 @@ def _from_nucleus(weights: NDArray[np.float64], top_p: float, rng: np.random.Gen
 
 
 def top_k_top_p(weights: NDArray[np.float64], top_k: int, top_p: float) -> NDArray[np.int64]:
-    """Positions of the `top_k` largest weights (0: all), of these as few as hold a share of `top_p`.
+    """Positions of the `top_k` largest weights (0: all), and of these the fewest that together have `top_p` of the sum.
 
-    Largest first, but where all are kept. Sorts no more than it must: a full sort takes as long as a small model.
+    Largest first, or in their order if all are kept. Only part of the weights is sorted: a full sort takes as long as a step
+    of a small model.
     """
     if top_p == 1:
         return _largest(weights, top_k) if top_k else np.arange(len(weights))
@@ -100,34 +102,37 @@ def _largest(weights: NDArray[np.float64], count: int) -> NDArray[np.int64]:
 
 
 class ClassifierFreeGuidance:
-    """Two conversations read side by side, one that asks for a picture and one that asks for none.
+    """Mixes the logits of a conditional and an unconditional context.
 
     Classifier-free guidance (Ho & Salimans 2022, arXiv:2207.12598) on the logits of codes.
     """
 
-    def __init__(self, asked: GeneratingModel, unasked: GeneratingModel, bare: Sequence[int], guidance: float) -> None:
+    def __init__(
+        self, conditional: GeneratingModel, unconditional: GeneratingModel, uncond_ids: Sequence[int], guidance: float
+    ) -> None:
         """
         Args:
-            bare: ids of the prompt without words.
-            guidance: 1 is `asked` alone; higher values leave `unasked` further behind.
+            uncond_ids: ids of the unconditional prompt.
+            guidance: guidance scale; 1 gives the logits of `conditional`.
         """
-        self._asked, self._unasked, self._bare, self._guidance = asked, unasked, bare, guidance
+        self._conditional, self._unconditional = conditional, unconditional
+        self._uncond_ids, self._guidance = uncond_ids, guidance
 
     def prefill(self, ids: Sequence[int], room: int) -> NDArray[np.float32]:
-        return self._mixed(self._asked.prefill(ids, room), self._unasked.prefill(self._bare, room))
+        return self._mixed(self._conditional.prefill(ids, room), self._unconditional.prefill(self._uncond_ids, room))
 
     def step(self, token_id: int) -> NDArray[np.float32]:
-        return self._mixed(self._asked.step(token_id), self._unasked.step(token_id))
+        return self._mixed(self._conditional.step(token_id), self._unconditional.step(token_id))
 
     def step_branches(self, ids: Sequence[int], parents: Sequence[int]) -> NDArray[np.float32]:
-        return self._mixed(self._asked.step_branches(ids, parents), self._unasked.step_branches(ids, parents))
+        return self._mixed(self._conditional.step_branches(ids, parents), self._unconditional.step_branches(ids, parents))
 
-    def _mixed(self, asked: NDArray[np.float32], unasked: NDArray[np.float32]) -> NDArray[np.float32]:
-        return unasked + np.float32(self._guidance) * (asked - unasked)
+    def _mixed(self, conditional: NDArray[np.float32], unconditional: NDArray[np.float32]) -> NDArray[np.float32]:
+        return unconditional + np.float32(self._guidance) * (conditional - unconditional)
 
 
 class LogitEnsemble:
-    """Several prompts read side by side that ask for the same text: what all of them find likely is written."""
+    """The mean of the logits of several contexts, whose prompts ask for the same text."""
 
     def __init__(
         self, models: Sequence[BranchingModel], prompts: Sequence[list[int]], pool: ThreadPoolExecutor | None = None
@@ -135,7 +140,7 @@ class LogitEnsemble:
         """
         Args:
             models: one for each prompt.
-            pool: threads that read prompts at the same time, instead of one after the other.
+            pool: threads that run the models in parallel; by default they run one after the other.
         """
         self._models, self._prompts, self._map = models, prompts, map if pool is None else pool.map
 
@@ -162,7 +167,7 @@ def sample_codes(
     """Codes (codes_per_image,) that continue a prompt ending with BOI.
 
     Args:
-        progress: called with codes done and codes in all.
+        progress: called with the number of codes done and the total.
     """
     rng = np.random.default_rng(seed)
     logits = model.prefill(prompt, room=vocab.codes_per_image)
@@ -184,7 +189,7 @@ def sample_codes_batch(
     seed: int,
     progress: Callable[[int, int], None] | None = None,
 ) -> NDArray[np.int64]:
-    """The same `sampling.best_of` times side by side: codes (best_of, codes_per_image), the first with the same seed alone."""
+    """Codes (best_of, codes_per_image) of several candidates sampled in parallel; the first is what `sample_codes` returns."""
     rngs = [np.random.default_rng((seed, number) if number else seed) for number in range(sampling.best_of)]
     codes = np.empty((vocab.codes_per_image, sampling.best_of), np.int64)
     logits, parents = model.prefill(prompt, room=vocab.codes_per_image)[None], [0] * sampling.best_of
@@ -219,12 +224,12 @@ def generate_text(
 def generate_interleaved(
     model: LanguageModel, vocab: Vocab, prompt: list[int], text: Sampling, codes: Sampling, seed: int, max_ids: int
 ) -> Iterator[int | NDArray[np.int64]]:
-    """What continues a prompt: text ids one by one, and the codes (codes_per_image,) of pictures, up to EOS or `max_ids`.
+    """Text and images that continue a prompt: yields text ids, and codes (codes_per_image,), up to EOS or `max_ids`.
 
     Args:
-        text: how text ids are drawn; BOI, which begins a picture, is among them.
-        codes: how the codes of pictures are.
-        max_ids: most text ids; a picture takes `codes_per_image + 2` of them, and is begun only where it fits.
+        text: how text ids are sampled, among them BOI, which begins an image.
+        codes: how the codes of images are sampled.
+        max_ids: upper limit of the ids; an image takes `codes_per_image + 2`, and is begun only if they fit.
     """
     rng = np.random.default_rng(seed)
     mask, picture = vocab.text_mask(), vocab.codes_per_image + 2
@@ -304,7 +309,7 @@ def beam_candidates(model: BranchingModel, vocab: Vocab, prompt: list[int], beam
 
 
 def log_probabilities(logits: NDArray[np.float32]) -> NDArray[np.float64]:
-    """Of logits (rows, ids), those in a row being all that may come."""
+    """Log-softmax over each row of logits (rows, ids), in float64."""
     shifted: NDArray[np.float64] = logits.astype(np.float64) - logits.max(-1, keepdims=True)
     shifted -= np.log(np.exp(shifted).sum(-1, keepdims=True))
     return shifted

@@ -1,7 +1,7 @@
-"""Which of several drawings is most like what was asked for, as the model itself sees them.
+"""Chooses the candidate that fits a prompt best, by the model's own probabilities.
 
-Codes that do not go together become a blot, and a blot has other codes than those it was made of. So each drawing is looked
-at, and what is seen is judged in both directions: would it have been drawn for these words, and would it be called that?
+Inconsistent codes decode to an image whose codes differ from them. Therefore each candidate is decoded and encoded again, and
+the codes found are scored in both directions: their log-probability given the prompt, and that of the prompt as their caption.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from seed_edge.runtime.generation import log_probabilities
 from seed_edge.runtime.language_model import ScoringModel
 
 CODE_WEIGHT = 1 / 4
-"""What a nat of codes counts beside one of words; 32 codes tell much that no words ask for."""
+"""Weight of the log-probability of codes against that of words; most of the codes show what no word asks for."""
 
 
 def rerank(
@@ -28,12 +28,12 @@ def rerank(
     words: Sequence[int],
     seen: Sequence[NDArray[np.int64]],
 ) -> int:
-    """Number of the drawing that fits best; the first of equals.
+    """Index of the candidate that fits best; the first of equals.
 
     Args:
-        prompt: ids after which the drawings' codes were written.
-        words: ids of a caption that would be right; may be none.
-        seen: codes (codes_per_image,) of each drawing, after it became a picture and was encoded.
+        prompt: ids of the prompt that the candidates were sampled from.
+        words: ids of the caption that is expected; may be empty.
+        seen: codes (codes_per_image,) of each candidate after it was decoded and encoded again.
     """
     vocab = language.vocab
 
@@ -46,15 +46,15 @@ def rerank(
             found += log_probability(model, caption, fitting, vocab.text_mask())
         return found
 
-    scores: dict[tuple[int, ...], float] = {}  # what looks the same is judged once: a second number would differ by a rounding
+    scores: dict[tuple[int, ...], float] = {}  # equal codes are scored once: a second score would differ by rounding
     for codes in seen:
         if tuple(codes) not in scores:
             scores[tuple(codes)] = score(codes)
     return int(np.argmax([scores[tuple(codes)] for codes in seen]))
 
 
-def log_probability(model: ScoringModel, prompt: Sequence[int], said: Sequence[int], allowed: NDArray[np.bool_]) -> float:
-    """Natural logarithm of how likely `said` follows the prompt, where only allowed ids may follow."""
+def log_probability(model: ScoringModel, prompt: Sequence[int], ids: Sequence[int], allowed: NDArray[np.bool_]) -> float:
+    """Natural logarithm of the probability that `ids` follow the prompt, among the allowed ids."""
     columns = np.cumsum(allowed) - 1
-    found = log_probabilities(model.score(prompt, said)[:, allowed])
-    return float(found[np.arange(len(said)), columns[said]].sum())
+    found = log_probabilities(model.score(prompt, ids)[:, allowed])
+    return float(found[np.arange(len(ids)), columns[ids]].sum())
