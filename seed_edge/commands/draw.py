@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -227,7 +228,10 @@ def image_writer(
 @click.argument("prompt", required=False, type=TEXT)
 @click.option("-p", "--prompt", "prompt_option", type=TEXT, help="Prompt, instead of the argument PROMPT.")
 @click.option(
-    "-o", "--output", type=click.Path(path_type=Path), help="Image to write; - for stdout.  [default: named after the prompt]"
+    "-o",
+    "--output",
+    type=click.Path(),
+    help="Image to write; - for stdout; FOLDER/ for an image in a folder.  [default: named after the prompt]",
 )
 @overwrite_option
 @click.option(
@@ -252,7 +256,7 @@ def image_writer(
 def draw(
     prompt: str | None,
     prompt_option: str | None,
-    output: Path | None,
+    output: str | None,
     overwrite: bool,
     count: int,
     grid: bool,
@@ -276,14 +280,17 @@ def draw(
     if sum(value is not None for value in (prompt, prompt_option, prompts, source)) != 1:
         raise click.UsageError('give one of: a PROMPT such as "a red fox", -p PROMPT, --prompts FILE, --from IMAGE')
     prompt = prompt if prompt_option is None else prompt_option
-    refuse_json_beside_picture(output, as_json)
-    if output is not None and is_stdout(output) and count > 1 and not grid:
+    folder, path = folder_or_file(output, prompts is not None)
+    refuse_json_beside_picture(path, as_json)
+    if path is not None and is_stdout(path) and count > 1 and not grid:
         raise click.UsageError("stdout takes one picture; add --grid, or choose another -o")
     if source is not None:
         from seed_edge.image_metadata import record_in
 
         record = record_in(source)
-        target = Output(output or name_of(record.prompt or Path(source).stem), output is None, overwrite)
+        if folder is not None:
+            make_folder(folder)
+        target = Output(path or name_of(record.prompt or Path(source).stem, folder), path is None, overwrite)
         check_output(target, engine, source)
         with engine.opened() as edge:
             refuse_other_bundle(edge, record, source)
@@ -291,10 +298,9 @@ def draw(
             writer = image_writer(edge, engine, diffusion, finish, temperature=record.temperature, negative=negative)
             draw_again(as_recorded(writer, record), record, target, as_json)
         return
-    folder = output if prompts is not None else None
     if folder is not None:
         make_folder(folder)
-    named = None if folder is not None or output is None else Output(output, count > 1 and not grid, overwrite)
+    named = None if path is None else Output(path, count > 1 and not grid, overwrite)
     check_output(named or Output(name_of("", folder), free=True), engine, *([prompts] if prompts not in (None, "-") else []))
     asked = [prompt] if prompt is not None else list(lines_of(str(prompts)))
     seed = new_seed(engine) if seed is None else seed
@@ -316,6 +322,19 @@ def draw(
                 note(f"{text[:60]!r} was not drawn: {error}", False)
     if failed:
         raise click.ClickException(f"{failed} of {len(asked)} prompts were not drawn")
+
+
+def folder_or_file(output: str | None, always_folder: bool) -> tuple[Path | None, Path | None]:
+    """The value of -o as a folder or as a file; at most one of the two is not None.
+
+    Args:
+        always_folder: a folder is meant, also without a slash at the end.
+    """
+    if output is None:
+        return None, None
+    if always_folder or output.endswith(("/", os.sep)):
+        return Path(output), None
+    return None, Path(output)
 
 
 def make_folder(folder: Path) -> None:

@@ -96,6 +96,11 @@ def test_draw_makes_the_folder_of_its_images(run):
     Path("prompts").write_text("a house\na fox\n")
     run("draw", "--prompts", "prompts", "-o", "made", "-s", 1)
     assert sorted(path.name for path in Path("made").iterdir()) == ["a-fox.png", "a-house.png"]
+    run("draw", "a fox", "-o", "new/", "-s", 1)
+    run("draw", "a fox", "-o", "new/", "-s", 2)
+    assert sorted(path.name for path in Path("new").iterdir()) == ["a-fox-2.png", "a-fox.png"]
+    run("draw", "--from", "new/a-fox.png", "-o", "again/")
+    assert Path("again/a-fox.png").read_bytes() == Path("new/a-fox.png").read_bytes()
 
 
 @pytest.mark.parametrize(
