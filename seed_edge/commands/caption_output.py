@@ -23,13 +23,9 @@ from seed_edge.commands.common import print_json
 from seed_edge.commands.config import logs_json, write_stderr
 from seed_edge.display import json_line, printable
 from seed_edge.errors import ImageError, SeedEdgeError
+from seed_edge.file_lock import lock_file
 from seed_edge.inputs import parse_json, read_text
 from seed_edge.output_checks import refuse_input, why
-
-if sys.platform == "win32":
-    import msvcrt
-else:
-    import fcntl
 
 MAX_LINE_BYTES = 1 << 20
 """Bytes of a line of captions, with its end."""
@@ -361,11 +357,7 @@ def _replaced(target: Path, path: Path) -> Iterator[int]:
 def _lock(descriptor: int, path: Path) -> None:
     """Keep other processes out until the file is closed, by whatever ends this one."""
     try:
-        if sys.platform == "win32":
-            os.lseek(descriptor, 0, os.SEEK_SET)
-            msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
-        else:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        lock_file(descriptor)
     except OSError as error:
         raise click.ClickException(f"{path} is being written by another process; wait, or choose another --output") from error
 

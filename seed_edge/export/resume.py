@@ -1,4 +1,4 @@
-"""An export in stages: one that was killed goes on at the stage it was in when the same command runs again."""
+"""An export in stages: after an interruption, the same command resumes at the stage that was interrupted."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ import seed_edge
 from seed_edge.atomic import OPEN_FLAGS, TEMPORARY, replacing, sweep
 from seed_edge.bundle import publish, refuse_existing
 from seed_edge.errors import BundleError
+from seed_edge.file_lock import lock_file
 from seed_edge.inputs import read_json
 
 RECORD = ".stages.json"
@@ -131,7 +132,7 @@ def resumable(out: Path, replace: bool, key: str, report: Callable[[str], None])
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise BundleError(f"{out.parent} cannot be written ({error.strerror}); choose another --output") from error
-    with _alone(folder):
+    with _exclusive(folder):
         stages = Stages(folder, key, report)
         try:
             yield stages
@@ -148,22 +149,19 @@ def resumable(out: Path, replace: bool, key: str, report: Callable[[str], None])
 
 
 @contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Refuse a second export into the same folder; the system lets go of the lock when the process ends, however."""
+def _exclusive(folder: Path) -> Iterator[None]:
+    """Within the context no other process can export into `folder`; the lock also ends when the process ends.
+
+    Raises:
+        BundleError: another export into it is running, or the lock file is not a plain file.
+    """
     path = folder / LOCK
     if path.is_symlink() or (path.exists() and not path.is_file()):
         raise BundleError(f"{path} is a link or no plain file, and is in the way; remove it, or choose another --output")
     flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | OPEN_FLAGS
     with os.fdopen(os.open(path, flags, 0o666), "r+b") as file:
         try:
-            if os.name == "nt":
-                import msvcrt
-
-                msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined]
-            else:
-                import fcntl
-
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            lock_file(file.fileno())
         except OSError:
             raise BundleError(f"another export into {folder} is running; wait for it, or choose another --output") from None
         yield
