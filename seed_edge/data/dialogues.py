@@ -1,7 +1,7 @@
-"""Conversations made of what is known of pictures: questions with answers, and wishes with the picture that fulfils them.
+"""Dialogues made from labels and captions: questions with answers, and edit requests with the edited image.
 
-So a model learns to answer and to change pictures though nobody wrote conversations down. Names, colours, numbers and places
-come from labels and from the words that composites are made with; a wish leads from a drawing to its other colour, or to more.
+They train a model to answer questions and to edit images without written conversations. Names, colours, counts and positions
+come from labels and from the phrases of composites; an edit leads from a drawing to a recoloured drawing or to a composite.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from seed_edge.data.phrasing import is_countable, plain, plural, request, with_a
 from seed_edge.data.samples import IMAGE_MARK, Sample
 
 Talk = tuple[str, str]
-"""A question, or a wish, and its answer."""
+"""A question or an edit request, and its answer."""
 Known = dict[tuple[str | None, str], CodeSample]
 """Single drawings by style and name."""
 
@@ -63,12 +63,12 @@ FORMS = {
     "count": re.compile(rf"({'|'.join(NUMBERS)}) (.+)"),
     "ground": re.compile(r"(.+) on an? (\w+) background"),
 }
-"""How the first phrase of each kind of composite reads (`composites`)."""
+"""Form of the first phrase of each kind of composite."""
 
 
 @dataclass(frozen=True)
 class Facts:
-    """What is known of a composite."""
+    """The content of a composite."""
 
     kind: str
     """One of `FORMS`."""
@@ -79,7 +79,7 @@ class Facts:
 
 
 def facts_of(sample: Sample) -> Facts | None:
-    """What a composite shows; None for other pictures."""
+    """The content of a composite, from its first phrase; None for other samples."""
     for kind, form in FORMS.items():
         match = form.fullmatch(sample.phrases[0]) if sample.phrases else None
         if match is not None:
@@ -98,10 +98,10 @@ def definite(name: str) -> str:
 
 
 def questions(sample: Sample, rng: np.random.Generator, labels: Sequence[str]) -> list[Talk]:
-    """What can be asked about a picture, with the answers; in random order.
+    """Questions about an image with their answers, in random order.
 
     Args:
-        labels: names of other things, to be asked for in vain.
+        labels: names of other things, for questions whose answer is no.
     """
 
     def one(forms: Sequence[str], answer: str, **names: str) -> Talk:
@@ -138,7 +138,7 @@ def questions(sample: Sample, rng: np.random.Generator, labels: Sequence[str]) -
 
 
 def changes(samples: Sequence[CodeSample], rng: np.random.Generator) -> Iterator[tuple[CodeSample, str, CodeSample]]:
-    """Pictures, what is wished for, and the picture that has it."""
+    """Edits: an image, the edit request, and the edited image."""
     singles: Known = {
         (each.sample.style, with_article(plain(each.sample.label))): each
         for each in samples
@@ -163,7 +163,7 @@ def changes(samples: Sequence[CodeSample], rng: np.random.Generator) -> Iterator
 def _of_composite(
     each: CodeSample, facts: Facts, singles: Known, many: Known, wish: Callable[..., str]
 ) -> Iterator[tuple[CodeSample, str, CodeSample]]:
-    """Changes that lead to a composite, or from it to one of its things."""
+    """Edits that lead to a composite, or from it to one of its things."""
     style = each.sample.style
     first, second = singles.get((style, facts.first)), singles.get((style, facts.second))
     if facts.kind == "count":
@@ -185,11 +185,10 @@ def _of_composite(
 
 
 def dialogues_about(samples: Sequence[CodeSample], seed: int) -> list[tuple[Sample, CodeSample]]:
-    """Conversations about the pictures of samples, one for each that something can be asked about, and one for each change.
+    """Dialogues about samples: one for each sample with a question, and one for each edit.
 
-    Each stands behind the sample that it is about, which for a change is the one that is made.
-
-    Their turns' answers are text, or `<image>` for the next of their pictures; the pictures before these are shown at first.
+    Each is returned as a pair with the sample that it is about; for an edit this is the edited image. Answers are text, or
+    `<image>` for the next of the last images; the images before those belong to the first question.
     """
     rng = np.random.default_rng(seed)
     labels = sorted({each.sample.label for each in samples if each.sample.label})

@@ -1,4 +1,4 @@
-"""Trains the text pieces of a new language model: BPE with byte fallback, as LLaMA's."""
+"""Trains the text tokenizer of a new language model: BPE with byte fallback, as LLaMA's."""
 
 from __future__ import annotations
 
@@ -18,10 +18,13 @@ BOS_ID, EOS_ID = 1, 2
 
 
 def train_pieces(samples: Sequence[Sample], count: int, folder: Path, seed: int) -> sentencepiece.SentencePieceProcessor:
-    """Train `folder/tokenizer.model` on captions and requests; a finished one is used again.
+    """Train `folder/tokenizer.model` on captions and requests; a finished tokenizer there is opened instead.
+
+    Args:
+        count: size of the vocabulary.
 
     Raises:
-        DataError: the texts are too few for so many pieces.
+        DataError: the texts are too few for this vocabulary.
     """
     path = folder / PIECES_FILE
     if not path.exists():

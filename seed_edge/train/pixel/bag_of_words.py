@@ -1,4 +1,4 @@
-"""Which words the texts of a picture use: a cheap, dense thing for codes to tell."""
+"""Bags of words: the words that the texts of a sample contain, as training targets."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ STOP_WORDS = frozenset(
 
 
 def words_of(sample: Sample) -> Counter[str]:
-    """Words of all texts of a sample, weighted: keywords of a drawing count a third."""
+    """Weighted words of all texts of a sample; keywords of a drawing have a third of the weight of its label."""
     words: Counter[str] = Counter()
     for text in sample.captions:
         words.update(set(re.findall(r"[a-z]+", text.lower())) - STOP_WORDS)
@@ -59,7 +59,7 @@ def words_of(sample: Sample) -> Counter[str]:
 
 
 class WordTargets:
-    """For each sample a distribution over the vocabulary of words, rarer words weighing more."""
+    """For each sample a distribution over the vocabulary; rarer words have more weight."""
 
     def __init__(self, samples: Sequence[Sample], num_words: int) -> None:
         bags = [words_of(sample) for sample in samples]

@@ -1,6 +1,6 @@
-"""Trunk features of all training pictures, computed once: the trunk is frozen, and it is most of the work.
+"""Trunk features of all training images, computed once: the trunk is frozen, and running it is most of the work.
 
-A sample is seen in two views: view 0 as the runtime would see it, view 1 cropped, shifted, tilted, lit or mirrored.
+Each sample has two views: view 0 as the runtime preprocesses it, view 1 randomly cropped, shifted, tilted, relit or mirrored.
 """
 
 from __future__ import annotations
@@ -37,10 +37,10 @@ SAMPLES_FILE, FEATURES_FILE, PIXELS_FILE = "samples.jsonl", "features.f16", "pix
 
 
 def view(image: Image.Image, size: int, rng: np.random.Generator | None, mirrored: bool = True) -> Image.Image:
-    """The picture as a square RGB of `size`; with `rng`, varied.
+    """The image as a square RGB image of `size` pixels; with `rng`, a random view of it.
 
     Args:
-        mirrored: whether a variation may have left and right exchanged.
+        mirrored: whether a random view may be mirrored.
     """
     if rng is None:
         return to_rgb(image).resize((size, size), Image.Resampling.BILINEAR)
@@ -66,7 +66,7 @@ def view(image: Image.Image, size: int, rng: np.random.Generator | None, mirrore
 
 
 def _relit(image: Image.Image, rng: np.random.Generator) -> Image.Image:
-    """Half of the pictures a little brighter or darker, stronger or weaker in contrast and colour."""
+    """Change brightness, contrast and colour of half of the images at random."""
     if rng.random() < 0.5:
         return image
     for kind in (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color):
@@ -85,7 +85,7 @@ class Cache:
     """(samples * VIEWS, output_size, output_size, 3)."""
 
     def rows(self, held_out: bool) -> NDArray[np.int64]:
-        """Row numbers of view 0 of the samples kept, or not kept, for validation."""
+        """Row numbers of view 0 of the samples that are, or are not, held out."""
         return np.array([i * VIEWS for i, s in enumerate(self.samples) if s.held_out == held_out])
 
 
@@ -98,11 +98,11 @@ def build_cache(
     images: Path | None = None,
     batch: int = 32,
 ) -> Cache:
-    """Run the trunk over every picture once; a finished cache in `folder` is opened instead.
+    """Run the trunk over every image once; a finished cache in `folder` is opened instead.
 
     Raises:
-        DataError: data cannot be read, or the disk is too small.
-        ImageError: a picture cannot be read.
+        DataError: data cannot be read, or the disk has too little free space.
+        ImageError: an image cannot be read.
     """
     if not (folder / SAMPLES_FILE).exists():
         _fill_cache(list(read_samples(paths, images)), folder, trunk, geometry, report, batch)
@@ -110,10 +110,10 @@ def build_cache(
 
 
 def open_cache(folder: Path, geometry: PixelGeometry) -> Cache:
-    """A finished cache.
+    """Open a finished cache.
 
     Raises:
-        DataError: there is none in `folder`.
+        DataError: `folder` has no finished cache.
     """
     if not (folder / SAMPLES_FILE).exists():
         raise DataError(f"{folder} holds no finished features; `seed-edge train tokenizer` makes them")
@@ -138,7 +138,7 @@ def _saved(where: str, line: str) -> Sample:
 
 
 def require_disk_space(folder: Path, needed: int, what: str) -> None:
-    """Make a folder for memory maps; on a full disk these would end the process without a word.
+    """Create a folder for memory-mapped files; on a full disk these would crash the process.
 
     Raises:
         DataError: fewer than `needed` bytes are free there.
@@ -155,7 +155,7 @@ def _shapes(samples: int, geometry: PixelGeometry) -> tuple[tuple[int, ...], tup
 
 
 def _opened(path: Path, kind: type[np.generic], shape: tuple[int, ...]) -> NDArray:
-    """An array of a file, in memory where there is room: random rows of a mapped file can be slow."""
+    """The array of a file, read into memory if it fits: random rows of a memory-mapped file can be slow."""
     if prod(shape) * np.dtype(kind).itemsize > path.stat().st_size:
         raise DataError(f"{path} is shorter than its samples need; remove {path.parent} and start again")
     if path.stat().st_size > 0.7 * (available_memory() or 0):
@@ -173,7 +173,7 @@ def _fill_cache(
 ) -> None:
     several = next((sample.key for sample, pictures in found if len(pictures) != 1), None)
     if several is not None:
-        raise DataError(f"{several} has no picture or several; an image tokenizer is trained on single pictures")
+        raise DataError(f"{several} has no image or several; an image tokenizer is trained on single images")
     shapes = _shapes(len(found), geometry)
     require_disk_space(folder, 2 * prod(shapes[0]) + prod(shapes[1]), "features")
     features = np.memmap(folder / FEATURES_FILE, np.float16, "w+", shape=shapes[0])

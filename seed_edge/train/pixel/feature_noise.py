@@ -1,8 +1,8 @@
-"""Other vectors that a picture could as well have had: what training knows of how pictures of one thing differ.
+"""Feature noise: varied semantic vectors of an image, made from the differences between other images of one thing.
 
-A drawing differs from others of the same thing by its style; a photo differs from itself when it is cropped or lit otherwise.
-Such differences, taken from other pictures, are added before vectors become codes. Thus a language model sees a thing in
-hundreds of ways when there are six, and it costs no look at a picture.
+Drawings of one thing differ by style; views of one photo differ by crop and lighting. Such differences, taken from other images,
+are added before quantization. A language model thus sees a thing in hundreds of variants instead of a few, and no image has to
+be encoded again.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from seed_edge.train.pixel.feature_cache import VIEWS
 
 
 class Variations:
-    """Draws other semantic vectors of a picture."""
+    """Draws varied semantic vectors of cached images."""
 
     def __init__(self, samples: Sequence[Sample], vectors: NDArray[np.float32]) -> None:
         """
         Args:
-            vectors: semantic ones of all rows of the cache, (samples * VIEWS, semantic_queries, code_dim).
+            vectors: semantic vectors of all rows of the cache, (samples * VIEWS, semantic_queries, code_dim).
         """
         self._vectors = vectors
         self._centre = vectors.copy()
@@ -44,7 +44,7 @@ class Variations:
         self._by_view = np.flatnonzero(seen & ~drawn)
 
     def __call__(self, rows: NDArray[np.int64], rng: np.random.Generator) -> NDArray[np.float32]:
-        """Vectors (rows, semantic_queries, code_dim), each a little or quite another than that of the cache."""
+        """Varied vectors (rows, semantic_queries, code_dim) of rows of the cache; the strength of the noise is random."""
         own = self._vectors[rows]
         result = own.copy()
         strength = rng.random((len(rows), 1, 1), dtype=np.float32)

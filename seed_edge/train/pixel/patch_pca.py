@@ -1,7 +1,7 @@
-"""What the queries with places see, found in one step: principal components of the colours in their patches.
+"""Map of the queries with a grid cell: principal components of the colours in their patches.
 
-Few of them tell most of how a patch looks (its mean colour first, then how colours run across it), and near patches have near
-codes, which a language model learns to write sooner than codes that mean something else each.
+A few components describe most of a patch (first its mean colour, then gradients across it), and similar patches get similar
+codes, which a language model learns faster than unrelated ones.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from seed_edge.models.image_tokenizer import PixelTokenizer, patches_of
 from seed_edge.train.pixel.feature_cache import Cache
 
 SAMPLE = 6000
-"""Pictures whose patches are looked at, at most."""
+"""Maximum number of images whose patches are used."""
 
 
 def fit_patches(model: PixelTokenizer, cache: Cache, seed: int = 0) -> None:
-    """Set `model.patches` from the cache: coordinates of one scale, so that distances stay those of colours."""
+    """Set the weights of `model.patches` from the cache; all components have one scale, which preserves distances."""
     rows = cache.rows(held_out=False)
     rows = np.random.default_rng(seed).permutation(rows)[:SAMPLE]
     tokens = torch.from_numpy(cache.features[rows][..., -3 * COLOUR_SIDE**2 :].astype(np.float32))

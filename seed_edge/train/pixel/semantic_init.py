@@ -1,8 +1,8 @@
-"""What of a picture's pooled features tells most about its words, found in one step: canonical correlation.
+"""Start of the semantic queries: the linear map of pooled features that predicts words best, by canonical correlation (CCA).
 
-With one name a picture this is linear discriminant analysis (Fisher 1936): directions in which things differ, in units of how
-much pictures of one thing differ from each other. Several drawing styles of one thing teach it what style is. Gradient descent
-takes hours to find as much.
+With one label per image, CCA is linear discriminant analysis (Fisher 1936): directions along which things differ, in units of
+the spread within one thing. Several styles of one thing show which differences are style. Gradient descent takes hours to find
+a comparable map.
 """
 
 from __future__ import annotations
@@ -19,27 +19,27 @@ from seed_edge.train.pixel.bag_of_words import words_of
 from seed_edge.train.pixel.feature_cache import VIEWS, Cache
 
 NUM_WORDS, RAREST = 2500, 4
-"""Words of sentences that are told, and how many samples must have one."""
+"""Number of words of sentences that are targets, and minimum number of samples with such a word."""
 SEVERAL = 12
-"""Samples of a name that count; of more, each counts less."""
+"""Samples per label with full weight; if there are more, each has less."""
 SENTENCE_WEIGHT, PHRASE_WEIGHT = 0.3, 0.2
-"""Of photos with sentences, and of pictures of several things."""
+"""Weights of photos with sentences, and of drawings of several things; a labelled image has up to 1."""
 SHRINKAGE, RIDGE = 0.1, 2.0
-"""Added to the spread within things, as a share of its mean; and samples that every word is taken to have besides."""
+"""Added to the spread within things, as a fraction of its mean; and ridge regularisation of the regression on words."""
 
 
-def fit_glance(model: PixelTokenizer, cache: Cache, seed: int = 0, chunk: int = 2000) -> None:
-    """Set `model.glance` from the cache; channels must have been measured."""
+def init_semantic_map(model: PixelTokenizer, cache: Cache, seed: int = 0, chunk: int = 2000) -> None:
+    """Set the weights of `model.glance` from the cache; `vision_mean` and `vision_std` must have been measured."""
     rows = cache.rows(held_out=False)
     numbers = rows // VIEWS
     wanted, weights = targets_of([cache.samples[number] for number in numbers])
     rows = np.concatenate([rows + view for view in range(VIEWS)])
     wanted, weights = np.tile(wanted, (VIEWS, 1)), np.tile(weights, VIEWS)
     pooled = np.concatenate([_pooled(model, cache.features[rows[i : i + chunk]]) for i in range(0, len(rows), chunk)])
-    directions = correlated(pooled, wanted, weights, model.glance.out_features)
+    directions = cca_directions(pooled, wanted, weights, model.glance.out_features)
     turned, _ = np.linalg.qr(
         np.random.default_rng(seed).standard_normal((directions.shape[1],) * 2)
-    )  # each code an equal share
+    )  # spreads the directions evenly over all codes
     with torch.no_grad():
         model.glance.weight.copy_(torch.from_numpy((directions @ turned).T))
         model.glance.bias.zero_()
@@ -51,7 +51,7 @@ def _pooled(model: PixelTokenizer, features: NDArray[np.float16]) -> NDArray[np.
 
 
 def targets_of(samples: list[Sample]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """What is known of samples: (samples, names and words), 1 where it is; and how much each sample counts."""
+    """Targets (samples, labels and words) in [0, 1], and weights (samples,), both float32."""
     names = [(sample.style is None, sample.label) if sample.label and not sample.phrases else None for sample in samples]
     frequency = Counter(name for name in names if name)
     place: dict[tuple[bool, str] | str, int] = {name: number for number, name in enumerate(frequency)}
@@ -72,22 +72,22 @@ def targets_of(samples: list[Sample]) -> tuple[NDArray[np.float32], NDArray[np.f
     return wanted, weights
 
 
-def correlated(
-    seen: NDArray[np.float32], wanted: NDArray[np.float32], weights: NDArray[np.float32], count: int
+def cca_directions(
+    features: NDArray[np.float32], targets: NDArray[np.float32], weights: NDArray[np.float32], count: int
 ) -> NDArray[np.float64]:
-    """Directions (channels, count) of `seen` that tell most of `wanted`, best first, each as long as it is telling.
+    """Directions (channels, count) of `features` that predict `targets` best, best first, scaled by their correlation.
 
     Args:
-        seen: (samples, channels).
-        wanted: (samples, targets).
-        weights: how much each sample counts, (samples,).
+        features: (samples, channels).
+        targets: (samples, targets).
+        weights: (samples,).
     """
     root, total = np.sqrt(weights)[:, None], weights.sum()
-    x = (seen - seen.mean(0)) * root
-    y = wanted * root
-    told = y @ np.linalg.solve(y.T @ y + RIDGE * np.eye(y.shape[1], dtype=np.float32), y.T @ x)
-    rest = x - told
-    between = (told.T @ told / total).astype(np.float64)
+    x = (features - features.mean(0)) * root
+    y = targets * root
+    predicted = y @ np.linalg.solve(y.T @ y + RIDGE * np.eye(y.shape[1], dtype=np.float32), y.T @ x)
+    rest = x - predicted
+    between = (predicted.T @ predicted / total).astype(np.float64)
     within = (rest.T @ rest / total).astype(np.float64)
     within += SHRINKAGE * np.trace(within) / len(within) * np.eye(len(within))
     inverse = np.linalg.inv(np.linalg.cholesky(within))

@@ -27,7 +27,7 @@ from seed_edge.train.pixel.extra_images import EXTRA_FOLDER, extra_images
 from seed_edge.train.pixel.feature_cache import CACHE_FOLDER, Cache, build_cache
 from seed_edge.train.pixel.patch_pca import fit_patches
 from seed_edge.train.pixel.recipes import PixelTokenizerRecipe
-from seed_edge.train.pixel.semantic_init import fit_glance
+from seed_edge.train.pixel.semantic_init import init_semantic_map
 from seed_edge.train.pixel.semantic_queries import (
     SEMANTIC_FOLDER,
     AuxiliaryHeads,
@@ -66,7 +66,7 @@ def train_pixel_tokenizer(
     if not (out / SEMANTIC_FOLDER / STATE).exists():  # otherwise they are part of the saved state
         report("closed forms: start of the semantic queries, and colour patches")
         measure_channels(model, cache)
-        fit_glance(model, cache)
+        init_semantic_map(model, cache)
         fit_patches(model, cache)
     texts = TextTargets(cache, recipe)
     heads = AuxiliaryHeads(recipe.geometry, len(texts.bag.words), len(texts.list))
