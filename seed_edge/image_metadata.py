@@ -56,11 +56,11 @@ EXIF_IFD, USER_COMMENT = 0x8769, 0x9286
 LONG, UNDEFINED = 4, 7
 """Types of TIFF's fields."""
 LONGEST = 1 << 20
-"""Characters of XMP that are looked at."""
+"""Maximum number of characters of XMP that are searched."""
 MAX_IN_JPEG = 65_000
 """Bytes of XMP, and of EXIF, that a JPEG file has room for: a segment holds 65,533, with its own header."""
 MAX_PICTURES, MAX_CODES, MAX_STEPS = 1000, 4096, 10_000
-"""Pictures of a record, codes of a picture, steps of a diffusion."""
+"""Limits: images of a record, codes of an image, steps of a diffusion."""
 SEEDS, CODES = range(1 << 63), range(1 << 31)
 MAX_NAME_LENGTH = 1000
 """Characters of a bundle's name, its hash, a scheduler, a version."""
@@ -68,7 +68,7 @@ MAX_NAME_LENGTH = 1000
 
 @dataclass(frozen=True)
 class Drawn:
-    """One picture of a file; a grid holds several."""
+    """One image of a file; a contact sheet has several."""
 
     seed: int
     codes: tuple[int, ...]
@@ -76,20 +76,20 @@ class Drawn:
 
 @dataclass(frozen=True)
 class Record:
-    """How the pictures of a file were made; what is needed to make them again."""
+    """How the images of a file were made, and what is needed to make them again."""
 
     prompt: str
     drawn: tuple[Drawn, ...]
     bundle: str
     """Name of the bundle."""
     bundle_hash: str
-    """SHA-256 of its manifest, which holds those of all its files."""
+    """SHA-256 of its manifest, which contains the SHA-256 of each file."""
     negative: str = ""
     temperature: float | None = None
     steps: int | None = None
-    """Of a diffusion."""
+    """Number of diffusion steps; None without a diffusion."""
     guidance: float | None = None
-    """Of a diffusion."""
+    """Guidance scale of the diffusion; None without a diffusion."""
     scheduler: str | None = None
     guided_between: tuple[float, float] | None = None
     version: str = __version__
@@ -111,14 +111,14 @@ class Record:
 
 
 def bundle_hash(bundle: Bundle) -> str:
-    """What tells a bundle from any other."""
+    """SHA-256 of a bundle's manifest, which identifies the bundle."""
     return hashlib.sha256((bundle.path / MANIFEST).read_bytes()).hexdigest()
 
 
 def saving_options(kind: str, record: Record | None, image: Image, name: str = "a picture") -> dict[str, Any]:
-    """What Pillow's `save` is to be told so that the file carries the record; without one, only that a machine made it.
+    """Arguments of Pillow's `save` that write the record; without a record, only the mark of an AI-generated image.
 
-    What the format has no room for, or could not be read back, is left out, and a warning says so: the picture comes first.
+    Metadata that the format has no room for, or that could not be read back, is left out with a warning.
 
     Args:
         kind: `PNG`, `WEBP` or `JPEG`.
@@ -127,7 +127,7 @@ def saving_options(kind: str, record: Record | None, image: Image, name: str = "
     from PIL import PngImagePlugin
 
     room = MAX_IN_JPEG if kind == "JPEG" else LONGEST
-    xmp = XMP.format(kind=AI_MADE, record="" if record is None else _told(record, room, name))
+    xmp = XMP.format(kind=AI_MADE, record="" if record is None else _record_element(record, room, name))
     parameters = None if record is None else _clean(record.parameters(*image.size))
     exif = b"" if parameters is None else _exif_of(parameters)
     if len(exif) > room:
@@ -145,8 +145,8 @@ def saving_options(kind: str, record: Record | None, image: Image, name: str = "
     return options
 
 
-def _told(record: Record, room: int, name: str) -> str:
-    """The record as part of the XMP; an empty text where there is no room, or where it could not be read back."""
+def _record_element(record: Record, room: int, name: str) -> str:
+    """The record as an XMP element; empty if there is no room for it, or if it could not be read back."""
     told = html.escape(json.dumps(dataclasses.asdict(record)))
     try:
         _parsed(told)
@@ -167,7 +167,7 @@ def _left_out(what: str, size: int, room: int, name: str) -> None:
 
 
 def _clean(text: str) -> str:
-    """Text as other programs can hold it: without control characters, and without what Unicode has no character for."""
+    """Text without control characters and lone surrogates, which other programs cannot store."""
     kept = "".join(letter if letter >= " " or letter in "\n\t" else " " for letter in text)
     return kept.encode("utf-8", "replace").decode()
 
@@ -218,7 +218,7 @@ def encode_image(image: Image, kind: str, record: Record | None) -> bytes:
 
 
 def record_of(image: Image, name: str) -> Record:
-    """The record in a picture that was opened, and not converted since.
+    """The record in an image that was opened and not converted.
 
     Args:
         name: of the file, for errors.
@@ -255,7 +255,7 @@ def _parsed(told: str) -> Record:
 
 
 def _ranges(record: Record) -> Iterator[tuple[str, bool]]:
-    """Each field with whether it is in its range; beyond what its type says."""
+    """The name of each field, and whether its value is in its range."""
     yield "drawn", 1 <= len(record.drawn) <= MAX_PICTURES
     yield "seed", all(each.seed in SEEDS for each in record.drawn)
     yield "codes", all(len(each.codes) <= MAX_CODES and all(code in CODES for code in each.codes) for each in record.drawn)
@@ -282,9 +282,9 @@ def record_in(path: str | os.PathLike[str]) -> Record:
 
 
 def drawn_here(path: str | os.PathLike[str]) -> bool:
-    """Whether a file is a picture as seed-edge has written it, with a record or without. Never raises.
+    """Whether a file is an image as seed-edge wrote it, with or without a record. Never raises.
 
-    A picture that another program has changed and saved since is not, even where it has kept our words.
+    An image that another program saved again is not, even if that program kept the metadata.
     """
     try:
         with opened(path, sys.maxsize) as image:

@@ -12,13 +12,13 @@ from pathlib import Path
 MEMINFO = Path("/proc/meminfo")
 STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 CGROUP = Path("/sys/fs/cgroup")
-"""Of a container: `memory.max`, and what counts towards it."""
+"""Files of a container's cgroup: its memory limit and its use."""
 RESET_PEAK = "5"
 """Written to `CLEAR`, makes the peak what is taken now (Linux, proc_pid_clear_refs(5))."""
 
 
 def available_memory() -> int | None:
-    """Bytes that the system can give away now, at most what a container may still take; None where it does not say."""
+    """Free memory in bytes, at most what the container may still take; None if the system does not report it."""
     found = [free for free in (_kilobytes(MEMINFO, "MemAvailable"), _left_in_container()) if free is not None]
     return min(found, default=None)
 
@@ -50,7 +50,7 @@ def give_back() -> None:
 
 
 def free_gpu_memory() -> int | None:
-    """Bytes free on the first NVIDIA card, as its driver's `nvidia-smi` says; None where that is not to be had."""
+    """Free memory in bytes of the first NVIDIA GPU, from `nvidia-smi`; None if it is unknown."""
     tool = shutil.which("nvidia-smi")
     if tool is None:
         return None

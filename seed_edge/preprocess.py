@@ -1,6 +1,6 @@
-"""The only place where image files become pixels, and pixels become tensors or pictures.
+"""Image sources to PIL images, PIL images to the encoder's input, and pixels back to PIL images.
 
-Every number comes from the caller, and for a bundle from its manifest. Knows nothing of codes or graphs.
+All numbers come from the caller; those of a bundle are in its manifest. This module does not know about codes or graphs.
 """
 
 from __future__ import annotations
@@ -31,20 +31,20 @@ DRAFT_PIXELS = 50_000_000
 LINEAR = 0.75
 """Gamma of a PNG file above which its values are taken for linear light; below, for what a screen shows."""
 MAX_PROFILE = 4 << 20
-"""Bytes of an ICC profile that is looked at; printers' have two million."""
+"""Maximum size in bytes of an ICC profile that is applied; those of printers have two million."""
 PROFILED = {"RGB": "RGB", "GRAY": "L", "CMYK": "CMYK"}
-"""Modes whose colours a profile of each kind tells of."""
+"""Pillow's mode for each colour space of an ICC profile."""
 
 FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 
 
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
-"""Of CLIP's pixels, which SEED-2 takes: red, green, blue in [0, 1]."""
+"""Mean and standard deviation of CLIP's training images, which SEED-2 uses: red, green, blue in [0, 1]."""
 
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """How an image becomes `pixel_values`; part of a bundle's manifest."""
+    """How images become the encoder's input; part of a bundle's manifest."""
 
     image_size: int
     """Side of the square the image is resized to, in pixels; the aspect ratio is not kept."""
@@ -53,32 +53,32 @@ class Preprocessing:
     mean: tuple[float, float, float]
     """Subtracted from RGB values in [0, 1]."""
     std: tuple[float, float, float]
-    """Divides what remains."""
+    """Divides the result."""
 
     def __call__(self, images: Sequence[Image.Image]) -> NDArray[np.float32]:
         """Normalised pixels of RGB images: (len(images), 3, image_size, image_size)."""
         return self.normalise(np.stack([np.asarray(self.square(image)) for image in images]))
 
     def square(self, image: Image.Image) -> Image.Image:
-        """The image as the graph sees it: RGB, `image_size` pixels a side. A square one stays what it is."""
+        """The image as RGB, resized to `image_size` x `image_size` pixels."""
         size = (self.image_size, self.image_size)
         rgb = to_rgb(image)
         return rgb if rgb.size == size else rgb.resize(size, FILTERS[self.resize_filter])
 
     def views(self, image: Image.Image, count: int) -> NDArray[np.float32]:
-        """Normalised pixels (count, 3, image_size, image_size) of an image seen in up to `MAX_VIEWS` ways.
+        """Normalised pixels (count, 3, image_size, image_size) of up to `MAX_VIEWS` augmented views of an image.
 
-        As it is; nearer and mirrored; from farther off; paler and mirrored. What is shown stays what it is, codes do
-        not; the less alike two views are, the more the second adds.
+        The views are: the image; zoomed in and mirrored; zoomed out; less saturated and mirrored. All show the same, with
+        different codes; a caption that fits all views is more often right.
         """
-        return self.normalise(np.stack([np.asarray(square) for square in itertools.islice(self._seen(image), count)]))
+        return self.normalise(np.stack([np.asarray(square) for square in itertools.islice(self._views(image), count)]))
 
-    def _seen(self, image: Image.Image) -> Iterator[Image.Image]:
+    def _views(self, image: Image.Image) -> Iterator[Image.Image]:
         rgb = to_rgb(image)
         square = self.square(rgb)
         yield square
-        yield ImageOps.mirror(self.square(_nearer(rgb)))
-        yield _farther(square, FILTERS[self.resize_filter])
+        yield ImageOps.mirror(self.square(_zoomed_in(rgb)))
+        yield _zoomed_out(square, FILTERS[self.resize_filter])
         yield ImageOps.mirror(ImageEnhance.Color(square).enhance(SATURATION))
 
     def normalise(self, squares: NDArray[np.uint8]) -> NDArray[np.float32]:
@@ -89,24 +89,24 @@ class Preprocessing:
 
 
 CROP_MARGIN = 0.07
-"""Of each side, what is cut off where a picture is seen nearer."""
+"""Share of the width and height that is cut off at each side in the zoomed-in view."""
 SHRINK_FACTOR = 1.2
-"""Times as far as it is, where a picture is seen from farther off."""
+"""Factor by which the image is reduced in the zoomed-out view."""
 SATURATION = 0.6
-"""Of the colour, what is left where a picture is seen paler."""
+"""Share of the saturation that is left in the less saturated view."""
 MAX_VIEWS = 4
-"""Ways to see a picture that `Preprocessing.views` knows."""
+"""Number of views that `Preprocessing.views` has."""
 
 
-def _nearer(rgb: Image.Image) -> Image.Image:
-    """The image without its margins; not by `crop`, which asks Pillow's limit on pixels."""
+def _zoomed_in(rgb: Image.Image) -> Image.Image:
+    """The image without its margins; not by `crop`, which applies Pillow's limit on pixels."""
     width, height = rgb.size
     x, y = int(CROP_MARGIN * width), int(CROP_MARGIN * height)
     return rgb.transform((width - 2 * x, height - 2 * y), Image.Transform.EXTENT, (x, y, width - x, height - y))
 
 
-def _farther(square: Image.Image, resample: Image.Resampling) -> Image.Image:
-    """A smaller copy within a margin that has the median colour of its border."""
+def _zoomed_out(square: Image.Image, resample: Image.Resampling) -> Image.Image:
+    """A reduced copy in a margin of the median colour of the image's border."""
     pixels, side = np.asarray(square), round(square.width / SHRINK_FACTOR)
     border = np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])
     red, green, blue = (int(value) for value in np.median(border, 0))
@@ -216,9 +216,9 @@ def image_list(sources: Sequence[ImageSource] | NDArray[np.uint8], name: str) ->
 
 
 def in_srgb(image: Image.Image) -> Image.Image:
-    """Any mode as 8-bit RGB (`to_rgb`), its colours brought from its ICC profile to sRGB; a damaged profile is passed over.
+    """Any mode as 8-bit RGB (`to_rgb`), converted from its ICC profile to sRGB; a damaged profile is ignored.
 
-    A PNG file without a profile whose gamma says that it holds linear light is encoded as sRGB is.
+    A PNG file without a profile whose gamma declares linear light is encoded as sRGB.
     """
     data = image.info.get("icc_profile")
     if not data and "srgb" not in image.info and image.info.get("gamma", 0) > LINEAR:
@@ -245,7 +245,7 @@ def in_srgb(image: Image.Image) -> Image.Image:
 
 
 def _encoded(image: Image.Image) -> Image.Image:
-    """A picture of linear light as sRGB encodes it: RGB or RGBA, or 16-bit grey."""
+    """An image of linear light, encoded as sRGB: RGB, RGBA or 16-bit grey."""
     if image.mode.startswith("I;16"):
         table = (_srgb(np.arange(65536) / 65535) * 65535).round().astype(np.uint16)
         result = Image.fromarray(table[np.asarray(image)])
@@ -260,7 +260,7 @@ def _encoded(image: Image.Image) -> Image.Image:
 
 
 def _srgb(light: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Light in [0, 1] as sRGB encodes it, in [0, 1]."""
+    """The transfer function of sRGB: linear light in [0, 1] to values in [0, 1]."""
     return np.where(light <= 0.0031308, 12.92 * light, 1.055 * light ** (1 / 2.4) - 0.055)
 
 

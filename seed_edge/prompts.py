@@ -21,7 +21,7 @@ Tokenize = Callable[[str], list[int]]
 """Text to ids, literally: no BOS is added, and `</s>` or `<img_00001>` in the text stay text."""
 Codes = NDArray[np.int64]
 Part = str | list[int]
-"""Of a prompt: text yet to be tokenized, or ids."""
+"""A part of a prompt: text that is not tokenized yet, or ids."""
 
 MARKS = re.compile(r"(\{(?:bos|eos|boi|images)\})")
 
@@ -31,7 +31,7 @@ class Turn:
     """One exchange of a conversation."""
 
     text: str
-    """What the user says."""
+    """The user's message."""
     images: tuple[Codes, ...] = ()
     """Codes of the images the user shows, before the text."""
     answer: tuple[str | Codes, ...] = ()
@@ -40,7 +40,7 @@ class Turn:
 
 @dataclass(frozen=True)
 class Prompts:
-    """How a bundle's language model wants to be asked."""
+    """The prompt templates of a bundle's language model."""
 
     caption: str
     """Template that a caption follows; has `{images}`."""
@@ -53,11 +53,11 @@ class Prompts:
     turn: str = ""
     """Template of one turn of a conversation, without BOS; empty where the model cannot converse."""
     before_answer: str = ""
-    """What stands between a turn and its answer when a further turn follows."""
+    """Text between a turn and its answer if a further turn follows."""
     between_turns: str = ""
-    """What stands between an answer and the next turn."""
+    """Text between an answer and the next turn."""
     drawn: str = ""
-    """What a caption says of a drawing of `{text}`; empty where captions do not tell drawings."""
+    """Template of the caption of a drawing of `{text}`; empty if captions do not mention that an image is a drawing."""
     lowercase: bool = False
     """The model was trained on lower-case text."""
 
@@ -75,7 +75,7 @@ class Prompts:
                 raise BundleError(f"{name} template {template!r} must end with {{boi}}; export again")
 
     def of_drawing(self, tokenize: Tokenize, text: str) -> list[int]:
-        """Ids of a caption for a drawing of `text`, to follow those of `for_caption`; none where captions tell no drawings.
+        """Ids of the caption of a drawing of `text`, which follow those of `for_caption`; empty without the template `drawn`.
 
         Raises:
             PromptError: `text` is empty.
@@ -87,7 +87,7 @@ class Prompts:
         return join(fill(self.caption, vocab, images=[codes]), tokenize)
 
     def for_drawing(self, vocab: Vocab, tokenize: Tokenize, text: str) -> list[int]:
-        """Ids after which the model continues with the codes of a picture.
+        """Ids after which the model continues with the codes of an image of `text`.
 
         Raises:
             PromptError: `text` is empty.
@@ -95,7 +95,7 @@ class Prompts:
         return join(fill(self.draw, vocab, text=self.clean(text)), tokenize)
 
     def for_any_drawing(self, vocab: Vocab, tokenize: Tokenize) -> list[int]:
-        """Ids after which the model continues with the codes of a picture that nobody asked for."""
+        """Ids of the unconditional prompt, after which the model continues with the codes of any image."""
         return join(fill(self.draw, vocab), tokenize)
 
     def for_question(self, vocab: Vocab, tokenize: Tokenize, text: str, images: Sequence[Codes]) -> list[int]:
@@ -130,7 +130,7 @@ class Prompts:
         return join(parts, tokenize)
 
     def clean(self, text: str) -> str:
-        """Text without white space around it, in the case the model knows.
+        """Text without white space around it, in lower case if the model was trained on lower case.
 
         Raises:
             PromptError: nothing is left.

@@ -1,6 +1,6 @@
-"""A language model as the rest of the runtime sees it, ids in and logits out, and llama.cpp behind it.
+"""The language model interface of the runtime, ids in and logits out, and its implementation by llama.cpp.
 
-The only module that calls llama.cpp. Knows nothing of images: codes are ids like any other.
+Only this module calls llama.cpp. It does not know about images: codes are ids like any other.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ llama_cpp = native.llama_cpp()
 BUILD_HERE = "pip install --force-reinstall --no-cache-dir --no-binary llama-cpp-python llama-cpp-python"
 WITHOUT_AMX = f"CFLAGS=-U__AMX_INT8__ CXXFLAGS=-U__AMX_INT8__ {BUILD_HERE}"
 FIRST_CONTEXT = 512
-"""Ids there is room for at first; keys and values of 2,048 take a gigabyte in a LLaMA of 7 billion weights."""
+"""Initial context length in ids; keys and values of 2,048 ids take a gigabyte in a LLaMA with 7 billion weights."""
 
 MAX_TEXT_BYTES = 1 << 20
-"""Bytes of a text, far beyond any context."""
+"""Maximum size of a text in bytes, far beyond any context."""
 
 
 class LanguageModel(Protocol):
-    """What decoding needs of a language model."""
+    """What sampling needs of a language model."""
 
     def prefill(self, ids: Sequence[int], room: int) -> NDArray[np.float32]:
         """Read a prompt and return logits (vocabulary,) for the next id; `room` further ids must fit."""
@@ -40,17 +40,17 @@ class LanguageModel(Protocol):
 
 
 class BranchingModel(Protocol):
-    """What following several answers side by side needs of a language model."""
+    """What beam search and parallel sampling need of a language model."""
 
     def prefill(self, ids: Sequence[int], room: int) -> NDArray[np.float32]:
-        """See `LanguageModel.prefill`; branch 0 is all there is then."""
+        """See `LanguageModel.prefill`; afterwards there is one branch, number 0."""
 
     def step_branches(self, ids: Sequence[int], parents: Sequence[int]) -> NDArray[np.float32]:
-        """Read one more id on each of several branches, which take the place of those before.
+        """Read one id on each of several new branches, which replace the branches so far.
 
         Args:
-            ids: one for each branch.
-            parents: the branch that each of them continues.
+            ids: one id for each new branch.
+            parents: for each new branch, the number of the branch that it continues.
 
         Returns:
             Logits (branches, vocabulary) for the next id of each.
@@ -58,14 +58,14 @@ class BranchingModel(Protocol):
 
 
 class GeneratingModel(LanguageModel, BranchingModel, Protocol):
-    """One answer or several."""
+    """What generation with one or several branches needs of a language model."""
 
 
 class ScoringModel(Protocol):
-    """What judging texts and pictures needs of a language model."""
+    """What scoring of given ids needs of a language model."""
 
-    def score(self, prompt: Sequence[int], said: Sequence[int]) -> NDArray[np.float32]:
-        """Logits (len(said), vocabulary) for each id of `said`, given the prompt and those before it."""
+    def score(self, prompt: Sequence[int], ids: Sequence[int]) -> NDArray[np.float32]:
+        """Logits (len(ids), vocabulary) for each id of `ids`, given the prompt and the ids before it."""
 
 
 def amx_in_use() -> bool:
@@ -78,10 +78,11 @@ def amx_in_use() -> bool:
 
 
 def model_params(gpu_layers: int, repack: bool = True) -> Any:
-    """llama.cpp's load parameters: so many layers on the GPU, -1 for all; never through broken AMX kernels.
+    """Load parameters of llama.cpp. Its broken AMX kernels are never used.
 
     Args:
-        repack: keep a copy of weights in the layout that is fastest here; without, they are only mapped.
+        gpu_layers: layers on the GPU; -1 for all.
+        repack: keep a copy of the weights in the layout that is fastest on this processor; otherwise they are only mapped.
     """
     params = llama_cpp.llama_model_default_params()
     params.n_gpu_layers = gpu_layers
@@ -90,10 +91,10 @@ def model_params(gpu_layers: int, repack: bool = True) -> Any:
 
 
 def performance_warnings(gpu_there: bool = False) -> Iterator[str]:
-    """Why language models are slower here than they could be, and what helps; a line each.
+    """Reasons why language models run slower than they could on this machine, with the remedy; one line each.
 
     Args:
-        gpu_there: graphs run on a GPU.
+        gpu_there: whether the graphs run on a GPU.
     """
     if amx_in_use():
         yield f"llama.cpp's AMX kernels crash and are left out, and its faster layouts with them; mend it with: {WITHOUT_AMX}"
@@ -106,7 +107,7 @@ def performance_warnings(gpu_there: bool = False) -> Iterator[str]:
 
 
 class LlamaCpp:
-    """A GGUF file opened by llama.cpp, holding one conversation at a time."""
+    """A GGUF file opened by llama.cpp, with one context."""
 
     def __init__(
         self,
@@ -124,14 +125,14 @@ class LlamaCpp:
         """Load a model.
 
         Args:
-            context_length: most ids of prompt and answer together.
-            gpu_layers: layers to put on the GPU, counted from the last; -1 for all.
-            repack: see `model_params`; takes up to the file's size in memory, beside the file.
+            context_length: maximum number of ids of prompt and answer together.
+            gpu_layers: layers on the GPU, counted from the last; -1 for all.
+            repack: see `model_params`; takes up to the file's size in memory, in addition to the file.
             precise: keep keys and values in fp32, to compare with other implementations; slower.
-            weights: those of the same file, already loaded by another object, which must outlive this one.
-            branches: most answers followed side by side.
-            branch_length: most ids of each of these.
-            check_tensors: read all weights, and refuse those that are not numbers.
+            weights: weights of the same file, loaded by another object, which must outlive this one.
+            branches: maximum number of branches.
+            branch_length: maximum number of ids of each branch.
+            check_tensors: read all weights, and refuse values that are not finite.
 
         Raises:
             BundleError: llama.cpp refuses the file.
@@ -154,7 +155,7 @@ class LlamaCpp:
         self._open_context(min(context_length, FIRST_CONTEXT))
 
     def _open_context(self, length: int) -> None:
-        """Make room for so many ids; what was read before is forgotten."""
+        """Open a context of `length` ids; the ids read so far are dropped."""
         self._close_context()
         branches = self._most_branches
         params = llama_cpp.llama_context_default_params()
@@ -186,7 +187,7 @@ class LlamaCpp:
         self._context = self._batch = None
 
     def close(self) -> None:
-        """Free the model and the conversations kept with it; a second call does nothing."""
+        """Free the model and its cached contexts; a second call does nothing."""
         while self._kept:
             self._kept.popitem()[1].close()
         self._close_context()
@@ -195,7 +196,7 @@ class LlamaCpp:
         self._model = None
 
     def create_context(self, branches: int = 1, branch_length: int = 0) -> LlamaCpp:
-        """Another conversation on the same weights, to be closed before this one; arguments as in `LlamaCpp`."""
+        """Another context on the same weights, to be closed before this object; arguments as in `LlamaCpp`."""
         return LlamaCpp(
             self._path,
             self._context_length,
@@ -206,19 +207,19 @@ class LlamaCpp:
         )
 
     def cached_context(self, key: Hashable, branches: int = 1, branch_length: int = 0) -> LlamaCpp:
-        """The conversation of that key, made when first asked for and kept as long as this one."""
+        """The context that is cached under `key`; it is created on first use and freed with this object."""
         if key not in self._kept:
             self._kept[key] = self.create_context(branches, branch_length)
         return self._kept[key]
 
     def drop_context(self, key: Hashable) -> None:
-        """Free the conversation of that key, if there is one."""
+        """Free the context that is cached under `key`, if there is one."""
         if key in self._kept:
             self._kept.pop(key).close()
 
     @contextmanager
     def new_context(self, branches: int = 1, branch_length: int = 0) -> Iterator[LlamaCpp]:
-        """Another conversation on the same weights, for a while; arguments as in `LlamaCpp`."""
+        """Another context on the same weights for the duration of the block; arguments as in `LlamaCpp`."""
         other = self.create_context(branches, branch_length)
         try:
             yield other
@@ -226,7 +227,7 @@ class LlamaCpp:
             other.close()
 
     def tokenize(self, text: str) -> list[int]:
-        """Ids of literal text; no BOS, nothing parsed as a control token.
+        """Ids of literal text, without BOS; nothing is parsed as a control token.
 
         Raises:
             PromptError: the text is not UTF-8, or has over `MAX_TEXT_BYTES` bytes.
@@ -257,7 +258,7 @@ class LlamaCpp:
         return "".join(c for c in text if c.isprintable() or c in "\n\t").strip()  # no escapes for a terminal to obey
 
     def prefill(self, ids: Sequence[int], room: int) -> NDArray[np.float32]:
-        """See `LanguageModel.prefill`; ids shared with what was read before are not read again.
+        """See `LanguageModel.prefill`; a beginning that equals the ids read before is not read again.
 
         Raises:
             PromptError: prompt and room do not fit the context.
@@ -295,26 +296,26 @@ class LlamaCpp:
         self._branches, self._depth = branches, self._depth + 1
         found = np.empty((len(ids), self.vocab_size), np.float32)
         for row, logits in enumerate(found):
-            logits[:] = self._seen_logits(row)
+            logits[:] = self._checked_logits(row)
         return found
 
-    def score(self, prompt: Sequence[int], said: Sequence[int]) -> NDArray[np.float32]:
+    def score(self, prompt: Sequence[int], ids: Sequence[int]) -> NDArray[np.float32]:
         """See `ScoringModel.score`.
 
         Raises:
-            PromptError: both do not fit the context.
+            PromptError: the prompt and the ids do not fit the context.
         """
-        found = [self.prefill(prompt, room=len(said))]
-        ids = said[:-1]
-        if not ids:
-            return found[0][None]
-        batch = llama_cpp.llama_batch_init(len(ids), 0, 1)
+        logits = [self.prefill(prompt, room=len(ids))]
+        read = ids[:-1]
+        if not read:
+            return logits[0][None]
+        batch = llama_cpp.llama_batch_init(len(read), 0, 1)
         try:
-            self._run(_filled(batch, ids, range(len(self._read), len(self._read) + len(ids)), [0] * len(ids)))
+            self._run(_filled(batch, read, range(len(self._read), len(self._read) + len(read)), [0] * len(read)))
         finally:
             llama_cpp.llama_batch_free(batch)
-        self._read += ids
-        return np.stack(found + [self._seen_logits(row) for row in range(len(ids))])
+        self._read += read
+        return np.stack(logits + [self._checked_logits(row) for row in range(len(read))])
 
     def _decode(self, ids: Sequence[int]) -> NDArray[np.float32]:
         array = (llama_cpp.llama_token * len(ids))(*ids)
@@ -330,9 +331,9 @@ class LlamaCpp:
             raise BundleError(f"llama.cpp could not read {batch.n_tokens} ids (status {status}; {native.last_llama_error()})")
 
     def _logits(self, row: int) -> NDArray[np.float32]:
-        return self._seen_logits(row).copy()
+        return self._checked_logits(row).copy()
 
-    def _seen_logits(self, row: int) -> NDArray[np.float32]:
+    def _checked_logits(self, row: int) -> NDArray[np.float32]:
         """Where llama.cpp has them, until it runs again."""
         logits = llama_cpp.llama_get_logits_ith(self._context, row)
         return np.ctypeslib.as_array(logits, shape=(self.vocab_size,))

@@ -1,4 +1,4 @@
-"""Which parts of a bundle are open at the same time: all where memory allows, otherwise one makes room for the next."""
+"""Keeps the parts of a bundle open: all of them if memory allows, otherwise the least recently used part is closed first."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from seed_edge.runtime.isolated_load import ensure_safe
 log = logging.getLogger("seed_edge")
 
 BASE = 100_000_000
-"""Bytes of the process itself: interpreter and both runtimes."""
+"""Memory of the process itself in bytes: interpreter and both native libraries."""
 PLENTY_FACTOR = 8
-"""Where so many times the size of all files is free, nothing is reckoned at all."""
+"""If this many times the size of all files is free, memory is not estimated at all."""
 GUESS = MemoryUse(held=2, opening=3, running=4)
-"""Multiples of a graph's size, for bundles whose manifest does not tell: fp16 weights become fp32 (`full_diffusion.py`)."""
+"""Estimate for bundles whose manifest has none, in multiples of a graph's size: fp16 weights become fp32."""
 PROMPT_IDS = 512
-"""Ids that llama.cpp reads at once; it keeps room for what it computes of them."""
+"""Ids that llama.cpp reads in one batch, for which it allocates buffers."""
 
 
 class Part(Protocol):
@@ -51,29 +51,29 @@ class PartCache:
     ) -> None:
         """
         Args:
+            limit: upper limit of this process's memory in bytes; by default the memory that is free.
+            alone: keep only one part open at a time.
+            on_card: parts in the memory of a graphics card, which `limit` does not count.
             trusted: open parts without checks; for the child process that tries them (`isolated_load`).
-            limit: most bytes of memory this process may take; by default what is free at the time.
-            alone: one part at a time, whatever is free.
-            on_card: parts that lie in a graphics card's memory, which `limit` does not count.
         """
         self._bundle, self.limit, self.alone, self._on_card = bundle, limit, alone, frozenset(on_card)
         self._trusted = trusted
         self._open: OrderedDict[str, Part] = OrderedDict()
         self._uses: dict[str, MemoryUse] = {}
         self.limited = limit is not None or alone or not self._plenty()
-        """Whether memory is reckoned with, and a part may be closed when another is used."""
+        """Whether memory is estimated, so that a part may be closed when another is used."""
 
     def get(self, name: str, make: Callable[[], P], running: int | None = None) -> P:
-        """The part of that file name; `make` opens it where it is not. Others may be closed to make room.
+        """The part with a file name, opened by `make` if it is not open. Others may be closed to free memory.
 
         Args:
-            running: bytes it takes at most while it works, where that is not what the manifest tells.
+            running: peak memory of the part in bytes while it runs; by default the manifest's value.
 
         Raises:
-            MemoryShortError: it does not fit the limit that was set.
+            MemoryShortError: the part does not fit the limit.
         """
         if self.limited and not self.evict_until_fits(name, running):
-            self._told_short(name, running)
+            self._report_shortage(name, running)
         if name not in self._open:
             if not self._trusted:
                 ensure_safe(self._bundle, name)
@@ -87,7 +87,7 @@ class PartCache:
         return name in self._open
 
     def evict_until_fits(self, name: str, running: int | None = None) -> bool:
-        """Close other parts, those first that were not used for longest, until this one fits; whether it does."""
+        """Close other parts, the least recently used first, until this one fits; return whether it does."""
         others = [other for other in self._open if other != name]
         while others and (self.alone or not self._fits(name, running)):
             oldest = others.pop(0)
@@ -96,12 +96,12 @@ class PartCache:
         return self._fits(name, running)
 
     def has_room(self, name: str, more: int) -> bool:
-        """Whether a part could take so many bytes more than it must."""
+        """Whether a part could take `more` bytes in addition to what it needs."""
         room = self._room(name) if self.limited else None
         return room is None or self.use_of(name).running + more <= room
 
     def at_once(self, name: str, wanted: int) -> int:
-        """How many pictures, at most `wanted`, a part may work on together."""
+        """Batch size of a part, at most `wanted`, that fits the memory."""
         if not self.limited or wanted == 1:
             return wanted
         use, room = self.use_of(name), self._room(name)
@@ -109,24 +109,24 @@ class PartCache:
         return 1 if self.alone else wanted if room is None else max(1, min(wanted, (room - use.held) // each))
 
     def close(self) -> None:
-        """Close all parts, the last opened first."""
+        """Close all parts, the most recently used first."""
         while self._open:
             self._open.popitem()[1].close()
 
     def use_of(self, name: str) -> MemoryUse:
-        """What a part takes, as the manifest says; of a language model, as its header and context say."""
+        """Memory of a part: the manifest's values, or for a language model an estimate from its header and context length."""
         if name not in self._uses:
-            self._uses[name] = self._reckoned(name)
+            self._uses[name] = self._estimate(name)
         return self._uses[name]
 
     def plan(self) -> list[str]:
-        """What is free, what the parts take, and what follows, in lines for people."""
+        """The free memory, the memory of each part, and whether all parts stay open, in lines for people."""
         names = {name for name in self._bundle.manifest.files if name.endswith((".onnx", ".gguf"))}
         lines = self._plan("memory", names - self._on_card, BASE, available_memory(), self.limit)
         return lines + self._plan("graphics card", names & self._on_card, 0, free_gpu_memory(), None)
 
     def _plan(self, place: str, names: Collection[str], base: int, free: int | None, limit: int | None) -> list[str]:
-        """The lines of one place; `base` bytes of it are taken anyway."""
+        """The lines for one kind of memory, of which the process itself takes `base` bytes."""
         if not names:
             return []
         held = {name: self.use_of(name).held for name in sorted(names)}
@@ -143,7 +143,7 @@ class PartCache:
             f"  together: {_size(whole)}, at most {_size(most)}; {'one is open at a time' if self.alone else fits}",
         ]
 
-    def _told_short(self, name: str, running: int | None) -> None:
+    def _report_shortage(self, name: str, running: int | None) -> None:
         needed = max(self.use_of(name).opening, running or self.use_of(name).running)
         if self.limit is not None and name not in self._on_card:
             raise MemoryShortError(
@@ -159,7 +159,7 @@ class PartCache:
         return room is None or max(needed, 0 if name in self._open else use.opening) <= room
 
     def _room(self, name: str) -> int | None:
-        """Bytes a part may take with what is open beside it."""
+        """Memory in bytes that a part may take while the other open parts stay open; None if unknown."""
         if self.limit is not None and name not in self._on_card:
             beside = set(self._open) - self._on_card - {name}
             # what a graph took while it worked, it keeps for the next time
@@ -171,11 +171,11 @@ class PartCache:
         return free_gpu_memory() if name in self._on_card else available_memory()
 
     def _plenty(self) -> bool:
-        """Whether so much is free that nothing need be reckoned."""
+        """Whether so much memory is free that nothing has to be estimated."""
         size, free = sum(entry.size for entry in self._bundle.manifest.files.values()), available_memory()
         return not self._on_card and (free is None or free >= PLENTY_FACTOR * size)
 
-    def _reckoned(self, name: str) -> MemoryUse:
+    def _estimate(self, name: str) -> MemoryUse:
         manifest = self._bundle.manifest
         if name in manifest.memory:
             return manifest.memory[name]
@@ -187,7 +187,7 @@ class PartCache:
 
 
 def language_use(header: GgufHeader, context_length: int) -> MemoryUse:
-    """What llama.cpp takes with a file: its weights, which are mapped, and keys and values of a full context."""
+    """Memory of llama.cpp with a file: the mapped weights, buffers, and keys and values of a full context."""
     weights = sum(tensor.size for tensor in header.tensors.values())
     vocab = next((t.shape[1] for name, t in header.tensors.items() if name == "token_embd.weight" and len(t.shape) > 1), 0)
     widest = max((max(t.shape) for name, t in header.tensors.items() if "ffn" in name), default=0)
@@ -197,7 +197,7 @@ def language_use(header: GgufHeader, context_length: int) -> MemoryUse:
 
 
 def layers_that_fit(header: GgufHeader, context_length: int, free: int) -> int:
-    """Layers of a language model, counted from its end with the output as one, that `free` bytes of a card have room for."""
+    """Layers of a language model, counted from the output, which is one of them, that fit `free` bytes of a card."""
     blocks = header.number("block_count")
     kept = header.kept_bytes() * context_length // max(blocks, 1)
     sizes = [0] * blocks

@@ -55,10 +55,10 @@ def test_control_characters_never_reach_a_terminal(model):
 def test_a_shared_beginning_is_not_read_again_and_changes_nothing(model):
     long = [1, *model.tokenize("please draw me a red fox on green grass")]
     other = [*long[:6], *model.tokenize("a house")]
-    fresh = model.start(other, room=4)
-    model.start(long, room=4)
-    assert model.start(other, room=4) == pytest.approx(fresh, abs=2e-3)
-    stepped = model.start(other[:-1], room=4)
+    fresh = model.prefill(other, room=4)
+    model.prefill(long, room=4)
+    assert model.prefill(other, room=4) == pytest.approx(fresh, abs=2e-3)
+    stepped = model.prefill(other[:-1], room=4)
     assert not np.allclose(stepped, fresh)
     assert model.step(other[-1]) == pytest.approx(fresh, abs=2e-3)
 
@@ -85,7 +85,7 @@ def test_branches_are_what_each_would_be_alone(model):
     branching = model.create_context(branches=3, branch_length=8)
     try:
         for _ in range(2):  # what a search leaves behind does not disturb the next
-            branching.start(other, room=8)
+            branching.prefill(other, room=8)
             branching.step_branches([30, 31], [0, 0])
             assert branching.prefill(prompt, room=8) == pytest.approx(model.prefill(prompt, room=8), abs=5e-3)
             branching.step_branches([40, 50, 60], [0, 0, 0])
