@@ -1,4 +1,4 @@
-"""What people call the things that Unicode names otherwise: written by hand, one line a thing."""
+"""Everyday names of things with an unusual Unicode name, written by hand."""
 
 from __future__ import annotations
 

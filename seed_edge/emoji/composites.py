@@ -1,4 +1,4 @@
-"""Pictures of several things, with words that say exactly what is where, put together from single drawings."""
+"""Composites: images of several drawings, with phrases that describe counts and positions exactly."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from seed_edge.emoji.colours import HUES, recoloured
 from seed_edge.emoji.packages import SIZE, Drawing, slug
 
 KINDS = {"beside": 0.45, "above": 0.12, "count": 0.33, "ground": 0.1}
-"""Share of each kind."""
+"""Share of each kind of composite."""
 COLOURED = 0.4
-"""Share of things of one colour that are given another."""
+"""Share of single-coloured things that are recoloured."""
 EVERYDAY = 0.6
-"""Share of things that people have names of their own for (`data.synonyms`), which are those that they ask for most."""
+"""Share of things with everyday names (`data.synonyms`), which are requested most."""
 SMALL = 106
-"""Side of a thing among others, in pixels of `SIZE`."""
+"""Side of one of several things, in pixels of `SIZE`."""
 
 NUMBERS = {2: ("two {a}", "a pair of {a}"), 3: ("three {a}",), 4: ("four {a}",)}
 CORNERS = {2: ((4, 59), (114, 59)), 3: ((59, 4), (4, 114), (114, 114)), 4: ((4, 4), (114, 4), (4, 114), (114, 114))}
-"""Upper left corners of so many things."""
+"""Number of things -> their upper left corners, in pixels."""
 BESIDE = (
     "{a} next to {b}",
     "{a} and {b}",
@@ -45,7 +45,7 @@ GROUNDS = {
     "gray": (170, 170, 170),
     "black": (30, 30, 30),
 }
-"""Colours of a ground, RGB."""
+"""Colour word -> RGB colour of a background."""
 ON_GROUND = ("{a} on {a_ground} background", "{a} on {ground}", "{a} against {a_ground} background")
 """`{a_ground}` is its colour with an article."""
 
@@ -53,12 +53,12 @@ ON_GROUND = ("{a} on {a_ground} background", "{a} on {ground}", "{a} against {a_
 @dataclass(frozen=True)
 class _Thing:
     names: tuple[str, ...]
-    """The label first, then what people call it; all with the colour, if it was given one."""
+    """The label, then everyday names; all with the colour word if the thing was recoloured."""
     image: Image.Image
 
 
 def composed(things: Sequence[Drawing], count: int, seed: int) -> Iterator[Drawing]:
-    """`count` pictures of several of `things`. Their records have `phrases`: words that all mean this picture."""
+    """Make `count` composites of `things`; the `phrases` of their records all describe the image."""
     rng = np.random.default_rng(seed)
     everyday = [thing for thing in things if everyday_names(thing.record["label"])] or things
 
@@ -95,7 +95,7 @@ def composed(things: Sequence[Drawing], count: int, seed: int) -> Iterator[Drawi
 def _phrases(
     forms: Sequence[str], name: Callable[[str], str], first: _Thing, second: _Thing, rng: np.random.Generator
 ) -> list[str]:
-    """Each form twice: with the labels, and with any of the names."""
+    """Each form twice: with the labels, and with random everyday names."""
 
     def any_of(thing: _Thing) -> str:
         return str(rng.choice([n for n in thing.names if is_countable(n) or not is_countable(thing.names[0])]))
@@ -106,7 +106,7 @@ def _phrases(
 
 
 def _thing(things: Sequence[Drawing], rng: np.random.Generator) -> _Thing:
-    """A random thing, perhaps in another colour."""
+    """A random thing, sometimes recoloured."""
     drawing = things[int(rng.integers(len(things)))]
     label = plain(drawing.record["label"])
     names = (label, *everyday_names(label))

@@ -27,7 +27,7 @@ PEOPLE = {0, 1}
 
 
 def in_other_colours(drawing: Drawing, count: int) -> Iterator[Drawing]:
-    """`drawing` in up to `count` random colours, if it has one colour and is no person."""
+    """Up to `count` recoloured copies of `drawing`; none for people, held-out drawings and drawings without a dominant hue."""
     if drawing.hue is None or drawing.record["group"] in PEOPLE or drawing.record["held_out"]:
         return
     rng = np.random.default_rng(zlib.crc32(drawing.key.encode()))

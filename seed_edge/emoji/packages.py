@@ -21,7 +21,7 @@ from seed_edge.emoji.colours import colour_word, dominant_hue
 from seed_edge.errors import DataError
 
 SIZE = 224
-"""Side of the written pictures, in pixels."""
+"""Side of the drawings, in pixels."""
 
 NAMES = "emojibase-data"
 """Package that holds names, keywords and groups."""
@@ -36,7 +36,7 @@ class Source:
     style: str
     license: str
     held_out: bool = False
-    """Kept for validation: no drawing of this style is trained on."""
+    """All drawings of this style are held out for validation."""
 
 
 SOURCES = (
@@ -67,7 +67,7 @@ def find_package(folder: Path, package: str) -> Path:
 
 
 def read_json(tarball: Path, member: str) -> Any:
-    """A JSON file out of an npm tarball."""
+    """The value of a JSON file within an npm tarball."""
     with tarfile.open(tarball) as tar:
         file = tar.extractfile(f"package/{member}")
         if file is None:
@@ -132,9 +132,9 @@ class Drawing:
     image: Image.Image
     """RGBA, `SIZE` square."""
     record: dict[str, Any]
-    """What stands in the JSON beside it."""
+    """Content of the JSON file beside the image."""
     hue: float | None
-    """Of a thing of one colour, in degrees."""
+    """Dominant hue in degrees; None without one."""
 
 
 def singles(folder: Path) -> Iterator[Drawing]:

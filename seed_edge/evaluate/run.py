@@ -25,7 +25,7 @@ from seed_edge.preprocess import to_rgb
 from seed_edge.runtime.pipeline import SeedEdge
 
 WITHIN = 5
-"""A drawing counts as found if its own thing is among so many nearest."""
+"""Rank up to which a drawing counts as found."""
 CELL = 128
 """Side of an image on a contact sheet, in pixels."""
 SHEET_COLUMNS = 8
@@ -33,18 +33,18 @@ SHEET_COLUMNS = 8
 
 @dataclass(frozen=True)
 class EvalSample:
-    """A sample with its picture."""
+    """A sample with its image."""
 
     sample: Sample
     picture: Picture
 
     def image(self) -> Image.Image:
-        """The picture as the runtime sees it, transparent parts white."""
+        """The image as the runtime sees it, with transparent parts white."""
         return to_rgb(load_picture(self.picture))
 
 
 class Evaluation:
-    """The figures of one bundle, part by part; each method gives a JSON object, and pictures for a sheet in `cells`."""
+    """Metrics of one bundle; each method returns a JSON object. `cells` collects captioned images for a contact sheet."""
 
     def __init__(self, edge: SeedEdge, data: Sequence[Path], limit: int, seed: int, report: Callable[[str], None]) -> None:
         self.edge, self.limit, self.rng, self.report = edge, limit, np.random.default_rng(seed), report
@@ -64,11 +64,11 @@ class Evaluation:
 
     @cached_property
     def judge(self) -> Judge:
-        """Loaded once, when pictures are judged first."""
+        """The feature network, loaded at its first use."""
         return Judge()
 
     def captions(self) -> dict[str, Any]:
-        """Captions of photos that have sentences: COCO's scores, and CIDEr when captions are shuffled between photos."""
+        """COCO metrics of captions of photos with sentences, and CIDEr with the captions of other photos as a baseline."""
         if not self.sentences:
             return {"photos": 0}
         told = self._told(self.sentences)
@@ -82,7 +82,7 @@ class Evaluation:
         }
 
     def names(self) -> dict[str, Any]:
-        """How often the caption holds the name of what is shown: of photos the noun, of drawings the whole label."""
+        """Share of captions that contain the label: its noun for photos, the whole label for drawings."""
         result: dict[str, Any] = {}
         groups = {"photos": (self.labelled, _noun), "drawings": (self.drawings[: self.limit], _label)}
         for kind, (group, name) in groups.items():
@@ -127,7 +127,7 @@ class Evaluation:
         }
 
     def round_trip(self, count: int) -> dict[str, Any]:
-        """Held-out pictures through codes and back, against the mean picture and the nearest of some training pictures."""
+        """Reconstruction metrics of held-out images; baselines are the mean image and the nearest training image."""
         judge, size = self.judge, self.edge.bundle.manifest.output_size
         result: dict[str, Any] = {}
         for kind, drawn in (("photos", False), ("drawings", True)):
@@ -148,14 +148,14 @@ class Evaluation:
         return result
 
     def sheet_of_prompts(self, count: int) -> list[tuple[Image.Image, str]]:
-        """Random prompts and what is drawn for them, none chosen by its result: nouns, colours, counts, two things."""
+        """Images drawn for random prompts (nouns, colours, counts, two things), not selected, with their prompts."""
         canonical = [kept.sample for kept in self.seen if kept.sample.style == CANONICAL_STYLE]
         labels = sorted({plain(sample.label) for sample in canonical if sample.label})
         prompts = [random_prompt(labels, self.rng) for _ in range(count)] if labels else []
         return [(self.edge.draw(prompt, seed=i).image, prompt) for i, prompt in enumerate(prompts)]
 
     def _told(self, group: Sequence[EvalSample]) -> list[str]:
-        """Captions of pictures; the first ones go onto the sheet."""
+        """Captions of images; the first 24 are added to `cells`."""
         told = []
         for number, kept in enumerate(group):
             told.append(self.edge.caption(kept.image()))
@@ -170,7 +170,7 @@ class Evaluation:
 
 
 def random_prompt(labels: Sequence[str], rng: np.random.Generator) -> str:
-    """A noun, a coloured noun, a count, or two things, as likely."""
+    """A noun, a coloured noun, a count or two things, with equal probability."""
     first, second = (str(rng.choice(labels)) for _ in range(2))
     kind = int(rng.integers(4))
     if kind == 1:
@@ -202,7 +202,7 @@ def _label(sample: Sample) -> str:
 
 
 def _share_named(told: Sequence[str], wanted: Sequence[str]) -> float:
-    """Share of captions that hold the name as whole words, singular or with an s."""
+    """Share of captions that contain the name as whole words, in singular or plural."""
     pairs = zip(told, wanted, strict=True)
     return _share([re.search(rf"\b{re.escape(name.removesuffix('s'))}(?:s|es)?\b", text) is not None for text, name in pairs])
 
@@ -212,7 +212,7 @@ def _share(hits: Sequence[bool] | NDArray[np.bool_]) -> float:
 
 
 EQUAL = 100.0
-"""PSNR of equal pictures, in dB, which is infinite; JSON has no number for that."""
+"""PSNR reported for equal images, in dB, since JSON has no infinity."""
 
 
 def _likeness(

@@ -1,4 +1,4 @@
-"""What an export will read, write and need, told before any work; it stops here if the disk is too small."""
+"""Estimates of size, memory and time of an export, reported before any work; a full disk is an error here."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ STORED_BYTES = {"fp32": 4.0, "fp16": 2.0, "int8": 1.01}
 TRACED_BYTES = 4
 """Bytes per weight of a graph as it is traced, before it is rewritten."""
 BASE_MEMORY = 0.7e9
-"""Of the exporting process itself."""
+"""Memory of the exporting process itself, in bytes."""
 TOKENIZER_MEMORY, DIFFUSION_MEMORY = 2.1, 3.8
 """Peak memory of tracing and comparing graphs, on top, in multiples of the fp32 weights of the largest
 (`benchmarks/full_size.py`: 9.8 GB, `benchmarks/full_diffusion.py`: 13.8 GB)."""
@@ -38,26 +38,26 @@ BYTES_PER_SECOND = 50e6
 
 @dataclass(frozen=True)
 class Need:
-    """What one part of an export takes."""
+    """Estimate of one part of an export."""
 
     part: str
     sources: list[Path]
     parameters: int
     written: float
-    """Bytes that stay, about."""
+    """Approximate size of the result, in bytes."""
     scratch: float
-    """Bytes on disk while the part is made."""
+    """Temporary disk space, in bytes."""
     memory: float
-    """Bytes at the peak."""
+    """Peak memory, in bytes."""
 
     def line(self) -> str:
-        """For people."""
+        """The estimate as a line of text."""
         found = ", ".join(map(str, self.sources))
         return f"{self.part}: {self.parameters / MEGA:,.1f} M parameters in {found}; {size(self.written)} to write"
 
 
 def size(count: float) -> str:
-    """Bytes for people."""
+    """A number of bytes with a unit."""
     return f"{count / GIGA:.1f} GB" if count >= 0.1 * GIGA else f"{count / MEGA:.1f} MB"
 
 
@@ -70,7 +70,7 @@ def of_tokenizer(geometry: PixelGeometry | SeedGeometry, sources: list[Path], st
 
 
 def of_copies(files: list[Path]) -> Need:
-    """What it takes to copy the graphs of a bundle."""
+    """Estimate of copying the graphs of a bundle."""
     return Need("image tokenizer", [files[0].parent], 0, float(sum(file.stat().st_size for file in files)), 0.0, BASE_MEMORY)
 
 
@@ -99,7 +99,7 @@ def of_language(llama: LlamaFolder, weight_type: str) -> Need:
 
 
 def announce(needs: list[Need], out: Path, kept: int, report: Callable[[str], None]) -> None:
-    """Tell the plan.
+    """Report the estimates.
 
     Args:
         kept: bytes that an interrupted run has written already.

@@ -55,7 +55,7 @@ Report = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Parts:
-    """Where the checkpoints are."""
+    """Paths of the checkpoints to export."""
 
     tokenizer: Path
     """A run of `seed-edge train`, or SEED-2's tokenizer folder."""
@@ -71,23 +71,23 @@ class Parts:
 
 @dataclass(frozen=True)
 class ExportOptions:
-    """What an export may be told."""
+    """Options of an export."""
 
     name: str
     weight_type: str = "Q8_0"
     """GGUF type of the language model's matrices."""
     image_weights: str = "fp16"
-    """How the graphs store weights; they compute in fp32."""
+    """Storage type of the weights of the graphs; computation is in fp32."""
     decoder_weights: str | None = None
-    """The same for the decoder, where it is other."""
+    """Storage type of the decoder, if it differs."""
     resize_filter: str = "bilinear"
     """What SEED-2's scripts use; its tokenizer class alone uses bicubic."""
     template: str | None = None
-    """Family of prompts; by default told from the checkpoint."""
+    """Prompt template; by default derived from the checkpoint."""
     max_caption_ids: int = 48
     license: str = ""
     sources: Path | None = None
-    """JSON list of objects with name, license and role: what the weights were made from."""
+    """JSON list of the data and models that the weights were made from: objects with name, license and role."""
     photos: tuple[Path, ...] = ()
     """Images to compare codes on, beside smooth random ones."""
     threads: int = 1
@@ -150,7 +150,7 @@ def export_bundle(parts: Parts, out: Path, options: ExportOptions, report: Repor
 
 
 def plan(parts: Parts, options: ExportOptions) -> list[Need]:
-    """What each part will take; opens them as far as that needs, so that a wrong path ends here."""
+    """Estimate of each part; opens the checkpoints as far as needed, so that a wrong path is an error before any work."""
     folder = parts.tokenizer
     if is_bundle(folder):
         if parts.llm is None:
@@ -178,7 +178,7 @@ def is_bundle(folder: Path) -> bool:
 
 
 def image_files(base: Bundle) -> list[str]:
-    """Files of a bundle that are not its language model."""
+    """Files of a bundle other than its language model."""
     spoken = base.manifest.language
     return [name for name in base.manifest.files if spoken is None or name != spoken.file]
 
@@ -240,7 +240,7 @@ def open_tokenizer(
 
 
 def decoder_spec(model: PixelTokenizer | SeedTokenizer) -> GraphSpec:
-    """What the decoder's graph takes and gives."""
+    """Inputs and outputs of the decoder's graph."""
     if isinstance(model, PixelTokenizer):
         return pixel_decoder_graph(model.geometry.num_queries, model.geometry.output_size)
     return embedding_decoder_graph(model.geometry.num_queries, model.geometry.image_embed_dim)

@@ -22,7 +22,7 @@ from seed_edge.inputs import read_json
 RECORD = ".stages.json"
 LOCK = ".lock"
 RECORD_LIMIT = 16 << 20
-"""Bytes of a record of stages."""
+"""Maximum size of the record of stages, in bytes."""
 
 
 class Stages:
@@ -66,7 +66,7 @@ class Stages:
         return bool(self._record["done"])
 
     def run(self, name: str, work: Callable[[], Any]) -> Any:
-        """What `work` returns, a JSON value, from an earlier run if the stage was finished then."""
+        """The JSON value that `work` returns, or the value of an earlier run that finished the stage."""
         if name in self._record["done"]:
             self._report(f"{name}: done before")
         else:

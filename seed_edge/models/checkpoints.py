@@ -57,7 +57,7 @@ UNREADABLE = (
     MemoryError,
     struct.error,
 )
-"""What torch, safetensors and transformers raise for damaged files."""
+"""Exceptions of torch, safetensors and transformers for damaged files."""
 
 
 def save_image_tokenizer(model: PixelTokenizer, folder: Path) -> None:
@@ -74,7 +74,7 @@ def is_run(folder: Path) -> bool:
 
 
 def reason_of(error: BaseException) -> str:
-    """First line of an error's message, or its class where it has none."""
+    """First line of the message of an error, or the name of its class if the message is empty."""
     lines = str(error).strip().splitlines()
     return printable(lines[0][:200]) if lines else type(error).__name__
 

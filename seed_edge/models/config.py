@@ -17,7 +17,7 @@ from seed_edge.models.fields import Fields
 
 FILE = "geometry.json"
 MAX_FILE_BYTES = 1 << 16
-"""Bytes of `geometry.json`."""
+"""Maximum size of `geometry.json`, in bytes."""
 LIMITS = {
     "image_size": (14, 2048),
     "vit_width": (1, 1 << 14),
@@ -44,14 +44,14 @@ LIMITS = {
     "vit_mlp": (1, 1 << 16),
     "image_embed_dim": (1, 1 << 16),
 }
-"""Least and largest value of each field, far beyond any model there is: a file must not ask for gigabytes."""
+"""Smallest and largest value of each field, beyond all known models: a file must not cause gigabytes to be allocated."""
 MAX_DOUBLINGS = 10
 COLOUR_SIDE = 8
-"""Each vision token of the embedded model carries its own square of the picture, brought to this many pixels a side."""
+"""Side of the square of pixels that each vision token of the embedded model contains."""
 
 
 def rows_and_columns(count: int) -> tuple[int, int]:
-    """`count` places as the squarest grid there is, rows not fewer than columns: 32 -> (8, 4)."""
+    """Rows and columns of the most nearly square grid of `count` cells, rows >= columns: 32 -> (8, 4)."""
     columns = next(n for n in range(math.isqrt(count), 0, -1) if count % n == 0)
     return count // columns, columns
 
@@ -63,7 +63,7 @@ class Geometry:
     image_size: int
     """Side of the square encoder input, in pixels."""
     vit_width: int
-    """Channels of one vision token, as the trunk hands them to the Q-Former."""
+    """Channels of a vision token."""
     num_queries: int
     """Queries of the causal Q-Former, which is also the number of codes per image."""
     qformer_width: int
@@ -71,7 +71,7 @@ class Geometry:
     qformer_heads: int
     qformer_mlp: int
     cross_attention_every: int
-    """Layers 0, n, 2n, ... of the Q-Former look at the vision tokens."""
+    """Layers 0, n, 2n, ... of the Q-Former have cross-attention to the vision tokens."""
     codebook_size: int
     code_dim: int
     decoder_depth: int
@@ -98,7 +98,7 @@ class Geometry:
 
     @property
     def own_rows(self) -> tuple[int, int]:
-        """How many queries, the first ones, have rows of the codebook of their own, and how many each."""
+        """Number of first queries that have codebook rows of their own, and number of these rows per query."""
         return (0, 0)
 
     def save(self, folder: Path) -> None:
@@ -108,7 +108,7 @@ class Geometry:
 
 @dataclasses.dataclass(frozen=True)
 class PixelGeometry(Geometry):
-    """EfficientNet-Lite0 in front, a head that draws pixels behind: the embedded model, by default.
+    """EfficientNet-Lite0 as the trunk and a pixel head as the decoder; the defaults are those of the embedded model.
 
     The first `semantic_queries` see the whole picture and tell what it shows; the others have places and tell how it looks.
     """
@@ -127,17 +127,17 @@ class PixelGeometry(Geometry):
     decoder_heads: int = 8
     semantic_queries: int = 16
     semantic_rows: int = 0
-    """Rows of the codebook that each semantic query has for its own, the first ones; 0: all queries share all."""
+    """Codebook rows that each semantic query has to itself, the first ones; 0: all queries share all rows."""
     output_size: int = 128
-    """Side of the square picture the pixel head draws, in pixels."""
+    """Side of the decoded image, in pixels."""
     pixel_grid: int = 8
     """Side of the grid that the codes are spread over."""
     pixel_channels: tuple[int, ...] = (192, 96, 40)
     """Channels after each doubling of the grid, coarsest first; one more doubling makes the pixels."""
     memory_width: int = 2048
-    """Of the network that remembers pictures by all their codes at once."""
+    """Width of the feed-forward network over all codes of an image at once."""
     memory_channels: int = 48
-    """What it says of each cell of the grid."""
+    """Channels of its output for each cell of the grid."""
 
     @property
     def own_rows(self) -> tuple[int, int]:
@@ -145,12 +145,12 @@ class PixelGeometry(Geometry):
 
     @property
     def placed_grid(self) -> tuple[int, int]:
-        """Rows and columns of the queries that have a place."""
+        """Rows and columns of the grid of non-semantic queries."""
         return rows_and_columns(self.num_queries - self.semantic_queries)
 
     @property
     def patch(self) -> tuple[int, int, int]:
-        """Colours that such a query sees: channels, height, width."""
+        """Shape of the colour patch of such a query: channels, height, width."""
         side, (rows, columns) = self.image_size // 32 * COLOUR_SIDE, self.placed_grid
         return 3, side // rows, side // columns
 
@@ -182,7 +182,7 @@ class PixelGeometry(Geometry):
 
 @dataclasses.dataclass(frozen=True)
 class SeedGeometry(Geometry):
-    """EVA ViT in front, an image embedding for unCLIP diffusion behind: SEED-2, by default."""
+    """EVA ViT as the trunk and an image embedding for unCLIP diffusion as the output; the defaults are those of SEED-2."""
 
     image_size: int = 224
     vit_width: int = 1408
@@ -211,7 +211,7 @@ class SeedGeometry(Geometry):
 
 
 def load_geometry(folder: Path) -> PixelGeometry | SeedGeometry:
-    """Read `geometry.json` from `folder`; its fields tell which kind it is.
+    """Read `geometry.json` from `folder`; its fields determine the kind.
 
     Raises:
         CheckpointError: the file is missing, is not JSON, or its fields are those of no kind.

@@ -44,7 +44,7 @@ TOKEN_CHANNELS = 40 * 4 + 112 * 4 + 320 + 3 * COLOUR_SIDE**2
 
 
 def preprocessing_of(geometry: PixelGeometry) -> Preprocessing:
-    """How pictures become what the trunk of an image tokenizer takes."""
+    """Preprocessing of images for the trunk of an image tokenizer."""
     return Preprocessing(geometry.image_size, "bilinear", IMAGE_MEAN, IMAGE_STD)
 
 

@@ -16,14 +16,14 @@ from seed_edge.errors import CheckpointError, SeedEdgeError
 from seed_edge.inputs import read_json
 
 MAX_JSON_BYTES = 64 << 20
-"""Bytes of a JSON file of a checkpoint; indexes and lists of added tokens have a few million."""
+"""Maximum size of a JSON file of a checkpoint, in bytes; indexes and lists of added tokens have a few million."""
 MAX_NUMBER, MAX_ITEMS = 1 << 24, 4096
 """In configurations that other libraries interpret: magnitude of a number, length of a list."""
 
 
 @dataclass(frozen=True)
 class Fields:
-    """A JSON object that a stranger wrote."""
+    """A JSON object of an untrusted file."""
 
     values: Mapping[str, Any]
     where: str
@@ -67,7 +67,7 @@ class Fields:
         return float(value)
 
     def flag(self, key: str, default: bool | None = None) -> bool:
-        """True or false."""
+        """A boolean; `default` where the key is missing or null."""
         value = self._value(key, default)
         if type(value) is not bool:
             self._fail(key, value, "true or false")

@@ -1,4 +1,4 @@
-"""Where codes with a place paint at first: they are laid over the picture row by row."""
+"""Grid positions of the non-semantic queries; the decoder attends to them by distance at first."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from torch import Tensor
 from seed_edge.models.config import PixelGeometry
 
 BRUSH = 0.125
-"""Standard deviation of what a code paints at first, in sides of the picture."""
+"""Standard deviation of the initial Gaussian of a code, as a fraction of the side of the image."""
 
 
 def centres(rows: int, columns: int) -> Tensor:
@@ -18,7 +18,7 @@ def centres(rows: int, columns: int) -> Tensor:
 
 
 def places_of_queries(geometry: PixelGeometry) -> Tensor:
-    """Centres of the queries that have a place, (num_queries - semantic_queries, 2)."""
+    """Centres of the non-semantic queries, (num_queries - semantic_queries, 2)."""
     return centres(*geometry.placed_grid)
 
 

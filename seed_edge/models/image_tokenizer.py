@@ -21,7 +21,7 @@ from seed_edge.models.quantizer import Quantized, VectorQuantizer
 
 
 class ImageTokenizer(nn.Module):
-    """Images to codes and back."""
+    """Base class of image tokenizers: images to codes and back."""
 
     def __init__(self, geometry: Geometry) -> None:
         super().__init__()
@@ -66,23 +66,23 @@ class ImageTokenizer(nn.Module):
 
 
 CODE_MOMENTUM = 0.02
-"""Of the running mean and spread of each semantic query's vectors."""
+"""Momentum of the running mean and variance of each semantic query's vectors."""
 
 
 class Unfolding(nn.Module):
-    """Code vectors (batch, n, code_dim) -> (batch, n, width): a linear map for each query, since codes mean other things."""
+    """A linear map for each query: code vectors (batch, n, code_dim) -> (batch, n, width)."""
 
     def __init__(self, queries: int, code_dim: int, width: int) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.randn(queries, code_dim, width) * code_dim**-0.5)
 
     def forward(self, vectors: Tensor) -> Tensor:
-        """`vectors` are those of all queries, or of the first ones."""
+        """Map `vectors`, those of all queries or of the first ones."""
         return torch.einsum("bnd,ndw->bnw", vectors, self.weight[: vectors.shape[1]])
 
 
 class PixelTokenizer(ImageTokenizer):
-    """EfficientNet-Lite0 before, a pixel head behind.
+    """EfficientNet-Lite0 as the trunk, a pixel head as the decoder.
 
     The first queries are semantic: they read the whole picture. Each of the others has a cell of a grid laid over the picture,
     and its vector is what most of the pixels there can be told from, linearly.
@@ -118,7 +118,7 @@ class PixelTokenizer(ImageTokenizer):
         return self.trunk(pixel_values)
 
     def standard(self, vision_tokens: Tensor) -> Tensor:
-        """Trunk output with every channel's mean and spread taken out; in training, some channels of each picture hidden."""
+        """Trunk output with every channel normalised; in training, with dropout of whole channels of an image."""
         if not self.training:
             return (vision_tokens - self.vision_mean) / self.vision_std
         device = vision_tokens.device.type
@@ -156,7 +156,7 @@ class PixelTokenizer(ImageTokenizer):
 
 
 def patches_of(vision_tokens: Tensor, geometry: PixelGeometry) -> Tensor:
-    """The colours that the tokens carry, as the patches of the queries with places: (batch, queries, 3, height, width)."""
+    """Colour patches of the non-semantic queries, from vision tokens: (batch, queries, 3, height, width)."""
     side, (_, height, width) = geometry.image_size // 32, geometry.patch
     colours = vision_tokens[..., -3 * COLOUR_SIDE**2 :].transpose(1, 2).unflatten(2, (side, side))
     picture = F.pixel_shuffle(colours, COLOUR_SIDE)
@@ -165,7 +165,7 @@ def patches_of(vision_tokens: Tensor, geometry: PixelGeometry) -> Tensor:
 
 
 class SeedTokenizer(ImageTokenizer):
-    """SEED-2: EVA ViT before, one image embedding for unCLIP diffusion behind."""
+    """SEED-2: EVA ViT as the trunk, an image embedding for unCLIP diffusion as the output."""
 
     EMBED_WIDTHS = (256, 128, 32)
 

@@ -17,17 +17,17 @@ from seed_edge.models.fields import Fields, read_checked_json
 from seed_edge.vocab import Vocab
 
 LLM_FOLDER = "llm"
-"""In the folder of a run: its language model."""
+"""Folder of the language model within a run."""
 PIECES_FILE, ADDED_TOKENS_FILE, CONFIG_FILE = "tokenizer.model", "added_tokens.json", "config.json"
 TEMPLATE = "seed_template"
-"""In a configuration: the family of prompts that the model was trained on."""
+"""Key of a configuration: name of the prompt template that the model was trained with."""
 CODE_TOKEN = "<img_{:05d}>"
 CODE_PATTERN = re.compile(r"<img_([0-9]{1,9})>")
 BOI_TOKEN, EOI_TOKEN = "<img>", "</img>"
 
 
 MAX_PIECES = 64 << 20
-"""Bytes of `tokenizer.model`."""
+"""Maximum size of `tokenizer.model`, in bytes."""
 MAX_IDS = 1 << 22
 MAX_LAYERS, MAX_WIDTH, MAX_HEADS, MAX_CONTEXT = 512, 1 << 16, 1 << 10, 1 << 24
 MIN_EPSILON, MAX_EPSILON, MAX_ROPE_BASE = 1e-12, 1e-1, 1e12

@@ -88,7 +88,7 @@ class Layer(nn.Module):
             self.output = _Residual(geometry.qformer_mlp, width)
 
     def read(self, x: Tensor, mask: Tensor) -> Tensor:
-        """The way of text: no vision tokens, a feed-forward of its own."""
+        """Forward pass of text: no vision tokens, and a separate feed-forward network."""
         x = self.attention(x, x, mask)
         return self.output(self.intermediate(x), x)
 

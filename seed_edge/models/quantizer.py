@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 @dataclasses.dataclass
 class Quantized:
-    """What `VectorQuantizer.forward` returns."""
+    """Result of `VectorQuantizer.forward`."""
 
     vectors: Tensor
     """Codebook rows, (batch, n, code_dim), with the gradient of the input (straight-through)."""

@@ -1,6 +1,6 @@
 """Feature noise: varied semantic vectors of an image, made from the differences between other images of one thing.
 
-Drawings of one thing differ by style; views of one photo differ by crop and lighting. Such differences, taken from other images,
+Drawings of one thing differ by style; views of one photo differ by crop and lighting. Such differences, of other images,
 are added before quantization. A language model thus sees a thing in hundreds of variants instead of a few, and no image has to
 be encoded again.
 """
