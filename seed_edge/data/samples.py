@@ -167,9 +167,9 @@ def _turns(key: str, record: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
             isinstance(part, dict) and {"from", "value"} <= part.keys() for part in parts
         ):
             raise DataError(f"{key}: conversations is {shown(parts)}; it must be a list of objects with from and value")
-        said = [(str(part["from"]), str(part["value"])) for part in parts]
-        asked = [text.replace(IMAGE_MARK, " ").strip() for who, text in said if who in ("human", "user")]
-        answered = [text.strip() for who, text in said if who in ("gpt", "assistant")]
+        messages = [(str(part["from"]), str(part["value"])) for part in parts]
+        asked = [text.replace(IMAGE_MARK, " ").strip() for who, text in messages if who in ("human", "user")]
+        answered = [text.strip() for who, text in messages if who in ("gpt", "assistant")]
         if len(asked) != len(answered) or not asked:
             raise DataError(f"{key}: conversations must alternate between human and gpt and end with gpt")
         return tuple(zip(asked, answered, strict=True))

@@ -50,16 +50,16 @@ class Evaluation:
         self.edge, self.limit, self.rng, self.report = edge, limit, np.random.default_rng(seed), report
         everything = [EvalSample(sample, pictures[0]) for sample, pictures in read_samples(data) if len(pictures) == 1]
         everything = [everything[i] for i in self.rng.permutation(len(everything))]
-        held_out = [kept for kept in everything if kept.sample.held_out]
+        held_out = [item for item in everything if item.sample.held_out]
         if not held_out:
             raise DataError(
                 f"no sample of {', '.join(map(str, data))} is held out, so nothing can be measured; put `-val` into the name "
                 "of a file or folder whose samples were not trained on"
             )
-        self.sentences = [kept for kept in held_out if kept.sample.captions][:limit]
-        self.labelled = [kept for kept in held_out if kept.sample.label and not kept.sample.style][:limit]
-        self.drawings = [kept for kept in held_out if kept.sample.label and kept.sample.style]
-        self.seen = [kept for kept in everything if not kept.sample.held_out and not kept.sample.recoloured]
+        self.sentences = [item for item in held_out if item.sample.captions][:limit]
+        self.labelled = [item for item in held_out if item.sample.label and not item.sample.style][:limit]
+        self.drawings = [item for item in held_out if item.sample.label and item.sample.style]
+        self.seen = [item for item in everything if not item.sample.held_out and not item.sample.recoloured]
         self.cells: list[tuple[Image.Image, str]] = []
 
     @cached_property
@@ -71,14 +71,14 @@ class Evaluation:
         """COCO metrics of captions of photos with sentences, and CIDEr with the captions of other photos as a baseline."""
         if not self.sentences:
             return {"photos": 0}
-        told = self._told(self.sentences)
-        references = [kept.sample.captions for kept in self.sentences]
+        captions = self._captions_of(self.sentences)
+        references = [item.sample.captions for item in self.sentences]
         return {
-            "photos": len(told),
-            "bleu4": round(bleu4(told, references), 3),
-            "rouge_l": round(rouge_l(told, references), 3),
-            "cider": round(cider(told, references), 3),
-            "cider_of_other_photos": round(cider(told[1:] + told[:1], references), 3),
+            "photos": len(captions),
+            "bleu4": round(bleu4(captions, references), 3),
+            "rouge_l": round(rouge_l(captions, references), 3),
+            "cider": round(cider(captions, references), 3),
+            "cider_of_other_photos": round(cider(captions[1:] + captions[:1], references), 3),
         }
 
     def names(self) -> dict[str, Any]:
@@ -86,12 +86,12 @@ class Evaluation:
         result: dict[str, Any] = {}
         groups = {"photos": (self.labelled, _noun), "drawings": (self.drawings[: self.limit], _label)}
         for kind, (group, name) in groups.items():
-            told = self._told(group)
-            wanted = [name(kept.sample) for kept in group]
+            captions = self._captions_of(group)
+            wanted = [name(item.sample) for item in group]
             result[kind] = {
                 "count": len(group),
-                "named": _share_named(told, wanted),
-                "by_captions_of_others": _share_named(told[1:] + told[:1], wanted),
+                "named": _share_named(captions, wanted),
+                "by_captions_of_others": _share_named(captions[1:] + captions[:1], wanted),
             }
         return result
 
@@ -100,10 +100,10 @@ class Evaluation:
 
         Beside it what real drawings of the canonical style, and their round trips through the codes, reach.
         """
-        judge, gallery = self.judge, {kept.sample.label: kept for kept in self.drawings if kept.sample.label}
+        judge, gallery = self.judge, {item.sample.label: item for item in self.drawings if item.sample.label}
         labels = sorted(gallery)
-        canonical = [kept for kept in self.seen if kept.sample.style == CANONICAL_STYLE]
-        real = {kept.sample.label: kept for kept in canonical if kept.sample.label in gallery}
+        canonical = [item for item in self.seen if item.sample.style == CANONICAL_STYLE]
+        real = {item.sample.label: item for item in canonical if item.sample.label in gallery}
         asked = [labels[i] for i in self.rng.permutation(len(labels)) if labels[i] in real][:nouns]
         if not asked:
             return {"nouns": 0}
@@ -149,21 +149,21 @@ class Evaluation:
 
     def sheet_of_prompts(self, count: int) -> list[tuple[Image.Image, str]]:
         """Images drawn for random prompts (nouns, colours, counts, two things), not selected, with their prompts."""
-        canonical = [kept.sample for kept in self.seen if kept.sample.style == CANONICAL_STYLE]
+        canonical = [item.sample for item in self.seen if item.sample.style == CANONICAL_STYLE]
         labels = sorted({plain(sample.label) for sample in canonical if sample.label})
         prompts = [random_prompt(labels, self.rng) for _ in range(count)] if labels else []
         return [(self.edge.draw(prompt, seed=i).image, prompt) for i, prompt in enumerate(prompts)]
 
-    def _told(self, group: Sequence[EvalSample]) -> list[str]:
+    def _captions_of(self, group: Sequence[EvalSample]) -> list[str]:
         """Captions of images; the first 24 are added to `cells`."""
-        told = []
-        for number, kept in enumerate(group):
-            told.append(self.edge.caption(kept.image()))
+        captions = []
+        for number, item in enumerate(group):
+            captions.append(self.edge.caption(item.image()))
             if number < 24:
-                self.cells.append((_square(kept.image(), CELL), told[-1]))
+                self.cells.append((_square(item.image(), CELL), captions[-1]))
             if number % 100 == 99:
                 self.report(f"captions: {number + 1:,} of {len(group):,}")
-        return told
+        return captions
 
     def _codes(self, images: Sequence[Image.Image], batch: int = 16) -> NDArray[np.int64]:
         return np.concatenate([self.edge.encode(images[i : i + batch]) for i in range(0, len(images), batch)])
@@ -201,9 +201,9 @@ def _label(sample: Sample) -> str:
     return plain(sample.label or "")
 
 
-def _share_named(told: Sequence[str], wanted: Sequence[str]) -> float:
+def _share_named(captions: Sequence[str], wanted: Sequence[str]) -> float:
     """Share of captions that contain the name as whole words, in singular or plural."""
-    pairs = zip(told, wanted, strict=True)
+    pairs = zip(captions, wanted, strict=True)
     return _share([re.search(rf"\b{re.escape(name.removesuffix('s'))}(?:s|es)?\b", text) is not None for text, name in pairs])
 
 

@@ -170,8 +170,8 @@ def _change(table: dict[str, Any], change: str) -> None:
     if not equals:
         raise DataError(f"--set {change}: write KEY=VALUE, for example --set schedule.steps=100")
     try:
-        told = tomllib.loads(f"value = {text}")
-        value = told["value"] if len(told) == 1 else text
+        parsed = tomllib.loads(f"value = {text}")
+        value = parsed["value"] if len(parsed) == 1 else text
     except (ValueError, RecursionError):
         value = text
     *tables, last = key.strip().split(".")

@@ -160,10 +160,10 @@ class Mixture:
         self.writer, self.tasks = writer, []
         for name, weight in tasks.items():
             usable, make = TASKS[name]
-            kept = [([s for s in samples if usable(s)], share) for samples, share in pools[name]]
-            kept = [(samples, share) for samples, share in kept if samples and share > 0]
-            if kept and weight > 0:
-                self.tasks.append((make, kept, weight))
+            chosen = [([s for s in samples if usable(s)], share) for samples, share in pools[name]]
+            chosen = [(samples, share) for samples, share in chosen if samples and share > 0]
+            if chosen and weight > 0:
+                self.tasks.append((make, chosen, weight))
         if not self.tasks:
             raise DataError(f"no sample has what {' or '.join(tasks)} needs: a caption, a label, or a conversation")
 

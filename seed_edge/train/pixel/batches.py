@@ -19,11 +19,11 @@ class BatchSource:
         Args:
             shares: weight of each pool (`data.subsets.POOLS`).
         """
-        kept = np.array([number for number, sample in enumerate(samples) if not sample.held_out])
-        pools = shared_pools([samples[number] for number in kept], shares)
+        training = np.array([number for number, sample in enumerate(samples) if not sample.held_out])
+        pools = shared_pools([samples[number] for number in training], shares)
         parts = np.array([share for _, share in pools])
         edges = np.rint(np.cumsum(parts / parts.sum()) * batch).astype(int)
-        self.pools = [kept[pool] for pool, _ in pools]
+        self.pools = [training[pool] for pool, _ in pools]
         self.counts = np.diff(edges, prepend=0)
 
     def __call__(self, rng: np.random.Generator) -> NDArray[np.int64]:

@@ -26,7 +26,7 @@ def fit_patches(model: PixelTokenizer, cache: Cache, seed: int = 0) -> None:
     mean = seen.mean(0)
     centred = seen - mean
     values, vectors = torch.linalg.eigh(centred.T @ centred / len(centred))
-    kept = vectors[:, -model.patches.out_features :].flip(1).T / values[-model.patches.out_features :].mean().sqrt()
+    components = vectors[:, -model.patches.out_features :].flip(1).T / values[-model.patches.out_features :].mean().sqrt()
     with torch.no_grad():
-        model.patches.weight.copy_(kept)
-        model.patches.bias.copy_(-kept @ mean)
+        model.patches.weight.copy_(components)
+        model.patches.bias.copy_(-components @ mean)
