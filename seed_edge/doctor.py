@@ -66,9 +66,9 @@ def _system() -> Iterator[Check]:
     if policy.lower() == "active":
         yield Check("threads", WARNING, "OMP_WAIT_POLICY is active: threads spin while they wait", "unset OMP_WAIT_POLICY")
     for name in ("OMP_NUM_THREADS", "OMP_THREAD_LIMIT"):
-        said = os.environ.get(name, "")
-        if said.isdecimal() and int(said) < cores:
-            yield Check(f"threads {name}", NOTE, f"{name} is {said}, though {cores} cores can be used")
+        value = os.environ.get(name, "")
+        if value.isdecimal() and int(value) < cores:
+            yield Check(f"threads {name}", NOTE, f"{name} is {value}, though {cores} cores can be used")
 
 
 def _runtimes() -> Iterator[Check]:
@@ -117,12 +117,12 @@ def _cuda(problem: str | None) -> Iterator[Check]:
     wanted = getattr(onnxruntime, "cuda_version", "") or "13"
     free = free_gpu_memory()
     card = f"{free / 1e9:.1f} GB free" if free is not None else "free memory not known"
-    told = ", ".join(f"{name} {version}" for name, version in found.items()) or "no CUDA libraries from PyPI"
+    text = ", ".join(f"{name} {version}" for name, version in found.items()) or "no CUDA libraries from PyPI"
     if missing:
         advice = 'pip install "onnxruntime-gpu[cuda,cudnn]", unless CUDA and cuDNN of that version are on the library path'
-        yield Check("cuda", WARNING, f"a driver is there ({card}); CUDA {wanted} is wanted, found: {told}", advice)
+        yield Check("cuda", WARNING, f"a driver is there ({card}); CUDA {wanted} is wanted, found: {text}", advice)
     else:
-        yield Check("cuda", OK, f"{card}; CUDA {wanted} is wanted, found: {told}")
+        yield Check("cuda", OK, f"{card}; CUDA {wanted} is wanted, found: {text}")
 
 
 def _version(name: str) -> str | None:
@@ -159,7 +159,7 @@ def _bundles() -> Iterator[Check]:
         size = sum(entry.size for entry in bundle.manifest.files.values())
         free = available_memory()
         if free is not None and size > free:
-            told = f"{size / 1e9:.1f} GB, more than the memory that is free"
-            yield Check(f"bundle {name}", WARNING, told, "use --low-memory, or export with smaller weights")
+            text = f"{size / 1e9:.1f} GB, more than the memory that is free"
+            yield Check(f"bundle {name}", WARNING, text, "use --low-memory, or export with smaller weights")
         else:
             yield Check(f"bundle {name}", OK, f"{size / 1e6:,.0f} MB, {bundle.manifest.kind}")

@@ -60,12 +60,12 @@ def describe_bundle(bundle: Bundle) -> dict[str, Any]:
         able += ["caption", *(["ask"] if prompts.ask else []), *(["draw"] if draws else [])]
         able += ["edit"] if draws and prompts.edit else []
         able += ["chat"] if prompts.turn else []
-    told = dataclasses.asdict(manifest)
-    told["sources"] = {source.name: f"{source.role} ({source.license})" for source in manifest.sources}
+    description = dataclasses.asdict(manifest)
+    description["sources"] = {source.name: f"{source.role} ({source.license})" for source in manifest.sources}
     if manifest.self_test is not None:
-        told["self_test"] = "present"
+        description["self_test"] = "present"
     size = sum(entry.size for entry in manifest.files.values())
-    return {"is": "bundle", "path": str(bundle.path), "bytes": size, "able_to": able} | told
+    return {"is": "bundle", "path": str(bundle.path), "bytes": size, "able_to": able} | description
 
 
 def describe_language_model(path: Path) -> dict[str, Any]:
@@ -130,19 +130,19 @@ def describe_picture(path: Path) -> dict[str, Any]:
 
 def lines(value: dict[str, Any], indent: str = "") -> Iterator[str]:
     """A description as lines of text, with its keys unchanged; empty values are left out."""
-    for key, said in value.items():
+    for key, item in value.items():
         name = printable(key)
-        if isinstance(said, dict) and said:
+        if isinstance(item, dict) and item:
             yield f"{indent}{name}:"
-            yield from lines(said, indent + "  ")
-        elif isinstance(said, (list, tuple)) and said and isinstance(said[0], dict):
-            for number, each in enumerate(said):
+            yield from lines(item, indent + "  ")
+        elif isinstance(item, (list, tuple)) and item and isinstance(item[0], dict):
+            for number, each in enumerate(item):
                 yield f"{indent}{name} {number + 1}:"
                 yield from lines(each, indent + "  ")
-        elif isinstance(said, (list, tuple)):
-            if said:
-                yield f"{indent}{name}: {printable(', '.join(map(str, said)))}"
-        elif type(said) is int and name != "seed":
-            yield f"{indent}{name}: {said:,}"
-        elif said not in (None, "", {}):
-            yield f"{indent}{name}: {printable(str(said))}"
+        elif isinstance(item, (list, tuple)):
+            if item:
+                yield f"{indent}{name}: {printable(', '.join(map(str, item)))}"
+        elif type(item) is int and name != "seed":
+            yield f"{indent}{name}: {item:,}"
+        elif item not in (None, "", {}):
+            yield f"{indent}{name}: {printable(str(item))}"

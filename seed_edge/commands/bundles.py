@@ -45,8 +45,8 @@ def list_bundles(as_json: bool) -> None:
         if as_json:
             print_json(record)
         else:
-            told = record.get("error") or f"{record['bytes']:,} bytes, {record['kind']}"
-            click.echo("\t".join(printable(str(part)) for part in (name, told, record["path"])))
+            text = record.get("error") or f"{record['bytes']:,} bytes, {record['kind']}"
+            click.echo("\t".join(printable(str(part)) for part in (name, text, record["path"])))
 
 
 @bundles.command()
@@ -57,11 +57,11 @@ def info(name: str, as_json: bool) -> None:
     from seed_edge.bundle import Bundle
     from seed_edge.inspection import describe_bundle, lines
 
-    told = describe_bundle(Bundle.open(name))
+    description = describe_bundle(Bundle.open(name))
     if as_json:
-        print_json(told)
+        print_json(description)
     else:
-        click.echo("\n".join(lines(told)))
+        click.echo("\n".join(lines(description)))
 
 
 @bundles.command()
@@ -104,11 +104,11 @@ def inspect(what: str, as_json: bool) -> None:
     """Print the metadata of a drawn image, a bundle, a GGUF or an ONNX file. No model is loaded."""
     from seed_edge.inspection import describe, lines
 
-    told = describe(what)
+    description = describe(what)
     if as_json:
-        print_json(told)
+        print_json(description)
     else:
-        click.echo("\n".join(lines(told)))
+        click.echo("\n".join(lines(description)))
 
 
 @click.command()

@@ -50,7 +50,7 @@ if TYPE_CHECKING:
 
 STDIN_LIMIT = 1 << 28
 MAX_ENDINGS = 8
-"""Endings of files that were passed over that are told."""
+"""Maximum number of file endings in the message about skipped files."""
 
 temperature_option = click.option(
     "--temperature",
@@ -171,11 +171,11 @@ def refuse_failed(failed: list[tuple[Path, str]], heading: str) -> NoReturn:
 
 
 def tell_left_out(chosen: Chosen, engine: RuntimeOptions) -> None:
-    """Say which files of folders were passed over."""
-    told = [f"{printable(ending)} {count:,}" for ending, count in chosen.left_out.most_common(MAX_ENDINGS) if count]
-    if told:
+    """Write a message about the files of folders that were skipped."""
+    counts = [f"{printable(ending)} {count:,}" for ending, count in chosen.left_out.most_common(MAX_ENDINGS) if count]
+    if counts:
         more = ", ..." if len(chosen.left_out) > MAX_ENDINGS else ""
-        engine.note(f"passed over, as no images by their ending: {', '.join(told)}{more}")
+        engine.note(f"skipped files that are not images, by ending: {', '.join(counts)}{more}")
 
 
 def still_to_do(paths: list[Path], sink: Sink, alone: bool) -> tuple[list[Path], list[tuple[Path, str]]]:

@@ -253,8 +253,10 @@ class Lines:
         except BrokenPipeError:
             raise click.ClickException(f"{self.path}: nobody reads it any more") from None
         except OSError as error:
-            told = f"{self.path}: {error.strerror}"
-            raise click.ClickException(f"{told}; what is written so far stays, make room and go on with --resume") from error
+            message = f"{self.path}: {error.strerror}"
+            raise click.ClickException(
+                f"{message}; what is written so far stays, make room and go on with --resume"
+            ) from error
 
     @classmethod
     @contextmanager
@@ -408,7 +410,7 @@ class FileProgress:
     def __init__(self, total: int, quiet: bool) -> None:
         self.total, self.shown, self.done = total, not quiet, 0
         self.rewritten = self.shown and sys.stderr.isatty() and not logs_json()
-        self.started = self.told = time.monotonic()
+        self.started = self.last_line = time.monotonic()
 
     def step(self) -> None:
         """One more is done."""
@@ -420,8 +422,8 @@ class FileProgress:
         line = f"{self.done:,}/{self.total:,}  {rate:.1f}/s  {_clock(left)} left"
         if self.rewritten:
             click.echo(f"\r{line} \033[K", err=True, nl=False)
-        elif self.shown and now - self.told >= self.EVERY:
-            self.told = now
+        elif self.shown and now - self.last_line >= self.EVERY:
+            self.last_line = now
             write_stderr(line)
 
     def clear(self) -> None:
@@ -456,8 +458,8 @@ def chosen_images(names: tuple[str, ...], stdin0: bool) -> Chosen:
 
     if stdin0:
         with click.open_file("-", "rb") as file:
-            told: bytes = file.read()
-        names = (*names, *filter(None, told.decode("utf-8", "surrogateescape").split("\0")))
+            data: bytes = file.read()
+        names = (*names, *filter(None, data.decode("utf-8", "surrogateescape").split("\0")))
     chosen = Chosen()
     for name in names:
         path = Path(name)

@@ -147,7 +147,7 @@ class Chat:
         return f"({len(self._images)} image{'s' * (len(self._images) > 1)}) > " if self._images else "> "
 
     def obey(self, line: str) -> None:
-        """Do what a line says; mistakes are told, and lose nothing."""
+        """Run a line: a command or a message. Errors are printed and change nothing."""
         command, _, rest = line.strip().partition(" ")
         commands: dict[str, Callable[[str], None]] = {
             "/image": self.attach,
@@ -203,12 +203,12 @@ class Chat:
         """Send a message and tell the answer as it comes; Ctrl-C stops it."""
         text, turns = _in_utf8(text), len(self.conversation.turns)
         images, self._images = self._images, []
-        told, drawn = False, []
+        printed, drawn = False, []
         try:
             for piece in self.conversation.say(text, images, draw=draw):
                 if isinstance(piece, str):
                     click.echo(piece, nl=False)
-                    told = True
+                    printed = True
                 else:
                     drawn.append(piece.tolist())
         except KeyboardInterrupt:
@@ -218,7 +218,7 @@ class Chat:
         except SeedEdgeError:
             self._images = images
             raise
-        if told:
+        if printed:
             click.echo()
         for codes in drawn:  # now, as making pixels may take the language model out of memory
             self.keep(text, codes)
@@ -247,7 +247,7 @@ def _named(name: str) -> Path:
 
 
 def _in_utf8(text: str) -> str:
-    """A message in which the replacement character stands for what is not UTF-8, which is said."""
+    """A message with invalid UTF-8 replaced by the replacement character, and a note about it."""
     plain = SURROGATE.sub("\N{REPLACEMENT CHARACTER}", text)
     if plain != text:
         note("bytes that are not UTF-8 were replaced", quiet=False)

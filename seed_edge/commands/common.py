@@ -299,7 +299,7 @@ class Progress:
     """Seconds."""
 
     def __init__(self, what: str, quiet: bool) -> None:
-        self.what, self.quiet, self.told = what, quiet, time.monotonic()
+        self.what, self.quiet, self.last_line = what, quiet, time.monotonic()
         self.rewritten = not quiet and sys.stderr.isatty() and not logs_json()
 
     def __enter__(self) -> Progress:
@@ -308,8 +308,8 @@ class Progress:
     def __call__(self, done: int, total: int) -> None:
         if self.rewritten:
             click.echo(f"\r{self.what}: {done}/{total}", err=True, nl=False)
-        elif not self.quiet and time.monotonic() - self.told >= self.EVERY:
-            self.told = time.monotonic()
+        elif not self.quiet and time.monotonic() - self.last_line >= self.EVERY:
+            self.last_line = time.monotonic()
             write_stderr(f"{self.what}: {done}/{total}")
 
     def __exit__(self, *_: object) -> None:

@@ -45,24 +45,24 @@ def defaults_in(path: Path, group: click.Group) -> dict[str, Any]:
 
     name = printable(str(path))
     try:
-        told = tomllib.loads(read_text(path, MAX_FILE_BYTES))
+        settings = tomllib.loads(read_text(path, MAX_FILE_BYTES))
     except SeedEdgeError as error:
         raise click.ClickException(f"settings cannot be read: {error}") from error
     except RecursionError:
         raise click.ClickException(f"{name} cannot be read as TOML (it nests too deeply)") from None
     except ValueError as error:  # TOMLDecodeError, or an integer of thousands of digits
         raise click.ClickException(f"{name} cannot be read as TOML ({error})") from error
-    for_all = {key: value for key, value in told.items() if not isinstance(value, dict)}
+    for_all = {key: value for key, value in settings.items() if not isinstance(value, dict)}
     known = {key: option for command in _commands_below(group) for key, option in options_by_name(command).items()}
     for key in for_all:
         if key not in known:
             raise click.ClickException(f"{name}: no command has an option --{_short(key)}{_nearest(key, set(known))}")
-    return _defaults(name, group, told, for_all, "")
+    return _defaults(name, group, settings, for_all, "")
 
 
-def _defaults(path: str, group: click.Group, told: dict[str, Any], for_all: dict[str, Any], where: str) -> dict[str, Any]:
+def _defaults(path: str, group: click.Group, settings: dict[str, Any], for_all: dict[str, Any], where: str) -> dict[str, Any]:
     found: dict[str, Any] = {}
-    tables = {key: value for key, value in told.items() if isinstance(value, dict)}
+    tables = {key: value for key, value in settings.items() if isinstance(value, dict)}
     for name in tables:
         if name not in group.commands:
             raise click.ClickException(f"{path}: [{where}{_short(name)}] is no command{_nearest(name, set(group.commands))}")
@@ -161,8 +161,8 @@ def _shown(value: Any) -> str:
 
 
 def _short(text: str) -> str:
-    told = printable(text[: MAX_WORD + 1])
-    return told if len(text) <= MAX_WORD else told[:MAX_WORD] + "..."
+    shortened = printable(text[: MAX_WORD + 1])
+    return shortened if len(text) <= MAX_WORD else shortened[:MAX_WORD] + "..."
 
 
 def settings_file(option: str) -> str:

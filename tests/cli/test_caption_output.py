@@ -426,8 +426,8 @@ def test_pictures_that_are_not_read_are_counted_and_named(run, folder, name):
 def test_what_is_no_image_is_counted(run, folder):
     (folder / "LICENSE").write_text("x")
     (folder / "more" / "b.TXT").write_text("x")
-    assert "passed over, as no images by their ending: .txt 2, no ending 1" in run("photos").stderr
-    assert "passed over" not in run("photos", "-q").stderr
+    assert "skipped files that are not images, by ending: .txt 2, no ending 1" in run("photos").stderr
+    assert "skipped" not in run("photos", "-q").stderr
 
 
 # ---- --out -------------------------------------------------------------------------------------------------------
