@@ -24,26 +24,65 @@ def columns_and_rows(count: int) -> tuple[int, int]:
     return columns, math.ceil(count / columns)
 
 
-def contact_sheet(images: Sequence[Image.Image], columns: int | None = None) -> Image.Image:
-    """Place images of one size side by side, row after row; places that stay empty are white.
+class ImageGrid:
+    """A sheet of images of one size to which images are added one by one; places that stay empty are white."""
 
-    Args:
-        images: at least one; all have the size of the first.
-        columns: images per row; by default the sheet is as nearly square as possible.
+    def __init__(self, count: int, columns: int | None = None) -> None:
+        """
+        Args:
+            count: maximum number of images.
+            columns: images per row; by default the sheet is as nearly square as possible.
+        """
+        self._count, self._columns, self._added = count, columns or columns_and_rows(count)[0], 0
+        self._sheet: Image.Image | None = None
+        self._size = (0, 0)
+
+    def add(self, image: Image.Image) -> None:
+        """Paste the next image.
+
+        Raises:
+            ValueError: it has another size than the first image.
+        """
+        if self._sheet is None:
+            rows = -(-self._count // self._columns)
+            self._size = image.size
+            self._sheet = Image.new("RGB", (self._columns * image.width, rows * image.height), "white")
+        if image.size != self._size:
+            raise ValueError("the images of a contact sheet must have one size")
+        self._sheet.paste(image, self._place(self._added))
+        self._added += 1
+
+    def image(self) -> Image.Image:
+        """The sheet. If fewer images than `count` were added, it is laid out for these images alone.
+
+        Raises:
+            ValueError: no image was added.
+        """
+        if self._sheet is None:
+            raise ValueError("a contact sheet needs at least one image")
+        if self._added == self._count:
+            return self._sheet
+        fewer, (width, height) = ImageGrid(self._added), self._size
+        for number in range(self._added):
+            x, y = self._place(number)
+            fewer.add(self._sheet.crop((x, y, x + width, y + height)))
+        return fewer.image()
+
+    def _place(self, number: int) -> tuple[int, int]:
+        width, height = self._size
+        return number % self._columns * width, number // self._columns * height
+
+
+def contact_sheet(images: Sequence[Image.Image], columns: int | None = None) -> Image.Image:
+    """Place images of one size side by side, row after row; see `ImageGrid`.
 
     Raises:
         ValueError: there is no image, or images differ in size.
     """
-    if not images:
-        raise ValueError("a contact sheet needs at least one image")
-    width, height = images[0].size
-    if any(image.size != (width, height) for image in images):
-        raise ValueError("the images of a contact sheet must have one size")
-    columns = columns or columns_and_rows(len(images))[0]
-    sheet = Image.new("RGB", (columns * width, -(-len(images) // columns) * height), "white")
-    for number, image in enumerate(images):
-        sheet.paste(image, (number % columns * width, number // columns * height))
-    return sheet
+    grid = ImageGrid(max(1, len(images)), columns)
+    for image in images:
+        grid.add(image)
+    return grid.image()
 
 
 def captioned(image: Image.Image, text: str) -> Image.Image:

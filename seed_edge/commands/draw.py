@@ -32,7 +32,6 @@ from seed_edge.commands.common import (
 )
 from seed_edge.commands.image_output import (
     LATENTS,
-    Grid,
     Output,
     check_grid,
     check_output,
@@ -178,7 +177,9 @@ class ContactSheet:
         Args:
             count: the number of drawings that will be added.
         """
-        self._grid = Grid(count)
+        from seed_edge.contact_sheet import ImageGrid
+
+        self._grid = ImageGrid(count)
         self._drawn: list[Drawn] = []
         self._last: Drawing | None = None
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import itertools
 import logging
-import math
 import os
 import re
 import sys
@@ -118,42 +117,6 @@ def diffusion_options_of(edge: SeedEdge, diffusion: dict[str, Any]) -> Diffusion
     return dataclasses.replace(FAST if diffusion["fast"] else DiffusionOptions(), **chosen)
 
 
-class Grid:
-    """Pictures of one size side by side, in rows as nearly square as can be. Each is put in its place as it comes."""
-
-    def __init__(self, count: int) -> None:
-        self.count, self._columns, self._rows, self._done = count, *columns_and_rows(count), 0
-        self._sheet: Image | None = None
-
-    def add(self, image: Image) -> None:
-        """Put the next picture in its place."""
-        from PIL import Image as pillow
-
-        width, height = image.size
-        if self._sheet is None:
-            self._sheet = pillow.new("RGB", (self._columns * width, self._rows * height), "white")
-        self._sheet.paste(image, (self._done % self._columns * width, self._done // self._columns * height))
-        self._done += 1
-
-    def image(self) -> Image:
-        """The whole; of fewer pictures than were to come, what a grid of these alone would be."""
-        assert self._sheet is not None
-        if self._done == self.count:
-            return self._sheet
-        width, height = self._sheet.width // self._columns, self._sheet.height // self._rows
-        fewer = Grid(self._done)
-        for number in range(self._done):
-            x, y = number % self._columns * width, number // self._columns * height
-            fewer.add(self._sheet.crop((x, y, x + width, y + height)))
-        return fewer.image()
-
-
-def columns_and_rows(count: int) -> tuple[int, int]:
-    """How many pictures stand side by side in a grid, and how many above each other."""
-    columns = math.ceil(math.sqrt(count))
-    return columns, math.ceil(count / columns)
-
-
 def check_grid(count: int, side: int, path: Path) -> None:
     """Refuse a grid that is too large to be kept in memory, saved, or opened again; before anything is drawn.
 
@@ -163,6 +126,7 @@ def check_grid(count: int, side: int, path: Path) -> None:
     Raises:
         click.ClickException: it is.
     """
+    from seed_edge.contact_sheet import columns_and_rows
     from seed_edge.memory import available_memory
     from seed_edge.preprocess import MAX_PIXELS
 

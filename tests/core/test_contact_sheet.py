@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from seed_edge.contact_sheet import captioned, columns_and_rows, contact_sheet, save_contact_sheet
+from seed_edge.contact_sheet import ImageGrid, captioned, columns_and_rows, contact_sheet, save_contact_sheet
 
 
 def squares(*colours):
@@ -45,3 +45,10 @@ def test_the_name_of_a_sheet_decides_its_format(tmp_path, name, kind):
 def test_no_images_or_images_of_different_sizes_are_refused(images):
     with pytest.raises(ValueError, match="contact sheet"):
         contact_sheet(images)
+
+
+def test_a_grid_of_fewer_images_than_expected_is_laid_out_for_these_alone():
+    grid, images = ImageGrid(9), squares("red", "lime")
+    for image in images:
+        grid.add(image)
+    assert grid.image().tobytes() == contact_sheet(images).tobytes() and grid.image().size == (16, 8)
