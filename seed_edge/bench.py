@@ -1,4 +1,4 @@
-"""How fast a bundle runs here, stage by stage, beside what this machine could do at best.
+"""Benchmark of a bundle: the time of each stage, and the lower bound of this machine.
 
 The floor of a stage is the larger of two times: its multiplications at the rate of a large matrix product measured on the
 spot, and its weights at the rate of reading memory. No program can be faster with the same weights and the same numbers,
@@ -38,24 +38,24 @@ BATCH = 16
 PROMPT_IDS, WRITTEN_IDS = 64, 32
 PROMPT = "a red fox"
 LONG = 3.0
-"""Seconds from which on a stage is run only once more."""
+"""A stage that takes this many seconds or more is timed only once."""
 LABELS = 2
 """Class labels of a diffusion are two image embeddings wide."""
 
 
 @dataclass(frozen=True)
 class Machine:
-    """What this machine does at best, all cores together."""
+    """The best rates of this machine, with all cores."""
 
     cores: int
     read_rate: float
-    """Bytes a second, from memory."""
+    """Bytes per second read from memory."""
     multiply_rate: float
-    """Floating point operations a second, in fp32."""
+    """Floating-point operations per second, in fp32."""
 
     @classmethod
     def measure(cls) -> Machine:
-        """Best of some tries, of a matrix product and of a product that reads a large matrix once."""
+        """The best of several runs of a matrix product, and of a matrix-vector product that reads a large matrix once."""
         free = available_memory() or READ_BYTES
         rows = max(1, min(READ_BYTES, free // 8) // (4 * 4096))
         matrix, vector = np.ones((rows, 4096), np.float32), np.ones(4096, np.float32)
@@ -65,18 +65,18 @@ class Machine:
         return cls(available_cores(), matrix.nbytes / reading, 2 * MATRIX_SIDE**3 / multiplying)
 
     def floor(self, work: Work) -> float:
-        """Least seconds that some work can take."""
+        """Lower bound of the time for some work, in seconds."""
         return max(work.bytes_read / self.read_rate, work.operations / self.multiply_rate)
 
 
 @dataclass(frozen=True)
 class Work:
-    """What a stage cannot do without."""
+    """The work of a stage that no implementation can avoid."""
 
     operations: float
     """Floating point operations, two for each multiplication with its addition."""
     bytes_read: float
-    """Of weights."""
+    """Bytes of weights that are read."""
 
     def __mul__(self, times: int) -> Work:
         return Work(self.operations * times, self.bytes_read)
@@ -90,11 +90,11 @@ class Stage:
     seconds: float
     """Median."""
     floor: float | None
-    """Seconds; None where none is known."""
+    """Lower bound in seconds; None if it is unknown."""
     peak: int | None
-    """Most bytes that the process held meanwhile; None where the system does not say."""
+    """Peak memory of the process in bytes; None if the system does not report it."""
     rate: str = ""
-    """The same in other words, such as `310 ids/s`."""
+    """The rate, such as `310 ids/s`."""
 
     def record(self) -> dict[str, Any]:
         """For JSON."""
@@ -112,7 +112,7 @@ def _short(seconds: float) -> float:
 
 
 def _seconds(action: Callable[[], object], tries: int) -> list[float]:
-    """Seconds of each try, after one that is not counted; what takes long is tried once more only."""
+    """Seconds of each run after a warm-up run; an action that takes `LONG` seconds is timed only once."""
 
     def once() -> float:
         started = time.perf_counter()
@@ -123,12 +123,12 @@ def _seconds(action: Callable[[], object], tries: int) -> list[float]:
 
 
 def bench(path: Path | None, device: Device, tries: int, report: Callable[[str], None]) -> dict[str, Any]:
-    """Time all that a bundle can do.
+    """Time every stage of a bundle.
 
     Args:
         path: of the bundle; None for the embedded one.
-        tries: of each stage; the median counts.
-        report: told what comes next.
+        tries: runs of each stage; the median is reported.
+        report: called with the name of the next stage.
 
     Returns:
         `bundle`, `device`, `machine` and `stages`, ready for JSON.
@@ -154,7 +154,7 @@ def bench(path: Path | None, device: Device, tries: int, report: Callable[[str],
 
 
 def time_processes(bundle: Bundle, path: Path | None, tries: int, report: Callable[[str], None]) -> list[Stage]:
-    """Whole processes, as a shell starts them."""
+    """Times of whole processes, as a shell starts them."""
     if bundle.manifest.language is None:
         return []
     stages, chosen = [], [] if path is None else ["--bundle", str(path)]
@@ -174,13 +174,13 @@ def time_processes(bundle: Bundle, path: Path | None, tries: int, report: Callab
 
 
 def pictures(bundle: Bundle, count: int) -> list[Image.Image]:
-    """Noise, of the size that the encoder takes."""
+    """Images of noise, of the encoder's input size."""
     side, rng = bundle.manifest.preprocessing.image_size, np.random.default_rng(0)
     return [Image.fromarray(rng.integers(0, 256, (side, side, 3), np.uint8)) for _ in range(count)]
 
 
 class _Run:
-    """Collects stages; later ones use what earlier ones opened."""
+    """Times stages one after the other; later stages use the parts that earlier ones opened."""
 
     def __init__(self, bundle: Bundle, device: Device, machine: Machine, tries: int, report: Callable[[str], None]) -> None:
         self.bundle, self.device, self.machine, self.tries, self.report = bundle, device, machine, tries, report
@@ -192,9 +192,9 @@ class _Run:
         """Time a stage.
 
         Args:
-            work: what it cannot do without, all in all.
-            each: how many things it does; seconds, floor and rate are those of one.
-            rate: unit of one thing, to be told as so many a second.
+            work: the unavoidable work of the whole stage.
+            each: number of items in the stage; seconds, lower bound and rate are those of one item.
+            rate: unit of an item, to report the rate.
         """
         self.report(name)
         reset_peak()
@@ -205,7 +205,7 @@ class _Run:
         return seconds
 
     def images(self) -> None:
-        """Encoder, and what makes pictures of codes."""
+        """Time the encoder and the decoder."""
         manifest, images = self.bundle.manifest, self.edge.engine.images
         values = manifest.preprocessing(self.pictures)
         one = self.work(self.bundle.encoder, [values[:1]])
@@ -218,7 +218,7 @@ class _Run:
             self.diffusion(images.decoder.unclip, images.decoder.embed(codes))
 
     def diffusion(self, unclip: Unclip, embeds: np.ndarray[Any, Any]) -> None:
-        """One evaluation of the network, without guidance, and the last stage."""
+        """Time one evaluation of the U-Net without guidance, and the VAE."""
         latents, _ = unclip.noise(0, 1)
         labels = np.tile(embeds, (1, LABELS)).astype(np.float32)
         moment = np.zeros(1, np.int64)
@@ -228,7 +228,7 @@ class _Run:
         self.developing = self.time("latents to pixels", lambda: unclip.decode_latents(latents), last)
 
     def language(self) -> None:
-        """The language model: a prompt, text, and codes as they are drawn."""
+        """Time the language model: reading a prompt, generating text, sampling codes."""
         if self.bundle.manifest.language is None:
             return
         language, path = self.bundle.language, self.bundle.language_model
@@ -265,7 +265,7 @@ class _Run:
         _ = self.edge.engine.language_model
 
     def whole(self) -> None:
-        """What people call, with everything open."""
+        """Time whole calls of the API, with all parts open."""
         if self.bundle.manifest.language is None:
             return
         self.time("caption", lambda: self.edge.caption(self.pictures[0]))
@@ -280,13 +280,13 @@ class _Run:
         self.edge.close()
 
     def work(self, path: Path, inputs: Sequence[np.ndarray[Any, Any]]) -> Work:
-        """Of one run of a graph with these inputs."""
+        """Work of one run of a graph with these inputs."""
         weights = sum(file.stat().st_size for file in path.parent.glob(f"{path.name}*"))
         return Work(sum(map(operations, Session.operators(path, inputs))), weights)
 
 
 def _repeated(work: Work, times: int) -> Work:
-    """So many times one after the other: weights are read each time."""
+    """Work repeated `times` times one after the other: weights are read each time."""
     return Work(work.operations * times, work.bytes_read * times)
 
 
@@ -307,7 +307,7 @@ def operations(operator: dict[str, Any]) -> float:
 
 
 def _language_work(header: GgufHeader) -> Work:
-    """Of one id: every weight but those of the table, of which one row is read."""
+    """Work for one id: all weights except the embedding table, of which one row is read."""
     used = [
         tensor
         for name, tensor in header.tensors.items()
@@ -336,7 +336,7 @@ def _process(command: list[str]) -> tuple[float, int | None]:
 
 
 def table(found: dict[str, Any]) -> str:
-    """What `bench` found, for people."""
+    """The result of `bench` as a table for people."""
     machine = found["machine"]
     lines = [
         f"{found['bundle']} on {found['device']}",

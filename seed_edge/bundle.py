@@ -67,7 +67,7 @@ class Bundle:
 
     @property
     def language(self) -> Language:
-        """What the manifest says of the language model.
+        """The language model's section of the manifest.
 
         Raises:
             BundleError: the bundle has none.
@@ -83,7 +83,7 @@ class Bundle:
 
     @property
     def diffusion(self) -> Diffusion:
-        """What the manifest says of the diffusion.
+        """The diffusion's section of the manifest.
 
         Raises:
             BundleError: the bundle has none.
@@ -114,7 +114,7 @@ class Bundle:
 
     @classmethod
     def read(cls, folder: Path) -> Bundle:
-        """Read the manifest of a folder; no other file is looked at.
+        """Read the manifest of a folder; no other file is checked.
 
         Raises:
             BundleError: there is none, or it is damaged.
@@ -143,7 +143,7 @@ class Bundle:
             raise BundleError(f"{self.path / min(present)} is not listed in {MANIFEST}; remove it from the bundle")
 
     def _check_contents(self) -> None:
-        """Headers, and hashes where that is quick; a file that passed and did not change is not read again."""
+        """Check headers, and the hashes of small bundles; a file that passed and did not change is not read again."""
         checked = Checked()
         small = sum(entry.size for entry in self.manifest.files.values()) <= HASH_LIMIT
         for name, expected in self.manifest.files.items():
@@ -219,12 +219,12 @@ def sha256(path: Path) -> str:
 
 
 def entry_for(path: Path) -> FileEntry:
-    """What the manifest says of a file."""
+    """The manifest's entry of a file."""
     return FileEntry(path.stat().st_size, sha256(path))
 
 
 def add(source: Bundle, name: str, replace: bool = False) -> Bundle:
-    """Copy a bundle to where it is found by name from anywhere, after a look at every byte.
+    """Copy a bundle to the user's folder of bundles, where it is found by name, after a check of all hashes.
 
     Raises:
         BundleError: a file is not the one that was exported, the name is taken or is none, or the disk is too small.
@@ -247,7 +247,7 @@ def add(source: Bundle, name: str, replace: bool = False) -> Bundle:
 
 
 def remove(name: str) -> Path:
-    """Delete a bundle that was added; return where it was.
+    """Delete a bundle that was added; return the path it had.
 
     Raises:
         BundleError: there is none of that name.
@@ -289,7 +289,7 @@ def staging(out: Path, replace: bool = False) -> Iterator[Path]:
 
 
 def refuse_existing(out: Path, replace: bool) -> None:
-    """Refuse an output where something is that may not be replaced: anything but a bundle, and that only when told.
+    """Refuse an output path that exists, unless it is a bundle and `replace` is set.
 
     Raises:
         BundleError: it is.

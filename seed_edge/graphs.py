@@ -1,4 +1,4 @@
-"""Inputs and outputs of the ONNX graphs in a bundle: the exporter writes them so, the runtime checks that they are."""
+"""Inputs and outputs of the ONNX graphs in a bundle, which the exporter writes and the runtime checks."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class TensorSpec:
     dtype: str
     """`float32` or `int64`."""
     shape: tuple[int | str, ...]
-    """Numbers are fixed; a word names a dynamic axis."""
+    """An integer is a fixed size; a string is the name of a dynamic axis."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ def unet_graph(channels: int, size: int, image_embed_dim: int) -> GraphSpec:
 
 
 def vae_graph(channels: int) -> GraphSpec:
-    """Latents to RGB pixels in [0, 1], a whole picture or a tile of one."""
+    """Latents to RGB pixels in [0, 1], of a whole image or of a tile."""
     return GraphSpec(
         inputs=(TensorSpec("latents", "float32", (BATCH, channels, "rows", "columns")),),
         outputs=(TensorSpec("pixels", "float32", (BATCH, 3, "pixel rows", "pixel columns")),),

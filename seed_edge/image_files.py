@@ -1,7 +1,7 @@
-"""Picture files from anywhere: told apart by content, opened by Pillow's readers, whatever these raise told in one line.
+"""Reads untrusted image files: the format is detected by content, Pillow's readers open it, and errors become one line.
 
-Nothing global is touched, neither of Pillow nor of `warnings`: a host program may set those as it likes, and threads may read
-side by side.
+No process-wide setting of Pillow or `warnings` is read or changed, so that a host program may set them and threads may read in
+parallel.
 """
 
 from __future__ import annotations
@@ -47,16 +47,16 @@ IMAGE_ENDINGS_BY_FORMAT = {
     "RAW": ".3fr .arw .cr2 .cr3 .crw .dcr .dng .erf .iiq .kdc .mef .mos .mrw .nef .nrw"
     " .orf .pef .raf .raw .rw2 .rwl .sr2 .srw .x3f",
 }
-"""Lower-case endings that picture files have, by format. The last two rows are not read; such files fail with an error."""
+"""Lower-case endings of image files, by format. The last two rows cannot be read; such files raise an error."""
 IMAGE_ENDINGS = frozenset(ending for row in IMAGE_ENDINGS_BY_FORMAT.values() for ending in row.split())
-"""Lower-case endings, with their dot, of files in a folder that are taken for pictures. Content decides what they are."""
+"""Lower-case endings, with the dot, of files in a folder that are opened as images. The content decides the format."""
 
 MAX_PIXELS = 200_000_000
 """Default limit on width x height, checked in the header before anything is decoded."""
 MAX_STREAM = 1 << 30
-"""Bytes that are read of a file object that cannot seek."""
+"""Maximum number of bytes read from a file object that cannot seek."""
 HEAD = 1024
-"""Bytes of a file that tell its format."""
+"""Number of bytes by which the format is detected."""
 MAX_REASON = 200
 
 READERS = {
@@ -253,7 +253,7 @@ def refusal(kind: str, head: bytes) -> str:
 
 
 def name_of(source: object) -> str:
-    """How messages call a path or a file object."""
+    """The name of a path or a file object in messages."""
     named = source if isinstance(source, str | os.PathLike) else getattr(source, "name", None)
     return printable(os.fsdecode(named)) if isinstance(named, str | bytes | os.PathLike) else "image"
 
@@ -262,7 +262,7 @@ def name_of(source: object) -> str:
 def opened(
     source: str | os.PathLike[str] | IO[bytes], max_pixels: int = MAX_PIXELS, name: str | None = None
 ) -> Iterator[ImageFile]:
-    """A picture file whose header was read; whatever Pillow raises in the block becomes one line that names the file.
+    """Open an image file and read its header. Any exception of Pillow in the block becomes an `ImageError` of one line.
 
     Args:
         source: a path of a regular file, or a binary file object, which may be one that cannot seek.
@@ -294,7 +294,7 @@ def opened(
 
 @contextlib.contextmanager
 def told(name: str, max_pixels: int) -> Iterator[None]:
-    """Turn whatever Pillow raises in the block into an `ImageError` of one line. Ctrl-C passes.
+    """Turn any exception in the block into an `ImageError` of one line. KeyboardInterrupt is not caught.
 
     Args:
         name: of the file, printable.
@@ -338,7 +338,7 @@ def _seekable(file: IO[bytes], name: str) -> IO[bytes]:
 
 
 def _of_a_sensor(tags: Any) -> bool:
-    """Whether the first picture of a TIFF file is what a camera saw, or a small copy of that."""
+    """Whether the first image of a TIFF file is raw data of a camera sensor, or a thumbnail of it."""
     if DNG_VERSION in tags or tags.get(PHOTOMETRIC) in SENSOR:
         return True
     small = tags.get(SUB_FILE)
@@ -433,7 +433,7 @@ def _exif_of_orientation(image: ImageFile) -> Image.Exif:
 
 
 def loaded(image: ImageFile) -> Image.Image:
-    """The pixels of an opened picture: upright, and where Pillow takes them for something else, as the file means them."""
+    """Decode an opened image: upright, and with corrections where Pillow misreads the format."""
     keyed = _key_of_16_bit(image)
     image.load()
     right = _tiff_as_meant(image) if image.format == "TIFF" else image if keyed is None else keyed(image)
@@ -481,7 +481,7 @@ def _tiff_as_meant(image: Any) -> Image.Image:
 
 
 def orientation(image: Image.Image) -> int:
-    """EXIF's number of how a picture lies, from EXIF or XMP; 1 for upright or unknown."""
+    """The EXIF orientation number, from EXIF or XMP; 1 for upright or unknown."""
     exif = image.info.get("exif") or _raw_profile(image.info.get("Raw profile type exif"))
     number = orientation_in(exif) if isinstance(exif, bytes) else None
     if number is None and hasattr(image, "tag_v2"):
@@ -495,7 +495,7 @@ def orientation(image: Image.Image) -> int:
 
 
 def _raw_profile(text: object) -> bytes | None:
-    """EXIF as ImageMagick keeps it in a text of a PNG file: three lines, then hexadecimal."""
+    """EXIF data as ImageMagick stores it in a text chunk of a PNG file: three lines, then hexadecimal digits."""
     try:
         return bytes.fromhex("".join(text.split("\n")[3:])) if isinstance(text, str) else None
     except ValueError:

@@ -1,4 +1,4 @@
-"""Where image codes live inside the language model's vocabulary; the only place that does `code + offset`."""
+"""The ids of image codes in the language model's vocabulary; only this module computes `code + offset`."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from numpy.typing import NDArray
 from seed_edge.errors import BundleError, CodesError
 
 MAX_VOCAB, MAX_CODES = 1 << 22, 4096
-"""Most token ids of a language model, and codes of an image."""
+"""Maximum number of token ids of a language model, and of codes of an image."""
 
 
 @dataclass(frozen=True)
 class CodeSpace:
-    """What an image is, for a language model and without one."""
+    """The shape and the range of an image's codes."""
 
     codebook_size: int
     codes_per_image: int
@@ -54,7 +54,7 @@ class CodeSpace:
 
 @dataclass(frozen=True)
 class Vocab:
-    """Ids of everything that is not text, and the range of the codes."""
+    """Ids of special tokens and the range of the codes."""
 
     size: int
     """Number of token ids; the language model has one logit for each."""
@@ -88,7 +88,7 @@ class Vocab:
 
     @property
     def codes(self) -> CodeSpace:
-        """What an image is."""
+        """The shape and the range of an image's codes."""
         return CodeSpace(self.codebook_size, self.codes_per_image)
 
     def check_codes(self, codes: Sequence[int] | NDArray[np.int64]) -> NDArray[np.int64]:

@@ -25,11 +25,11 @@ from seed_edge.runtime.selftest import pattern
 from seed_edge.runtime.unclip import DiffusionOptions, Unclip
 
 SAMPLE = "A red fox; 7 houses,\tβ 北 \N{FOX FACE}\x00\x1b</s><img_00001>\n\xff"
-"""Text for a tokenizer: pieces, bytes, control characters, names of control tokens."""
+"""Sample for the tokenizer: word pieces, bytes, control characters, names of control tokens."""
 
 
 def limit_resources(memory: int, seconds: int) -> None:
-    """Bound private memory and processor time of this process, and leave no core file; where the system can."""
+    """Limit private memory and processor time of this process, and disable core files, where the system supports it."""
     try:
         import resource
     except ImportError:  # Windows
@@ -44,7 +44,7 @@ def run_part(bundle: Bundle, name: str) -> None:
     """Open a part and run it once.
 
     Raises:
-        SeedEdgeError: it cannot be opened or run, or gives what it must not.
+        SeedEdgeError: it cannot be opened or run, or its results are not finite.
     """
     device, parts = choose_device("cpu"), PartCache(bundle, trusted=True)
     try:

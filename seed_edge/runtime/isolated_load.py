@@ -26,13 +26,13 @@ from seed_edge.user_dirs import Checked
 log = logging.getLogger("seed_edge")
 
 VERSION = 1
-"""Of the rules and of what the child does; a change makes every part be tried again."""
+"""Version of the rules and of the child process; after a change, every part is tried again."""
 BASE_SECONDS, BYTES_PER_SECOND = 60, 4 << 20
-"""Time for a child: so much, and the files' size at a slow disk's rate."""
+"""Time limit of a child: a constant, plus the time to read the files from a slow disk."""
 BASE_MEMORY, MEMORY_PER_BYTE = 3 << 30, 12
-"""Private memory of a child: so much, and so many times the files' size."""
+"""Limit of a child's private memory: a constant, plus a multiple of the files' size."""
 BATCH_SIZE = 64 << 20
-"""Bytes of parts that one child tries, the first time one of them is needed."""
+"""Parts up to this total size in bytes are tried by one child, when one of them is first needed."""
 
 
 def part_names(bundle: Bundle) -> list[str]:
@@ -41,7 +41,7 @@ def part_names(bundle: Bundle) -> list[str]:
 
 
 def check_rules(bundle: Bundle, name: str) -> None:
-    """Hold a part against the rules of its kind.
+    """Check a part by the rules of its kind.
 
     Raises:
         BundleError: it breaks one.
@@ -65,7 +65,7 @@ def check_rules(bundle: Bundle, name: str) -> None:
 def ensure_safe(bundle: Bundle, name: str) -> None:
     """Check a part, and try it in a child process, unless it passed before and did not change.
 
-    Where the bundle is small, its other parts are tried along. The embedded bundle is trusted.
+    If the bundle is small, the same child tries its other parts too. The embedded bundle is trusted.
 
     Raises:
         BundleError: the part breaks a rule, or the child fails, crashes, hangs or runs out of memory.
@@ -85,7 +85,7 @@ def ensure_safe(bundle: Bundle, name: str) -> None:
 
 
 def try_all(bundle: Bundle) -> None:
-    """Check every part and try it in a child process, whatever is remembered, the embedded bundle too.
+    """Check every part and try it in a child process, even if it passed before, also for the embedded bundle.
 
     Raises:
         BundleError: see `ensure_safe`.
@@ -103,7 +103,7 @@ def _small(bundle: Bundle) -> bool:
 
 
 def _fits_rules(bundle: Bundle, name: str) -> bool:
-    """Whether another part than the one that is needed may be tried along."""
+    """Whether a part that is not needed yet passes the rules and may be tried."""
     try:
         check_rules(bundle, name)
     except BundleError as error:
@@ -113,7 +113,7 @@ def _fits_rules(bundle: Bundle, name: str) -> bool:
 
 
 def _proof(bundle: Bundle) -> str:
-    """Name of what is remembered: changes with the manifest, the native libraries and this program."""
+    """Key under which passed parts are stored: a hash of the manifest and of all versions."""
     versions = [str(VERSION), __version__, *map(native.installed_version, native.LIBRARIES)]
     return hashlib.sha256("\n".join(versions).encode() + (bundle.path / MANIFEST).read_bytes()).hexdigest()[:32]
 
@@ -124,7 +124,7 @@ def _size(bundle: Bundle, name: str) -> int:
 
 
 def _try_in_child(bundle: Bundle, needed: Sequence[str], along: Sequence[str], checked: Checked, proof: str) -> None:
-    """Try parts in one child; those that pass are noted, the first failure of those needed is raised."""
+    """Try parts in one child process, store those that pass, and raise the first error of the needed parts."""
     names = [*needed, *along]
     size = sum(_size(bundle, name) for name in names)
     memory, seconds = BASE_MEMORY + MEMORY_PER_BYTE * size, BASE_SECONDS + size // BYTES_PER_SECOND
@@ -152,7 +152,7 @@ def _try_in_child(bundle: Bundle, needed: Sequence[str], along: Sequence[str], c
 
 
 def _death(code: int) -> str:
-    """What ended a child, in words; an empty text where it ended well."""
+    """The cause of a child's end, in words; empty after a normal end."""
     if code == 0:
         return ""
     if code < 0:
@@ -163,7 +163,7 @@ def _death(code: int) -> str:
 
 
 def _results(output: bytes) -> dict[str, str]:
-    """Error of each part that was tried, empty where it passed."""
+    """The error of each part that was tried; empty if it passed."""
     found: dict[str, str] = {}
     for line in output.splitlines():
         try:

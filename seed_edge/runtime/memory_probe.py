@@ -1,4 +1,4 @@
-"""What opening a graph and running it once takes in memory, measured in a process of its own.
+"""The memory that opening a graph and running it once takes, measured in a separate process.
 
 `python -m seed_edge.runtime.memory_probe GRAPH` prints it, as JSON.
 """
@@ -21,7 +21,7 @@ from seed_edge.runtime.unclip import TILE
 
 
 def measure_memory(path: Path) -> MemoryUse | None:
-    """What a graph takes on a CPU, beyond a process that has nothing open; None where the system does not say.
+    """Memory of a graph on a CPU, beyond that of a process without graphs; None if the system does not report it.
 
     Raises:
         BundleError: the graph cannot be opened or run.

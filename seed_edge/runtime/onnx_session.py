@@ -1,4 +1,4 @@
-"""Opens ONNX graphs as sessions, on the device asked for, and checks that they are the declared ones."""
+"""Opens ONNX graphs as sessions on the requested device, and compares them with the declared inputs and outputs."""
 
 from __future__ import annotations
 
@@ -27,22 +27,22 @@ CUDA, CPU = "CUDAExecutionProvider", "CPUExecutionProvider"
 DRIVER_FILES = (Path("/dev/nvidiactl"), Path("/dev/dxg"))
 DTYPES = {"tensor(float)": "float32", "tensor(int64)": "int64"}
 NO_MEMORY = re.compile("bad_alloc|bad allocation|[Ff]ailed to allocate")
-"""What ONNX Runtime and the C++ library say when memory runs out."""
+"""Messages of ONNX Runtime and the C++ library when memory runs out."""
 
 
 @dataclass(frozen=True)
 class Device:
-    """Where graphs run, and why there."""
+    """Where graphs run, and the reason."""
 
     name: str
     """`cpu` or `cuda`."""
     reason: str
     required: bool = False
-    """The user asked for this device; there is nothing to fall back to."""
+    """Whether the user requested this device, so that there is no fallback."""
 
 
 def cuda_problem() -> str | None:
-    """Why CUDA cannot be used, as far as can be told without trying; None if nothing speaks against it."""
+    """The reason why CUDA cannot be used, as far as it is known before a graph is opened; None if there is none."""
     if CUDA not in ort.get_available_providers():
         return "this ONNX Runtime is built without CUDA; install onnxruntime-gpu in its place"
     if sys.platform == "win32":
@@ -69,7 +69,7 @@ def choose_device(requested: str) -> Device:
 
 
 def session_options() -> Any:
-    """How graphs are run: on all cores that may be used, which sleep while they wait."""
+    """Session options: all available cores, whose threads sleep while they wait."""
     options = ort.SessionOptions()
     options.intra_op_num_threads = available_cores()
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
@@ -117,7 +117,7 @@ class Session:
 
     @property
     def device(self) -> str:
-        """Where the graph really runs: `cpu` or `cuda`."""
+        """Where the graph runs in fact: `cpu` or `cuda`."""
         return "cuda" if self._session.get_providers()[0] == CUDA else "cpu"
 
     def close(self) -> None:

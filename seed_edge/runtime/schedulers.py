@@ -1,6 +1,6 @@
-"""The diffusion that turns an image embedding into a picture: schedulers, guidance and the loop, in numpy.
+"""The diffusion from an image embedding to latents: schedulers, guidance and the denoising loop, in numpy.
 
-Knows neither codes nor prompts. The network predicts v (Salimans & Ho 2022, arXiv:2202.00512); time runs over the
+It does not know about codes or prompts. The network predicts v (Salimans & Ho 2022, arXiv:2202.00512); time runs over the
 training steps of the schedule, largest first. All noise comes from the caller.
 """
 
@@ -31,14 +31,14 @@ def mix(*terms: tuple[float, Array]) -> Array:
 
 @dataclass(frozen=True)
 class Schedule:
-    """How much signal is left at each training step, and how the steps are spaced."""
+    """The noise schedule: remaining signal at each training step, and the spacing of the steps."""
 
     alphas_cumprod: NDArray[np.float64]
     """(training steps,), decreasing, in (0, 1)."""
     steps_offset: int
     """Added to the evenly spaced timesteps."""
     final_alpha_one: bool
-    """Whether the last step ends at no noise at all, rather than at the first training step's."""
+    """Whether the last step ends without noise, instead of at the noise of the first training step."""
 
     def spaced(self, steps: int) -> NDArray[np.int64]:
         """`steps` timesteps, largest first.
@@ -52,7 +52,7 @@ class Schedule:
         return (np.arange(steps) * ratio)[::-1] + self.steps_offset
 
     def noise_ratio(self, timestep: int) -> float:
-        """Amplitude of noise over that of signal, which others call sigma."""
+        """Sigma: amplitude of the noise divided by that of the signal."""
         alpha = self.alpha(timestep)
         return math.sqrt((1 - alpha) / alpha)
 
@@ -64,10 +64,10 @@ class Schedule:
 
 
 class Scheduler(Protocol):
-    """Walks from noise to a picture; holds the state of one walk."""
+    """Steps from noise to latents; holds the state of one image."""
 
     timesteps: NDArray[np.int64]
-    """When the network is asked, in order; the number of its evaluations."""
+    """Timesteps at which the network is evaluated, in order."""
 
     def step(self, v: Array, index: int, latents: Array) -> Array:
         """Latents after evaluation `index` gave `v` for `latents`."""
@@ -98,7 +98,7 @@ ADAMS_BASHFORTH = {
     3: (23 / 12, -16 / 12, 5 / 12),
     4: (55 / 24, -59 / 24, 37 / 24, -9 / 24),
 }
-"""Weights of the latest predictions, newest first, by how many there are."""
+"""Weights of the latest predictions, newest first, by their number."""
 
 
 @dataclass
@@ -188,7 +188,7 @@ def denoise(
     latents: Array,
     progress: Callable[[int, int], None] | None = None,
 ) -> Array:
-    """Walk from noise to latents of a picture.
+    """Denoise latents from pure noise.
 
     Args:
         latents: standard normal noise, (batch, 4, h, w).
@@ -208,7 +208,7 @@ def guided(
     guidance: float,
     matters: Callable[[int], bool] = lambda timestep: True,
 ) -> Network:
-    """A network whose prediction is pushed away from `negative`; at guidance 1 only `positive` is asked.
+    """A network with classifier-free guidance away from `negative`; at guidance 1 only `positive` is evaluated.
 
     Args:
         network: (latents, timestep, class labels) -> v.
@@ -229,7 +229,7 @@ def guided(
 
 @dataclass(frozen=True)
 class ImageNoise:
-    """What unCLIP does to an image embedding before the network sees it."""
+    """The noise augmentation that unCLIP applies to an image embedding before it conditions the network."""
 
     mean: Array
     """(image_embed_dim,)"""

@@ -1,4 +1,4 @@
-"""A picture whose codes and what becomes of them are written into the manifest, so that a bundle can be verified.
+"""The self-test of a bundle: the manifest has the codes and decoded values of a computed image, which `verify` repeats.
 
 Needs nothing but the bundle: the picture is computed.
 """
@@ -17,12 +17,12 @@ from seed_edge.runtime.onnx_session import Device
 
 VALUES = 16
 CODES_NEEDED = 0.9
-"""Share of codes that must be equal; another processor may round a near tie the other way."""
+"""Minimum share of equal codes; another processor may round two nearly equal distances differently."""
 MAX_RELATIVE_ERROR = 0.02
 
 
 def pattern(size: int) -> NDArray[np.uint8]:
-    """A smooth coloured picture (size, size, 3), the same on every machine: integer arithmetic only."""
+    """A smooth coloured image (size, size, 3), equal on every machine: it is computed with integers only."""
     y, x = np.mgrid[0:size, 0:size].astype(np.int64)
     red, green = x * 255 // size, y * 255 // size
     blue = ((x - size // 2) ** 2 + (y - size // 2) ** 2) * 255 // (size * size // 2)
@@ -30,7 +30,7 @@ def pattern(size: int) -> NDArray[np.uint8]:
 
 
 def measure(bundle: Bundle, device: Device) -> SelfTest:
-    """Codes of the pattern, and the first values of what the decoder gives for them."""
+    """Codes of the pattern, and some values of the decoder's output for them."""
     images = ImageTokenizer(bundle, device)
     preprocessing = bundle.manifest.preprocessing
     codes = images.encode_values(preprocessing.normalise(pattern(preprocessing.image_size)[None]))
@@ -40,7 +40,7 @@ def measure(bundle: Bundle, device: Device) -> SelfTest:
 
 
 def verify(bundle: Bundle, device: Device) -> str:
-    """Check every hash, try every part in a child process, and repeat the self-test; return what was found, in words.
+    """Check every hash, try every part in a child process, and repeat the self-test; return a summary for people.
 
     Raises:
         BundleError: a file differs, a part fails or ends the child, or the graphs do not give what the manifest says.

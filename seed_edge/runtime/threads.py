@@ -15,7 +15,7 @@ SMALL_MODEL = 100 << 20
 
 CPUINFO = Path("/proc/cpuinfo")
 FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "amx_int8", "asimd", "asimddp", "i8mm", "sve")
-"""Of a processor: those that the two runtimes have faster code for."""
+"""Processor features for which the two native libraries have faster code."""
 CGROUP_QUOTA = Path("/sys/fs/cgroup/cpu.max")
 
 
@@ -30,7 +30,7 @@ def available_cores(quota: Path = CGROUP_QUOTA) -> int:
 
 
 def cpu_flags() -> list[str]:
-    """Of `FLAGS`, those that the processor has; empty where the system does not say."""
+    """The features in `FLAGS` that the processor has; empty if the system does not report them."""
     try:
         found = re.search(r"^(?:flags|Features)\s*:(.*)$", CPUINFO.read_text(), re.MULTILINE)
     except OSError:

@@ -21,13 +21,13 @@ from seed_edge.runtime.schedulers import SCHEDULERS, Array, ImageNoise, Schedule
 log = logging.getLogger("seed_edge")
 
 MEMORY_PER_PIXEL = 6000
-"""Bytes that decoding a whole picture takes per pixel (`benchmarks/full_diffusion.py`: 3.9 GB for 768 x 768, all in all)."""
+"""Memory in bytes per pixel to decode a whole image (`benchmarks/full_diffusion.py`: 3.9 GB for 768 x 768 in total)."""
 TILE, OVERLAP = 48, 12
-"""Side of a tile and what two neighbours share, in latents."""
+"""Side of a tile and overlap of neighbouring tiles, in latents."""
 
 
 def in_tiles(decode: Callable[[Array], Array], latents: Array, scale: int) -> Array:
-    """What `decode` gives for tiles of `latents` (batch, channels, h, w), blended where they overlap.
+    """Pixels that `decode` gives for tiles of `latents` (batch, channels, h, w), blended where the tiles overlap.
 
     Args:
         scale: pixels per latent.
@@ -47,7 +47,7 @@ def in_tiles(decode: Callable[[Array], Array], latents: Array, scale: int) -> Ar
 
 
 def starts(length: int) -> list[int]:
-    """Where tiles begin that cover `length` latents; the last ends where the picture does."""
+    """Offsets of tiles that cover `length` latents; the last tile ends at `length`."""
     return [*range(0, max(length - TILE, 0), TILE - OVERLAP), max(length - TILE, 0)]
 
 
@@ -88,7 +88,7 @@ class DiffusionOptions:
 
 
 FAST = DiffusionOptions(steps=9, scheduler="dpm++", guided_between=(0.28, 5.42))
-"""A third of the reference's evaluations: a solver that needs fewer, and guidance only where it decides what is shown
+"""A third of the reference's evaluations: a solver that needs fewer steps, and guidance only at medium noise levels
 (Kynkäänniemi et al. 2024, arXiv:2404.07724; the interval is theirs)."""
 
 
@@ -98,7 +98,7 @@ class Unclip:
     def __init__(self, bundle: Bundle, device: Device, parts: PartCache | None = None) -> None:
         """
         Args:
-            parts: keeps the graphs; by default both stay open as long as this object.
+            parts: holds the open graphs; by default both stay open as long as this object.
         """
         self._bundle, self._device, self._settings = bundle, device, bundle.diffusion
         self._parts = parts or PartCache(bundle)
@@ -124,7 +124,7 @@ class Unclip:
         return schedule, ImageNoise(mean, std, float(arrays["noise_alpha"]))
 
     def noise(self, seed: int, batch: int) -> tuple[Array, Array]:
-        """Latents (batch, channels, size, size) and noise (batch, dim) of image embeddings, drawn from a seed."""
+        """Standard normal latents (batch, channels, size, size) and noise (batch, dim) for image embeddings, from a seed."""
         s, rng = self._settings, np.random.default_rng(seed)
         latents = rng.standard_normal((batch, s.latent_channels, s.latent_size, s.latent_size), dtype=np.float32)
         return latents, rng.standard_normal((batch, self._dim), dtype=np.float32)
@@ -138,13 +138,13 @@ class Unclip:
         negative: Array | None = None,
         progress: Callable[[int, int], None] | None = None,
     ) -> Array:
-        """Latents (batch, channels, size, size) of the picture of image embeddings (batch, dim).
+        """Latents (batch, channels, size, size) for image embeddings (batch, dim).
 
         Args:
-            latents: standard normal, where the walk begins.
+            latents: standard normal; the initial latents.
             noise: standard normal, of the embeddings' shape.
-            negative: embeddings to keep away from; by default the class label of zeros that the reference uses.
-            progress: called with evaluations done and evaluations in all.
+            negative: embeddings that the diffusion is guided away from; by default class labels of zeros, as in the reference.
+            progress: called with the number of evaluations done and the total.
 
         Raises:
             BundleError: a prediction is not finite.
@@ -156,12 +156,12 @@ class Unclip:
         return denoise(guided(self.predict, positive, away, guidance, matters), scheduler, latents, progress)
 
     def evaluations(self, options: DiffusionOptions) -> int:
-        """How often the network is run for one picture."""
+        """Number of evaluations of the network for one image."""
         scheduler, guidance, matters = self._plan(options)
         return sum(2 if guidance != 1 and matters(int(timestep)) else 1 for timestep in scheduler.timesteps)
 
     def _plan(self, options: DiffusionOptions) -> tuple[Scheduler, float, Callable[[int], bool]]:
-        """Scheduler, guidance, and at which timesteps it is applied."""
+        """Scheduler, guidance scale, and a function that returns whether guidance is applied at a timestep."""
         schedule, _ = self._arrays
         settings = self._settings
         least, most = options.guided_between or (0.0, math.inf)
