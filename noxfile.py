@@ -17,7 +17,7 @@ def lint(session: nox.Session) -> None:
 
 @nox.session
 def quick(session: nox.Session) -> None:
-    """Run the tests that take about a minute together."""
+    """Run the tests that are not marked slow."""
     session.install("-e", ".[dev]")
     session.run("pytest", "-m", "not slow", *session.posargs, env=ENVIRONMENT)
 
