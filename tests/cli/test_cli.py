@@ -112,8 +112,12 @@ def test_notes_go_to_stderr_and_quiet_drops_them(run, photo, tiny):
     loud = CliRunner().invoke(cli, ["encode", str(photo), "--bundle", str(tiny), "-v"])
     assert loud.stderr.startswith("device: ") and len(loud.stderr.splitlines()) > 1
     assert CliRunner().invoke(cli, ["encode", str(photo), "--bundle", str(tiny)]).stderr == ""
-    assert "seed: " in CliRunner().invoke(cli, ["draw", "x", "-o", str(photo.with_name("x.png")), "--bundle", str(tiny)]).stderr
-    assert CliRunner().invoke(cli, ["draw", "x", "-o", str(photo.with_name("y.png")), "--bundle", str(tiny), "-q"]).stderr == ""
+    assert (
+        "seed: " in CliRunner().invoke(cli, ["draw", "x", "-o", str(photo.with_name("x.png")), "--bundle", str(tiny)]).stderr
+    )
+    assert (
+        CliRunner().invoke(cli, ["draw", "x", "-o", str(photo.with_name("y.png")), "--bundle", str(tiny), "-q"]).stderr == ""
+    )
 
 
 def test_bad_images_are_one_line(run, tmp_path):
