@@ -303,7 +303,7 @@ def test_codes_of_another_kind_or_none_are_refused(codes, tmp_path):
 
 def test_variations_are_not_promised_where_there_are_none(tiny, tmp_path):
     result = call("tokenize", "--data", tmp_path, "--bundle", tiny, "--out", tmp_path / "codes", "--variations", 2, fails=True)
-    assert result.exit_code == 2 and "--variations are made of the pictures of a --run" in result.stderr
+    assert result.exit_code == 2 and "--variations needs a --run without --data" in result.stderr
     assert not (tmp_path / "codes").exists()
 
 
