@@ -133,6 +133,21 @@ def import_quietly() -> None:
     connection.HAS_IPV6 = has_ipv6
 
 
+def _open_standard_streams() -> None:
+    """Connect standard streams that were closed to the null device.
+
+    Otherwise the next file that is opened takes their number, and what a native library prints goes into it.
+    """
+    while True:
+        descriptor = os.open(os.devnull, os.O_RDWR)
+        if descriptor > 2:
+            os.close(descriptor)
+            break
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115  (open as long as the process)
+
+
 @functools.cache
 def installed_version(library: str) -> str:
     """Version of an installed library, without loading it; an empty text where it is not installed."""
@@ -182,6 +197,7 @@ def own_process() -> None:
     Output that stdout's encoding cannot hold is escaped instead of raising; warnings of libraries become debug messages.
     """
     os.environ.update(HUB_OFFLINE)
+    _open_standard_streams()
     for stream in (sys.stdout, sys.stderr):
         reconfigure: Callable[..., None] | None = getattr(stream, "reconfigure", None)
         if reconfigure is not None:

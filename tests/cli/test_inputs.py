@@ -9,6 +9,7 @@ import click
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from PIL import Image
 
 from seed_edge import manifest
 from seed_edge.cli import cli
@@ -419,3 +420,17 @@ def test_a_pipe_that_is_closed_ends_quietly(command):
 def test_a_closed_stdout_is_no_traceback():
     done = subprocess.run(f"'{sys.executable}' -m seed_edge manual >&-", shell=True, capture_output=True, text=True)
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="shells close streams otherwise there")
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+@pytest.mark.parametrize(
+    "arguments", ["caption -", "caption --stdin0", "decode - -o a.png", "draw --prompts -", "chat", "draw x -o b.png"]
+)
+def test_closed_standard_streams_are_no_traceback_and_no_file_takes_their_place(tiny, tmp_path, arguments, closed):
+    command = f"{sys.executable} -m seed_edge {arguments} --bundle {tiny} {closed}"
+    done = subprocess.run(["sh", "-c", command], cwd=tmp_path, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+    assert done.returncode in (0, 1, 2) and "Traceback" not in done.stderr + done.stdout
+    if (tmp_path / "b.png").exists():
+        with Image.open(tmp_path / "b.png") as image:
+            image.load()
