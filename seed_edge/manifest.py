@@ -44,7 +44,9 @@ DATA = ".data"
 MAX_BEAMS = 16
 MAX_BEST_OF = 16
 MAX_SIDE = 8192
-"""Maximum side of the input and output images of a graph, in pixels."""
+"""Maximum side of what a bundle draws, in pixels."""
+MAX_IMAGE_SIZE = 2048
+"""Maximum side of an encoder's input, in pixels; images are resized to it before anything runs."""
 MAX_EMBED_DIM = 1 << 16
 MAX_CONTEXT = 1 << 18
 """Maximum number of token ids of prompt and answer together."""
@@ -243,7 +245,7 @@ class Manifest:
             raise BundleError(f"bundle kind {self.kind!r} is unknown (known: {', '.join(KINDS)}); update seed-edge")
         if self.preprocessing.resize_filter not in FILTERS:
             raise BundleError(f"resize filter {self.preprocessing.resize_filter!r} is unknown; export again")
-        ranged("image_size", self.preprocessing.image_size, 1, MAX_SIDE)
+        ranged("image_size", self.preprocessing.image_size, 1, MAX_IMAGE_SIZE)
         for value in self.preprocessing.mean:
             ranged("mean", value, -100, 100)
         for value in self.preprocessing.std:

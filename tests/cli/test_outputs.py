@@ -445,19 +445,3 @@ def test_tokenize_leaves_folders_of_others_alone(tiny, tmp_path, monkeypatch, op
     assert "no folder of codes" in run("tokenize", "--data", "data", "--out", "out", "--bundle", tiny, code=1)
     assert "read by this command" in run("tokenize", "--data", "data", "--out", "data", "--bundle", tiny, code=1)
     assert content(tmp_path) == before
-
-
-def test_exports_and_sheets_leave_folders_of_others_alone(tiny, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    Path("sheets").mkdir()
-    Path("sheets/captions.jpg").write_text("mine")
-    shutil.copytree(tiny, "bundle")
-    before = content(tmp_path)
-    words = ("eval", "--data", "data", "--sheets", "sheets", "--bundle", "bundle")
-    assert "no folder of sheets" in run(*words, code=1)
-    for out in ("bundle", "bundle/../bundle"):
-        told = run("export", "--ckpt", "bundle", "--llm", "bundle", "--out", out, "--replace", code=1)
-        assert "read by this command" in told
-    assert "no folder of model" in run("train", "start", "--bundle", "bundle", "--out", "sheets", code=1)
-    assert "read by this command" in run("train", "start", "--bundle", "bundle", "--out", "bundle", code=1)
-    assert content(tmp_path) == before
