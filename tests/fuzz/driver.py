@@ -75,8 +75,11 @@ def _until_it_dies(figures: Figures, kind: str, seed: int, at: int, end: int, fo
     """Let one child try files; return the number of the next one."""
     command = [sys.executable, __file__, kind, str(end - at), "--seed", str(seed), "--child", str(at), "--folder", str(folder)]
     environment = os.environ | {"SEED_EDGE_HOME": str(folder / "home"), "OMP_WAIT_POLICY": "passive"}
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment) as child:
-        assert child.stdout is not None and child.stderr is not None
+    with (
+        tempfile.TemporaryFile() as errors,  # a pipe that nobody reads would fill up
+        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, env=environment) as child,
+    ):
+        assert child.stdout is not None
         lines = _Lines(child.stdout)
         while (line := lines.next(SECONDS)) is not None:
             record = json.loads(line)
@@ -96,7 +99,8 @@ def _until_it_dies(figures: Figures, kind: str, seed: int, at: int, end: int, fo
         hung = child.poll() is None and lines.timed_out
         child.kill()
         code = child.wait()
-        said = child.stderr.read().decode("utf-8", "replace").strip()[-300:]
+        errors.seek(0)
+        said = errors.read().decode("utf-8", "replace").strip()[-300:]
         (figures.hangs if hung else figures.crashes).append(f"{at}: exit {code} {said}")
         _keep(kind, seed, at, keep)
         figures.tried += 1

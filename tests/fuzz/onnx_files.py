@@ -167,7 +167,7 @@ def _change_nodes(model: onnx.ModelProto, rng: random.Random) -> None:
 
 
 def _change_weights(model: onnx.ModelProto, rng: random.Random) -> None:
-    tensor = rng.choice(list(model.graph.initializer))
+    tensor = rng.choice([each for each in model.graph.initializer if not each.data_location])
     how = rng.randrange(5)
     if how == 0 and tensor.data_type == 7:  # a shape, an axis: numbers that decide sizes
         count = max(1, int(np.prod(tensor.dims)))
