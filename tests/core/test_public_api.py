@@ -34,7 +34,9 @@ TYPES = ["SeedEdge", "str", "Caption", "Image", "ndarray", "float", "DiffusionOp
 
 
 def test_import_is_light():
-    code = "import sys, seed_edge; print(*(m for m in ('numpy', 'PIL', 'onnxruntime', 'llama_cpp', 'click') if m in sys.modules))"
+    code = (
+        "import sys, seed_edge; print(*(m for m in ('numpy', 'PIL', 'onnxruntime', 'llama_cpp', 'click') if m in sys.modules))"
+    )
     assert not subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
 
 

@@ -214,7 +214,11 @@ def test_a_folder_of_images_with_text_files_is_read(tmp_path):
     (tmp_path / "02.png.txt").write_text("another disc")
     (tmp_path / "more.jpg").mkdir()
     found = list(read_samples([tmp_path]))
-    assert [(sample.key, sample.captions) for sample, _ in found] == [("01", ("a blue disc",)), ("02", ("another disc",)), ("03", ())]
+    assert [(sample.key, sample.captions) for sample, _ in found] == [
+        ("01", ("a blue disc",)),
+        ("02", ("another disc",)),
+        ("03", ()),
+    ]
     assert all(load_picture(picture).size == (64, 64) for _, pictures in found for picture in pictures)
     assert not any(sample.held_out for sample, _ in found)
 

@@ -248,7 +248,8 @@ def test_an_export_that_fails_leaves_no_bundle_and_goes_on_when_mended(run, tmp_
 
 
 @pytest.mark.parametrize(
-    ("option", "value", "words"), [("--weight-type", "Q9", "choose one of F32, F16, "), ("--image-weights", "int3", "is not one of 'fp32'")]
+    ("option", "value", "words"),
+    [("--weight-type", "Q9", "choose one of F32, F16, "), ("--image-weights", "int3", "is not one of 'fp32'")],
 )
 def test_unknown_weight_types_list_the_known_ones(run, tmp_path, option, value, words):
     result = call("export", "--ckpt", str(run), "--out", str(tmp_path / "o"), option, value, fails=True)

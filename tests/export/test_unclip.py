@@ -278,7 +278,7 @@ def test_a_whole_bundle_of_official_parts_captions_and_draws(parts, llm, tmp_pat
     result = call("draw", "a fox", "--bundle", out, "--tries", 4, "-o", picture, fails=True)
     assert "too slow to choose among 4 candidates; use --best-of 1" in result.output
     result = call("draw", "a fox", "--bundle", out, "--scheduler", "euler", "-o", picture, fails=True)
-    assert "pndm, ddim, dpm++" in result.stderr
+    assert "'pndm', 'ddim', 'dpm++'" in result.stderr
     (out / "unet.onnx").write_bytes((out / "vae_decoder.onnx").read_bytes())
     result = call("draw", "a fox", "--bundle", out, "-o", picture, fails=True)
     assert "unet.onnx has" in result.stderr

@@ -68,7 +68,10 @@ def test_it_tells_drawings_from_photos_and_colours_apart(edge, examples):
 @pytest.mark.parametrize("colour", ["red", "blue"])
 def test_it_changes_the_colour_of_what_it_drew(edge, colour):
     other = {"red": "blue", "blue": "red"}[colour]
-    changed = [shades(edge.edit(edge.draw(f"a {other} car", seed=seed).image, f"make it {colour}", seed=seed).image) for seed in range(4)]
+    changed = [
+        shades(edge.edit(edge.draw(f"a {other} car", seed=seed).image, f"make it {colour}", seed=seed).image)
+        for seed in range(4)
+    ]
     assert sum((red > blue) == (colour == "red") for red, blue in changed) >= 3
 
 

@@ -135,7 +135,9 @@ def test_of_several_drawings_the_one_is_kept_that_is_seen_as_what_was_asked_for(
 
     kept = 0
     for seed in range(6):
-        tries = sample_codes_batch(model.cached_context("test", 5, 4), vocab, prompt, dataclasses.replace(hot, best_of=5), seed)
+        tries = sample_codes_batch(
+            model.cached_context("test", 5, 4), vocab, prompt, dataclasses.replace(hot, best_of=5), seed
+        )
         best = max((codes for codes in tries.tolist()), key=liked)
         found = edge.draw_codes("a house", seed=seed, sampling=dataclasses.replace(hot, best_of=5)).tolist()
         assert liked(found) == pytest.approx(liked(best), abs=1e-2)

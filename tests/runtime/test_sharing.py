@@ -96,7 +96,9 @@ def talking(tiny):
         language = edge.bundle.language
         prompts = Prompts(**{**dataclasses.asdict(language.prompts), **taught})
         manifest = dataclasses.replace(edge.bundle.manifest, language=dataclasses.replace(language, prompts=prompts))
-        edge.engine.bundle = edge.engine.images._bundle = edge.engine.parts._bundle = dataclasses.replace(edge.bundle, manifest=manifest)
+        edge.engine.bundle = edge.engine.images._bundle = edge.engine.parts._bundle = dataclasses.replace(
+            edge.bundle, manifest=manifest
+        )
         return edge
 
     return opened

@@ -255,7 +255,8 @@ def test_every_recipe_of_the_package_can_be_read(path):
 
 
 @pytest.mark.parametrize(
-    ("seconds", "text"), [(0.2, "0 s"), (59.6, "1 min 00 s"), (450, "7 min 30 s"), (7500, "2 h 05 min"), (90_000, "25 h 00 min")]
+    ("seconds", "text"),
+    [(0.2, "0 s"), (59.6, "1 min 00 s"), (450, "7 min 30 s"), (7500, "2 h 05 min"), (90_000, "25 h 00 min")],
 )
 def test_a_time_is_written_in_two_units_at_most(seconds, text):
     assert duration(seconds) == text
