@@ -9,6 +9,7 @@ Prints one JSON object. A kind is a module with `seeds() -> list[bytes]`, `mutat
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import importlib
 import json
@@ -147,6 +148,18 @@ def _keep(kind: str, seed: int, number: int, folder: Path | None) -> None:
         (folder / f"{kind}-{seed}-{number}").write_bytes(made(kind, seed, number))
 
 
+def largest_memory() -> int:
+    """Largest resident memory of this process since its program began, in bytes.
+
+    `ru_maxrss` would count the program that the process was forked from.
+    """
+    with contextlib.suppress(OSError), open("/proc/self/status", encoding="ascii") as file:
+        for line in file:
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
 def child(kind: str, seed: int, first: int, count: int, folder: Path) -> None:
     """Try files, a line of JSON for each."""
     module = fuzzer(kind)
@@ -162,7 +175,7 @@ def child(kind: str, seed: int, first: int, count: int, folder: Path) -> None:
             "number": number,
             "outcome": outcome,
             "seconds": round(time.monotonic() - started, 2),
-            "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+            "peak": largest_memory(),
             "isolated": resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024,
         }
         print(json.dumps(record), flush=True)
