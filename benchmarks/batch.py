@@ -3,8 +3,8 @@
 
     python benchmarks/batch.py [--photos 64] [--rounds 3]
 
-Takes parts of the example photos, by the embedded bundle, in turns. Prints one JSON object: photos a second (medians), and
-their ratio.
+Takes parts of the example photos, by the embedded bundle, in turns. Prints one JSON object: photos a second
+(medians), and their ratio.
 """
 
 from __future__ import annotations
@@ -36,12 +36,17 @@ def main() -> None:
         for _ in range(args.rounds):
             command = [*tool, str(photos[0].parent), "-q"]
             together.append(len(photos) / measured(command, subprocess.DEVNULL, subprocess.DEVNULL)[0])
-            commands = ([*tool, str(photo), "-q"] for photo in photos[:8])  # eight of them tell how long one takes
+            commands = (
+                [*tool, str(photo), "-q"] for photo in photos[:8]
+            )  # eight of them tell how long one takes
             seconds = [measured(each, subprocess.DEVNULL, subprocess.DEVNULL)[0] for each in commands]
             alone.append(1 / statistics.mean(seconds))
     one, many = statistics.median(alone), statistics.median(together)
     print(
-        json.dumps({"one_process_each": round(one, 2), "one_process": round(many, 2), "ratio": round(many / one, 1)}, indent=2)
+        json.dumps(
+            {"one_process_each": round(one, 2), "one_process": round(many, 2), "ratio": round(many / one, 1)},
+            indent=2,
+        )
     )
 
 

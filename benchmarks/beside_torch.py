@@ -4,10 +4,10 @@
     python benchmarks/beside_torch.py encoder --work FOLDER [--rounds 5]
     python benchmarks/beside_torch.py unet --work FOLDER [--rounds 3]
 
-FOLDER is that of `full_size.py` (`encoder`: SEED-2, one picture) or of `full_diffusion.py` (`unet`: one step of two latents
-of 768 px, as guidance needs), run before with the storages to compare. Prints one JSON object for PyTorch, eager, and for
-each storage: seconds (medians), how many times faster than PyTorch's fp32, and the memory it takes in a process of its own,
-in GB and as a share of PyTorch's fp32. Needs 16 GB.
+FOLDER is that of `full_size.py` (`encoder`: SEED-2, one picture) or of `full_diffusion.py` (`unet`: one step
+of two latents of 768 px, as guidance needs), run before with the storages to compare. Prints one JSON object
+for PyTorch, eager, and for each storage: seconds (medians), how many times faster than PyTorch's fp32, and
+the memory it takes in a process of its own, in GB and as a share of PyTorch's fp32. Needs 16 GB.
 """
 
 from __future__ import annotations
@@ -92,7 +92,9 @@ def make(what: str, work: Path, name: str) -> Run:
 
 
 def memory(what: str, work: Path, name: str) -> tuple[float, float]:
-    """GB held after a first run, and at most in a second one, beyond a process that has imported everything."""
+    """GB held after a first run, and at most in a second one, beyond a process that has imported
+    everything.
+    """
     if name.startswith("torch"):
         import torch  # noqa: F401
     before = held_memory() or 0
@@ -128,7 +130,11 @@ def main() -> None:
     for name in names:
         held, peak = spent[name]
         row = {"what": args.what, "by": name, "seconds": round(seconds[name], 3)}
-        row |= {"times_faster": round(seconds[first] / seconds[name], 2), "held_gb": round(held, 2), "peak_gb": round(peak, 2)}
+        row |= {
+            "times_faster": round(seconds[first] / seconds[name], 2),
+            "held_gb": round(held, 2),
+            "peak_gb": round(peak, 2),
+        }
         print(json.dumps(row | {"share_of_memory": round(peak / spent[first][1], 2)}), flush=True)
 
 

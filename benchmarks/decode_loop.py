@@ -1,11 +1,13 @@
 #!/usr/bin/env python3
-"""Writing through our loop against a bare loop of `llama_decode`, and prompts read again: same file, threads and process.
+"""Writing through our loop against a bare loop of `llama_decode`, and prompts read again: same file, threads
+and process.
 
     python benchmarks/decode_loop.py --work FOLDER [--rounds 7]
 
-Makes a LLaMA of 0.5 billion random weights with SEED-LLaMA's 40,194 rows (1 GB of disk, and 0.3 GB as Q4_K_M), then lets the
-loops take turns. Prints one JSON object: milliseconds per id (medians), how fast ours is, as a share of the bare one, and how
-many times sooner another question about the same three pictures is read than the first.
+Makes a LLaMA of 0.5 billion random weights with SEED-LLaMA's 40,194 rows (1 GB of disk, and 0.3 GB as
+Q4_K_M), then lets the loops take turns. Prints one JSON object: milliseconds per id (medians), how fast ours
+is, as a share of the bare one, and how many times sooner another question about the same three pictures is
+read than the first.
 """
 
 from __future__ import annotations
@@ -63,10 +65,13 @@ def codes(model: LlamaCpp, vocab: Vocab, prompt: list[int], sampling: Sampling) 
 
 
 def question(model: LlamaCpp, vocab: Vocab, seen_before: bool) -> float:
-    """Seconds to read a question of 12 ids about three pictures, just after another question: about these, or about others."""
+    """Seconds to read a question of 12 ids about three pictures, just after another question: about these, or
+    about others.
+    """
     rng = np.random.default_rng(0)
     pictures, others = (
-        [i for _ in range(3) for i in vocab.codes_to_ids(rng.integers(0, vocab.codebook_size, CODES))] for _ in range(2)
+        [i for _ in range(3) for i in vocab.codes_to_ids(rng.integers(0, vocab.codebook_size, CODES))]
+        for _ in range(2)
     )
     first, second = rng.integers(3, 32000, (2, 12)).tolist()
     model.prefill([vocab.bos_id, *(pictures if seen_before else others), *first], room=CODES)
@@ -96,7 +101,10 @@ def main() -> None:
         "codes, top_k_top_p": lambda: codes(model, vocab, prompt, greedy),
         "codes, drawn": lambda: codes(model, vocab, prompt, REFERENCE),
     }
-    asked = {"pictures": lambda: question(model, vocab, False), "pictures seen before": lambda: question(model, vocab, True)}
+    asked = {
+        "pictures": lambda: question(model, vocab, False),
+        "pictures seen before": lambda: question(model, vocab, True),
+    }
     taken: dict[str, list[float]] = {name: [] for name in (*loops, *asked)}
     for _ in range(args.rounds + 1):  # taking turns, the first round only warms up
         for name, loop in (*loops.items(), *asked.items()):
@@ -104,7 +112,9 @@ def main() -> None:
     medians = {name: statistics.median(of[1:]) for name, of in taken.items()}
     found = {
         "ms_per_id": {name: round(1e3 * medians[name], 2) for name in loops},
-        "share_of_bare": {name: round(medians["bare"] / medians[name], 3) for name in loops if name != "bare"},
+        "share_of_bare": {
+            name: round(medians["bare"] / medians[name], 3) for name in loops if name != "bare"
+        },
         "ms_to_read_a_question": {name: round(1e3 * medians[name], 1) for name in asked},
         "times_sooner": round(medians["pictures"] / medians["pictures seen before"], 1),
     }

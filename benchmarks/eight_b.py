@@ -1,11 +1,12 @@
 #!/usr/bin/env python3
-"""SEED-LLaMA-8B with everything it draws with, on random weights: memory of captioning and drawing under a limit.
+"""SEED-LLaMA-8B with everything it draws with, on random weights: memory of captioning and drawing under a
+limit.
 
     python benchmarks/eight_b.py --work FOLDER [--limit 6G] [--steps 2]
 
-Needs 50 GB of disk in FOLDER and 16 GB of memory for the export, which takes half an hour; takes what `full_size.py`,
-`full_diffusion.py` and `streaming.py` left there. Prints one JSON object per command: seconds, and the most memory (GB) that
-the whole process held, mapped files included.
+Needs 50 GB of disk in FOLDER and 16 GB of memory for the export, which takes half an hour; takes what
+`full_size.py`, `full_diffusion.py` and `streaming.py` left there. Prints one JSON object per command:
+seconds, and the most memory (GB) that the whole process held, mapped files included.
 """
 
 from __future__ import annotations
@@ -35,18 +36,45 @@ def main() -> None:
     edge = [sys.executable, "-m", "seed_edge"]
     if not (bundle / "manifest.json").exists():
         if not (tokenizer / "geometry.json").exists():
-            maker = [sys.executable, str(REFERENCE / "make_checkpoint.py"), "--geometry", "full", "--seed", "7"]
+            maker = [
+                sys.executable,
+                str(REFERENCE / "make_checkpoint.py"),
+                "--geometry",
+                "full",
+                "--seed",
+                "7",
+            ]
             measured([*maker, "--out", str(tokenizer)])
         if not (diffusion / "scheduler").exists():
             make_diffusion(diffusion)
         make(llama, LLAMA_7B, torch.bfloat16)
-        parts = ["--ckpt", str(tokenizer), "--diffusion", str(diffusion), "--llm", str(llama), "--out", str(bundle)]
+        parts = [
+            "--ckpt",
+            str(tokenizer),
+            "--diffusion",
+            str(diffusion),
+            "--llm",
+            str(llama),
+            "--out",
+            str(bundle),
+        ]
         kinds = ["--weight-type", "Q4_K_M", "--image-weights", "int8", "--overwrite"]
         print(json.dumps({"export": cost([*edge, "export", *parts, *kinds])}), flush=True)
     kept = ["--bundle", str(bundle), "--memory-limit", args.limit, "-v"]
     for name, command in {
         "caption": [*edge, "caption", str(PHOTO), *kept],
-        "draw": [*edge, "draw", "a red fox", "--seed", "7", "--steps", str(args.steps), "-o", str(drawn), *kept],
+        "draw": [
+            *edge,
+            "draw",
+            "a red fox",
+            "--seed",
+            "7",
+            "--steps",
+            str(args.steps),
+            "-o",
+            str(drawn),
+            *kept,
+        ],
     }.items():
         print(json.dumps({name: cost(command), "limit": args.limit}), flush=True)
 

@@ -1,10 +1,11 @@
 #!/usr/bin/env python3
-"""Kills `caption DIR --resume`, `draw` and `export` at random moments, and looks what is left; then fills a disk.
+"""Kills `caption DIR --resume`, `draw` and `export` at random moments, and looks what is left; then fills a
+disk.
 
     python benchmarks/faults.py [--tries 100]
 
-The disk is a tmpfs of 64 kB, which only root can mount; without, that part is left out and the output says so. Prints one JSON
-object. Needs the `export` extra.
+The disk is a tmpfs of 64 kB, which only root can mount; without, that part is left out and the output says
+so. Prints one JSON object. Needs the `export` extra.
 """
 
 from __future__ import annotations
@@ -61,7 +62,9 @@ def captions(folder: Path, tries: int) -> int:
 def drawings(folder: Path, tries: int) -> int:
     """A whole picture, or none."""
     words = command("draw", "a house", "--bundle", TINY, "-o", "out.png", "-q")
-    return killed(words, folder, tries, seconds_of(words, folder), lambda: whole_or_absent(folder / "out.png"))
+    return killed(
+        words, folder, tries, seconds_of(words, folder), lambda: whole_or_absent(folder / "out.png")
+    )
 
 
 def exports(folder: Path, tries: int) -> int:
@@ -88,7 +91,9 @@ def full_disk(folder: Path) -> str:
     """One line, and nothing half."""
     if (
         os.geteuid()
-        or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", folder], capture_output=True).returncode
+        or subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", folder], capture_output=True
+        ).returncode
     ):
         return "left out: only root can mount a small tmpfs"
     try:

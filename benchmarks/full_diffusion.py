@@ -1,11 +1,13 @@
 #!/usr/bin/env python3
-"""A diffusion in the size of stable-diffusion-2-1-unclip, on random weights: time and memory of export and drawing.
+"""A diffusion in the size of stable-diffusion-2-1-unclip, on random weights: time and memory of export and
+drawing.
 
     python benchmarks/full_diffusion.py --work FOLDER [--storage fp16 int8] [--steps 2]
 
-Needs 20 GB of disk in FOLDER and 16 GB of memory. Prints one JSON object per storage of the graphs: seconds and peak memory
-(GB) of `seed-edge export`, of `decode` with that many steps at 768 px, of its last stage alone in tiles (`tiled`) and in one
-piece (`whole`), each a process of its own, and how far the last two pictures are apart (PSNR in dB).
+Needs 20 GB of disk in FOLDER and 16 GB of memory. Prints one JSON object per storage of the graphs: seconds
+and peak memory (GB) of `seed-edge export`, of `decode` with that many steps at 768 px, of its last stage
+alone in tiles (`tiled`) and in one piece (`whole`), each a process of its own, and how far the last two
+pictures are apart (PSNR in dB).
 """
 
 from __future__ import annotations
@@ -32,22 +34,25 @@ SCHEDULE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_l
 
 
 def make(folder: Path) -> None:
-    """The parts that drawing needs; the text encoder is small, since only one vector of its output is kept."""
+    """The parts that drawing needs; the text encoder is small, since only one vector of its
+    output is kept.
+    """
     torch.manual_seed(0)
     unet = UNet2DConditionModel(
-        sample_size=96, in_channels=4, out_channels=4, block_out_channels=(320, 640, 1280, 1280), layers_per_block=2,
-        attention_head_dim=(5, 10, 20, 20), cross_attention_dim=TEXT_WIDTH, use_linear_projection=True,
-        class_embed_type="projection", projection_class_embeddings_input_dim=2 * DIM, upcast_attention=True,
+        sample_size=96, in_channels=4, out_channels=4, block_out_channels=(320, 640, 1280, 1280),
+        layers_per_block=2, attention_head_dim=(5, 10, 20, 20), cross_attention_dim=TEXT_WIDTH,
+        use_linear_projection=True, class_embed_type="projection",
+        projection_class_embeddings_input_dim=2 * DIM, upcast_attention=True,
     )  # fmt: skip
     unet.save_pretrained(folder / "unet")
     del unet
     AutoencoderKL(
-        block_out_channels=(128, 256, 512, 512), down_block_types=("DownEncoderBlock2D",) * 4, latent_channels=4,
-        up_block_types=("UpDecoderBlock2D",) * 4, layers_per_block=2, sample_size=768,
+        block_out_channels=(128, 256, 512, 512), down_block_types=("DownEncoderBlock2D",) * 4,
+        latent_channels=4, up_block_types=("UpDecoderBlock2D",) * 4, layers_per_block=2, sample_size=768,
     ).save_pretrained(folder / "vae")  # fmt: skip
     text = CLIPTextConfig(
-        vocab_size=3, hidden_size=TEXT_WIDTH, intermediate_size=64, num_hidden_layers=1, num_attention_heads=16,
-        bos_token_id=0, eos_token_id=1,
+        vocab_size=3, hidden_size=TEXT_WIDTH, intermediate_size=64, num_hidden_layers=1,
+        num_attention_heads=16, bos_token_id=0, eos_token_id=1,
     )  # fmt: skip
     CLIPTextModel(text).save_pretrained(folder / "text_encoder")
     words = folder / "words"
@@ -58,7 +63,12 @@ def make(folder: Path) -> None:
     tokenizer.save_pretrained(folder / "tokenizer")
     StableUnCLIPImageNormalizer(embedding_dim=DIM).save_pretrained(folder / "image_normalizer")
     DDPMScheduler(beta_schedule="squaredcos_cap_v2").save_pretrained(folder / "image_noising_scheduler")
-    settings = {"prediction_type": "v_prediction", "steps_offset": 1, "skip_prk_steps": True, "set_alpha_to_one": False}
+    settings = {
+        "prediction_type": "v_prediction",
+        "steps_offset": 1,
+        "skip_prk_steps": True,
+        "set_alpha_to_one": False,
+    }
     PNDMScheduler(**SCHEDULE, **settings).save_pretrained(folder / "scheduler")
 
 
@@ -81,11 +91,22 @@ def main() -> None:
         out = args.work / f"bundle-{storage}"
         edge = [sys.executable, "-m", "seed_edge"]
         decode = [*edge, "decode", "--bundle", str(out)]
-        export = [*edge, "export", "--ckpt", str(checkpoint), "--diffusion", str(source), "--image-weights", storage]
+        export = [
+            *edge,
+            "export",
+            "--ckpt",
+            str(checkpoint),
+            "--diffusion",
+            str(source),
+            "--image-weights",
+            storage,
+        ]
         result: dict[str, object] = {"storage": storage}
         result["export"] = cost([*export, "--out", str(out), "--overwrite"])
         result["bytes"] = sum(file.stat().st_size for file in out.iterdir())
-        result["draw"] = cost([*decode, str(codes), "--steps", str(args.steps), "-o", str(args.work / "drawn.png")])
+        result["draw"] = cost(
+            [*decode, str(codes), "--steps", str(args.steps), "-o", str(args.work / "drawn.png")]
+        )
         pictures = []
         for way in ("tiled", "whole"):
             picture = args.work / f"{way}.png"

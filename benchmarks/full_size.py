@@ -3,10 +3,11 @@
 
     python benchmarks/full_size.py --work FOLDER [--seed 7]
 
-Needs 25 GB of disk in FOLDER and 16 GB of memory. Prints one JSON object per storage of the graphs: seconds and peak
-memory (GB) of `seed-edge export` as a whole process, share of codes equal to the original code's
-(`tests/fixtures/seed2/full-7*`, seed 7 only) on its pictures and on smooth random ones, largest difference and cosine of
-image embeddings. `rewrite` is the step that makes an fp32 graph smaller, in a process of its own.
+Needs 25 GB of disk in FOLDER and 16 GB of memory. Prints one JSON object per storage of the graphs: seconds
+and peak memory (GB) of `seed-edge export` as a whole process, share of codes equal to the original code's
+(`tests/fixtures/seed2/full-7*`, seed 7 only) on its pictures and on smooth random ones, largest difference
+and cosine of image embeddings. `rewrite` is the step that makes an fp32 graph smaller, in a process of its
+own.
 """
 
 from __future__ import annotations
@@ -38,16 +39,22 @@ def exactness(path: Path, seed: int) -> dict[str, float]:
     if seed != 7:
         return {}
     images = ImageTokenizer(Bundle.open(path), choose_device("cpu"))
-    stored, files = np.load(REFERENCE / "full-7.npz"), json.loads((REFERENCE / "full-7-images.json").read_text())["images"]
+    stored, files = (
+        np.load(REFERENCE / "full-7.npz"),
+        json.loads((REFERENCE / "full-7-images.json").read_text())["images"],
+    )
     sys.path.insert(0, str(REFERENCE))
     from make_checkpoint import GEOMETRIES, pixel_values
 
     values = pixel_values(GEOMETRIES["full"], len(stored["codes"]), int(stored["pixel_values_seed"]))
     equal = images.encode_values(values) == stored["codes"]
     pictures = [
-        images.encode([open_image(REFERENCE / name)])[0] == wanted["bilinear"]["codes"] for name, wanted in files.items()
+        images.encode([open_image(REFERENCE / name)])[0] == wanted["bilinear"]["codes"]
+        for name, wanted in files.items()
     ]
-    given, wanted = (np.concatenate([stored[name], stored[f"random_{name}"]]) for name in ("codes", "image_embeds"))
+    given, wanted = (
+        np.concatenate([stored[name], stored[f"random_{name}"]]) for name in ("codes", "image_embeds")
+    )
     found = images.decoder.embed(given)
     cosine = (found * wanted).sum(1) / np.linalg.norm(found, axis=1) / np.linalg.norm(wanted, axis=1)
     return {
@@ -68,14 +75,33 @@ def main() -> None:
     if not (checkpoint / "geometry.json").exists():
         maker = [sys.executable, str(REFERENCE / "make_checkpoint.py"), "--geometry", "full"]
         print(
-            json.dumps({"making the checkpoint": cost([*maker, "--seed", str(args.seed), "--out", str(checkpoint)])}),
+            json.dumps(
+                {"making the checkpoint": cost([*maker, "--seed", str(args.seed), "--out", str(checkpoint)])}
+            ),
             flush=True,
         )
     for storage in args.storage:
         out = args.work / f"bundle-{storage}"
-        command = [sys.executable, "-m", "seed_edge", "export", "--ckpt", str(checkpoint), "--out", str(out), "--overwrite"]
-        photos = [part for name in ("square_rgb.png", "landscape_rgb.png") for part in ("--photo", str(REFERENCE / name))]
-        result: dict[str, object] = {"storage": storage, "export": cost([*command, "--image-weights", storage, *photos])}
+        command = [
+            sys.executable,
+            "-m",
+            "seed_edge",
+            "export",
+            "--ckpt",
+            str(checkpoint),
+            "--out",
+            str(out),
+            "--overwrite",
+        ]
+        photos = [
+            part
+            for name in ("square_rgb.png", "landscape_rgb.png")
+            for part in ("--photo", str(REFERENCE / name))
+        ]
+        result: dict[str, object] = {
+            "storage": storage,
+            "export": cost([*command, "--image-weights", storage, *photos]),
+        }
         result["bytes"] = sum(file.stat().st_size for file in out.iterdir())
         print(json.dumps(result | exactness(out, args.seed)), flush=True)
     plain = args.work / "bundle-fp32" / "encoder.onnx"
@@ -83,7 +109,13 @@ def main() -> None:
         scratch = args.work / "rewritten"
         scratch.mkdir(exist_ok=True)
         print(
-            json.dumps({"rewrite as int8": cost([sys.executable, "-c", REWRITE, str(plain), str(scratch / "e.onnx"), "int8"])})
+            json.dumps(
+                {
+                    "rewrite as int8": cost(
+                        [sys.executable, "-c", REWRITE, str(plain), str(scratch / "e.onnx"), "int8"]
+                    )
+                }
+            )
         )
 
 

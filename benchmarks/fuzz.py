@@ -1,11 +1,13 @@
 #!/usr/bin/env python3
-"""Bundles, pictures, settings and records changed at random, through real loads in child processes, for hours.
+"""Bundles, pictures, settings and records changed at random, through real loads in child processes, for
+hours.
 
-    python benchmarks/fuzz.py [--gguf 20000] [--onnx 5000] [--manifest 5000] [--image 100000] [--text 10000] [--seed 0]
+    python benchmarks/fuzz.py [--gguf 20000] [--onnx 5000] [--manifest 5000] [--image 100000] [--text 10000]
+    [--seed 0]
 
-Prints one JSON object for each kind: files tried, used and refused; crashes, tracebacks and hangs of the process that stands
-for the user's; the largest memory of that process, and of the children that it tries bundles in. Files at which something was
-found are kept in `--keep`. Needs the `dev` extra.
+Prints one JSON object for each kind: files tried, used and refused; crashes, tracebacks and hangs of the
+process that stands for the user's; the largest memory of that process, and of the children that it tries
+bundles in. Files at which something was found are kept in `--keep`. Needs the `dev` extra.
 """
 
 from __future__ import annotations

@@ -1,12 +1,13 @@
 #!/usr/bin/env python3
-"""Readers of GGUF and ONNX headers, manifests and picture records against inputs that coverage leads to, by atheris.
+"""Readers of GGUF and ONNX headers, manifests and picture records against inputs that coverage leads to, by
+atheris.
 
     pip install atheris
     python benchmarks/fuzz_coverage.py [--seconds 60]
 
-Each reader has a process of its own, for so many seconds; anything but an answer or one clear error ends it, and so does an
-input that takes 5 seconds or 512 MB. Prints one JSON object: inputs tried and the exit code, 0 where nothing was found; what
-was found stays in `crash-*` in the working folder.
+Each reader has a process of its own, for so many seconds; anything but an answer or one clear error ends it,
+and so does an input that takes 5 seconds or 512 MB. Prints one JSON object: inputs tried and the exit code, 0
+where nothing was found; what was found stays in `crash-*` in the working folder.
 """
 
 from __future__ import annotations
@@ -43,7 +44,12 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as corpus:
             if valid is not None:
                 (Path(corpus) / "valid").write_bytes((TINY / valid).read_bytes()[:LONGEST])
-            limits = {"max_total_time": options.seconds, "timeout": 5, "rss_limit_mb": 512, "max_len": LONGEST}
+            limits = {
+                "max_total_time": options.seconds,
+                "timeout": 5,
+                "rss_limit_mb": 512,
+                "max_len": LONGEST,
+            }
             told = [f"-{name}={value}" for name, value in (limits | {"print_final_stats": 1}).items()]
             command = [sys.executable, __file__, "--kind", kind, corpus, *told]
             result = subprocess.run(command, capture_output=True, text=True)

@@ -11,7 +11,9 @@ from typing import IO
 import seed_edge  # noqa: F401  (turns telemetry off, for the processes that are measured too)
 
 
-def measured(command: list[str], stdout: IO[str] | int = sys.stderr, stderr: int | None = None) -> tuple[float, float]:
+def measured(
+    command: list[str], stdout: IO[str] | int = sys.stderr, stderr: int | None = None
+) -> tuple[float, float]:
     """Wall time in seconds and peak resident set in bytes of one run; ends the benchmark if it fails."""
     started = time.perf_counter()
     process = subprocess.Popen(command, stdout=stdout, stderr=stderr)

@@ -17,9 +17,9 @@ SHARD = 5_000_000_000
 def config(width: int, mlp: int, layers: int, heads: int) -> dict[str, object]:
     """`config.json` of one with SEED-LLaMA's vocabulary."""
     return {
-        "vocab_size": TEXT_PIECES + CODES + 2, "hidden_size": width, "intermediate_size": mlp, "num_hidden_layers": layers,
-        "num_attention_heads": heads, "max_position_embeddings": 2048, "rms_norm_eps": 1e-6, "bos_token_id": 1,
-        "eos_token_id": 2,
+        "vocab_size": TEXT_PIECES + CODES + 2, "hidden_size": width, "intermediate_size": mlp,
+        "num_hidden_layers": layers, "num_attention_heads": heads, "max_position_embeddings": 2048,
+        "rms_norm_eps": 1e-6, "bos_token_id": 1, "eos_token_id": 2,
     }  # fmt: skip
 
 

@@ -3,10 +3,10 @@
 
     python benchmarks/streaming.py --work FOLDER [--dtype bfloat16] [--weight-type Q8_0] [--lora]
 
-Needs 14 GB of disk for bfloat16 (27 GB for float32) and 8 GB more for the result. Writes shards of 5 GB in the shape of
-SEED-LLaMA-8B, one tensor at a time, converts them, and prints one JSON object: seconds and peak memory (GB) of the
-conversion as a whole process. With `--lora` an adapter is merged that SEED's recipe would give: rank 16 on all projections,
-embeddings and head trained whole.
+Needs 14 GB of disk for bfloat16 (27 GB for float32) and 8 GB more for the result. Writes shards of 5 GB in
+the shape of SEED-LLaMA-8B, one tensor at a time, converts them, and prints one JSON object: seconds and peak
+memory (GB) of the conversion as a whole process. With `--lora` an adapter is merged that SEED's recipe would
+give: rank 16 on all projections, embeddings and head trained whole.
 """
 
 from __future__ import annotations
@@ -39,13 +39,19 @@ def make_adapter(folder: Path, dtype: torch.dtype) -> None:
     for name, shape in tensors(LLAMA_7B).items():
         module = f"base_model.model.{name.removesuffix('.weight')}"
         if "_proj" in name:
-            state[f"{module}.lora_A.weight"] = (torch.randn(RANK, shape[1], generator=generator) * 0.02).to(dtype)
-            state[f"{module}.lora_B.weight"] = (torch.randn(shape[0], RANK, generator=generator) * 0.02).to(dtype)
+            state[f"{module}.lora_A.weight"] = (torch.randn(RANK, shape[1], generator=generator) * 0.02).to(
+                dtype
+            )
+            state[f"{module}.lora_B.weight"] = (torch.randn(shape[0], RANK, generator=generator) * 0.02).to(
+                dtype
+            )
         elif name in ("model.embed_tokens.weight", "lm_head.weight"):
             state[f"{module}.weight"] = (torch.randn(shape, generator=generator) * 0.02).to(dtype)
     folder.mkdir(parents=True)
     save_file(state, folder / "adapter_model.safetensors")
-    (folder / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "r": RANK, "lora_alpha": 2 * RANK}))
+    (folder / "adapter_config.json").write_text(
+        json.dumps({"peft_type": "LORA", "r": RANK, "lora_alpha": 2 * RANK})
+    )
 
 
 def main() -> None:
@@ -64,7 +70,12 @@ def main() -> None:
     out = args.work / f"llama-7b-{args.weight_type}.gguf"
     command = [sys.executable, "-c", CONVERT, str(folder), str(out), args.weight_type, str(adapter or "")]
     spent = cost(command)
-    result = {"dtype": args.dtype, "lora": args.lora, "weight_type": args.weight_type, "bytes": out.stat().st_size}
+    result = {
+        "dtype": args.dtype,
+        "lora": args.lora,
+        "weight_type": args.weight_type,
+        "bytes": out.stat().st_size,
+    }
     print(json.dumps(result | spent))
 
 

@@ -1,4 +1,5 @@
-"""Caption files from a list that may contain unreadable ones: every error of the package is a `SeedEdgeError`.
+"""Caption files from a list that may contain unreadable ones: every error of the package is a
+`SeedEdgeError`.
 
 python examples/handle_errors.py examples/cat.jpg README.md
 """

@@ -1,7 +1,7 @@
 """Caption and draw images offline with one small model: images become codes that a LLaMA reads and writes.
 
-`load` opens a bundle. The classes of the API and all errors can be imported from here; each is loaded when it is first used,
-so that `import seed_edge` stays light.
+`load` opens a bundle. The classes of the API and all errors can be imported from here; each is loaded when it
+is first used, so that `import seed_edge` stays light.
 """
 
 from __future__ import annotations
@@ -51,7 +51,9 @@ _MODULES = {
     "SeedEdge": "seed_edge.runtime.pipeline",
     "Token": "seed_edge.runtime.captioning",
 }
-"""Module of each class that is imported on first use; a name that ends with `Error` comes from `seed_edge.errors`."""
+"""Module of each class that is imported on first use; a name that ends with `Error` comes from
+`seed_edge.errors`.
+"""
 
 __all__ = [
     "Answer",
@@ -107,13 +109,14 @@ def load(
     """Open a bundle.
 
     Args:
-        bundle: path of a bundle directory, or the name of one that was added; by default the one inside this package.
-        device: `auto`, `cpu` or `cuda`.
-        memory_limit: upper limit of this process's memory, in bytes; by default parts are closed where memory is short.
-        low_memory: keep only one part open at a time: less memory, slower where parts alternate.
+        bundle: path of a bundle directory, or the name of one that was added; by default the one inside this
+        package. device: `auto`, `cpu` or `cuda`. memory_limit: upper limit of this process's memory, in
+        bytes; by default parts are closed where memory is short. low_memory: keep only one part open at a
+        time: less memory, slower where parts alternate.
 
     Returns:
-        An object with `caption`, `ask`, `draw`, `edit`, `encode` and `decode`; close it, or use it in a `with` block.
+        An object with `caption`, `ask`, `draw`, `edit`, `encode` and `decode`; close it, or use it in a
+        `with` block.
 
     Raises:
         BundleNotFoundError: there is no bundle at that path; also a `FileNotFoundError`.

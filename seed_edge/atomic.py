@@ -1,7 +1,7 @@
 """Files written whole or not at all. Nothing that exists is touched before its replacement is complete.
 
-Temporary names are random and created with `O_EXCL` beside the final name, so that neither a second process nor a planted link
-can be written through. The kernel applies the umask.
+Temporary names are random and created with `O_EXCL` beside the final name, so that neither a second process
+nor a planted link can be written through. The kernel applies the umask.
 """
 
 from __future__ import annotations
@@ -58,8 +58,8 @@ def create_temporary_folder(path: Path) -> Path:
 def replacing(path: Path) -> Iterator[Path]:
     """Yield a temporary file beside `path`, which takes the name `path` when the block ends without an error.
 
-    An error or Ctrl-C removes the temporary file and leaves `path` as it was. A link stays: what it points to is replaced. A
-    device, pipe or socket is yielded itself, to be written to.
+    An error or Ctrl-C removes the temporary file and leaves `path` as it was. A link stays: what it points to
+    is replaced. A device, pipe or socket is yielded itself, to be written to.
 
     Raises:
         OSError: the folder cannot be written.
@@ -77,8 +77,8 @@ def replacing(path: Path) -> Iterator[Path]:
 def write_new(path: Path, write: Callable[[Path], None], names: Iterator[Path] | None = None) -> Path:
     """Write a file under the first of several names that no file has; return that name.
 
-    The name is taken by a hard link, or where the file system has none by an exclusive creation, so that of two processes
-    each gets a name of its own.
+    The name is taken by a hard link, or where the file system has none by an exclusive creation, so that of
+    two processes each gets a name of its own.
 
     Args:
         path: the name that is wanted; decides the folder.

@@ -1,8 +1,8 @@
 """Benchmark of a bundle: the time of each stage, and the lower bound of this machine.
 
-The floor of a stage is the larger of two times: its multiplications at the rate of a large matrix product measured on the
-spot, and its weights at the rate of reading memory. No program can be faster with the same weights and the same numbers,
-unless the weights are so few that they stay in the processor's cache.
+The floor of a stage is the larger of two times: its multiplications at the rate of a large matrix product
+measured on the spot, and its weights at the rate of reading memory. No program can be faster with the same
+weights and the same numbers, unless the weights are so few that they stay in the processor's cache.
 """
 
 from __future__ import annotations
@@ -55,7 +55,9 @@ class Machine:
 
     @classmethod
     def measure(cls) -> Machine:
-        """The best of several runs of a matrix product, and of a matrix-vector product that reads a large matrix once."""
+        """The best of several runs of a matrix product, and of a matrix-vector product that reads a large
+        matrix once.
+        """
         free = available_memory() or READ_BYTES
         rows = max(1, min(READ_BYTES, free // 8) // (4 * 4096))
         matrix, vector = np.ones((rows, 4096), np.float32), np.ones(4096, np.float32)
@@ -137,14 +139,20 @@ def bench(path: Path | None, device: Device, tries: int, report: Callable[[str],
         BundleError: the bundle is damaged.
     """
     bundle = Bundle.open(path)
-    processes = time_processes(bundle, path, tries, report)  # first: a process begins with the peak of the one that starts it
+    processes = time_processes(
+        bundle, path, tries, report
+    )  # first: a process begins with the peak of the one that starts it
     report("machine")
     machine = Machine.measure()
     run = _Run(bundle, device, machine, tries, report)
     run.images()
     run.language()
     run.whole()
-    rates = {"cores": machine.cores, "read_gb_s": machine.read_rate / 1e9, "multiply_gflop_s": machine.multiply_rate / 1e9}
+    rates = {
+        "cores": machine.cores,
+        "read_gb_s": machine.read_rate / 1e9,
+        "multiply_gflop_s": machine.multiply_rate / 1e9,
+    }
     return {
         "bundle": bundle.manifest.name,
         "device": f"{device.name} ({device.reason})",
@@ -153,7 +161,9 @@ def bench(path: Path | None, device: Device, tries: int, report: Callable[[str],
     }
 
 
-def time_processes(bundle: Bundle, path: Path | None, tries: int, report: Callable[[str], None]) -> list[Stage]:
+def time_processes(
+    bundle: Bundle, path: Path | None, tries: int, report: Callable[[str], None]
+) -> list[Stage]:
     """Times of whole processes, as a shell starts them."""
     if bundle.manifest.language is None:
         return []
@@ -164,12 +174,25 @@ def time_processes(bundle: Bundle, path: Path | None, tries: int, report: Callab
         pictures(bundle, 1)[0].save(photo)
         commands = {"caption, a process": [*tool, "caption", str(photo), *chosen]}
         if not DECODERS[bundle.manifest.kind].uses_diffusion:
-            commands["draw, a process"] = [*tool, "draw", PROMPT, "-o", f"{folder}/drawn.png", "--seed", "1", *chosen]
+            commands["draw, a process"] = [
+                *tool,
+                "draw",
+                PROMPT,
+                "-o",
+                f"{folder}/drawn.png",
+                "--seed",
+                "1",
+                *chosen,
+            ]
         for name, command in commands.items():
             report(name)
             taken = [_process(command) for _ in range(tries + 1)][1:]
             peaks = [peak for _, peak in taken if peak is not None]
-            stages.append(Stage(name, statistics.median(seconds for seconds, _ in taken), None, max(peaks, default=None)))
+            stages.append(
+                Stage(
+                    name, statistics.median(seconds for seconds, _ in taken), None, max(peaks, default=None)
+                )
+            )
     return stages
 
 
@@ -182,13 +205,23 @@ def pictures(bundle: Bundle, count: int) -> list[Image.Image]:
 class _Run:
     """Times stages one after the other; later stages use the parts that earlier ones opened."""
 
-    def __init__(self, bundle: Bundle, device: Device, machine: Machine, tries: int, report: Callable[[str], None]) -> None:
-        self.bundle, self.device, self.machine, self.tries, self.report = bundle, device, machine, tries, report
+    def __init__(
+        self, bundle: Bundle, device: Device, machine: Machine, tries: int, report: Callable[[str], None]
+    ) -> None:
+        self.bundle, self.device, self.machine, self.tries, self.report = (
+            bundle,
+            device,
+            machine,
+            tries,
+            report,
+        )
         self.stages: list[Stage] = []
         self.edge = SeedEdge(bundle, device)
         self.pictures = pictures(bundle, BATCH)
 
-    def time(self, name: str, action: Callable[[], object], work: Work | None = None, each: int = 1, rate: str = "") -> float:
+    def time(
+        self, name: str, action: Callable[[], object], work: Work | None = None, each: int = 1, rate: str = ""
+    ) -> float:
         """Time a stage.
 
         Args:
@@ -211,9 +244,13 @@ class _Run:
         one = self.work(self.bundle.encoder, [values[:1]])
         self.time("preprocess", lambda: manifest.preprocessing(self.pictures[:1]))
         self.time("encode", lambda: images.encode_values(values[:1]), one, rate="pictures")
-        self.time(f"encode, {BATCH} at once", lambda: images.encode_values(values), one * BATCH, BATCH, "pictures")
+        self.time(
+            f"encode, {BATCH} at once", lambda: images.encode_values(values), one * BATCH, BATCH, "pictures"
+        )
         codes = images.encode_values(values[:1])
-        self.decoding = self.time("decode", lambda: images.decoded(codes), self.work(self.bundle.decoder, [codes]))
+        self.decoding = self.time(
+            "decode", lambda: images.decoded(codes), self.work(self.bundle.decoder, [codes])
+        )
         if manifest.diffusion is not None and isinstance(images.decoder, UnclipDecoder):
             self.diffusion(images.decoder.unclip, images.decoder.embed(codes))
 
@@ -223,7 +260,9 @@ class _Run:
         labels = np.tile(embeds, (1, LABELS)).astype(np.float32)
         moment = np.zeros(1, np.int64)
         step = self.work(self.bundle.unet, [latents, moment, labels])
-        self.evaluation = self.time("diffusion, one evaluation", lambda: unclip.predict(latents, 0, labels), step)
+        self.evaluation = self.time(
+            "diffusion, one evaluation", lambda: unclip.predict(latents, 0, labels), step
+        )
         last = self.work(self.bundle.vae, [latents])
         self.developing = self.time("latents to pixels", lambda: unclip.decode_latents(latents), last)
 
@@ -235,7 +274,10 @@ class _Run:
         once = _language_work(GgufHeader.read(path))
         self.time("load language model", lambda: self._reload())
         model = self.edge.engine.language_model
-        ids = [language.vocab.bos_id, *np.arange(3, 3 + min(PROMPT_IDS, language.context_length // 2)).tolist()]
+        ids = [
+            language.vocab.bos_id,
+            *np.arange(3, 3 + min(PROMPT_IDS, language.context_length // 2)).tolist(),
+        ]
         turns = iter(range(1 << 30))
 
         def read() -> None:
@@ -276,7 +318,9 @@ class _Run:
             for name, options in (("draw", DiffusionOptions()), ("draw --fast", FAST)):
                 evaluations = decoder.unclip.evaluations(options)
                 seconds = self.coding + self.decoding + evaluations * self.evaluation + self.developing
-                self.stages.append(Stage(f"{name}, reckoned", seconds, None, None, f"{evaluations} evaluations"))
+                self.stages.append(
+                    Stage(f"{name}, reckoned", seconds, None, None, f"{evaluations} evaluations")
+                )
         self.edge.close()
 
     def work(self, path: Path, inputs: Sequence[np.ndarray[Any, Any]]) -> Work:
@@ -291,7 +335,8 @@ def _repeated(work: Work, times: int) -> Work:
 
 
 def operations(operator: dict[str, Any]) -> float:
-    """Floating point operations of an operator that ONNX Runtime ran, from its name and shapes; 0 for all but products.
+    """Floating point operations of an operator that ONNX Runtime ran, from its name and shapes; 0 for all but
+    products.
 
     Products over a transposed first matrix are counted as if it were not; the graphs in bundles have none.
     """
@@ -331,7 +376,9 @@ def _process(command: list[str]) -> tuple[float, int | None]:
         process.wait()
         peak = None
     if process.returncode:
-        raise BundleError(f"`{' '.join(command[2:])}` failed in a process of its own: {said.strip().splitlines()[-1:]}")
+        raise BundleError(
+            f"`{' '.join(command[2:])}` failed in a process of its own: {said.strip().splitlines()[-1:]}"
+        )
     return time.perf_counter() - started, peak
 
 
@@ -340,7 +387,8 @@ def table(found: dict[str, Any]) -> str:
     machine = found["machine"]
     lines = [
         f"{found['bundle']} on {found['device']}",
-        f"{machine['cores']:.0f} cores, {machine['read_gb_s']} GB/s read, {machine['multiply_gflop_s']} GFLOP/s in fp32",
+        f"{machine['cores']:.0f} cores, {machine['read_gb_s']} GB/s read, {machine['multiply_gflop_s']} "
+        "GFLOP/s in fp32",
         "",
         f"{'':32}{'seconds':>10}{'floor':>10}{'times':>7}{'peak MB':>9}",
     ]
@@ -349,5 +397,7 @@ def table(found: dict[str, Any]) -> str:
         times = "" if stage["times_floor"] is None else f"{stage['times_floor']:.1f}"
         peak = "" if stage["peak_mb"] is None else f"{stage['peak_mb']:.0f}"
         rate = stage.get("rate", "")
-        lines.append(f"{stage['stage']:32}{stage['seconds']:>10.5f}{floor:>10}{times:>7}{peak:>9}  {rate}".rstrip())
+        lines.append(
+            f"{stage['stage']:32}{stage['seconds']:>10.5f}{floor:>10}{times:>7}{peak:>9}  {rate}".rstrip()
+        )
     return "\n".join(lines)

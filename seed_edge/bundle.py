@@ -1,7 +1,7 @@
 """Bundles: a directory with a manifest and the files it lists.
 
-A bundle is checked before anything in it is opened by a native library, and is written so that it exists either
-whole or not at all.
+A bundle is checked before anything in it is opened by a native library, and is written so that it exists
+either whole or not at all.
 """
 
 from __future__ import annotations
@@ -18,7 +18,18 @@ from seed_edge.atomic import create_temporary_folder
 from seed_edge.errors import BundleError, BundleNotFoundError, SeedEdgeError
 from seed_edge.gguf_header import GgufHeader
 from seed_edge.inputs import read_json
-from seed_edge.manifest import DECODER, ENCODER, IMAGE_NOISE, MANIFEST, UNET, VAE, Diffusion, FileEntry, Language, Manifest
+from seed_edge.manifest import (
+    DECODER,
+    ENCODER,
+    IMAGE_NOISE,
+    MANIFEST,
+    UNET,
+    VAE,
+    Diffusion,
+    FileEntry,
+    Language,
+    Manifest,
+)
 from seed_edge.onnx_header import OnnxHeader
 from seed_edge.output_checks import refuse_around
 from seed_edge.user_dirs import BUNDLE_NAME, Checked, bundle_folder, bundle_names
@@ -28,7 +39,9 @@ EMBEDDED = Path(__file__).parent / "bundles" / "mini"
 
 MANIFEST_LIMIT = 1 << 20
 HASH_LIMIT = 64 << 20
-"""Bundles up to this size, in bytes, are hashed when they are opened; larger ones by `Bundle.check_hashes`."""
+"""Bundles up to this size, in bytes, are hashed when they are opened; larger ones by
+`Bundle.check_hashes`.
+"""
 HEADER = "header-1"
 """Name of the check of headers, with its version."""
 
@@ -73,7 +86,10 @@ class Bundle:
             BundleError: the bundle has none.
         """
         if self.manifest.language is None:
-            raise BundleError(f"{self.path} has no language model: it encodes and decodes only; export with --llm to add one")
+            raise BundleError(
+                f"{self.path} has no language model: it encodes and decodes only; export with --llm to "
+                "add one"
+            )
         return self.manifest.language
 
     @property
@@ -89,18 +105,22 @@ class Bundle:
             BundleError: the bundle has none.
         """
         if self.manifest.diffusion is None:
-            raise BundleError(f"{self.path} has no diffusion and cannot make pictures; export with --diffusion to add one")
+            raise BundleError(
+                f"{self.path} has no diffusion and cannot make pictures; export with --diffusion to add one"
+            )
         return self.manifest.diffusion
 
     @classmethod
     def open(cls, path: str | Path | None = None) -> Bundle:
-        """Read and check a bundle, by its folder or by the name it was added under; by default the embedded one.
+        """Read and check a bundle, by its folder or by the name it was added under; by default the embedded
+        one.
 
-        Checked are the manifest, the files' sizes, the headers of graphs and language model, and, of small bundles, hashes.
-        What passed is remembered as long as the file does not change.
+        Checked are the manifest, the files' sizes, the headers of graphs and language model, and, of small
+        bundles, hashes. What passed is remembered as long as the file does not change.
 
         Raises:
-            BundleError: no bundle there, or a file is missing, resized, changed, broken, unlisted, or not a plain file.
+            BundleError: no bundle there, or a file is missing, resized, changed, broken, unlisted, or not a
+            plain file.
         """
         bundle = cls.read(EMBEDDED if path is None else find(path))
         try:
@@ -109,7 +129,9 @@ class Bundle:
         except SeedEdgeError:
             raise
         except OSError as error:
-            raise BundleError(f"{error.filename} cannot be read ({error.strerror}); look at its permissions") from error
+            raise BundleError(
+                f"{error.filename} cannot be read ({error.strerror}); look at its permissions"
+            ) from error
         return bundle
 
     @classmethod
@@ -130,20 +152,27 @@ class Bundle:
         for name, expected in self.manifest.files.items():
             entry = present.pop(name, None)
             if entry is None:
-                raise BundleNotFoundError(f"{self.path / name} is missing; copy the bundle again or export again")
+                raise BundleNotFoundError(
+                    f"{self.path / name} is missing; copy the bundle again or export again"
+                )
             if not entry.is_file(follow_symlinks=False):
                 raise BundleError(f"{self.path / name} is a link or no plain file; a bundle holds real files")
             size = entry.stat(follow_symlinks=False).st_size
             if size != expected.size:
                 raise BundleError(
-                    f"{self.path / name} has {size:,} bytes, the manifest says {expected.size:,}; copy or export it again"
+                    f"{self.path / name} has {size:,} bytes, the manifest says {expected.size:,}; copy "
+                    "or export it again"
                 )
         present.pop(MANIFEST, None)
         if present:
-            raise BundleError(f"{self.path / min(present)} is not listed in {MANIFEST}; remove it from the bundle")
+            raise BundleError(
+                f"{self.path / min(present)} is not listed in {MANIFEST}; remove it from the bundle"
+            )
 
     def _check_contents(self) -> None:
-        """Check headers, and the hashes of small bundles; a file that passed and did not change is not read again."""
+        """Check headers, and the hashes of small bundles; a file that passed and did not change is not read
+        again.
+        """
         checked = Checked()
         small = sum(entry.size for entry in self.manifest.files.values()) <= HASH_LIMIT
         for name, expected in self.manifest.files.items():
@@ -167,7 +196,9 @@ class Bundle:
 
     def _check_hash(self, name: str, expected: FileEntry) -> None:
         if sha256(self.path / name) != expected.sha256:
-            raise BundleError(f"{self.path / name} is not the file that was exported; copy or export it again")
+            raise BundleError(
+                f"{self.path / name} is not the file that was exported; copy or export it again"
+            )
 
 
 def find(path: str | Path) -> Path:
@@ -184,7 +215,9 @@ def find(path: str | Path) -> Path:
     if BUNDLE_NAME.fullmatch(name) and bundle_folder(name).is_dir():
         return bundle_folder(name)
     known = ", ".join([EMBEDDED.name, *bundle_names()])
-    raise BundleNotFoundError(f"{path}: no such bundle; give the folder that `seed-edge export` wrote, or one of: {known}")
+    raise BundleNotFoundError(
+        f"{path}: no such bundle; give the folder that `seed-edge export` wrote, or one of: {known}"
+    )
 
 
 def check_header(path: Path) -> None:
@@ -227,7 +260,8 @@ def add(source: Bundle, name: str, replace: bool = False) -> Bundle:
     """Copy a bundle to the user's folder of bundles, where it is found by name, after a check of all hashes.
 
     Raises:
-        BundleError: a file is not the one that was exported, the name is taken or is none, or the disk is too small.
+        BundleError: a file is not the one that was exported, the name is taken or is none, or the disk is too
+        small.
     """
     folder = bundle_folder(name)
     if name == EMBEDDED.name:
@@ -254,10 +288,14 @@ def remove(name: str) -> Path:
     """
     folder = bundle_folder(name)
     if not os.path.lexists(folder):
-        raise BundleError(f"{name}: no such bundle in {folder.parent}; there are: {', '.join(bundle_names()) or 'none'}")
+        raise BundleError(
+            f"{name}: no such bundle in {folder.parent}; there are: {', '.join(bundle_names()) or 'none'}"
+        )
     foreign = foreign_in(folder)
     if foreign is not None:
-        raise BundleError(f"{folder} is not removed: {foreign}; look at it, and remove it yourself if it can go")
+        raise BundleError(
+            f"{folder} is not removed: {foreign}; look at it, and remove it yourself if it can go"
+        )
     _discard(folder)
     return folder
 
@@ -279,7 +317,9 @@ def staging(out: Path, replace: bool = False) -> Iterator[Path]:
         out.parent.mkdir(parents=True, exist_ok=True)
         folder = create_temporary_folder(out)
     except OSError as error:
-        raise BundleError(f"{out.parent} cannot be written ({error.strerror}); choose another --output") from error
+        raise BundleError(
+            f"{out.parent} cannot be written ({error.strerror}); choose another --output"
+        ) from error
     try:
         yield folder
         publish(folder, out, replace)
@@ -308,7 +348,8 @@ def refuse_existing(out: Path, replace: bool) -> None:
 
 
 def foreign_in(folder: Path) -> str | None:
-    """What in a folder is not a bundle's, so that it is neither replaced nor deleted; None where all of it is.
+    """What in a folder is not a bundle's, so that it is neither replaced nor deleted; None where all of it
+    is.
 
     A bundle that is damaged, or of another version, is one still: its manifest says which files are its own.
     """
@@ -368,7 +409,8 @@ def _discard(folder: Path) -> None:
 
 
 def publish(folder: Path, out: Path, replace: bool = False) -> None:
-    """Flush every file of `folder` to disk and give it the name `out`, in place of a bundle that may be there.
+    """Flush every file of `folder` to disk and give it the name `out`, in place of a bundle that may be
+    there.
 
     Raises:
         BundleError: what is at `out` now may not be replaced.

@@ -41,7 +41,9 @@ COMMANDS = {
     "completion": ("shell", "Print the completion script for SHELL: bash, zsh or fish."),
     "manual": ("shell", "Print the manual page: seed-edge manual > seed-edge.1."),
 }
-"""Command name to its module in `commands` and the first sentence of its help; `--help` imports no command."""
+"""Command name to its module in `commands` and the first sentence of its help; `--help` imports
+no command.
+"""
 MAX_MESSAGE = 2000
 """Maximum number of characters that are printed of a message."""
 
@@ -75,8 +77,8 @@ SYSTEM_FAULTS = {
 class Commands(click.Group):
     """The commands of `COMMANDS`, each imported when it is first needed.
 
-    Errors that a user can correct become one line and exit code 1; any other error is a bug and keeps its traceback. Messages
-    are escaped here.
+    Errors that a user can correct become one line and exit code 1; any other error is a bug and keeps its
+    traceback. Messages are escaped here.
     """
 
     @property
@@ -92,7 +94,9 @@ class Commands(click.Group):
     def loaded(self, name: str) -> click.Command:
         """Import and return one command of `COMMANDS`."""
         module = importlib.import_module(f"seed_edge.commands.{COMMANDS[name][0]}")
-        return next(each for each in vars(module).values() if isinstance(each, click.Command) and each.name == name)
+        return next(
+            each for each in vars(module).values() if isinstance(each, click.Command) and each.name == name
+        )
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(COMMANDS)
@@ -102,7 +106,9 @@ class Commands(click.Group):
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         width = formatter.width - 6 - max(map(len, COMMANDS))
-        rows = [(name, textwrap.shorten(text, width, placeholder="...")) for name, (_, text) in COMMANDS.items()]
+        rows = [
+            (name, textwrap.shorten(text, width, placeholder="...")) for name, (_, text) in COMMANDS.items()
+        ]
         with formatter.section("Commands"):
             formatter.write_dl(rows)
 
@@ -166,7 +172,9 @@ def shown(message: str) -> str:
     return line if len(line) <= MAX_MESSAGE else line[:MAX_MESSAGE] + "..."
 
 
-@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]}, epilog=f"Exit codes: {EXIT_CODES}")
+@click.group(
+    cls=Commands, context_settings={"help_option_names": ["-h", "--help"]}, epilog=f"Exit codes: {EXIT_CODES}"
+)
 @click.option(
     "--log-level",
     type=click.Choice(LEVELS),

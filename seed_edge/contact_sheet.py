@@ -1,4 +1,6 @@
-"""Contact sheets: several images of one size in rows and columns, as one image. No module of PyTorch is needed."""
+"""Contact sheets: several images of one size in rows and columns, as one image. No module of PyTorch is
+needed.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,9 @@ def columns_and_rows(count: int) -> tuple[int, int]:
 
 
 class ImageGrid:
-    """A sheet of images of one size to which images are added one by one; places that stay empty are white."""
+    """A sheet of images of one size to which images are added one by one; places that stay empty
+    are white.
+    """
 
     def __init__(self, count: int, columns: int | None = None) -> None:
         """
@@ -96,7 +100,9 @@ def captioned(image: Image.Image, text: str) -> Image.Image:
 
 
 def save_contact_sheet(path: Path, sheet: Image.Image) -> None:
-    """Write a sheet as JPEG (`.jpg`) or PNG (any other name); folders are created, and the file appears when complete."""
+    """Write a sheet as JPEG (`.jpg`) or PNG (any other name); folders are created, and the file appears when
+    complete.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as partial:
         sheet.save(partial, "JPEG" if path.suffix == ".jpg" else "PNG", quality=JPEG_QUALITY)

@@ -1,4 +1,6 @@
-"""`image_noise.npz` of a bundle: the arrays of a diffusion, checked from the file's directory before anything is unpacked."""
+"""`image_noise.npz` of a bundle: the arrays of a diffusion, checked from the file's directory before anything
+is unpacked.
+"""
 
 from __future__ import annotations
 
@@ -30,29 +32,45 @@ def noise_arrays(path: Path, dim: int, steps_offset: int) -> dict[str, NDArray[n
         steps_offset: added to timesteps, so that it must leave one within the table.
 
     Returns:
-        `alphas_cumprod` (steps,), decreasing, in (0, 1); `mean` and `std` (dim,), `std` above 0; `noise_alpha` () in (0, 1].
+        `alphas_cumprod` (steps,), decreasing, in (0, 1); `mean` and `std` (dim,), `std` above 0;
+        `noise_alpha` () in (0, 1].
 
     Raises:
-        BundleError: a member is missing, unknown, packed in another way than numpy's, too large, or of another shape or range.
+        BundleError: a member is missing, unknown, packed in another way than numpy's, too large, or of
+        another shape or range.
     """
     shapes = {"alphas_cumprod": None, "mean": (dim,), "std": (dim,), "noise_alpha": ()}
     try:
         with open_regular(path, BundleError) as file, zipfile.ZipFile(file) as archive:
             members = {info.filename: info for info in archive.infolist()}
-            if sorted(members) != sorted(f"{name}.npy" for name in shapes) or len(members) != len(archive.infolist()):
+            if sorted(members) != sorted(f"{name}.npy" for name in shapes) or len(members) != len(
+                archive.infolist()
+            ):
                 raise ValueError(f"its members are {', '.join(members)[:200]}")
             found = {name: _array(archive, members[f"{name}.npy"], shape) for name, shape in shapes.items()}
     except SeedEdgeError:
         raise
-    except (OSError, ValueError, EOFError, RuntimeError, NotImplementedError, zipfile.BadZipFile, zlib.error) as error:
-        raise BundleError(f"{path} does not hold the arrays of a diffusion ({error}); export again") from error
+    except (
+        OSError,
+        ValueError,
+        EOFError,
+        RuntimeError,
+        NotImplementedError,
+        zipfile.BadZipFile,
+        zlib.error,
+    ) as error:
+        raise BundleError(
+            f"{path} does not hold the arrays of a diffusion ({error}); export again"
+        ) from error
     problem = _problem(found, steps_offset)
     if problem:
         raise BundleError(f"{path} does not hold the arrays of a diffusion ({problem}); export again")
     return found
 
 
-def _array(archive: zipfile.ZipFile, info: zipfile.ZipInfo, shape: tuple[int, ...] | None) -> NDArray[np.float64]:
+def _array(
+    archive: zipfile.ZipFile, info: zipfile.ZipInfo, shape: tuple[int, ...] | None
+) -> NDArray[np.float64]:
     """One array of float32 or float64; of any length up to `MAX_STEPS` where `shape` is None."""
     count = MAX_STEPS if shape is None else math.prod(shape)
     if info.file_size > 8 * count + HEADER_ROOM or info.flag_bits & 1:
@@ -63,7 +81,9 @@ def _array(archive: zipfile.ZipFile, info: zipfile.ZipInfo, shape: tuple[int, ..
         data = member.read(info.file_size + 1)
     stream = io.BytesIO(data)
     found, kind = _header(stream)
-    if kind not in (np.dtype("<f4"), np.dtype("<f8")) or (len(found) != 1 if shape is None else found != shape):
+    if kind not in (np.dtype("<f4"), np.dtype("<f8")) or (
+        len(found) != 1 if shape is None else found != shape
+    ):
         raise ValueError(f"{info.filename} is {kind} of shape {found}")
     if not 0 < math.prod(found) <= count or len(data) - stream.tell() != math.prod(found) * kind.itemsize:
         raise ValueError(f"{info.filename} has shape {found} and {len(data):,} bytes")

@@ -1,4 +1,6 @@
-"""Strings of unknown origin as they are shown: the one place where they are escaped for a terminal, TSV or JSON."""
+"""Strings of unknown origin as they are shown: the one place where they are escaped for a terminal, TSV or
+JSON.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,8 @@ UNSAFE = re.compile("[\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud80
 
 
 def printable(text: str) -> str:
-    r"""Text in one line and without anything a terminal obeys: control and formatting characters become escapes.
+    r"""Text in one line and without anything a terminal obeys: control and formatting characters become
+    escapes.
 
     A byte of a file name that is not UTF-8 is shown as `\xff`. What is printable stays as it is.
     """
@@ -33,7 +36,9 @@ def _escape(letter: str) -> str:
 
 
 def shown(value: Any) -> str:
-    """A value as messages show it: printable, in one line, and cut after `MAX_SHOWN` characters; strings are quoted."""
+    """A value as messages show it: printable, in one line, and cut after `MAX_SHOWN` characters; strings are
+    quoted.
+    """
     text = printable(str(value) if isinstance(value, str) else repr(value))
     text = text if len(text) <= MAX_SHOWN else text[:MAX_SHOWN] + "..."
     return repr(text) if isinstance(value, str) else text

@@ -61,10 +61,19 @@ def _system() -> Iterator[Check]:
     cores, all_cores = available_cores(), os.cpu_count() or 1
     limited = "" if cores == all_cores else f" of {all_cores}; affinity or a container's quota leaves no more"
     flags = cpu_flags()
-    yield Check("processor", OK, f"{cores} cores{limited}; {' '.join(flags) if flags else 'its abilities are not known'}")
+    yield Check(
+        "processor",
+        OK,
+        f"{cores} cores{limited}; {' '.join(flags) if flags else 'its abilities are not known'}",
+    )
     policy = os.environ.get("OMP_WAIT_POLICY", "")
     if policy.lower() == "active":
-        yield Check("threads", WARNING, "OMP_WAIT_POLICY is active: threads spin while they wait", "unset OMP_WAIT_POLICY")
+        yield Check(
+            "threads",
+            WARNING,
+            "OMP_WAIT_POLICY is active: threads spin while they wait",
+            "unset OMP_WAIT_POLICY",
+        )
     for name in ("OMP_NUM_THREADS", "OMP_THREAD_LIMIT"):
         value = os.environ.get(name, "")
         if value.isdecimal() and int(value) < cores:
@@ -78,15 +87,28 @@ def _runtimes() -> Iterator[Check]:
 
         problem = cuda_problem()
         if native.telemetry_off():
-            yield Check("offline", OK, "telemetry of every library is off; nothing opens a connection or keeps a machine id")
+            yield Check(
+                "offline",
+                OK,
+                "telemetry of every library is off; nothing opens a connection or keeps a machine id",
+            )
         else:
             names = ", ".join(native.TELEMETRY_OFF)
             yield Check(
-                "offline", BROKEN, f"telemetry may be on: one of {names} was changed", "do not set them in the program"
+                "offline",
+                BROKEN,
+                f"telemetry may be on: one of {names} was changed",
+                "do not set them in the program",
             )
-        providers = ", ".join(name.removesuffix("ExecutionProvider") for name in onnxruntime.get_available_providers())
+        providers = ", ".join(
+            name.removesuffix("ExecutionProvider") for name in onnxruntime.get_available_providers()
+        )
         yield Check("onnxruntime", OK, f"{onnxruntime.__version__}, built with {providers}")
-    except (ImportError, OSError, AttributeError) as error:  # two builds over one another have no attributes left
+    except (
+        ImportError,
+        OSError,
+        AttributeError,
+    ) as error:  # two builds over one another have no attributes left
         advice = "pip uninstall onnxruntime onnxruntime-gpu, then install seed-edge again"
         yield Check("onnxruntime", BROKEN, f"cannot be loaded ({error})", advice)
         return
@@ -98,12 +120,24 @@ def _runtimes() -> Iterator[Check]:
         version = importlib.metadata.version("llama-cpp-python")
         yield Check("llama.cpp", OK, f"llama-cpp-python {version}, built {offload} GPU support")
         if amx_in_use():
-            yield Check("amx", NOTE, "llama.cpp has AMX kernels; they are left out, as builds by gcc 12 crash in them")
+            yield Check(
+                "amx", NOTE, "llama.cpp has AMX kernels; they are left out, as builds by gcc 12 crash in them"
+            )
         if problem is None and not gpu_offload():
-            advice = 'CMAKE_ARGS="-DGGML_CUDA=on" pip install --force-reinstall --no-cache-dir "llama-cpp-python==0.3.36"'
-            yield Check("llama.cpp-gpu", WARNING, "there is a GPU, and llama.cpp was built without it", advice)
+            advice = (
+                'CMAKE_ARGS="-DGGML_CUDA=on" '
+                'pip install --force-reinstall --no-cache-dir "llama-cpp-python==0.3.36"'
+            )
+            yield Check(
+                "llama.cpp-gpu", WARNING, "there is a GPU, and llama.cpp was built without it", advice
+            )
     except (ImportError, OSError, RuntimeError) as error:
-        yield Check("llama.cpp", BROKEN, f"cannot be loaded ({error})", "pip install --force-reinstall llama-cpp-python")
+        yield Check(
+            "llama.cpp",
+            BROKEN,
+            f"cannot be loaded ({error})",
+            "pip install --force-reinstall llama-cpp-python",
+        )
 
 
 def _cuda(problem: str | None) -> Iterator[Check]:
@@ -119,8 +153,13 @@ def _cuda(problem: str | None) -> Iterator[Check]:
     card = f"{free / 1e9:.1f} GB free" if free is not None else "free memory not known"
     text = ", ".join(f"{name} {version}" for name, version in found.items()) or "no CUDA libraries from PyPI"
     if missing:
-        advice = 'pip install "onnxruntime-gpu[cuda,cudnn]", unless CUDA and cuDNN of that version are on the library path'
-        yield Check("cuda", WARNING, f"a driver is there ({card}); CUDA {wanted} is wanted, found: {text}", advice)
+        advice = (
+            'pip install "onnxruntime-gpu[cuda,cudnn]", '
+            "unless CUDA and cuDNN of that version are on the library path"
+        )
+        yield Check(
+            "cuda", WARNING, f"a driver is there ({card}); CUDA {wanted} is wanted, found: {text}", advice
+        )
     else:
         yield Check("cuda", OK, f"{card}; CUDA {wanted} is wanted, found: {text}")
 
@@ -135,9 +174,16 @@ def _version(name: str) -> str | None:
 def _memory() -> Iterator[Check]:
     free = available_memory()
     if free is None:
-        yield Check("memory", NOTE, "this system does not tell how much is free", "set --memory-limit for large bundles")
+        yield Check(
+            "memory",
+            NOTE,
+            "this system does not tell how much is free",
+            "set --memory-limit for large bundles",
+        )
     elif free < SMALL_MEMORY:
-        yield Check("memory", WARNING, f"{free / 1e6:.0f} MB free", "close other programs, or use --low-memory")
+        yield Check(
+            "memory", WARNING, f"{free / 1e6:.0f} MB free", "close other programs, or use --low-memory"
+        )
     else:
         yield Check("memory", OK, f"{free / 1e9:.1f} GB free")
     place = folder("data")
@@ -150,11 +196,19 @@ def _memory() -> Iterator[Check]:
 
 def _bundles() -> Iterator[Check]:
     """Check that each bundle opens; `verify` compares the hashes."""
-    for name, path in [(EMBEDDED.name, EMBEDDED), *((name, bundles_folder() / name) for name in bundle_names())]:
+    for name, path in [
+        (EMBEDDED.name, EMBEDDED),
+        *((name, bundles_folder() / name) for name in bundle_names()),
+    ]:
         try:
             bundle = Bundle.open(path)
         except SeedEdgeError as error:
-            yield Check(f"bundle {name}", BROKEN, str(error), f"seed-edge bundles remove {name}" if path != EMBEDDED else "")
+            yield Check(
+                f"bundle {name}",
+                BROKEN,
+                str(error),
+                f"seed-edge bundles remove {name}" if path != EMBEDDED else "",
+            )
             continue
         size = sum(entry.size for entry in bundle.manifest.files.values())
         free = available_memory()

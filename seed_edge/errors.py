@@ -1,12 +1,14 @@
 """The exceptions of this package. The command line turns these, and only these, into one-line messages.
 
-Each class is also the built-in exception that fits: `except FileNotFoundError` catches a missing image or bundle, and
-`except ValueError` a value out of range.
+Each class is also the built-in exception that fits: `except FileNotFoundError` catches a missing image or
+bundle, and `except ValueError` a value out of range.
 """
 
 
 class SeedEdgeError(Exception):
-    """Base class of all errors that a user can correct. The message states the problem, where it is, and what to do next."""
+    """Base class of all errors that a user can correct. The message states the problem, where it is, and what
+    to do next.
+    """
 
 
 class BundleError(SeedEdgeError, ValueError):

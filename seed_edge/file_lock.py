@@ -12,7 +12,8 @@ else:
 
 
 def lock_file(descriptor: int) -> None:
-    """Lock an open file exclusively, without waiting; the lock ends when the file is closed or the process ends.
+    """Lock an open file exclusively, without waiting; the lock ends when the file is closed or the process
+    ends.
 
     Args:
         descriptor: of a file that is open for writing.

@@ -1,7 +1,8 @@
-"""Rules for the language model of a bundle: exactly the keys, tensors and vocabulary that `export` writes, and nothing else.
+"""Rules for the language model of a bundle: exactly the keys, tensors and vocabulary that `export` writes,
+and nothing else.
 
-llama.cpp reads many architectures and ends the process where their numbers contradict each other. So a file is let through
-only if every number that llama.cpp acts on is known and fits the others.
+llama.cpp reads many architectures and ends the process where their numbers contradict each other. So a file
+is let through only if every number that llama.cpp acts on is known and fits the others.
 """
 
 from __future__ import annotations
@@ -16,7 +17,9 @@ from seed_edge.gguf_header import TENSOR_TYPES, GgufHeader, Items, TensorInfo
 from seed_edge.vocab import Vocab
 
 ARCHITECTURE = "llama"
-MODEL, TOKENS, SCORES, TYPES = (f"tokenizer.ggml.{name}" for name in ("model", "tokens", "scores", "token_type"))
+MODEL, TOKENS, SCORES, TYPES = (
+    f"tokenizer.ggml.{name}" for name in ("model", "tokens", "scores", "token_type")
+)
 MAX_LAYERS, MAX_HEADS, MAX_WIDTH, MAX_CONTEXT = 512, 512, 1 << 16, 1 << 20
 MAX_PIECE = 1024
 """Maximum UTF-8 bytes of a token."""
@@ -93,7 +96,9 @@ def check_language_model(path: Path, vocab: Vocab) -> None:
     header = GgufHeader.read(path, whole=frozenset((TOKENS, SCORES, TYPES)))
     problem = next(_problems(header, vocab), None)
     if problem is not None:
-        raise BundleError(f"{path} is not the language model that the manifest describes: {problem}; export it again")
+        raise BundleError(
+            f"{path} is not the language model that the manifest describes: {problem}; export it again"
+        )
 
 
 def _problems(header: GgufHeader, vocab: Vocab) -> Iterator[str]:
@@ -123,7 +128,10 @@ def _wrong_geometry(header: GgufHeader, vocab: Vocab) -> Iterator[str]:
     if heads % kept:
         yield f"head_count {heads} is no multiple of head_count_kv {kept}"
     if header.number("rope.dimension_count") != width // heads:
-        yield f"rope.dimension_count is {header.number('rope.dimension_count')}, heads are {width // heads} wide"
+        yield (
+            f"rope.dimension_count is {header.number('rope.dimension_count')}, heads are "
+            f"{width // heads} wide"
+        )
     if header.number("vocab_size") != vocab.size:
         yield f"it has {header.number('vocab_size')} ids, the manifest says {vocab.size}"
     stated = {
@@ -172,7 +180,11 @@ def expected_shapes(header: GgufHeader) -> dict[str, tuple[int, ...]]:
 def _wrong_tensors(header: GgufHeader) -> Iterator[str]:
     expected = expected_shapes(header)
     for name in sorted(set(expected) ^ set(header.tensors)):
-        yield f"it lacks the tensor {name}" if name in expected else f"it has the tensor {name[:80]!r}, which no LLaMA has"
+        yield (
+            f"it lacks the tensor {name}"
+            if name in expected
+            else f"it has the tensor {name[:80]!r}, which no LLaMA has"
+        )
     for name, tensor in header.tensors.items():
         yield from _wrong_tensor(tensor, expected[name])
 
@@ -203,13 +215,18 @@ def _wrong_texts(pieces: tuple[str, ...]) -> Iterator[str]:
         yield "a piece of its vocabulary is empty, has a NUL or is too long"
 
 
-def _wrong_types(pieces: tuple[str, ...], types: tuple[int, ...], unknown: int, vocab: Vocab) -> Iterator[str]:
+def _wrong_types(
+    pieces: tuple[str, ...], types: tuple[int, ...], unknown: int, vocab: Vocab
+) -> Iterator[str]:
     if not all(NORMAL <= kind <= BYTE for kind in types):
         yield f"{TYPES} has a value outside {NORMAL} to {BYTE}"
     bytes_ = {piece for piece, kind in zip(pieces, types, strict=True) if kind == BYTE}
     if bytes_ != BYTE_PIECES:  # llama.cpp ends the process where text needs a byte that is missing
         wrong = min(bytes_ ^ BYTE_PIECES)
-        yield f"its byte pieces are not the 256 bytes ({wrong[:20]!r} is {'no byte' if wrong in bytes_ else 'missing'})"
+        yield (
+            f"its byte pieces are not the 256 bytes ({wrong[:20]!r} is "
+            f"{'no byte' if wrong in bytes_ else 'missing'})"
+        )
     if unknown >= vocab.size or types[unknown] != UNKNOWN:
         yield f"token {unknown} is not the unknown token"
     codes = range(vocab.first_code_id, vocab.first_code_id + vocab.codebook_size)

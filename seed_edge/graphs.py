@@ -51,7 +51,9 @@ def embedding_decoder_graph(codes_per_image: int, image_embed_dim: int) -> Graph
 
 
 def unet_graph(channels: int, size: int, image_embed_dim: int) -> GraphSpec:
-    """Noisy latents to v, under class labels made of image embeddings; the text, which is empty, is inside."""
+    """Noisy latents to v, under class labels made of image embeddings; the text, which is empty,
+    is inside.
+    """
     latents = (BATCH, channels, size, size)
     return GraphSpec(
         inputs=(

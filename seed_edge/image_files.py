@@ -1,7 +1,8 @@
-"""Reads untrusted image files: the format is detected by content, Pillow's readers open it, and errors become one line.
+"""Reads untrusted image files: the format is detected by content, Pillow's readers open it, and errors become
+one line.
 
-No process-wide setting of Pillow or `warnings` is read or changed, so that a host program may set them and threads may read in
-parallel.
+No process-wide setting of Pillow or `warnings` is read or changed, so that a host program may set them and
+threads may read in parallel.
 """
 
 from __future__ import annotations
@@ -43,13 +44,18 @@ IMAGE_ENDINGS_BY_FORMAT = {
     "TIFF": ".tif .tiff",
     "HEIC": ".heic .heics .heif .heifs .hif",
     "AVIF": ".avif .avifs",
-    "others": ".jxl .jp2 .j2k .jpf .jpx .jxr .wdp .psd .psb .svg .svgz .tga .ico .exr .hdr .qoi .ppm .pgm .pbm .pnm",
+    "others": ".jxl .jp2 .j2k .jpf .jpx .jxr .wdp .psd .psb .svg .svgz .tga .ico .exr .hdr .qoi .ppm "
+    ".pgm .pbm .pnm",
     "RAW": ".3fr .arw .cr2 .cr3 .crw .dcr .dng .erf .iiq .kdc .mef .mos .mrw .nef .nrw"
     " .orf .pef .raf .raw .rw2 .rwl .sr2 .srw .x3f",
 }
-"""Lower-case endings of image files, by format. The last two rows cannot be read; such files raise an error."""
+"""Lower-case endings of image files, by format. The last two rows cannot be read; such files
+raise an error.
+"""
 IMAGE_ENDINGS = frozenset(ending for row in IMAGE_ENDINGS_BY_FORMAT.values() for ending in row.split())
-"""Lower-case endings, with the dot, of files in a folder that are opened as images. The content decides the format."""
+"""Lower-case endings, with the dot, of files in a folder that are opened as images. The content decides the
+format.
+"""
 
 MAX_PIXELS = 200_000_000
 """Default limit on width x height, checked in the header before anything is decoded."""
@@ -262,7 +268,8 @@ def name_of(source: object) -> str:
 def opened(
     source: str | os.PathLike[str] | IO[bytes], max_pixels: int = MAX_PIXELS, name: str | None = None
 ) -> Iterator[ImageFile]:
-    """Open an image file and read its header. Any exception of Pillow in the block becomes an `ImageError` of one line.
+    """Open an image file and read its header. Any exception of Pillow in the block becomes an `ImageError` of
+    one line.
 
     Args:
         source: a path of a regular file, or a binary file object, which may be one that cannot seek.
@@ -305,14 +312,19 @@ def told(name: str, max_pixels: int) -> Iterator[None]:
         raise
     except _TooLargeError as error:
         raise ImageError(
-            f"{name}: {error.width} x {error.height} is {error.width * error.height:,} pixels, over the limit of "
+            f"{name}: {error.width} x {error.height} is {error.width * error.height:,} pixels, over the "
+            "limit of "
             f"{max_pixels:,}; make it smaller, or raise --max-pixels"
         ) from None
     except MemoryError as error:
-        raise ImageError(f"{name}: the image is damaged or cannot be read (it takes more memory than there is)") from error
+        raise ImageError(
+            f"{name}: the image is damaged or cannot be read (it takes more memory than there is)"
+        ) from error
     except RAISED as error:
         raise ImageError(f"{name}: the image is damaged or cannot be read ({_reason(error)})") from error
-    except Exception as error:  # a decoder's: whatever it is, the file is to blame, and the others are to go on
+    except (
+        Exception
+    ) as error:  # a decoder's: whatever it is, the file is to blame, and the others are to go on
         said = f"{type(error).__name__}: {_reason(error)}"
         raise ImageError(f"{name}: the image is damaged or cannot be read ({said})") from error
 
@@ -333,7 +345,9 @@ def _seekable(file: IO[bytes], name: str) -> IO[bytes]:
         parts.append(data)
         size += len(data)
         if size > MAX_STREAM:
-            raise ImageError(f"{name}: over {MAX_STREAM:,} bytes, the limit for what cannot seek; save it as a file")
+            raise ImageError(
+                f"{name}: over {MAX_STREAM:,} bytes, the limit for what cannot seek; save it as a file"
+            )
     return io.BytesIO(b"".join(parts))
 
 
@@ -357,8 +371,9 @@ def readable(kind: str) -> bool:
 def _reader(kind: str, max_pixels: int) -> Callable[[IO[bytes], str], Any] | None:
     """What opens a format; None where it is none that this installation reads.
 
-    Pillow's limit on pixels is one switch for the whole process, and its remarks on metadata go through `warnings`, which a
-    host program may have turned into errors. The readers made here look up both in names of their own.
+    Pillow's limit on pixels is one switch for the whole process, and its remarks on metadata go through
+    `warnings`, which a host program may have turned into errors. The readers made here look up both in names
+    of their own.
     """
     if kind not in READERS:
         return None
@@ -390,14 +405,18 @@ def _apart(cls: type, names: dict[str, Any]) -> type:
     methods: dict[str, Any] = {}
     for key, value in vars(cls).items():
         if isinstance(value, types.FunctionType):
-            method = types.FunctionType(value.__code__, space, value.__name__, value.__defaults__, value.__closure__)
+            method = types.FunctionType(
+                value.__code__, space, value.__name__, value.__defaults__, value.__closure__
+            )
             method.__kwdefaults__ = value.__kwdefaults__
             methods[key] = method
     return type(cls)(cls.__name__, (cls,), methods)
 
 
 class _Remarks:
-    """Stands for the module `warnings`, and for the logger, of Pillow's readers: remarks on metadata become debug messages."""
+    """Stands for the module `warnings`, and for the logger, of Pillow's readers: remarks on metadata become
+    debug messages.
+    """
 
     @staticmethod
     def warn(message: Warning | str, *values: Any, **_: Any) -> None:
@@ -445,7 +464,8 @@ def loaded(image: ImageFile) -> Image.Image:
 def _key_of_16_bit(image: ImageFile) -> Callable[[ImageFile], Image.Image] | None:
     """What makes the one transparent colour of a 16-bit RGB picture transparent; None for other pictures.
 
-    Pillow keeps the upper eight bits, which many colours share with it. The lower ones are decoded for this besides.
+    Pillow keeps the upper eight bits, which many colours share with it. The lower ones are decoded for this
+    besides.
     """
     key, file = image.info.get("transparency"), image.fp
     if image.format != "PNG" or not isinstance(key, tuple) or not image.tile or image.tile[0][3] != "RGB;16B":
@@ -459,7 +479,9 @@ def _key_of_16_bit(image: ImageFile) -> Callable[[ImageFile], Image.Image] | Non
         matches = Image.new("L", upper.size, 255)
         for value, bands in zip(key, zip(upper.split(), lower.split(), strict=True), strict=True):
             for byte, band in zip(divmod(value, 256), bands, strict=True):
-                matches = ImageChops.darker(matches, band.point([255 * (level == byte) for level in range(256)]))
+                matches = ImageChops.darker(
+                    matches, band.point([255 * (level == byte) for level in range(256)])
+                )
         result = upper.convert("RGB")
         result.info.pop("transparency", None)
         result.putalpha(ImageChops.invert(matches))
@@ -469,7 +491,9 @@ def _key_of_16_bit(image: ImageFile) -> Callable[[ImageFile], Image.Image] | Non
 
 
 def _tiff_as_meant(image: Any) -> Image.Image:
-    """A TIFF picture that was loaded: 16-bit grey where 0 is white becomes positive, ICC's Lab what other Lab is."""
+    """A TIFF picture that was loaded: 16-bit grey where 0 is white becomes positive, ICC's Lab what other Lab
+    is.
+    """
     photometric = image.tag_v2.get(PHOTOMETRIC)
     if photometric == WHITE_IS_ZERO and image.mode.startswith("I;16"):
         return Image.fromarray(65535 - np.asarray(image))
@@ -495,7 +519,9 @@ def orientation(image: Image.Image) -> int:
 
 
 def _raw_profile(text: object) -> bytes | None:
-    """EXIF data as ImageMagick stores it in a text chunk of a PNG file: three lines, then hexadecimal digits."""
+    """EXIF data as ImageMagick stores it in a text chunk of a PNG file: three lines, then
+    hexadecimal digits.
+    """
     try:
         return bytes.fromhex("".join(text.split("\n")[3:])) if isinstance(text, str) else None
     except ValueError:
@@ -523,7 +549,9 @@ def orientation_in(exif: bytes) -> int | None:
 
 
 def frames_of(image: ImageFile) -> int:
-    """Frames or pages of an opened file; counted without decoding. What is damaged behind the first is not counted."""
+    """Frames or pages of an opened file; counted without decoding. What is damaged behind the first is not
+    counted.
+    """
     assert image.fp is not None
     counted = {"GIF": _frames_of_gif, "TIFF": _pages_of_tiff}.get(image.format or "")
     if counted is None:
@@ -565,7 +593,9 @@ def _pages_of_tiff(file: IO[bytes]) -> int:
     head = file.read(16)
     order = "<" if head[:2] == b"II" else ">"
     big = head[2:4] in (b"+\0", b"\0+")
-    count_format, entry, next_format = (order + "Q", 20, order + "Q") if big else (order + "H", 12, order + "I")
+    count_format, entry, next_format = (
+        (order + "Q", 20, order + "Q") if big else (order + "H", 12, order + "I")
+    )
     (at,) = struct.unpack_from(next_format, head, 8 if big else 4)
     seen: set[int] = set()
     while at and at not in seen and at < 1 << 63:

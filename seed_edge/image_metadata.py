@@ -1,7 +1,8 @@
-"""Metadata of generated images: how they were made, for this package and for other programs, and that they are AI-generated.
+"""Metadata of generated images: how they were made, for this package and for other programs, and that they
+are AI-generated.
 
-XMP holds IPTC's digital source type and a JSON record of this package. PNG files also have the `parameters` text that
-AUTOMATIC1111's programs read; JPEG and WebP have the same text as EXIF user comment.
+XMP holds IPTC's digital source type and a JSON record of this package. PNG files also have the `parameters`
+text that AUTOMATIC1111's programs read; JPEG and WebP have the same text as EXIF user comment.
 """
 
 from __future__ import annotations
@@ -45,12 +46,15 @@ XMP = (
     '<?xpacket begin="\ufeff" id="W5M0MpCehiHzreSzNTczkc9d"?>'
     '<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#">'
     '<rdf:Description rdf:about="" xmlns:Iptc4xmpExt="http://iptc.org/std/Iptc4xmpExt/2008-02-29/" '
-    'xmlns:seed="urn:seed-edge:1" Iptc4xmpExt:DigitalSourceType="{kind}">{record}</rdf:Description></rdf:RDF></x:xmpmeta>'
+    'xmlns:seed="urn:seed-edge:1" Iptc4xmpExt:DigitalSourceType="{kind}">'
+    "{record}</rdf:Description></rdf:RDF></x:xmpmeta>"
     '<?xpacket end="w"?>'
 )
 OURS = re.compile(r"<seed:record>(.*?)</seed:record>", re.DOTALL)
 XMP_IN_PNG, PARAMETERS = "XML:com.adobe.xmp", "parameters"
-OUR_PACKET = re.compile(re.escape(XMP).replace(r"\{kind\}", re.escape(AI_MADE)).replace(r"\{record\}", ".*"), re.DOTALL)
+OUR_PACKET = re.compile(
+    re.escape(XMP).replace(r"\{kind\}", re.escape(AI_MADE)).replace(r"\{record\}", ".*"), re.DOTALL
+)
 """The whole XMP of a file as it is written here; a program that changed the picture writes its own."""
 EXIF_IFD, USER_COMMENT = 0x8769, 0x9286
 LONG, UNDEFINED = 4, 7
@@ -107,7 +111,9 @@ class Record:
             "Version": f"seed-edge {self.version}",
         }
         lines = [self.prompt, *([f"Negative prompt: {self.negative}"] if self.negative else [])]
-        return "\n".join([*lines, ", ".join(f"{name}: {value}" for name, value in settings.items() if value is not None)])
+        return "\n".join(
+            [*lines, ", ".join(f"{name}: {value}" for name, value in settings.items() if value is not None)]
+        )
 
 
 def bundle_hash(bundle: Bundle) -> str:
@@ -116,7 +122,8 @@ def bundle_hash(bundle: Bundle) -> str:
 
 
 def saving_options(kind: str, record: Record | None, image: Image, name: str = "a picture") -> dict[str, Any]:
-    """Arguments of Pillow's `save` that write the record; without a record, only the mark of an AI-generated image.
+    """Arguments of Pillow's `save` that write the record; without a record, only the mark of an AI-generated
+    image.
 
     Metadata that the format has no room for, or that could not be read back, is left out with a warning.
 
@@ -163,7 +170,14 @@ def _record_element(record: Record, room: int, name: str) -> str:
 
 def _left_out(what: str, size: int, room: int, name: str) -> None:
     advice = "save it as PNG" if room == MAX_IN_JPEG else "draw fewer in one file, or from a shorter prompt"
-    log.warning("%s does not tell %s: %s bytes, with room for %s; %s", printable(name), what, f"{size:,}", f"{room:,}", advice)
+    log.warning(
+        "%s does not tell %s: %s bytes, with room for %s; %s",
+        printable(name),
+        what,
+        f"{size:,}",
+        f"{room:,}",
+        advice,
+    )
 
 
 def _clean(text: str) -> str:
@@ -195,7 +209,9 @@ def format_of_name(path: Path) -> str:
     kind = FORMATS_BY_ENDING.get(path.suffix.lower())
     if kind is None and not is_special(path):
         endings = ", ".join(FORMATS_BY_ENDING)
-        raise ImageError(f"{printable(str(path))}: images are written as {endings}; choose one of these endings")
+        raise ImageError(
+            f"{printable(str(path))}: images are written as {endings}; choose one of these endings"
+        )
     return kind or "PNG"
 
 
@@ -229,11 +245,15 @@ def record_of(image: Image, name: str) -> Record:
     said = printable(name)
     found = OURS.search(_xmp_of(image)[:LONGEST])
     if found is None:
-        raise ImageError(f"{said} does not say how it was made; seed-edge notes that unless told --no-metadata")
+        raise ImageError(
+            f"{said} does not say how it was made; seed-edge notes that unless told --no-metadata"
+        )
     try:
         return _parsed(found[1])
     except (ImageError, BundleError) as error:
-        raise ImageError(f"{said}: what it says of how it was made is damaged ({printable(str(error))})") from error
+        raise ImageError(
+            f"{said}: what it says of how it was made is damaged ({printable(str(error))})"
+        ) from error
 
 
 def _xmp_of(image: Image) -> str:
@@ -258,7 +278,13 @@ def _ranges(record: Record) -> Iterator[tuple[str, bool]]:
     """The name of each field, and whether its value is in its range."""
     yield "drawn", 1 <= len(record.drawn) <= MAX_PICTURES
     yield "seed", all(each.seed in SEEDS for each in record.drawn)
-    yield "codes", all(len(each.codes) <= MAX_CODES and all(code in CODES for code in each.codes) for each in record.drawn)
+    yield (
+        "codes",
+        all(
+            len(each.codes) <= MAX_CODES and all(code in CODES for code in each.codes)
+            for each in record.drawn
+        ),
+    )
     yield "temperature", _in(record.temperature, 0, math.inf)
     yield "steps", _in(record.steps, 1, MAX_STEPS)
     yield "guidance", _in(record.guidance, -math.inf, math.inf)

@@ -27,7 +27,8 @@ MAX_DEPTH = 64
 
 
 def open_regular(path: Path, error: type[SeedEdgeError] = SeedEdgeError) -> IO[bytes]:
-    """Open a regular file for reading; pipes, sockets, devices and folders are refused without waiting for them.
+    """Open a regular file for reading; pipes, sockets, devices and folders are refused without waiting for
+    them.
 
     Args:
         error: class of what is raised.
@@ -55,7 +56,9 @@ def open_regular(path: Path, error: type[SeedEdgeError] = SeedEdgeError) -> IO[b
 
 
 def kind_of(path: Path) -> str:
-    """Type of a path that exists and is not a regular file, such as `a named pipe`; otherwise an empty string."""
+    """Type of a path that exists and is not a regular file, such as `a named pipe`; otherwise an empty
+    string.
+    """
     try:
         mode = path.stat().st_mode
     except (OSError, ValueError):
@@ -107,8 +110,8 @@ def read_json(path: Path, limit: int, error: type[SeedEdgeError] = SeedEdgeError
 def parse_json(text: str, where: str, error: type[SeedEdgeError] = SeedEdgeError) -> Any:
     """Parse untrusted JSON.
 
-    Stricter than `json.loads`: no NaN or infinity, no number beyond 64 bits or a double's range, no key twice in an object, no
-    nesting beyond `MAX_DEPTH`.
+    Stricter than `json.loads`: no NaN or infinity, no number beyond 64 bits or a double's range, no key twice
+    in an object, no nesting beyond `MAX_DEPTH`.
 
     Args:
         where: name of the file or option, for messages.
@@ -122,7 +125,11 @@ def parse_json(text: str, where: str, error: type[SeedEdgeError] = SeedEdgeError
 
     def integer(digits: str) -> int:
         if len(digits) > 20 or not -MAX_INTEGER <= int(digits) < MAX_INTEGER:
-            fail(f"the number {digits[:24]}... is beyond 64 bits" if len(digits) > 24 else f"{digits} is beyond 64 bits")
+            fail(
+                f"the number {digits[:24]}... is beyond 64 bits"
+                if len(digits) > 24
+                else f"{digits} is beyond 64 bits"
+            )
         return int(digits)
 
     def number(digits: str) -> float:

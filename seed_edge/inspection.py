@@ -1,4 +1,6 @@
-"""Descriptions of files from their headers and metadata: bundles, ONNX graphs, GGUF models, drawn images. No model is run."""
+"""Descriptions of files from their headers and metadata: bundles, ONNX graphs, GGUF models, drawn images. No
+model is run.
+"""
 
 from __future__ import annotations
 
@@ -46,7 +48,9 @@ def describe(name: str) -> dict[str, Any]:
     except BundleError as error:
         if path.suffix == ".onnx":
             raise
-        raise BundleError(f"{path} is no bundle, no GGUF or ONNX file, and no picture that was drawn here") from error
+        raise BundleError(
+            f"{path} is no bundle, no GGUF or ONNX file, and no picture that was drawn here"
+        ) from error
 
 
 def describe_bundle(bundle: Bundle) -> dict[str, Any]:

@@ -15,7 +15,14 @@ from typing import Any, TypeVar
 
 from seed_edge.display import printable
 from seed_edge.errors import BundleError
-from seed_edge.graphs import GraphSpec, embedding_decoder_graph, encoder_graph, pixel_decoder_graph, unet_graph, vae_graph
+from seed_edge.graphs import (
+    GraphSpec,
+    embedding_decoder_graph,
+    encoder_graph,
+    pixel_decoder_graph,
+    unet_graph,
+    vae_graph,
+)
 from seed_edge.inputs import parse_json
 from seed_edge.preprocess import FILTERS, MAX_VIEWS, Preprocessing
 from seed_edge.prompts import Prompts
@@ -170,7 +177,9 @@ class Language:
     caption_beams: int = 1
     """Beam width of captions; 1 is greedy decoding."""
     caption_views: int = 1
-    """Number of views of an image that a caption has to fit, each with its own codes; see `Preprocessing.views`."""
+    """Number of views of an image that a caption has to fit, each with its own codes; see
+    `Preprocessing.views`.
+    """
 
     def __post_init__(self) -> None:
         ranged("caption_beams", self.caption_beams, 1, MAX_BEAMS)
@@ -178,7 +187,9 @@ class Language:
         ranged("context_length", self.context_length, self.vocab.codes_per_image + 3, MAX_CONTEXT)
         ranged("max_caption_ids", self.max_caption_ids, 1, min(MAX_CAPTION_IDS, self.context_length))
         if not GGUF_NAME.fullmatch(self.file):
-            raise BundleError(f"language model file {self.file!r} is no plain name of a .gguf file; export again")
+            raise BundleError(
+                f"language model file {self.file!r} is no plain name of a .gguf file; export again"
+            )
 
 
 @dataclass(frozen=True)
@@ -199,7 +210,9 @@ class Diffusion:
 
     def __post_init__(self) -> None:
         if self.scheduler not in SCHEDULER_NAMES:
-            raise BundleError(f"scheduler {self.scheduler[:40]!r} is unknown; known are {', '.join(SCHEDULER_NAMES)}")
+            raise BundleError(
+                f"scheduler {self.scheduler[:40]!r} is unknown; known are {', '.join(SCHEDULER_NAMES)}"
+            )
         ranged("steps", self.steps, 2, MAX_STEPS)
         ranged("guidance", self.guidance, 1, MAX_GUIDANCE)
         ranged("latent_channels", self.latent_channels, 1, MAX_LATENT_CHANNELS)
@@ -237,12 +250,16 @@ class Manifest:
 
     def __post_init__(self) -> None:
         if self.format != FORMAT:
-            raise BundleError(f"manifest format {self.format}, this version reads {FORMAT}; export again or update")
+            raise BundleError(
+                f"manifest format {self.format}, this version reads {FORMAT}; export again or update"
+            )
         for name, text in (("name", self.name), ("license", self.license)):
             ranged(f"characters of {name}", len(text), 0, MAX_NAME if name == "name" else MAX_TEXT)
         ranged("number of sources", len(self.sources), 0, MAX_SOURCES)
         if self.kind not in KINDS:
-            raise BundleError(f"bundle kind {self.kind!r} is unknown (known: {', '.join(KINDS)}); update seed-edge")
+            raise BundleError(
+                f"bundle kind {self.kind!r} is unknown (known: {', '.join(KINDS)}); update seed-edge"
+            )
         if self.preprocessing.resize_filter not in FILTERS:
             raise BundleError(f"resize filter {self.preprocessing.resize_filter!r} is unknown; export again")
         ranged("image_size", self.preprocessing.image_size, 1, MAX_IMAGE_SIZE)
@@ -252,14 +269,22 @@ class Manifest:
             ranged("std", value, 1e-6, 100)
         draws = self.kind == "pixels" or self.diffusion is not None
         ranged("output_size", self.output_size, 1 if draws else 0, MAX_SIDE)
-        ranged("image_embed_dim", self.image_embed_dim, *((0, 0) if self.kind == "pixels" else (1, MAX_EMBED_DIM)))
-        if self.diffusion and (self.output_size < self.diffusion.latent_size or self.output_size % self.diffusion.latent_size):
+        ranged(
+            "image_embed_dim",
+            self.image_embed_dim,
+            *((0, 0) if self.kind == "pixels" else (1, MAX_EMBED_DIM)),
+        )
+        if self.diffusion and (
+            self.output_size < self.diffusion.latent_size or self.output_size % self.diffusion.latent_size
+        ):
             raise BundleError(
-                f"output_size {self.output_size} is no multiple of latent_size {self.diffusion.latent_size}; export again"
+                f"output_size {self.output_size} is no multiple of latent_size "
+                f"{self.diffusion.latent_size}; export again"
             )
         if self.self_test and len(self.self_test.codes) != self.codes.codes_per_image:
             raise BundleError(
-                f"the self-test has {len(self.self_test.codes)} codes, an image has {self.codes.codes_per_image}; export again"
+                f"the self-test has {len(self.self_test.codes)} codes, an image has "
+                f"{self.codes.codes_per_image}; export again"
             )
         if self.language and self.language.vocab.codes != self.codes:
             raise BundleError("the vocabulary's codes are not those of the image tokenizer; export again")
@@ -269,10 +294,14 @@ class Manifest:
         optional = {name + DATA for name in needed if name.endswith(".onnx")}
         odd = sorted((needed - set(self.files)) | (set(self.files) - needed - optional))
         if odd:
-            raise BundleError(f"manifest lists the wrong files ({', '.join(odd)}); it must list {', '.join(sorted(needed))}")
+            raise BundleError(
+                f"manifest lists the wrong files ({', '.join(odd)}); it must list {', '.join(sorted(needed))}"
+            )
         unknown = sorted(set(self.memory) - set(self.files))
         if unknown:
-            raise BundleError(f"manifest has the memory of {', '.join(unknown)}, which it does not list; export again")
+            raise BundleError(
+                f"manifest has the memory of {', '.join(unknown)}, which it does not list; export again"
+            )
 
     def needed_files(self) -> set[str]:
         """Names of the required files."""
@@ -286,7 +315,9 @@ class Manifest:
         pixels = self.kind == "pixels"
         found = {
             ENCODER: encoder_graph(self.preprocessing.image_size, count),
-            DECODER: pixel_decoder_graph(count, self.output_size) if pixels else embedding_decoder_graph(count, dim),
+            DECODER: pixel_decoder_graph(count, self.output_size)
+            if pixels
+            else embedding_decoder_graph(count, dim),
         }
         if self.diffusion is not None:
             channels, size = self.diffusion.latent_channels, self.diffusion.latent_size
@@ -313,13 +344,16 @@ class Manifest:
 
 
 def upgraded(value: Any) -> Any:
-    """The JSON value of a manifest in the current format; values of any other format are returned as they are.
+    """The JSON value of a manifest in the current format; values of any other format are returned as they
+    are.
 
     A key is renamed only where format 1 had it, so that an unknown key is still refused by name.
     """
     if not isinstance(value, dict) or type(value.get("format")) is not int or value["format"] != 1:
         return value
-    log.info("%s has format 1; it is read as format %d, export the bundle again to update it", MANIFEST, FORMAT)
+    log.info(
+        "%s has format 1; it is read as format %d, export the bundle again to update it", MANIFEST, FORMAT
+    )
     result = _with_new_names(value) | {"format": FORMAT}
     if isinstance(result.get("sources"), list):
         result["sources"] = [_with_new_names(source) for source in result["sources"]]
@@ -330,7 +364,9 @@ def upgraded(value: Any) -> Any:
 
 
 def _with_new_names(value: Any) -> Any:
-    """A JSON object with the keys of `RENAMED_KEYS` renamed, in the same order; other values are returned as they are."""
+    """A JSON object with the keys of `RENAMED_KEYS` renamed, in the same order; other values are returned as
+    they are.
+    """
     if not isinstance(value, dict):
         return value
     names = {old: new for old, new in RENAMED_KEYS.items() if new not in value}

@@ -18,7 +18,9 @@ RESET_PEAK = "5"
 
 
 def available_memory() -> int | None:
-    """Free memory in bytes, at most what the container may still take; None if the system does not report it."""
+    """Free memory in bytes, at most what the container may still take; None if the system does
+    not report it.
+    """
     found = [free for free in (_kilobytes(MEMINFO, "MemAvailable"), _left_in_container()) if free is not None]
     return min(found, default=None)
 
@@ -29,7 +31,9 @@ def held_memory() -> int | None:
 
 
 def peak_memory() -> int | None:
-    """Most bytes this process held in memory since `reset_peak`, or since it began; None where the system does not say."""
+    """Most bytes this process held in memory since `reset_peak`, or since it began; None where the system
+    does not say.
+    """
     return _kilobytes(STATUS, "VmHWM")
 
 

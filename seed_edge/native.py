@@ -1,7 +1,9 @@
-"""Settings of the whole process: environment variables, log callbacks, log severities, warnings. Nothing else sets any.
+"""Settings of the whole process: environment variables, log callbacks, log severities, warnings. Nothing else
+sets any.
 
-`configure` runs when `seed_edge` is imported, so that it comes before the native libraries in every entry: command line,
-`load`, export, training, evaluation, helper processes, benchmarks. `own_process` is for our own programs, never for a host's.
+`configure` runs when `seed_edge` is imported, so that it comes before the native libraries in every entry:
+command line, `load`, export, training, evaluation, helper processes, benchmarks. `own_process` is for our own
+programs, never for a host's.
 """
 
 from __future__ import annotations
@@ -26,18 +28,21 @@ TELEMETRY_OFF = {
     "HF_HUB_DISABLE_TELEMETRY": "1",  # huggingface_hub, and with it transformers, diffusers, accelerate, peft
     "RAY_USAGE_STATS_ENABLED": "0",
 }
-"""Environment variables that turn telemetry of libraries off. They are set in every process and override the environment."""
+"""Environment variables that turn telemetry of libraries off. They are set in every process and override the
+environment.
+"""
 HUB_OFFLINE = {
     "HF_HUB_OFFLINE": "1",
     "HF_HUB_DISABLE_UPDATE_CHECK": "1",
     "HF_DATASETS_OFFLINE": "1",
     "TRANSFORMERS_OFFLINE": "1",
 }
-"""Variables that keep huggingface_hub off the network. Set for our own programs, training and export: a host program that only
-runs bundles may download as it likes.
+"""Variables that keep huggingface_hub off the network. Set for our own programs, training and export: a host
+program that only runs bundles may download as it likes.
 """
 QUIET = {
-    "OMP_WAIT_POLICY": "passive",  # threads of libgomp sleep while they wait; spinning ones slow a busy machine a hundredfold
+    # threads of libgomp sleep while they wait; spinning ones slow a busy machine a hundredfold
+    "OMP_WAIT_POLICY": "passive",
 }
 """Variables that a choice made in the environment overrides."""
 LIBRARIES = ("onnxruntime", "onnxruntime-gpu", "llama-cpp-python")
@@ -55,8 +60,8 @@ _own = False
 def configure() -> None:
     """Set the environment of this process and of those it starts. Called once, at import of `seed_edge`.
 
-    A host program that imported ONNX Runtime before seed-edge has started its telemetry; it is stopped then, and a warning
-    says what would have prevented it.
+    A host program that imported ONNX Runtime before seed-edge has started its telemetry; it is stopped then,
+    and a warning says what would have prevented it.
     """
     too_late = "onnxruntime" in sys.modules and os.environ.get("ORT_DISABLE_TELEMETRY") != "1"
     os.environ.update(TELEMETRY_OFF)
@@ -88,7 +93,9 @@ def onnxruntime() -> ModuleType:
 
 @functools.cache
 def llama_cpp() -> ModuleType:
-    """Import the bindings of llama.cpp; its messages go to `last_llama_error`, not to stderr. No other module imports them."""
+    """Import the bindings of llama.cpp; its messages go to `last_llama_error`, not to stderr. No other module
+    imports them.
+    """
     import ctypes
 
     import llama_cpp
@@ -116,8 +123,8 @@ def _llama_callback() -> Any:
 def import_quietly() -> None:
     """Set huggingface_hub to offline mode, and import the modules that would open a socket at import.
 
-    urllib3, below huggingface_hub, binds one to see whether IPv6 works. Called by the packages that need PyTorch, before
-    transformers, diffusers or accelerate are imported.
+    urllib3, below huggingface_hub, binds one to see whether IPv6 works. Called by the packages that need
+    PyTorch, before transformers, diffusers or accelerate are imported.
     """
     import importlib.util
     import socket
@@ -175,7 +182,9 @@ def libtiff() -> ctypes.CDLL | None:
 
     loaded = Path("/proc/self/maps")
     if loaded.exists():
-        names = {line.split(maxsplit=5)[-1] for line in loaded.read_text(errors="surrogateescape").splitlines()}
+        names = {
+            line.split(maxsplit=5)[-1] for line in loaded.read_text(errors="surrogateescape").splitlines()
+        }
     else:  # macOS: beside Pillow, in its wheel
         names = {str(path) for path in Path(PIL.__file__).parent.glob(".dylibs/libtiff*")}
     name = next((name for name in sorted(names) if Path(name).name.startswith("libtiff")), None)
@@ -184,7 +193,9 @@ def libtiff() -> ctypes.CDLL | None:
 
 @functools.cache
 def quiet_libtiff() -> None:
-    """Stop libtiff from printing on stderr; Pillow raises the same errors. Only for processes that seed-edge started."""
+    """Stop libtiff from printing on stderr; Pillow raises the same errors. Only for processes that seed-edge
+    started.
+    """
     library = libtiff() if _own else None
     if library is not None:
         for name in ("TIFFSetErrorHandler", "TIFFSetWarningHandler"):
@@ -194,7 +205,8 @@ def quiet_libtiff() -> None:
 def own_process() -> None:
     """Settings for a process that runs nothing but seed-edge's command line.
 
-    Output that stdout's encoding cannot hold is escaped instead of raising; warnings of libraries become debug messages.
+    Output that stdout's encoding cannot hold is escaped instead of raising; warnings of libraries become
+    debug messages.
     """
     os.environ.update(HUB_OFFLINE)
     _open_standard_streams()

@@ -1,7 +1,7 @@
 """Reads and checks the structure of an ONNX file before native code does. Weights are skipped.
 
-An ONNX file is one protocol buffer message (https://github.com/onnx/onnx/blob/main/onnx/onnx.proto; the wire format:
-https://protobuf.dev/programming-guides/encoding). Field numbers here are those of that file.
+An ONNX file is one protocol buffer message (https://github.com/onnx/onnx/blob/main/onnx/onnx.proto; the wire
+format: https://protobuf.dev/programming-guides/encoding). Field numbers here are those of that file.
 """
 
 from __future__ import annotations
@@ -26,8 +26,9 @@ STANDARD = ("", "ai.onnx")
 RUNTIME_DOMAIN, PRODUCT_OF_BYTES = "com.microsoft", "MatMulNBits"
 """The one operator besides that bundles may use; ONNX Runtime brings it itself."""
 ELEMENT_SIZES = {
-    1: ("float32", 4), 2: ("uint8", 1), 3: ("int8", 1), 4: ("uint16", 2), 5: ("int16", 2), 6: ("int32", 4), 7: ("int64", 8),
-    9: ("bool", 1), 10: ("float16", 2), 11: ("float64", 8), 12: ("uint32", 4), 13: ("uint64", 8), 16: ("bfloat16", 2),
+    1: ("float32", 4), 2: ("uint8", 1), 3: ("int8", 1), 4: ("uint16", 2), 5: ("int16", 2),
+    6: ("int32", 4), 7: ("int64", 8), 9: ("bool", 1), 10: ("float16", 2), 11: ("float64", 8),
+    12: ("uint32", 4), 13: ("uint64", 8), 16: ("bfloat16", 2),
 }  # fmt: skip
 """TensorProto.DataType: name, bytes of an element."""
 HALF_BYTES = {21: "uint4", 22: "int4"}
@@ -116,7 +117,8 @@ class OnnxHeader:
             raise BundleError(f"{path} cannot be read ({error.strerror})") from error
 
     def refuse_what_bundles_never_hold(self, path: Path) -> None:
-        """Refuse custom operators, functions, control flow, and weights anywhere but in the one file beside the graph.
+        """Refuse custom operators, functions, control flow, and weights anywhere but in the one file beside
+        the graph.
 
         Raises:
             BundleError: there is such a thing; the first is named.
@@ -133,9 +135,17 @@ class OnnxHeader:
             if tensor.location is None:
                 continue
             if tensor.location != beside.name:
-                raise BundleError(f"{path}: weights {tensor.name!r} lie in {tensor.location!r}, not in {beside.name}")
-            if not beside.is_file() or beside.is_symlink() or tensor.offset + tensor.size > beside.stat().st_size:
-                raise BundleError(f"{path}: weights {tensor.name!r} lie outside {beside.name}; copy or export it again")
+                raise BundleError(
+                    f"{path}: weights {tensor.name!r} lie in {tensor.location!r}, not in {beside.name}"
+                )
+            if (
+                not beside.is_file()
+                or beside.is_symlink()
+                or tensor.offset + tensor.size > beside.stat().st_size
+            ):
+                raise BundleError(
+                    f"{path}: weights {tensor.name!r} lie outside {beside.name}; copy or export it again"
+                )
 
 
 def signed(number: int) -> int:
@@ -160,7 +170,9 @@ class _Reader:
             elif number == 8:
                 domain, version = "", 0
                 for inner, said in self.message(value):
-                    domain, version = (self.text(said), version) if inner == 1 else (domain, self.integer(said))
+                    domain, version = (
+                        (self.text(said), version) if inner == 1 else (domain, self.integer(said))
+                    )
                 header.opsets[domain] = version
             elif number == 7:
                 graphs += 1
@@ -168,7 +180,9 @@ class _Reader:
             elif number == 25:
                 header.functions += 1
         if graphs != 1 or not header.ir_version or not header.opsets:
-            raise BundleError(f"{self.path} is no ONNX file (it has no graph, or says no version); export again")
+            raise BundleError(
+                f"{self.path} is no ONNX file (it has no graph, or says no version); export again"
+            )
         return header
 
     def graph(self, value: Any) -> None:
@@ -230,7 +244,11 @@ class _Reader:
             elif number == 7:
                 lists[7] += self.floats(part)
             elif number == 8:
-                lists[8] += [signed(part)] if isinstance(part, int) else map(signed, self.packed(part, MAX_ATTRIBUTE_VALUES))
+                lists[8] += (
+                    [signed(part)]
+                    if isinstance(part, int)
+                    else map(signed, self.packed(part, MAX_ATTRIBUTE_VALUES))
+                )
         if max(map(len, lists.values())) > MAX_ATTRIBUTE_VALUES:
             raise self.broken(f"attribute {name!r} has over {MAX_ATTRIBUTE_VALUES} values")
         found |= {FLOATS: lists[7], INTS: lists[8]}
@@ -293,7 +311,11 @@ class _Reader:
                 outside[key] = said
             elif number == 14:
                 place = self.integer(part)
-        if len(shape) > MAX_DIMENSIONS or any(n < 0 or n > MAX_VALUES for n in shape) or prod(shape) > MAX_VALUES:
+        if (
+            len(shape) > MAX_DIMENSIONS
+            or any(n < 0 or n > MAX_VALUES for n in shape)
+            or prod(shape) > MAX_VALUES
+        ):
             raise self.broken(f"weights {name!r} have shape {tuple(shape)}")
         size, word = self.size_of(kind, prod(shape), name)
         if place == EXTERNAL:
@@ -307,7 +329,9 @@ class _Reader:
         if held is not None and held[1] - held[0] != size:
             raise self.broken(f"weights {name!r} take {size:,} bytes, {held[1] - held[0]:,} are there")
         content = bytes(self.data[held[0] : held[1]]) if held is not None and size <= KEPT_BYTES else None
-        return OnnxTensor(name, tuple(shape), word, size, stored=held is not None or not size, content=content)
+        return OnnxTensor(
+            name, tuple(shape), word, size, stored=held is not None or not size, content=content
+        )
 
     def size_of(self, kind: int, count: int, name: str) -> tuple[int, str]:
         if kind in HALF_BYTES:

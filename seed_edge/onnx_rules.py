@@ -1,5 +1,6 @@
-"""Rules for the graphs of a bundle: the operators that `export` writes, with bounded attributes, shapes that follow from the
-header, and memory in proportion to the weights and the picture. Anything else is refused before ONNX Runtime reads it.
+"""Rules for the graphs of a bundle: the operators that `export` writes, with bounded attributes, shapes that
+follow from the header, and memory in proportion to the weights and the picture. Anything else is refused
+before ONNX Runtime reads it.
 """
 
 from __future__ import annotations
@@ -32,7 +33,9 @@ def _whole(least: int, most: int) -> Check:
 
 
 def _wholes(count: int, least: int, most: int) -> Check:
-    return lambda value: isinstance(value, list) and len(value) <= count and all(map(_whole(least, most), value))
+    return lambda value: (
+        isinstance(value, list) and len(value) <= count and all(map(_whole(least, most), value))
+    )
 
 
 def _real(least: float, most: float) -> Check:
@@ -45,7 +48,9 @@ def _word(*words: bytes) -> Check:
 
 def _letters(value: Any) -> bool:
     word = bytes(value) if isinstance(value, bytes) else b""
-    return len(word) <= 32 and word.count(b"->") == 1 and word.replace(b"->", b"").replace(b",", b"").isalpha()
+    return (
+        len(word) <= 32 and word.count(b"->") == 1 and word.replace(b"->", b"").replace(b",", b"").isalpha()
+    )
 
 
 FLAG = _whole(0, 1)
@@ -74,21 +79,33 @@ class Operator:
 
 
 OPERATORS: dict[str, Operator] = {
-    **dict.fromkeys(("Cos", "Sin", "Relu", "Sigmoid", "Tanh", "Identity", "Neg", "Sqrt", "Erf", "Exp"), Operator(shapes.same)),
+    **dict.fromkeys(
+        ("Cos", "Sin", "Relu", "Sigmoid", "Tanh", "Identity", "Neg", "Sqrt", "Erf", "Exp"),
+        Operator(shapes.same),
+    ),
     **dict.fromkeys(("Add", "Sub", "Mul", "Div", "Pow"), Operator(shapes.combined, (2, 2))),
     "Greater": Operator(shapes.compared, (2, 2)),
     "Gelu": Operator(shapes.same, (1, 1), {"approximate": _word(b"none", b"tanh")}),
     "Softmax": Operator(shapes.same, (1, 1), {"axis": AXIS}),
     "Clip": Operator(shapes.clip, (1, 3)),
-    "Cast": Operator(shapes.cast, (1, 1), {"to": lambda value: value in (1, 7, 10), "saturate": FLAG}, ("to",)),
+    "Cast": Operator(
+        shapes.cast, (1, 1), {"to": lambda value: value in (1, 7, 10), "saturate": FLAG}, ("to",)
+    ),
     "DequantizeLinear": Operator(shapes.dequantized, (2, 2), {"axis": AXIS, "block_size": _whole(0, 0)}),
     "BatchNormalization": Operator(
-        shapes.normalised, (5, 5), {"epsilon": EPSILON, "momentum": _real(0, 1), "training_mode": _whole(0, 0)}
+        shapes.normalised,
+        (5, 5),
+        {"epsilon": EPSILON, "momentum": _real(0, 1), "training_mode": _whole(0, 0)},
     ),
     "GroupNormalization": Operator(
-        shapes.normalised, (3, 3), {"epsilon": EPSILON, "num_groups": _whole(1, 1024), "stash_type": FLAG}, ("num_groups",)
+        shapes.normalised,
+        (3, 3),
+        {"epsilon": EPSILON, "num_groups": _whole(1, 1024), "stash_type": FLAG},
+        ("num_groups",),
     ),
-    "LayerNormalization": Operator(shapes.layer_normalised, (2, 3), {"epsilon": EPSILON, "axis": AXIS, "stash_type": FLAG}),
+    "LayerNormalization": Operator(
+        shapes.layer_normalised, (2, 3), {"epsilon": EPSILON, "axis": AXIS, "stash_type": FLAG}
+    ),
     "Reshape": Operator(shapes.reshaped, (2, 2), {"allowzero": FLAG}),
     "Transpose": Operator(shapes.transposed, (1, 1), {"perm": _wholes(8, 0, 7)}),
     "Concat": Operator(shapes.concatenated, (1, 64), {"axis": AXIS}, ("axis",)),
@@ -114,12 +131,17 @@ OPERATORS: dict[str, Operator] = {
         },
     ),
     "DepthToSpace": Operator(
-        shapes.depth_to_space, (1, 1), {"blocksize": _whole(1, 64), "mode": _word(b"CRD", b"DCR")}, ("blocksize",)
+        shapes.depth_to_space,
+        (1, 1),
+        {"blocksize": _whole(1, 64), "mode": _word(b"CRD", b"DCR")},
+        ("blocksize",),
     ),
     "Einsum": Operator(shapes.einsum, (1, 4), {"equation": _letters}, ("equation",)),
     "MatMul": Operator(shapes.multiplied, (2, 2)),
     "Gemm": Operator(
-        shapes.gemm, (2, 3), {"alpha": _real(-1e4, 1e4), "beta": _real(-1e4, 1e4), "transA": FLAG, "transB": FLAG}
+        shapes.gemm,
+        (2, 3),
+        {"alpha": _real(-1e4, 1e4), "beta": _real(-1e4, 1e4), "transA": FLAG, "transB": FLAG},
     ),
     f"{RUNTIME_DOMAIN}::{PRODUCT_OF_BYTES}": Operator(
         shapes.multiplied_bytes,
@@ -133,7 +155,9 @@ OPERATORS: dict[str, Operator] = {
         },
         ("N", "K", "bits", "block_size"),
     ),
-    "Conv": Operator(shapes.convolved, (2, 3), WINDOW | {"group": _whole(1, 1 << 16), "dilations": _wholes(2, 1, 64)}),
+    "Conv": Operator(
+        shapes.convolved, (2, 3), WINDOW | {"group": _whole(1, 1 << 16), "dilations": _wholes(2, 1, 64)}
+    ),
     "AveragePool": Operator(
         shapes.pooled,
         (1, 1),
@@ -146,7 +170,12 @@ OPERATORS: dict[str, Operator] = {
     "Attention": Operator(
         shapes.attended,
         (3, 4),
-        {"is_causal": FLAG, "qk_matmul_output_mode": _whole(0, 0), "softcap": _real(0, 0), "scale": _real(0, 1e4)},
+        {
+            "is_causal": FLAG,
+            "qk_matmul_output_mode": _whole(0, 0),
+            "softcap": _real(0, 0),
+            "scale": _real(0, 1e4),
+        },
     ),
 }
 """Operators of bundles, as `export` writes them (`tests/export/test_operators.py` asks the exporter)."""
@@ -172,7 +201,10 @@ def check_graph(path: Path, spec: GraphSpec, axes: Mapping[str, int] | None = No
 def _problems(header: OnnxHeader, spec: GraphSpec, axes: Mapping[str, int]) -> Iterator[str]:
     standard = header.opsets.get("", header.opsets.get("ai.onnx", 0))
     if standard not in OPSETS or header.opsets.get(RUNTIME_DOMAIN, 1) != 1:
-        yield f"it uses versions {header.opsets} of the operators; known are {OPSETS.start} to {OPSETS.stop - 1}"
+        yield (
+            f"it uses versions {header.opsets} of the operators; known are {OPSETS.start} to "
+            f"{OPSETS.stop - 1}"
+        )
     yield from _wrong_ends(header, spec)
     for tensor in header.tensors.values():
         if tensor.kind not in shapes.SIZES:
@@ -188,11 +220,17 @@ def _problems(header: OnnxHeader, spec: GraphSpec, axes: Mapping[str, int]) -> I
         return
     allowed = budget(header, spec, axes)
     if taken > allowed:
-        yield f"it would take {taken / 1e9:.1f} GB; {allowed / 1e9:.1f} GB are in proportion to its weights and pixels"
+        yield (
+            f"it would take {taken / 1e9:.1f} GB; {allowed / 1e9:.1f} GB are in proportion to its "
+            "weights and pixels"
+        )
 
 
 def _wrong_ends(header: OnnxHeader, spec: GraphSpec) -> Iterator[str]:
-    for found, declared, verb in ((header.inputs, spec.inputs, "takes"), (header.outputs, spec.outputs, "gives")):
+    for found, declared, verb in (
+        (header.inputs, spec.inputs, "takes"),
+        (header.outputs, spec.outputs, "gives"),
+    ):
         wanted = {tensor.name: (tensor.dtype, _fixed(tensor.shape)) for tensor in declared}
         actual = {name: (header.types[name], _fixed(shape)) for name, shape in found.items()}
         if list(actual.items()) != list(wanted.items()):
@@ -223,10 +261,12 @@ def _wrong_node(node: OnnxNode) -> Iterator[str]:
 
 
 def estimate(header: OnnxHeader, spec: GraphSpec, axes: Mapping[str, int]) -> int:
-    """Upper bound of the bytes of one run, computed from shapes: weights, constants derived from them, and live tensors.
+    """Upper bound of the bytes of one run, computed from shapes: weights, constants derived from them, and
+    live tensors.
 
     Raises:
-        ShapeProblem: shapes contradict each other or the declared outputs, or a tensor is used before it is made.
+        ShapeProblem: shapes contradict each other or the declared outputs, or a tensor is used before it is
+        made.
     """
     known: dict[str, Tensor] = {name: of_weights(tensor) for name, tensor in header.tensors.items()}
     constant = set(known)
@@ -255,13 +295,19 @@ def estimate(header: OnnxHeader, spec: GraphSpec, axes: Mapping[str, int]) -> in
             continue
         alive += size
         peak = max(peak, alive + scores_size(node, inputs))
-        alive -= sum(known[name].size for name in {*node.inputs, *node.outputs} if _dies(name, position, last, constant, spec))
+        alive -= sum(
+            known[name].size
+            for name in {*node.inputs, *node.outputs}
+            if _dies(name, position, last, constant, spec)
+        )
     for tensor in spec.outputs:
         if tensor.name not in known or known[tensor.name].kind != tensor.dtype:
             raise ShapeProblem(f"{tensor.name} is not made, or of another type")
         wanted = _sized(tensor.shape, axes)
         found = known[tensor.name].shape
-        if len(found) != len(wanted) or any(isinstance(n, int) and n != m for n, m in zip(tensor.shape, found, strict=True)):
+        if len(found) != len(wanted) or any(
+            isinstance(n, int) and n != m for n, m in zip(tensor.shape, found, strict=True)
+        ):
             raise ShapeProblem(f"{tensor.name} has shape {found}, {tensor.shape} is declared")
     return kept + peak
 

@@ -1,7 +1,8 @@
 """Shapes of every tensor of a graph, worked out from its header alone, for the operators that bundles use.
 
-Rules are those of the ONNX operator specification (https://onnx.ai/onnx/operators). Small tensors whose values decide shapes
-are computed too. What a rule does not cover is an error: a graph is refused rather than guessed at.
+Rules are those of the ONNX operator specification (https://onnx.ai/onnx/operators). Small tensors whose
+values decide shapes are computed too. What a rule does not cover is an error: a graph is refused rather than
+guessed at.
 """
 
 from __future__ import annotations
@@ -39,7 +40,11 @@ class Tensor:
     """Its elements, where they are few and known."""
 
     def __post_init__(self) -> None:
-        if len(self.shape) > MAX_RANK or min(self.shape, default=1) < 0 or math.prod(self.shape) > MAX_ELEMENTS:
+        if (
+            len(self.shape) > MAX_RANK
+            or min(self.shape, default=1) < 0
+            or math.prod(self.shape) > MAX_ELEMENTS
+        ):
             raise ShapeProblem(f"a tensor has shape {self.shape}")
         if self.kind not in SIZES:
             raise ShapeProblem(f"a tensor has elements of type {self.kind}")
@@ -61,7 +66,11 @@ Rule = Callable[[OnnxNode, Inputs], list[Tensor]]
 
 def of_weights(tensor: OnnxTensor) -> Tensor:
     """Weights as a tensor; small ones with their values."""
-    known = tensor.content is not None and math.prod(tensor.shape) <= MAX_KNOWN and tensor.kind in ("int64", "float32")
+    known = (
+        tensor.content is not None
+        and math.prod(tensor.shape) <= MAX_KNOWN
+        and tensor.kind in ("int64", "float32")
+    )
     value = np.frombuffer(tensor.content or b"", f"<{tensor.kind[0]}{SIZES[tensor.kind]}") if known else None
     return Tensor(tensor.shape, tensor.kind, None if value is None else value.reshape(tensor.shape))
 
@@ -101,7 +110,9 @@ def broadcast(*shapes: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def same(node: OnnxNode, inputs: Inputs) -> list[Tensor]:
-    """An output like the first input; other inputs combine with it element by element and never enlarge it."""
+    """An output like the first input; other inputs combine with it element by element and never
+    enlarge it.
+    """
     first = _given(inputs, 0)
     return [Tensor(first.shape, first.kind)]
 
@@ -115,7 +126,10 @@ def clip(node: OnnxNode, inputs: Inputs) -> list[Tensor]:
 def normalised(node: OnnxNode, inputs: Inputs) -> list[Tensor]:
     """BatchNormalization and GroupNormalization: parameters (channels,)."""
     first = _given(inputs, 0)
-    _need(first.rank >= 2 and all(_given(inputs, i).shape == (first.shape[1],) for i in range(1, len(inputs))), "parameters")
+    _need(
+        first.rank >= 2 and all(_given(inputs, i).shape == (first.shape[1],) for i in range(1, len(inputs))),
+        "parameters",
+    )
     groups = node.attributes.get("num_groups", 1)
     _need(first.shape[1] % groups == 0, f"{first.shape[1]} channels are no multiple of {groups} groups")
     return [Tensor(first.shape, first.kind)]
@@ -136,7 +150,12 @@ def combined(node: OnnxNode, inputs: Inputs) -> list[Tensor]:
     """Arithmetic of two inputs, with broadcasting."""
     one, other = _given(inputs, 0), _given(inputs, 1)
     shape, value = broadcast(one.shape, other.shape), None
-    if one.value is not None and other.value is not None and one.kind == other.kind == "int64" and node.operator in FOLDED:
+    if (
+        one.value is not None
+        and other.value is not None
+        and one.kind == other.kind == "int64"
+        and node.operator in FOLDED
+    ):
         value = _few(FOLDED[node.operator](one.value, other.value))
     return [Tensor(shape, one.kind, value)]
 
@@ -202,11 +221,16 @@ def sliced(node: OnnxNode, inputs: Inputs) -> list[Tensor]:
     first, starts, ends = _given(inputs, 0), _known(inputs, 1), _known(inputs, 2)
     axes = _known(inputs, 3) if len(inputs) > 3 and inputs[3] is not None else list(range(len(starts)))
     steps = _known(inputs, 4) if len(inputs) > 4 and inputs[4] is not None else [1] * len(starts)
-    _need(len(starts) == len(ends) == len(axes) == len(steps) and 0 not in steps, "its lists do not fit each other")
+    _need(
+        len(starts) == len(ends) == len(axes) == len(steps) and 0 not in steps,
+        "its lists do not fit each other",
+    )
     where = [slice(None)] * first.rank
     for axis, start, end, step in zip(axes, starts, ends, steps, strict=True):
         # past the beginning, going backwards, is None for Python
-        where[_axis(axis, first.rank)] = slice(start, None if step < 0 and end < -first.shape[axis] else end, step)
+        where[_axis(axis, first.rank)] = slice(
+            start, None if step < 0 and end < -first.shape[axis] else end, step
+        )
     shape = tuple(len(range(*part.indices(n))) for part, n in zip(where, first.shape, strict=True))
     return [Tensor(shape, first.kind, None if first.value is None else first.value[tuple(where)])]
 
@@ -256,7 +280,10 @@ def gathered(node: OnnxNode, inputs: Inputs) -> list[Tensor]:
     axis = _axis(node.attributes.get("axis", 0), first.rank)
     value = None
     if first.value is not None and indices.value is not None and indices.kind == "int64":
-        _need(bool(((-first.shape[axis] <= indices.value) & (indices.value < first.shape[axis])).all()), "an index")
+        _need(
+            bool(((-first.shape[axis] <= indices.value) & (indices.value < first.shape[axis])).all()),
+            "an index",
+        )
         value = _few(np.take(first.value, indices.value, axis))
     return [Tensor((*first.shape[:axis], *indices.shape, *first.shape[axis + 1 :]), first.kind, value)]
 
@@ -286,7 +313,9 @@ def resized(node: OnnxNode, inputs: Inputs) -> list[Tensor]:
 def depth_to_space(node: OnnxNode, inputs: Inputs) -> list[Tensor]:
     """Channels become blocks of pixels."""
     first, block = _given(inputs, 0), node.attributes["blocksize"]
-    _need(first.rank == 4 and first.shape[1] % block**2 == 0, f"channels of {first.shape} in blocks of {block}")
+    _need(
+        first.rank == 4 and first.shape[1] % block**2 == 0, f"channels of {first.shape} in blocks of {block}"
+    )
     batch, channels, height, width = first.shape
     return [Tensor((batch, channels // block**2, height * block, width * block), first.kind)]
 
@@ -308,7 +337,9 @@ def einsum(node: OnnxNode, inputs: Inputs) -> list[Tensor]:
 def multiplied(node: OnnxNode, inputs: Inputs) -> list[Tensor]:
     """MatMul of stacks of matrices."""
     one, other = _given(inputs, 0), _given(inputs, 1)
-    _need(one.rank >= 2 <= other.rank and one.shape[-1] == other.shape[-2], f"{one.shape} times {other.shape}")
+    _need(
+        one.rank >= 2 <= other.rank and one.shape[-1] == other.shape[-2], f"{one.shape} times {other.shape}"
+    )
     return [Tensor((*broadcast(one.shape[:-2], other.shape[:-2]), one.shape[-2], other.shape[-1]), one.kind)]
 
 
@@ -320,18 +351,27 @@ def gemm(node: OnnxNode, inputs: Inputs) -> list[Tensor]:
     again, columns = other.shape[:: -1 if node.attributes.get("transB", 0) else 1]
     _need(inner == again, f"{one.shape} times {other.shape}")
     if len(inputs) > 2:
-        _need(broadcast(_given(inputs, 2).shape, (rows, columns)) == (rows, columns), "a bias of another shape")
+        _need(
+            broadcast(_given(inputs, 2).shape, (rows, columns)) == (rows, columns), "a bias of another shape"
+        )
     return [Tensor((rows, columns), one.kind)]
 
 
 def multiplied_bytes(node: OnnxNode, inputs: Inputs) -> list[Tensor]:
-    """ONNX Runtime's MatMulNBits, of 8 bits: (..., K) times bytes (N, blocks, block) and scales (N, blocks)."""
+    """ONNX Runtime's MatMulNBits, of 8 bits: (..., K) times bytes (N, blocks, block) and scales
+    (N, blocks).
+    """
     first, stored, scale = (_given(inputs, i) for i in range(3))
     outputs, depth, block = (node.attributes[name] for name in ("N", "K", "block_size"))
     blocks = -(-depth // block)
     _need(first.rank >= 1 and first.shape[-1] == depth, f"K is {depth} for {first.shape}")
-    _need(stored.shape == (outputs, blocks, block) and stored.kind == "uint8", f"bytes of shape {stored.shape}")
-    _need(math.prod(scale.shape) == outputs * blocks and scale.kind == "float32", f"scales of shape {scale.shape}")
+    _need(
+        stored.shape == (outputs, blocks, block) and stored.kind == "uint8", f"bytes of shape {stored.shape}"
+    )
+    _need(
+        math.prod(scale.shape) == outputs * blocks and scale.kind == "float32",
+        f"scales of shape {scale.shape}",
+    )
     _need(len(inputs) <= 3 or (inputs[3] is None and inputs[4] is None), "zero points")
     if len(inputs) > 5:
         _need(_given(inputs, 5).shape == (outputs,), "a bias of another shape")
@@ -341,7 +381,10 @@ def multiplied_bytes(node: OnnxNode, inputs: Inputs) -> list[Tensor]:
 def convolved(node: OnnxNode, inputs: Inputs) -> list[Tensor]:
     """Conv in two dimensions."""
     first, kernel, groups = _given(inputs, 0), _given(inputs, 1), node.attributes.get("group", 1)
-    _need(first.rank == kernel.rank == 4 and first.shape[1] == kernel.shape[1] * groups, f"{first.shape} by {kernel.shape}")
+    _need(
+        first.rank == kernel.rank == 4 and first.shape[1] == kernel.shape[1] * groups,
+        f"{first.shape} by {kernel.shape}",
+    )
     _need(kernel.shape[0] % groups == 0, f"{kernel.shape[0]} channels are no multiple of {groups} groups")
     _need(tuple(node.attributes.get("kernel_shape", kernel.shape[2:])) == kernel.shape[2:], "kernel_shape")
     _need(len(inputs) < 3 or _given(inputs, 2).shape == (kernel.shape[0],), "a bias of another shape")
@@ -352,7 +395,9 @@ def pooled(node: OnnxNode, inputs: Inputs) -> list[Tensor]:
     """AveragePool in two dimensions."""
     first = _given(inputs, 0)
     _need(first.rank == 4 and len(node.attributes["kernel_shape"]) == 2, f"{first.shape}")
-    return [Tensor((*first.shape[:2], *_windows(node, first, tuple(node.attributes["kernel_shape"]))), first.kind)]
+    return [
+        Tensor((*first.shape[:2], *_windows(node, first, tuple(node.attributes["kernel_shape"]))), first.kind)
+    ]
 
 
 def _windows(node: OnnxNode, tensor: Tensor, kernel: tuple[int, ...]) -> tuple[int, ...]:
@@ -371,7 +416,9 @@ def _windows(node: OnnxNode, tensor: Tensor, kernel: tuple[int, ...]) -> tuple[i
 def reduced(node: OnnxNode, inputs: Inputs) -> list[Tensor]:
     """Sum or mean over axes; all of them where none are given."""
     first = _given(inputs, 0)
-    axes = {_axis(axis, first.rank) for axis in _known(inputs, 1)} if len(inputs) > 1 else set(range(first.rank))
+    axes = (
+        {_axis(axis, first.rank) for axis in _known(inputs, 1)} if len(inputs) > 1 else set(range(first.rank))
+    )
     return [Tensor(_without(first.shape, axes, node.attributes.get("keepdims", 1)), first.kind)]
 
 
@@ -389,8 +436,14 @@ def _without(shape: tuple[int, ...], axes: set[int], keep: int) -> tuple[int, ..
 def attended(node: OnnxNode, inputs: Inputs) -> list[Tensor]:
     """Attention of queries, keys and values (batch, heads, length, width)."""
     query, key, value = (_given(inputs, i) for i in range(3))
-    _need(query.rank == key.rank == value.rank == 4, "queries, keys and values are not (batch, heads, length, width)")
-    _need(query.shape[0] == key.shape[0] == value.shape[0] and key.shape[:3] == value.shape[:3], "keys and values differ")
+    _need(
+        query.rank == key.rank == value.rank == 4,
+        "queries, keys and values are not (batch, heads, length, width)",
+    )
+    _need(
+        query.shape[0] == key.shape[0] == value.shape[0] and key.shape[:3] == value.shape[:3],
+        "keys and values differ",
+    )
     _need(query.shape[1] % key.shape[1] == 0 and query.shape[3] == key.shape[3], "queries and keys differ")
     if len(inputs) > 3 and inputs[3] is not None:
         scores = (*query.shape[:3], key.shape[2])

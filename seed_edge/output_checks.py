@@ -36,7 +36,9 @@ def regular_stdin() -> list[Path]:
     return [name] if name.is_file() else []
 
 
-def refuse_input(out: Path, inputs: Iterable[Path], option: str, error: type[SeedEdgeError] = SeedEdgeError) -> None:
+def refuse_input(
+    out: Path, inputs: Iterable[Path], option: str, error: type[SeedEdgeError] = SeedEdgeError
+) -> None:
     """Refuse an output that is one of the inputs, links included.
 
     Args:
@@ -51,7 +53,9 @@ def refuse_input(out: Path, inputs: Iterable[Path], option: str, error: type[See
             raise error(f"{names} is read by this command and is never written to; choose another {option}")
 
 
-def refuse_around(out: Path, inputs: Iterable[Path], option: str, error: type[SeedEdgeError] = SeedEdgeError) -> None:
+def refuse_around(
+    out: Path, inputs: Iterable[Path], option: str, error: type[SeedEdgeError] = SeedEdgeError
+) -> None:
     """Refuse an output folder that is an input or in which one lies, for commands that replace the folder.
 
     Raises:
@@ -75,9 +79,11 @@ def refuse_inside(out: Path, folder: Path, option: str, error: type[SeedEdgeErro
 
 
 def claim(out: Path, kind: str, inputs: Iterable[Path | None] = (), signs: Sequence[str] = ()) -> None:
-    """Make `out` a folder of ours, unless it is one already; files in it are replaced by what is written later.
+    """Make `out` a folder of ours, unless it is one already; files in it are replaced by what is written
+    later.
 
-    Taken are: a folder that is not there yet, an empty one, and one that was claimed for the same kind before.
+    Taken are: a folder that is not there yet, an empty one, and one that was claimed for the same kind
+    before.
 
     Args:
         kind: what the folder is for: `run`, `model`, `codes`, `sheets`.
@@ -85,17 +91,25 @@ def claim(out: Path, kind: str, inputs: Iterable[Path | None] = (), signs: Seque
         signs: patterns of files by which a folder is known that an earlier version wrote.
 
     Raises:
-        DataError: `out` is an input, no folder, or holds what seed-edge did not write; or it cannot be written.
+        DataError: `out` is an input, no folder, or holds what seed-edge did not write; or it cannot be
+        written.
     """
     refuse_input(out, [path for path in inputs if path is not None], "--output", DataError)
     mark = out / MARK.format(kind)
     try:
         out.mkdir(parents=True, exist_ok=True)
-        others = sorted(name for name in os.listdir(out) if not TEMPORARY.fullmatch(name) and name != mark.name)
-        if _is_plain(mark):  # looked at after the list: another process of the same run marks the folder before it writes
+        others = sorted(
+            name for name in os.listdir(out) if not TEMPORARY.fullmatch(name) and name != mark.name
+        )
+        if _is_plain(
+            mark
+        ):  # looked at after the list: another process of the same run marks the folder before it writes
             return
         if others and not any(next(out.glob(sign), None) for sign in signs):
-            raise DataError(f"{out} holds {others[0]}, and is no folder of {kind} that seed-edge wrote; choose a new folder")
+            raise DataError(
+                f"{out} holds {others[0]}, and is no folder of {kind} that seed-edge wrote; choose a new "
+                "folder"
+            )
         os.close(os.open(mark, os.O_WRONLY | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | OPEN_FLAGS, 0o666))
     except FileExistsError:
         raise DataError(f"{out} is no folder; choose another --output") from None

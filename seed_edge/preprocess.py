@@ -1,6 +1,7 @@
 """Image sources to PIL images, PIL images to the encoder's input, and pixels back to PIL images.
 
-All numbers come from the caller; those of a bundle are in its manifest. This module does not know about codes or graphs.
+All numbers come from the caller; those of a bundle are in its manifest. This module does not know about codes
+or graphs.
 """
 
 from __future__ import annotations
@@ -66,12 +67,15 @@ class Preprocessing:
         return rgb if rgb.size == size else rgb.resize(size, FILTERS[self.resize_filter])
 
     def views(self, image: Image.Image, count: int) -> NDArray[np.float32]:
-        """Normalised pixels (count, 3, image_size, image_size) of up to `MAX_VIEWS` augmented views of an image.
+        """Normalised pixels (count, 3, image_size, image_size) of up to `MAX_VIEWS` augmented views of an
+        image.
 
-        The views are: the image; zoomed in and mirrored; zoomed out; less saturated and mirrored. All show the same, with
-        different codes; a caption that fits all views is more often right.
+        The views are: the image; zoomed in and mirrored; zoomed out; less saturated and mirrored. All show
+        the same, with different codes; a caption that fits all views is more often right.
         """
-        return self.normalise(np.stack([np.asarray(square) for square in itertools.islice(self._views(image), count)]))
+        return self.normalise(
+            np.stack([np.asarray(square) for square in itertools.islice(self._views(image), count)])
+        )
 
     def _views(self, image: Image.Image) -> Iterator[Image.Image]:
         rgb = to_rgb(image)
@@ -102,7 +106,9 @@ def _zoomed_in(rgb: Image.Image) -> Image.Image:
     """The image without its margins; not by `crop`, which applies Pillow's limit on pixels."""
     width, height = rgb.size
     x, y = int(CROP_MARGIN * width), int(CROP_MARGIN * height)
-    return rgb.transform((width - 2 * x, height - 2 * y), Image.Transform.EXTENT, (x, y, width - x, height - y))
+    return rgb.transform(
+        (width - 2 * x, height - 2 * y), Image.Transform.EXTENT, (x, y, width - x, height - y)
+    )
 
 
 def _zoomed_out(square: Image.Image, resample: Image.Resampling) -> Image.Image:
@@ -131,7 +137,9 @@ def to_rgb(image: Image.Image) -> Image.Image:
             grey[levels == key] = 255
         return Image.fromarray(grey).convert("RGB")
     if image.mode in ("I", "F"):
-        raise ImageError(f"32-bit pixels (mode {image.mode}) have no fixed range; save the image as 8 or 16 bit")
+        raise ImageError(
+            f"32-bit pixels (mode {image.mode}) have no fixed range; save the image as 8 or 16 bit"
+        )
     if image.has_transparency_data:
         rgba = image.convert("RGBA")
         white = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
@@ -162,8 +170,12 @@ def open_image(source: str | os.PathLike[str] | IO[bytes], max_pixels: int = MAX
             raise ImageError(f"{name}: {error}") from error
 
 
-ImageSource = Image.Image | str | os.PathLike[str] | bytes | bytearray | memoryview | IO[bytes] | NDArray[np.uint8]
-"""An image: a PIL image, a path, the content of an image file, a binary file object, or RGB pixels (height, width, 3)."""
+ImageSource = (
+    Image.Image | str | os.PathLike[str] | bytes | bytearray | memoryview | IO[bytes] | NDArray[np.uint8]
+)
+"""An image: a PIL image, a path, the content of an image file, a binary file object, or RGB pixels (height,
+width, 3).
+"""
 
 
 def as_image(source: ImageSource, max_pixels: int = MAX_PIXELS) -> Image.Image:
@@ -181,7 +193,8 @@ def as_image(source: ImageSource, max_pixels: int = MAX_PIXELS) -> Image.Image:
     if isinstance(source, np.ndarray):
         if source.ndim != 3 or source.shape[2] != 3 or source.dtype != np.uint8 or not source.size:
             raise ImageError(
-                f"an array of shape {source.shape} and type {source.dtype} is no image; give (height, width, 3) of uint8"
+                f"an array of shape {source.shape} and type {source.dtype} is no image; give (height, "
+                "width, 3) of uint8"
             )
         return Image.fromarray(np.ascontiguousarray(source))
     if isinstance(source, bytes | bytearray | memoryview):
@@ -189,7 +202,8 @@ def as_image(source: ImageSource, max_pixels: int = MAX_PIXELS) -> Image.Image:
     if isinstance(source, str | os.PathLike) or hasattr(source, "read"):
         return open_image(source, max_pixels)
     raise ImageError(
-        f"{type(source).__name__} is no image; give a path, bytes, a binary file object, a PIL image, or an array of "
+        f"{type(source).__name__} is no image; give a path, bytes, a binary file object, a PIL image, or "
+        "an array of "
         "(height, width, 3) uint8"
     )
 
@@ -203,9 +217,13 @@ def image_list(sources: Sequence[ImageSource] | NDArray[np.uint8], name: str) ->
     Raises:
         ImageError: `sources` is a single image, or empty.
     """
-    single = isinstance(sources, str | bytes | bytearray | memoryview | os.PathLike | Image.Image) or hasattr(sources, "read")
+    single = isinstance(sources, str | bytes | bytearray | memoryview | os.PathLike | Image.Image) or hasattr(
+        sources, "read"
+    )
     if single or (isinstance(sources, np.ndarray) and sources.ndim == 3):
-        raise ImageError(f"{name} must be a list of images, not one image ({type(sources).__name__}); write [image]")
+        raise ImageError(
+            f"{name} must be a list of images, not one image ({type(sources).__name__}); write [image]"
+        )
     try:
         images: list[ImageSource] = list(sources)
     except TypeError:

@@ -1,8 +1,9 @@
-r"""Templates to token ids. Prompts are assembled as ids; text of a user can never become a control id or a code.
+r"""Templates to token ids. Prompts are assembled as ids; text of a user can never become a control id or a
+code.
 
-A template is a string such as `{bos}USER: {images}{text}\nASSISTANT:`. The placeholders `{bos}`, `{eos}`, `{boi}` and
-`{images}` become ids; what stands between two of them is one piece of text, tokenized on its own, with `{text}`
-replaced by the user's text. Takes a `tokenize` function, so that training and runtime share it.
+A template is a string such as `{bos}USER: {images}{text}\nASSISTANT:`. The placeholders `{bos}`, `{eos}`,
+`{boi}` and `{images}` become ids; what stands between two of them is one piece of text, tokenized on its own,
+with `{text}` replaced by the user's text. Takes a `tokenize` function, so that training and runtime share it.
 """
 
 from __future__ import annotations
@@ -49,7 +50,9 @@ class Prompts:
     ask: str = ""
     """Template that an answer to a question about images follows; empty where the model cannot answer."""
     edit: str = ""
-    """Template that the codes of a changed picture follow; has `{images}`, ends with `{boi}`; empty where it cannot."""
+    """Template that the codes of a changed picture follow; has `{images}`, ends with `{boi}`; empty where it
+    cannot.
+    """
     turn: str = ""
     """Template of one turn of a conversation, without BOS; empty where the model cannot converse."""
     before_answer: str = ""
@@ -57,7 +60,9 @@ class Prompts:
     between_turns: str = ""
     """Text between an answer and the next turn."""
     drawn: str = ""
-    """Template of the caption of a drawing of `{text}`; empty if captions do not mention that an image is a drawing."""
+    """Template of the caption of a drawing of `{text}`; empty if captions do not mention that an image is a
+    drawing.
+    """
     lowercase: bool = False
     """The model was trained on lower-case text."""
 
@@ -75,7 +80,8 @@ class Prompts:
                 raise BundleError(f"{name} template {template!r} must end with {{boi}}; export again")
 
     def of_drawing(self, tokenize: Tokenize, text: str) -> list[int]:
-        """Ids of the caption of a drawing of `text`, which follow those of `for_caption`; empty without the template `drawn`.
+        """Ids of the caption of a drawing of `text`, which follow those of `for_caption`; empty without the
+        template `drawn`.
 
         Raises:
             PromptError: `text` is empty.
@@ -104,7 +110,10 @@ class Prompts:
         Raises:
             PromptError: `text` is empty, or the model cannot answer questions.
         """
-        return join(fill(self._able(self.ask, "answer questions"), vocab, text=self.clean(text), images=images), tokenize)
+        return join(
+            fill(self._able(self.ask, "answer questions"), vocab, text=self.clean(text), images=images),
+            tokenize,
+        )
 
     def for_edit(self, vocab: Vocab, tokenize: Tokenize, text: str, images: Sequence[Codes]) -> list[int]:
         """Ids after which the model continues with the codes of the images changed as `text` says.
@@ -112,7 +121,9 @@ class Prompts:
         Raises:
             PromptError: `text` is empty, or the model cannot edit.
         """
-        return join(fill(self._able(self.edit, "edit images"), vocab, text=self.clean(text), images=images), tokenize)
+        return join(
+            fill(self._able(self.edit, "edit images"), vocab, text=self.clean(text), images=images), tokenize
+        )
 
     def for_conversation(self, vocab: Vocab, tokenize: Tokenize, turns: Sequence[Turn]) -> list[int]:
         """Ids after which the model continues with the answer to the last turn.
@@ -143,7 +154,9 @@ class Prompts:
     @staticmethod
     def _able(template: str, what: str) -> str:
         if not template:
-            raise PromptError(f"this bundle's model cannot {what}; use one of SEED-LLaMA's instruction-tuned models")
+            raise PromptError(
+                f"this bundle's model cannot {what}; use one of SEED-LLaMA's instruction-tuned models"
+            )
         return template
 
 
@@ -166,8 +179,8 @@ def fill(template: str, vocab: Vocab, *, text: str = "", images: Sequence[Codes]
 def join(parts: Sequence[Part], tokenize: Tokenize) -> list[int]:
     """Ids of a prompt.
 
-    Text between two stretches of ids is one piece, however many parts it came in. White space beside ids is dropped,
-    as the reference tokenizer drops it around added tokens.
+    Text between two stretches of ids is one piece, however many parts it came in. White space beside ids is
+    dropped, as the reference tokenizer drops it around added tokens.
     """
     result: list[int] = []
     text, after_ids = "", False
@@ -223,8 +236,10 @@ TEMPLATES = {
         lowercase=True,
     ),
 }
-"""What SEED-LLaMA was trained on: 8B instruction-tuned, 14B instruction-tuned, both before that (`plain`); and what the
-models are trained on that `seed-edge train llm` makes from nothing (`own`), and then teaches to talk (`own-talk`)."""
+"""What SEED-LLaMA was trained on: 8B instruction-tuned, 14B instruction-tuned, both before that (`plain`);
+and what the models are trained on that `seed-edge train llm` makes from nothing (`own`), and then teaches to
+talk (`own-talk`).
+"""
 
 
 def template_name(prompts: Prompts) -> str | None:

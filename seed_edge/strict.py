@@ -1,4 +1,6 @@
-"""Dataclasses from JSON or TOML values, read strictly: a wrong key or a value of a wrong type is an error that names it."""
+"""Dataclasses from JSON or TOML values, read strictly: a wrong key or a value of a wrong type is an error
+that names it.
+"""
 
 from __future__ import annotations
 
@@ -19,8 +21,8 @@ T = TypeVar("T")
 class StrictReader:
     """Reads dataclasses of one kind of file.
 
-    Types of fields may be `str`, `bool`, `int`, `float` (takes an integer too), `Any`, dataclasses, tuples, dictionaries with
-    text keys, and unions of one of these with None.
+    Types of fields may be `str`, `bool`, `int`, `float` (takes an integer too), `Any`, dataclasses, tuples,
+    dictionaries with text keys, and unions of one of these with None.
     """
 
     error: type[SeedEdgeError]
@@ -30,7 +32,9 @@ class StrictReader:
     renamed: Mapping[str, str] = field(default_factory=dict)
     """Former name of a key -> its present name, for messages."""
     check_number: Callable[[str, int | float], None] | None = None
-    """Called with the place and the value of each `int` and `float`; raises where a number is out of range."""
+    """Called with the place and the value of each `int` and `float`; raises where a number is out
+    of range.
+    """
 
     def read(self, kind: type[T], value: Any, where: str) -> T:
         """The dataclass `kind` from an object of JSON or a table of TOML.
@@ -51,11 +55,15 @@ class StrictReader:
         unknown = sorted(set(value) - set(hints))
         if unknown:
             raise self._fault(f"{where}: {self._unknown_key(unknown[0], hints)}")
-        required = [f.name for f in dataclasses.fields(kind) if f.default is f.default_factory]  # both are MISSING
+        required = [
+            f.name for f in dataclasses.fields(kind) if f.default is f.default_factory
+        ]  # both are MISSING
         missing = [name for name in required if name not in value]
         if missing:
             raise self._fault(f"{where}: {missing[0]} is missing")
-        return kind(**{name: self._value(hints[name], item, f"{where}: {name}") for name, item in value.items()})
+        return kind(
+            **{name: self._value(hints[name], item, f"{where}: {name}") for name, item in value.items()}
+        )
 
     def _unknown_key(self, key: str, hints: Mapping[str, Any]) -> str:
         new_name = self.renamed.get(key)

@@ -1,4 +1,6 @@
-"""Pictures in a terminal: by the protocols of kitty, iTerm2 and sixel where it knows one, else as coloured half blocks."""
+"""Pictures in a terminal: by the protocols of kitty, iTerm2 and sixel where it knows one, else as coloured
+half blocks.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,9 @@ HALF = "\N{UPPER HALF BLOCK}"
 
 
 def protocol(stream: IO[str], environ: Mapping[str, str] = os.environ) -> str | None:
-    """How pictures are shown on a stream; None where they cannot be, or where colours are not wanted (https://no-color.org)."""
+    """How pictures are shown on a stream; None where they cannot be, or where colours are not wanted
+    (https://no-color.org).
+    """
     term, program = environ.get("TERM", ""), environ.get("TERM_PROGRAM", "")
     if not stream.isatty() or term == "dumb" or environ.get("NO_COLOR"):
         return None
@@ -96,7 +100,10 @@ def _sixel(image: Image) -> str:
         rows = []
         for colour in sorted(set(band.ravel().tolist())):
             found = ((band == colour) * bits).sum(0)
-            rows.append(f"#{colour}" + "".join(_run(chr(63 + int(value)), len(list(same))) for value, same in groupby(found)))
+            rows.append(
+                f"#{colour}"
+                + "".join(_run(chr(63 + int(value)), len(list(same))) for value, same in groupby(found))
+            )
         out.append("$".join(rows) + "-")
     return "".join(out) + f"{ESCAPE}\\\n"
 
@@ -115,7 +122,9 @@ def _half_blocks(image: Image, width: int, true_colour: bool) -> str:
     lines = []
     for upper, lower in zip(pixels[::2], pixels[1::2], strict=True):
         pairs = zip(upper, lower, strict=True)
-        cells = [_colour(38, above, true_colour) + _colour(48, below, true_colour) + HALF for above, below in pairs]
+        cells = [
+            _colour(38, above, true_colour) + _colour(48, below, true_colour) + HALF for above, below in pairs
+        ]
         lines.append("".join(cells) + f"{ESCAPE}[0m")
     return "\n".join(lines) + "\n"
 

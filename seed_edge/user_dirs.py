@@ -47,18 +47,26 @@ def bundle_folder(name: str) -> Path:
         BundleError: this cannot be a name.
     """
     if not BUNDLE_NAME.fullmatch(name):
-        raise BundleError(f"{name!r} is no name for a bundle; letters, digits, dots, dashes and underscores make one")
+        raise BundleError(
+            f"{name!r} is no name for a bundle; letters, digits, dots, dashes and underscores make one"
+        )
     return bundles_folder() / name
 
 
 def bundle_names() -> list[str]:
     """Names of the bundles that were added."""
     place = bundles_folder()
-    return sorted(path.name for path in place.iterdir() if BUNDLE_NAME.fullmatch(path.name)) if place.is_dir() else []
+    return (
+        sorted(path.name for path in place.iterdir() if BUNDLE_NAME.fullmatch(path.name))
+        if place.is_dir()
+        else []
+    )
 
 
 class Checked:
-    """Remembers which files passed a check, as long as their size, time of change and place on the disk stay the same."""
+    """Remembers which files passed a check, as long as their size, time of change and place on the disk stay
+    the same.
+    """
 
     def __init__(self) -> None:
         self._path = folder("cache") / "checked.json"
@@ -81,7 +89,9 @@ class Checked:
         """A file passed this check now; one that was changed only just now is not remembered."""
         if time.time() - path.stat().st_mtime > SETTLED:
             said = self._known.pop(str(path.resolve()), None)
-            self._known[str(path.resolve())] = (said if isinstance(said, dict) else {}) | {check: _state(path)}
+            self._known[str(path.resolve())] = (said if isinstance(said, dict) else {}) | {
+                check: _state(path)
+            }
             self._changed = True
 
     def save(self) -> None:

@@ -38,7 +38,9 @@ class CodeSpace:
         try:
             array = np.asarray(codes)
         except ValueError as error:
-            raise CodesError(f"an image is {self.codes_per_image} integers, not lists of several lengths") from error
+            raise CodesError(
+                f"an image is {self.codes_per_image} integers, not lists of several lengths"
+            ) from error
         if array.shape != (self.codes_per_image,) or array.dtype.kind not in "iu":
             raise CodesError(
                 f"an image is {self.codes_per_image} integers, got {array.dtype} of shape {array.shape}; "
@@ -78,9 +80,13 @@ class Vocab:
         if self.first_code_id < 0 or self.first_code_id + self.codebook_size > self.size:
             outside.append("first_code_id + codebook_size")
         if outside:
-            raise BundleError(f"vocabulary of {self.size} ids: {', '.join(outside)} lies outside it; export again")
+            raise BundleError(
+                f"vocabulary of {self.size} ids: {', '.join(outside)} lies outside it; export again"
+            )
         if len(set(special.values())) < 4 or any(self.is_code(value) for value in special.values()):
-            raise BundleError("vocabulary: BOS, EOS, BOI and EOI must be four ids outside the codes; export again")
+            raise BundleError(
+                "vocabulary: BOS, EOS, BOI and EOI must be four ids outside the codes; export again"
+            )
 
     def is_code(self, token_id: int) -> bool:
         """Whether the id stands for an image code."""

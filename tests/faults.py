@@ -22,7 +22,9 @@ def seconds_of(words: Sequence[str], cwd: Path) -> float:
     return time.monotonic() - started
 
 
-def killed(words: Sequence[str], cwd: Path, tries: int, longest: float, look: Callable[[], None], seed: int = 0) -> int:
+def killed(
+    words: Sequence[str], cwd: Path, tries: int, longest: float, look: Callable[[], None], seed: int = 0
+) -> int:
     """Start a command `tries` times and kill it after up to `longest` seconds; `look` after each. Returns how many were alive."""
     alive = 0
     for wait in np.random.default_rng(seed).uniform(0.02, longest, tries):

@@ -56,12 +56,20 @@ class File:
 
     def bytes(self) -> bytes:
         """The file."""
-        out = bytearray(b"GGUF" + struct.pack("<IQQ", self.version & 0xFFFFFFFF, len(self.tensors), len(self.values)))
+        out = bytearray(
+            b"GGUF" + struct.pack("<IQQ", self.version & 0xFFFFFFFF, len(self.tensors), len(self.values))
+        )
         for key, kind, value in self.values:
             out += _text(key) + struct.pack("<I", kind) + _value(kind, value)
         for name, shape, kind, offset in self.tensors:
             sizes = b"".join(_number("Q", n) for n in shape)
-            out += _text(name) + struct.pack("<I", len(shape)) + sizes + _number("I", kind) + _number("Q", offset)
+            out += (
+                _text(name)
+                + struct.pack("<I", len(shape))
+                + sizes
+                + _number("I", kind)
+                + _number("Q", offset)
+            )
         return bytes(out) + bytes(-len(out) % 32) + self.data
 
 

@@ -31,7 +31,12 @@ def write_pieces(path: Path, words: str, count: int) -> None:
 
 DIM = 1024
 """Width of the official image embeddings."""
-SCHEDULE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "prediction_type": "v_prediction"}
+SCHEDULE = {
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "prediction_type": "v_prediction",
+}
 """Of the official diffusion."""
 COLOURS = ("red", "green", "blue", "yellow", "purple", "orange")
 

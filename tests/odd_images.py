@@ -37,10 +37,18 @@ def png(width: int, height: int, data: bytes = b"", depth: int = 8, kind: int = 
     """A PNG file by hand."""
 
     def chunk(name: bytes, content: bytes) -> bytes:
-        return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
+        return (
+            struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
+        )
 
     head = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, depth, kind, 0, 0, 0))
-    return b"\x89PNG\r\n\x1a\n" + head + b"".join(chunks) + chunk(b"IDAT", zlib.compress(data)) + chunk(b"IEND", b"")
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + head
+        + b"".join(chunks)
+        + chunk(b"IDAT", zlib.compress(data))
+        + chunk(b"IEND", b"")
+    )
 
 
 def with_profile(name: str) -> bytes:
@@ -54,7 +62,9 @@ def with_profile(name: str) -> bytes:
     red, green = tags[b"rXYZ"] + 4, tags[b"gXYZ"] + 4
     data[red : red + 8], data[green : green + 8] = data[green : green + 8], data[red : red + 8]
     at, size = struct.unpack(">II", data[tags[b"desc"] + 4 : tags[b"desc"] + 12])
-    data[at : at + size] = data[at : at + size].replace("sRGB".encode("utf-16-be"), "swap".encode("utf-16-be"))
+    data[at : at + size] = data[at : at + size].replace(
+        "sRGB".encode("utf-16-be"), "swap".encode("utf-16-be")
+    )
     return bytes(data)
 
 
@@ -74,11 +84,19 @@ def corpus() -> dict[str, tuple[bytes, object]]:
     found["transparent.png"] = saved(half, "PNG"), ((WHITE, WHITE), size)
     found["grey.png"] = saved(grey, "PNG"), (levels, size)
     found["grey-alpha.png"] = saved(Image.merge("LA", (grey, alpha)), "PNG"), (levels, size)
-    found["bits.png"] = saved(grey.point(lambda v: 255 * (v > 100)).convert("1"), "PNG"), (((0,) * 3, WHITE), size)
+    found["bits.png"] = (
+        saved(grey.point(lambda v: 255 * (v > 100)).convert("1"), "PNG"),
+        (((0,) * 3, WHITE), size),
+    )
     found["palette.png"] = saved(base.quantize(4), "PNG"), fine
-    found["palette-transparent.png"] = saved(base.quantize(4), "PNG", transparency=bytes([0] * 4)), ((WHITE, WHITE), size)
+    found["palette-transparent.png"] = (
+        saved(base.quantize(4), "PNG", transparency=bytes([0] * 4)),
+        ((WHITE, WHITE), size),
+    )
     found["colour-key.png"] = saved(base, "PNG", transparency=RED), ((WHITE, GREEN), size)
-    deep = Image.fromarray(np.where(np.arange(WIDTH) < WIDTH // 2, 0, 65535).astype(np.uint16)[None].repeat(HEIGHT, 0))
+    deep = Image.fromarray(
+        np.where(np.arange(WIDTH) < WIDTH // 2, 0, 65535).astype(np.uint16)[None].repeat(HEIGHT, 0)
+    )
     found["sixteen.png"] = saved(deep, "PNG"), (((0,) * 3, WHITE), size)
     found["sixteen.tif"] = saved(deep, "TIFF"), (((0,) * 3, WHITE), size)
     found["cmyk.jpg"] = saved(base.convert("CMYK"), "JPEG", quality=95), fine
@@ -112,10 +130,16 @@ def corpus() -> dict[str, tuple[bytes, object]]:
     found["comment.jpg"] = saved(base, "JPEG", quality=98, comment=b"x" * 60000), fine
     found["behind.jpg"] = saved(base, "JPEG", quality=98) + b"junk" * 1000, fine
     found["no-ending.jpg"] = saved(base, "JPEG", quality=98)[:-2], DAMAGED
-    found["two.mpo"] = saved(base, "MPO", quality=98, save_all=True, append_images=[Image.new("RGB", size, BLUE)]), fine
+    found["two.mpo"] = (
+        saved(base, "MPO", quality=98, save_all=True, append_images=[Image.new("RGB", size, BLUE)]),
+        fine,
+    )
     found["broken-exif.jpg"] = saved(base, "JPEG", quality=98, exif=b"Exif\0\0MM\0*\xff\xff\xff\xff"), fine
     # ---- colour profiles
-    found["swapped-profile.jpg"] = saved(base, "JPEG", quality=98, icc_profile=with_profile("sRGB")), ((GREEN, RED), size)
+    found["swapped-profile.jpg"] = (
+        saved(base, "JPEG", quality=98, icc_profile=with_profile("sRGB")),
+        ((GREEN, RED), size),
+    )
     found["swapped-profile.png"] = saved(base, "PNG", icc_profile=with_profile("sRGB")), ((GREEN, RED), size)
     found["plain-profile.png"] = (
         saved(base, "PNG", icc_profile=ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()),
@@ -123,7 +147,10 @@ def corpus() -> dict[str, tuple[bytes, object]]:
     )
     found["broken-profile.png"] = saved(base, "PNG", icc_profile=b"no profile at all"), fine
     found["other-profile.png"] = saved(base, "PNG", icc_profile=with_profile("LAB")), fine
-    found["palette-profile.png"] = saved(base.quantize(4), "PNG", icc_profile=with_profile("sRGB")), ((GREEN, RED), size)
+    found["palette-profile.png"] = (
+        saved(base.quantize(4), "PNG", icc_profile=with_profile("sRGB")),
+        ((GREEN, RED), size),
+    )
     # ---- GIF, WebP, animated PNG
     other = Image.new("RGB", size, BLUE)
     found["plain.gif"] = saved(base, "GIF"), fine
@@ -137,7 +164,10 @@ def corpus() -> dict[str, tuple[bytes, object]]:
     # ---- BMP, TIFF
     found["rgb.bmp"] = saved(base, "BMP"), fine
     found["palette.bmp"] = saved(base.quantize(4), "BMP"), fine
-    found["bits.bmp"] = saved(grey.point(lambda v: 255 * (v > 100)).convert("1"), "BMP"), (((0,) * 3, WHITE), size)
+    found["bits.bmp"] = (
+        saved(grey.point(lambda v: 255 * (v > 100)).convert("1"), "BMP"),
+        (((0,) * 3, WHITE), size),
+    )
     for compression in ("raw", "tiff_lzw", "tiff_deflate", "packbits"):
         found[f"{compression}.tif"] = saved(base, "TIFF", compression=compression), fine
     found["pages.tif"] = saved(base, "TIFF", save_all=True, append_images=[other]), fine
@@ -158,7 +188,14 @@ def corpus() -> dict[str, tuple[bytes, object]]:
     found["allowed-elsewhere.ico"] = saved(base, "ICO", sizes=[(16, 16)]), NO_IMAGE
     found["allowed-elsewhere.tga"] = saved(base, "TGA"), NO_IMAGE
     found["script.eps"] = saved(base, "EPS"), NO_IMAGE
-    for kind, end in (("JPEG", "jpg"), ("PNG", "png"), ("WEBP", "webp"), ("GIF", "gif"), ("BMP", "bmp"), ("TIFF", "tif")):
+    for kind, end in (
+        ("JPEG", "jpg"),
+        ("PNG", "png"),
+        ("WEBP", "webp"),
+        ("GIF", "gif"),
+        ("BMP", "bmp"),
+        ("TIFF", "tif"),
+    ):
         noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8))
         whole = saved(noise, kind)
         found[f"half.{end}"] = whole[: len(whole) // 2], (DAMAGED, NO_IMAGE)
@@ -168,8 +205,14 @@ def corpus() -> dict[str, tuple[bytes, object]]:
     found["wrong-sum.png"] = bytes(whole), (DAMAGED, NO_IMAGE)
     found["no-width.png"] = png(0, 5), (DAMAGED, NO_IMAGE)
     found["bomb.png"] = png(60000, 60000), LARGE
-    found["bomb.gif"] = b"GIF89a" + struct.pack("<HHBBB", 65535, 65535, 0, 0, 0) + b",\0\0\0\0\xff\xff\xff\xff\0\x08", LARGE
-    found["bomb.bmp"] = b"BM" + struct.pack("<IHHIIiiHHIIiiII", 54, 0, 0, 54, 40, 50000, 50000, 1, 24, 0, 0, 0, 0, 0, 0), LARGE
+    found["bomb.gif"] = (
+        b"GIF89a" + struct.pack("<HHBBB", 65535, 65535, 0, 0, 0) + b",\0\0\0\0\xff\xff\xff\xff\0\x08",
+        LARGE,
+    )
+    found["bomb.bmp"] = (
+        b"BM" + struct.pack("<IHHIIiiHHIIiiII", 54, 0, 0, 54, 40, 50000, 50000, 1, 24, 0, 0, 0, 0, 0, 0),
+        LARGE,
+    )
     found["no-pixels.png"] = png(10, 10, b""), (DAMAGED, NO_IMAGE)
     found["text-bomb.png"] = png(2, 2, b"\0" + bytes(6) + b"\0" + bytes(6), 8, 2, _bomb()), DAMAGED
     loop = bytearray(saved(base, "TIFF"))
@@ -183,4 +226,6 @@ def corpus() -> dict[str, tuple[bytes, object]]:
 def _bomb() -> bytes:
     """A chunk of text that is a hundred megabytes when unpacked."""
     content = b"key\0\0" + zlib.compress(bytes(100 << 20))
-    return struct.pack(">I", len(content)) + b"zTXt" + content + struct.pack(">I", zlib.crc32(b"zTXt" + content))
+    return (
+        struct.pack(">I", len(content)) + b"zTXt" + content + struct.pack(">I", zlib.crc32(b"zTXt" + content))
+    )

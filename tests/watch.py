@@ -16,7 +16,9 @@ CALLS = (
     "unlink,unlinkat,rmdir"
 )
 SOCKET = re.compile(r"\bsocket(?:pair)?\((AF_\w+)")
-OPENED = re.compile(r"\b(?:open|openat|creat)\(.*?(O_WRONLY|O_RDWR|O_CREAT|O_TRUNC|creat).*\) = \d+<(.*?)>(?:<.*>)?$")
+OPENED = re.compile(
+    r"\b(?:open|openat|creat)\(.*?(O_WRONLY|O_RDWR|O_CREAT|O_TRUNC|creat).*\) = \d+<(.*?)>(?:<.*>)?$"
+)
 NAMED = re.compile(r"\b(?:mkdir|rename|link|symlink|mknod|truncate|unlink|rmdir)\w*\((.*)\) = 0$")
 QUOTED = re.compile(r'(?:AT_FDCWD<([^>]*)>, |\d+<([^>]*)>, )?"((?:[^"\\]|\\.)*)"')
 HARMLESS = ("/dev/null", "/dev/tty", "/proc/", "/dev/pts/", "/dev/shm/sem.")
@@ -41,21 +43,36 @@ class Seen:
 def strace_works() -> bool:
     """Whether strace is installed and may trace."""
     return (
-        shutil.which("strace") is not None and subprocess.run(["strace", "-qq", "true"], capture_output=True).returncode == 0
+        shutil.which("strace") is not None
+        and subprocess.run(["strace", "-qq", "true"], capture_output=True).returncode == 0
     )
 
 
 def namespace_works() -> bool:
     """Whether a network namespace of our own can be made."""
     return (
-        shutil.which("unshare") is not None and subprocess.run(["unshare", "-rn", "true"], capture_output=True).returncode == 0
+        shutil.which("unshare") is not None
+        and subprocess.run(["unshare", "-rn", "true"], capture_output=True).returncode == 0
     )
 
 
 def traced(command: Sequence[str], cwd: Path, environment: Mapping[str, str], stdin: str = "") -> Seen:
     """Run a command under strace."""
     log = cwd / ".strace"
-    words = ["strace", "-f", "-qq", "-y", "-s", "4096", "--seccomp-bpf", "-e", f"trace={CALLS}", "-o", str(log), *command]
+    words = [
+        "strace",
+        "-f",
+        "-qq",
+        "-y",
+        "-s",
+        "4096",
+        "--seccomp-bpf",
+        "-e",
+        f"trace={CALLS}",
+        "-o",
+        str(log),
+        *command,
+    ]
     done = subprocess.run(words, cwd=cwd, env=dict(environment), capture_output=True, text=True, input=stdin)
     lines = log.read_text("utf-8", "replace").splitlines()
     log.unlink()
@@ -89,7 +106,9 @@ def _written(calls: Iterator[str], cwd: Path) -> Iterator[str]:
 def outside(seen: Seen, *places: Path) -> list[str]:
     """What was written anywhere but in some folders; Python's own cache of compiled modules does not count."""
     allowed = (*HARMLESS, *(str(place.resolve()) for place in places))
-    return sorted(path for path in seen.written if not path.startswith(allowed) and "/__pycache__/" not in path)
+    return sorted(
+        path for path in seen.written if not path.startswith(allowed) and "/__pycache__/" not in path
+    )
 
 
 COUNTERS = {"Ip": ("OutRequests", "OutNoRoutes"), "Tcp": ("ActiveOpens",), "Udp": ("OutDatagrams",)}

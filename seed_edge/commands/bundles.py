@@ -8,7 +8,14 @@ from typing import ClassVar
 
 import click
 
-from seed_edge.commands.common import AliasGroup, complete_bundle, json_option, overwrite_option, print_json, print_path
+from seed_edge.commands.common import (
+    AliasGroup,
+    complete_bundle,
+    json_option,
+    overwrite_option,
+    print_json,
+    print_path,
+)
 from seed_edge.display import printable
 
 EXIT_CODES = {"ok": 0, "warning": 1, "broken": 2}
@@ -125,7 +132,9 @@ def doctor(as_json: bool) -> None:
         print_json(report(checks))
     else:
         for check in checks:
-            click.echo(printable(f"{'' if check.state == OK else check.state + ': '}{check.id}: {check.found}"))
+            click.echo(
+                printable(f"{'' if check.state == OK else check.state + ': '}{check.id}: {check.found}")
+            )
             if check.advice:
                 click.echo(printable(f"    try: {check.advice}"))
     raise click.exceptions.Exit(EXIT_CODES[worst(checks)])

@@ -65,7 +65,9 @@ seed_option = click.option(
 
 
 files_from_option = click.option(
-    "--files-from", type=click.Path(allow_dash=True), help="File with one image file name per line; - for stdin."
+    "--files-from",
+    type=click.Path(allow_dash=True),
+    help="File with one image file name per line; - for stdin.",
 )
 
 
@@ -78,7 +80,10 @@ def with_files_from(images: tuple[str, ...], files_from: str | None) -> tuple[st
 @click.argument("images", nargs=-1, type=click.Path(allow_dash=True))
 @output_option("File of JSON lines to write; - for stdout.")
 @click.option(
-    "--sidecar", metavar="ENDING", callback=sidecar_ending, help="Write a text file next to each image: `--sidecar txt`."
+    "--sidecar",
+    metavar="ENDING",
+    callback=sidecar_ending,
+    help="Write a text file next to each image: `--sidecar txt`.",
 )
 @click.option("--full-names", is_flag=True, help="With --sidecar: `photo.jpg.txt` instead of `photo.txt`.")
 @click.option("--resume", is_flag=True, help="Skip images that have a caption in --output or --sidecar.")
@@ -145,7 +150,9 @@ def caption(
             sink = Printed(as_json or out is not None, alone)
         else:
             refuse_inside(out, bundle_place(engine), "--output")
-            sink = stack.enter_context(Lines.opened(out, resume, overwrite, (*chosen.paths, *read_files(engine))))
+            sink = stack.enter_context(
+                Lines.opened(out, resume, overwrite, (*chosen.paths, *read_files(engine)))
+            )
         waiting, failed = still_to_do(chosen.paths, sink, alone)
         had = len(chosen.paths) - len(waiting) - len(failed)
         if had:
@@ -154,7 +161,15 @@ def caption(
         if waiting:
             edge = stack.enter_context(engine.opened())
             failed += caption_all(
-                edge, waiting, sink, prefix, append, alone, engine.quiet, **options, **given(max_pixels=max_pixels)
+                edge,
+                waiting,
+                sink,
+                prefix,
+                append,
+                alone,
+                engine.quiet,
+                **options,
+                **given(max_pixels=max_pixels),
             )
     if out is not None and not is_stdout(out):
         print_path(out)
@@ -172,7 +187,11 @@ def refuse_failed(failed: list[tuple[Path, str]], heading: str) -> NoReturn:
 
 def tell_left_out(chosen: Chosen, engine: RuntimeOptions) -> None:
     """Write a message about the files of folders that were skipped."""
-    counts = [f"{printable(ending)} {count:,}" for ending, count in chosen.left_out.most_common(MAX_ENDINGS) if count]
+    counts = [
+        f"{printable(ending)} {count:,}"
+        for ending, count in chosen.left_out.most_common(MAX_ENDINGS)
+        if count
+    ]
     if counts:
         more = ", ..." if len(chosen.left_out) > MAX_ENDINGS else ""
         engine.note(f"skipped files that are not images, by ending: {', '.join(counts)}{more}")
@@ -193,7 +212,14 @@ def still_to_do(paths: list[Path], sink: Sink, alone: bool) -> tuple[list[Path],
 
 
 def caption_all(
-    edge: SeedEdge, paths: list[Path], sink: Sink, prefix: str, append: str, alone: bool, quiet: bool, **options: Any
+    edge: SeedEdge,
+    paths: list[Path],
+    sink: Sink,
+    prefix: str,
+    append: str,
+    alone: bool,
+    quiet: bool,
+    **options: Any,
 ) -> list[tuple[Path, str]]:
     """Caption files into a sink; those that could not be read, with the reason."""
     from seed_edge.runtime.batch import caption_files
@@ -238,12 +264,16 @@ def image_on_stdin(max_pixels: int | None) -> Image:
 @runtime_options
 @json_option
 def encode(
-    images: tuple[str, ...], files_from: str | None, max_pixels: int | None, engine: RuntimeOptions, as_json: bool
+    images: tuple[str, ...],
+    files_from: str | None,
+    max_pixels: int | None,
+    engine: RuntimeOptions,
+    as_json: bool,
 ) -> None:
     """Encode IMAGES to codes, one line for each image.
 
-    IMAGES are files, folders, or - for an image from stdin. If one of several files cannot be read, the others are encoded,
-    the failed ones are listed at the end, and the exit code is 3.
+    IMAGES are files, folders, or - for an image from stdin. If one of several files cannot be read, the
+    others are encoded, the failed ones are listed at the end, and the exit code is 3.
     """
     if not images and files_from is None:
         raise click.UsageError("give IMAGES, folders, --files-from, or - for an image from stdin")

@@ -1,4 +1,6 @@
-"""Where captions of many files go: a file of JSON lines, or a text file beside each image; both can be gone on with."""
+"""Where captions of many files go: a file of JSON lines, or a text file beside each image; both can be gone
+on with.
+"""
 
 from __future__ import annotations
 
@@ -32,9 +34,25 @@ MAX_LINE_BYTES = 1 << 20
 MAX_SIDECAR = 1 << 16
 """Bytes of a text file that can be a caption."""
 SIDECAR_ENDINGS = frozenset(
-    ("cap", "caption", "captions", "desc", "description", "label", "labels", "md", "prompt", "tag", "tags", "text", "txt")
+    (
+        "cap",
+        "caption",
+        "captions",
+        "desc",
+        "description",
+        "label",
+        "labels",
+        "md",
+        "prompt",
+        "tag",
+        "tags",
+        "text",
+        "txt",
+    )
 )
-"""Endings, without dot, of text files beside images. None is that of a file which anything else writes there."""
+"""Endings, without dot, of text files beside images. None is that of a file which anything else
+writes there.
+"""
 BEFORE_ENDING = re.compile(r"[A-Za-z0-9_-]{1,32}")
 """What may stand before the ending, with a dot between: a language, a model."""
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -108,7 +126,8 @@ def sidecar_ending(context: click.Context, parameter: click.Parameter, value: st
     *before, last = value.removeprefix(".").split(".")
     if last.lower() not in SIDECAR_ENDINGS or not all(map(BEFORE_ENDING.fullmatch, before)):
         raise click.BadParameter(
-            f"{value!r} is no ending of a text file beside an image; give one of {', '.join(sorted(SIDECAR_ENDINGS))}, "
+            f"{value!r} is no ending of a text file beside an image; give one of "
+            f"{', '.join(sorted(SIDECAR_ENDINGS))}, "
             "or a word and one of these, such as en.txt"
         )
     return "." + value.removeprefix(".")
@@ -118,7 +137,13 @@ class Sidecars:
     """A text file beside each image: `photo.jpg` -> `photo.txt`, or `photo.jpg.txt` with full names."""
 
     def __init__(
-        self, ending: str, full_names: bool, resume: bool, overwrite: bool, images: Sequence[Path], inputs: Iterable[Path]
+        self,
+        ending: str,
+        full_names: bool,
+        resume: bool,
+        overwrite: bool,
+        images: Sequence[Path],
+        inputs: Iterable[Path],
     ) -> None:
         """
         Args:
@@ -154,7 +179,9 @@ class Sidecars:
         if self.overwrite:
             return False
         if not self.resume:
-            raise click.ClickException(f"{beside} exists already; go on with --resume, or replace with --overwrite")
+            raise click.ClickException(
+                f"{beside} exists already; go on with --resume, or replace with --overwrite"
+            )
         if not os.path.isfile(beside):
             raise Unkept(f"{path}: {beside} exists already, and is no file")
         return True
@@ -181,7 +208,9 @@ class Sidecars:
             raise Unkept(f"{path}: {beside} exists already; it was made a moment ago") from None
         except OSError as error:
             if error.errno in DISK_FULL:
-                raise click.ClickException(f"{why(error, beside)}; make room and go on with --resume") from error
+                raise click.ClickException(
+                    f"{why(error, beside)}; make room and go on with --resume"
+                ) from error
             raise Unkept(f"{path}: {why(error, beside)}") from error
         found = _identity(beside)
         if found is not None:
@@ -206,7 +235,9 @@ class Sidecars:
             raise Unkept(f"{beside} is itself read by this command, and is not written to")
         if self.overwrite:
             if (found.st_dev, found.st_ino) in self._written:
-                raise Unkept(f"{beside} holds the caption of another image already; --full-names writes one for each")
+                raise Unkept(
+                    f"{beside} holds the caption of another image already; --full-names writes one for each"
+                )
             if not stat.S_ISREG(found.st_mode):
                 raise Unkept(f"{beside} is a link or no plain file, and is not replaced")
             if "\0" in read_text(beside, MAX_SIDECAR, Unkept):
@@ -215,10 +246,19 @@ class Sidecars:
 
 
 def _unlikeliness(image: Path) -> int:
-    """How unlikely a file is one that is read, by its ending: 0, 1 where that takes a plug-in, `NEVER_READ`."""
+    """How unlikely a file is one that is read, by its ending: 0, 1 where that takes a plug-in,
+    `NEVER_READ`.
+    """
     from seed_edge.image_files import IMAGE_ENDINGS_BY_FORMAT
 
-    kind = next((kind for kind, endings in IMAGE_ENDINGS_BY_FORMAT.items() if image.suffix.lower() in endings.split()), "")
+    kind = next(
+        (
+            kind
+            for kind, endings in IMAGE_ENDINGS_BY_FORMAT.items()
+            if image.suffix.lower() in endings.split()
+        ),
+        "",
+    )
     return NEVER_READ if kind in ("others", "RAW") else int(kind in ("HEIC", "AVIF"))
 
 
@@ -260,11 +300,13 @@ class Lines:
 
     @classmethod
     @contextmanager
-    def opened(cls, path: Path, resume: bool, overwrite: bool, inputs: Iterable[Path] = ()) -> Iterator[Lines]:
+    def opened(
+        cls, path: Path, resume: bool, overwrite: bool, inputs: Iterable[Path] = ()
+    ) -> Iterator[Lines]:
         """Open for writing. A file that is gone on with holds captions and nothing else.
 
-        A line that a killed process left half written at its end is cut off. What `overwrite` replaces is left as it is under
-        other names that it may have. Pipes and devices are written to.
+        A line that a killed process left half written at its end is cut off. What `overwrite` replaces is
+        left as it is under other names that it may have. Pipes and devices are written to.
 
         Args:
             inputs: files that are read; none of them can be the output.
@@ -339,7 +381,9 @@ def _created(target: Path, path: Path) -> Iterator[int]:
             yield descriptor
             os.fsync(descriptor)
     except FileExistsError:
-        raise click.ClickException(f"{path} exists already; go on with --resume, or replace with --overwrite") from None
+        raise click.ClickException(
+            f"{path} exists already; go on with --resume, or replace with --overwrite"
+        ) from None
 
 
 @contextmanager
@@ -361,7 +405,9 @@ def _lock(descriptor: int, path: Path) -> None:
     try:
         lock_file(descriptor)
     except OSError as error:
-        raise click.ClickException(f"{path} is being written by another process; wait, or choose another --output") from error
+        raise click.ClickException(
+            f"{path} is being written by another process; wait, or choose another --output"
+        ) from error
 
 
 def _image_of(line: bytes, path: Path) -> str | None:
@@ -387,7 +433,12 @@ def _is_begun(line: bytes, alone: bool) -> bool:
     except UnicodeDecodeError:
         return False
     first, second = re.escape(OPENING) + BODY, re.escape(BETWEEN) + BODY
-    forms = [first + CUT, first + _beginnings(BETWEEN), first + second + CUT, first + second + _beginnings(CLOSING)]
+    forms = [
+        first + CUT,
+        first + _beginnings(BETWEEN),
+        first + second + CUT,
+        first + second + _beginnings(CLOSING),
+    ]
     if not alone:
         forms.append(_beginnings(OPENING))
     return any(re.fullmatch(form, line) for form in forms)

@@ -13,7 +13,15 @@ from urllib.parse import unquote, urlsplit
 
 import click
 
-from seed_edge.commands.common import MAX_SEED, TEMPERATURE, Integer, RuntimeOptions, note, print_path, runtime_options
+from seed_edge.commands.common import (
+    MAX_SEED,
+    TEMPERATURE,
+    Integer,
+    RuntimeOptions,
+    note,
+    print_path,
+    runtime_options,
+)
 from seed_edge.commands.draw import ImageWriter, image_writer
 from seed_edge.commands.image_output import Output, with_diffusion_options, with_finish_options
 from seed_edge.display import printable
@@ -75,7 +83,8 @@ def chat(
     finish: dict[str, Any],
     engine: RuntimeOptions,
 ) -> None:
-    """Chat with a model about images; it can draw images, too. Only drawn images and what /save writes are kept.
+    """Chat with a model about images; it can draw images, too. Only drawn images and what /save writes are
+    kept.
 
     Within: /image PATH, /draw TEXT, /undo, /save FILE, /load FILE, /clear, /help, /quit.
     """
@@ -99,7 +108,8 @@ def chat(
 
 
 def read_line(prompt: str) -> str | None:
-    """A line of input, None at its end; with the habits of readline at a terminal, and no history kept on disk.
+    """A line of input, None at its end; with the habits of readline at a terminal, and no history kept on
+    disk.
 
     Bytes that are not text in stdin's encoding come as surrogates, as in file names.
     """
@@ -152,7 +162,9 @@ class Chat:
         commands: dict[str, Callable[[str], None]] = {
             "/image": self.attach,
             "/draw": lambda text: self.say(text, draw=True),
-            "/undo": lambda _: note("taken back" if self.conversation.undo() else "nothing to take back", quiet=False),
+            "/undo": lambda _: note(
+                "taken back" if self.conversation.undo() else "nothing to take back", quiet=False
+            ),
             "/save": lambda name: self.conversation.save(_named(name)),
             "/load": lambda name: self.conversation.load(_named(name)),
             "/clear": lambda _: self.conversation.clear(),
@@ -193,7 +205,11 @@ class Chat:
 
         while (match := WORD.match(line)) is not None:
             path = _path(match)
-            if os.path.splitext(path)[1].lower() not in IMAGE_ENDINGS or not os.path.exists(path) or os.path.isdir(path):
+            if (
+                os.path.splitext(path)[1].lower() not in IMAGE_ENDINGS
+                or not os.path.exists(path)
+                or os.path.isdir(path)
+            ):
                 break
             self.attach(path)
             line = line[match.end() :]

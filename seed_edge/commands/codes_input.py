@@ -1,4 +1,6 @@
-"""Inputs of commands besides images: codes, latents, prompts and file names; from a file, or from stdin for `-`."""
+"""Inputs of commands besides images: codes, latents, prompts and file names; from a file, or from stdin for
+`-`.
+"""
 
 from __future__ import annotations
 
@@ -75,7 +77,8 @@ def _numbers(text: str) -> list[int] | None:
 def parse_many(text: str, name: str) -> list[list[int]]:
     """Codes of one or several images.
 
-    Several images are JSON lines, as `encode --json` writes them; one image is anything that `parse_codes` reads.
+    Several images are JSON lines, as `encode --json` writes them; one image is anything that `parse_codes`
+    reads.
 
     Raises:
         CodesError: `text` holds no codes, or one of its lines does not.
@@ -116,7 +119,9 @@ def lines_of(name: str) -> Iterator[str]:
         try:
             text = line.decode("utf-8").strip()
         except UnicodeDecodeError as error:
-            raise PromptError(f"{where} cannot be read as text (byte {error.start + 1} is not UTF-8)") from None
+            raise PromptError(
+                f"{where} cannot be read as text (byte {error.start + 1} is not UTF-8)"
+            ) from None
         if "\0" in text:
             raise PromptError(f"{where} holds a NUL character; write the prompts as plain UTF-8 text")
         found.append(text)
@@ -126,10 +131,12 @@ def lines_of(name: str) -> Iterator[str]:
 
 
 def read_latents(path: Path) -> NDArray[np.float32]:
-    """Latents (1, channels, height, width) that `kept_latents` kept. Type and size are known before an array is made.
+    """Latents (1, channels, height, width) that `kept_latents` kept. Type and size are known before an array
+    is made.
 
     Raises:
-        CodesError: the file is missing, or holds anything but one array of finite real numbers of such a shape.
+        CodesError: the file is missing, or holds anything but one array of finite real numbers of such a
+        shape.
     """
     import numpy as np
 
@@ -137,11 +144,19 @@ def read_latents(path: Path) -> NDArray[np.float32]:
     with open_regular(path, CodesError) as file:
         header = NPY.match(_read(file, MAX_HEADER, name))
         if header is None:
-            raise CodesError(f"{name} cannot be read as latents (it is no array of real numbers in four dimensions); {KEPT}")
-        kind, shape = np.dtype(header["type"].decode()), tuple(int(side) for side in header["shape"].split(b", "))
+            raise CodesError(
+                f"{name} cannot be read as latents (it is no array of real numbers in four dimensions); "
+                f"{KEPT}"
+            )
+        kind, shape = (
+            np.dtype(header["type"].decode()),
+            tuple(int(side) for side in header["shape"].split(b", ")),
+        )
         size = kind.itemsize * math.prod(shape)
         if shape[0] != 1 or not 0 < size <= LATENTS_FILE_LIMIT:
-            raise CodesError(f"{name} cannot be read as latents (its shape is {shape}, not that of one picture); {KEPT}")
+            raise CodesError(
+                f"{name} cannot be read as latents (its shape is {shape}, not that of one picture); {KEPT}"
+            )
         file.seek(header.end())
         data = _read(file, size + 1, name)
     if len(data) != size:

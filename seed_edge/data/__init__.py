@@ -1,1 +1,3 @@
-"""Training data: samples, shards, codes, captions and requests in English, dialogues. Needs the `train` extra."""
+"""Training data: samples, shards, codes, captions and requests in English, dialogues. Needs the `train`
+extra.
+"""

@@ -1,7 +1,7 @@
 """Folders of samples with the codes of their images: the training data of language models.
 
-A folder has tars with one JSON object per sample, `codes.json` with the code space, and, where it is known, the codebook.
-`seed-edge tokenize` writes it.
+A folder has tars with one JSON object per sample, `codes.json` with the code space, and, where it is known,
+the codebook. `seed-edge tokenize` writes it.
 """
 
 from __future__ import annotations
@@ -45,7 +45,9 @@ class CodeSample:
     images: tuple[Codes, ...]
     """One array (codes_per_image,) int64 for each image."""
     views: tuple[Codes, ...] = ()
-    """Further codes of a single image: of crops, shifts and mirror images. For captioning, not for drawing."""
+    """Further codes of a single image: of crops, shifts and mirror images. For captioning, not
+    for drawing.
+    """
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,7 +57,9 @@ class Codebook:
     vectors: NDArray[np.float32]
     """(codebook_size, code_dim)."""
     own_rows: tuple[int, int] = (0, 0)
-    """Number of first codes of an image that have codebook rows of their own, and number of these rows per code."""
+    """Number of first codes of an image that have codebook rows of their own, and number of these rows per
+    code.
+    """
 
 
 def write_code_shards(
@@ -90,7 +94,11 @@ def write_code_shards(
 
 
 def _record(sample: CodeSample) -> dict[str, object]:
-    record = {"key": sample.sample.key, **sample.sample.to_record(), "codes": [codes.tolist() for codes in sample.images]}
+    record = {
+        "key": sample.sample.key,
+        **sample.sample.to_record(),
+        "codes": [codes.tolist() for codes in sample.images],
+    }
     return record | ({"views": [codes.tolist() for codes in sample.views]} if sample.views else {})
 
 
@@ -98,18 +106,26 @@ def read_code_shards(folders: Sequence[Path]) -> tuple[CodeSpace, dict[str, list
     """Code space, and samples by folder name, of folders that `seed-edge tokenize` wrote.
 
     Raises:
-        DataError: a folder has no finished codes, has another code space than the folders before it, or has no samples at all.
+        DataError: a folder has no finished codes, has another code space than the folders before it, or has
+        no samples at all.
     """
     space: CodeSpace | None = None
     found: dict[str, list[CodeSample]] = {}
     for folder in folders:
         try:
             fields = Fields.read(folder / INFO, error=DataError)
-            own = CodeSpace(fields.integer("codebook_size", 1, MAX_CODEBOOK), fields.integer("codes_per_image", 1, MAX_CODES))
+            own = CodeSpace(
+                fields.integer("codebook_size", 1, MAX_CODEBOOK),
+                fields.integer("codes_per_image", 1, MAX_CODES),
+            )
         except (DataError, BundleError) as error:
-            raise DataError(f"{folder} holds no finished codes ({error}); make them with `seed-edge tokenize`") from error
+            raise DataError(
+                f"{folder} holds no finished codes ({error}); make them with `seed-edge tokenize`"
+            ) from error
         if space not in (None, own):
-            raise DataError(f"{folder} has {own}, the folders before have {space}; tokenize all with one bundle")
+            raise DataError(
+                f"{folder} has {own}, the folders before have {space}; tokenize all with one bundle"
+            )
         space = own
         samples = found.setdefault(folder.resolve().name, [])
         for path in sorted(folder.glob(SHARDS)):
@@ -133,19 +149,37 @@ def read_codebook(folders: Sequence[Path]) -> Codebook | None:
         vectors, own_rows = _arrays(found)
     except SeedEdgeError:
         raise
-    except (OSError, ValueError, LookupError, EOFError, NotImplementedError, zipfile.BadZipFile, struct.error) as error:
+    except (
+        OSError,
+        ValueError,
+        LookupError,
+        EOFError,
+        NotImplementedError,
+        zipfile.BadZipFile,
+        struct.error,
+    ) as error:
         raise DataError(f"{found} holds no codebook ({error}); tokenize again") from error
     if vectors.dtype != np.float32 or vectors.ndim != 2 or not np.isfinite(vectors).all():
         raise DataError(
-            f"{found} holds no codebook (its vectors are {vectors.dtype} of shape {vectors.shape}); tokenize again"
+            f"{found} holds no codebook (its vectors are {vectors.dtype} of shape {vectors.shape}); "
+            "tokenize again"
         )
-    if own_rows.dtype.kind != "i" or own_rows.shape != (2,) or not 0 <= own_rows.min() <= own_rows.max() <= MAX_CODEBOOK:
-        raise DataError(f"{found} holds no codebook (own_rows is {own_rows.dtype} of shape {own_rows.shape}); tokenize again")
+    if (
+        own_rows.dtype.kind != "i"
+        or own_rows.shape != (2,)
+        or not 0 <= own_rows.min() <= own_rows.max() <= MAX_CODEBOOK
+    ):
+        raise DataError(
+            f"{found} holds no codebook (own_rows is {own_rows.dtype} of shape {own_rows.shape}); "
+            "tokenize again"
+        )
     return Codebook(vectors, (int(own_rows[0]), int(own_rows[1])))
 
 
 def _arrays(path: Path) -> tuple[NDArray[Any], NDArray[Any]]:
-    """The arrays `vectors` and `own_rows`; compressed archives are refused: they may be far larger than their file."""
+    """The arrays `vectors` and `own_rows`; compressed archives are refused: they may be far larger than their
+    file.
+    """
     with open_regular(path, DataError) as file:
         size = file.seek(0, 2)
         with zipfile.ZipFile(file) as archive:
@@ -191,8 +225,8 @@ def tokenized(
     """Samples with the codes of their images, encoded in batches.
 
     Args:
-        encode: images -> codes (images, codes_per_image).
-        failed: called with key and reason for each sample with an image that cannot be read; such samples are left out.
+        encode: images -> codes (images, codes_per_image). failed: called with key and reason for each sample
+        with an image that cannot be read; such samples are left out.
     """
     remaining = iter(samples)
     while chunk := list(islice(remaining, BATCH)):

@@ -1,7 +1,8 @@
 """Dialogues made from labels and captions: questions with answers, and edit requests with the edited image.
 
-They train a model to answer questions and to edit images without written conversations. Names, colours, counts and positions
-come from labels and from the phrases of composites; an edit leads from a drawing to a recoloured drawing or to a composite.
+They train a model to answer questions and to edit images without written conversations. Names, colours,
+counts and positions come from labels and from the phrases of composites; an edit leads from a drawing to a
+recoloured drawing or to a composite.
 """
 
 from __future__ import annotations
@@ -21,7 +22,14 @@ Talk = tuple[str, str]
 Known = dict[tuple[str | None, str], CodeSample]
 """Single drawings by style and name."""
 
-NAMED = ("what is this?", "what is it?", "what do you see?", "what is in the picture?", "what is shown here?", "name this")
+NAMED = (
+    "what is this?",
+    "what is it?",
+    "what do you see?",
+    "what is in the picture?",
+    "what is shown here?",
+    "name this",
+)
 KIND = ("is it a drawing or a photo?", "is this a photo or a drawing?")
 COLOUR = (
     "what color is it?",
@@ -31,13 +39,22 @@ COLOUR = (
     "which color does it have?",
 )
 IS_IT = ("is this {a}?", "is it {a}?", "do you see {a}?", "is there {a} in the picture?")
-SENTENCE = ("what is happening?", "describe the picture", "what happens here?", "describe this", "what can be seen?")
+SENTENCE = (
+    "what is happening?",
+    "describe the picture",
+    "what happens here?",
+    "describe this",
+    "what can be seen?",
+)
 HOW_MANY = ("how many {a} are there?", "how many {a} do you see?", "how many are there?", "count the {a}")
 LEFT, RIGHT = (
     ("what is on the left?", "what is to the left of the {b}?"),
     ("what is on the right?", "what is to the right of the {a}?"),
 )
-TOP, BOTTOM = ("what is at the top?", "what is above the {b}?"), ("what is at the bottom?", "what is below the {a}?")
+TOP, BOTTOM = (
+    ("what is at the top?", "what is above the {b}?"),
+    ("what is at the bottom?", "what is below the {a}?"),
+)
 GROUND = ("what color is the background?", "what colour is the background?")
 
 TO_COLOUR = (
@@ -137,14 +154,18 @@ def questions(sample: Sample, rng: np.random.Generator, labels: Sequence[str]) -
     return [found[i] for i in rng.permutation(len(found))]
 
 
-def changes(samples: Sequence[CodeSample], rng: np.random.Generator) -> Iterator[tuple[CodeSample, str, CodeSample]]:
+def changes(
+    samples: Sequence[CodeSample], rng: np.random.Generator
+) -> Iterator[tuple[CodeSample, str, CodeSample]]:
     """Edits: an image, the edit request, and the edited image."""
     singles: Known = {
         (each.sample.style, with_article(plain(each.sample.label))): each
         for each in samples
         if each.sample.style and each.sample.label and not each.sample.recoloured
     }
-    countable = ((style, bare(name), each) for (style, name), each in singles.items() if is_countable(bare(name)))
+    countable = (
+        (style, bare(name), each) for (style, name), each in singles.items() if is_countable(bare(name))
+    )
     many: Known = {(style, plural(name)): each for style, name, each in countable}
 
     def wish(forms: Sequence[str], **names: str) -> str:
@@ -187,8 +208,9 @@ def _of_composite(
 def dialogues_about(samples: Sequence[CodeSample], seed: int) -> list[tuple[Sample, CodeSample]]:
     """Dialogues about samples: one for each sample with a question, and one for each edit.
 
-    Each is returned as a pair with the sample that it is about; for an edit this is the edited image. Answers are text, or
-    `<image>` for the next of the last images; the images before those belong to the first question.
+    Each is returned as a pair with the sample that it is about; for an edit this is the edited image. Answers
+    are text, or `<image>` for the next of the last images; the images before those belong to the first
+    question.
     """
     rng = np.random.default_rng(seed)
     labels = sorted({each.sample.label for each in samples if each.sample.label})

@@ -15,8 +15,9 @@ COLOURS = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "brown"
 """Colour words of requests, labels and training drawings."""
 
 COLOURED_ANYWAY = 0.15
-"""Share of requests for a thing without a dominant colour that name a random colour. The image is unchanged; a model that has
-never seen such a request draws a jumble for it."""
+"""Share of requests for a thing without a dominant colour that name a random colour. The image is unchanged;
+a model that has never seen such a request draws a jumble for it.
+"""
 
 COLOURED_BEHIND = 0.25
 """Share of requests for a coloured thing that name the colour after the thing."""
@@ -58,7 +59,13 @@ OPENERS = (
 )
 """Phrasings of a request for a drawing; `{}` is the thing with its article."""
 
-PHOTO_OPENERS = ("a photo of {}", "photo of {}", "show me a photo of {}", "a photograph of {}", "a photo of {}, please")
+PHOTO_OPENERS = (
+    "a photo of {}",
+    "photo of {}",
+    "show me a photo of {}",
+    "a photograph of {}",
+    "a photo of {}, please",
+)
 
 MASS_OR_PLURAL = frozenset(
     [
@@ -107,9 +114,30 @@ MASS_OR_PLURAL = frozenset(
 
 IRREGULAR = {
     **{name: name for name in ("fish", "sheep", "deer", "bison", "squid", "shrimp", "salmon", "moose")},
-    **{"mouse": "mice", "goose": "geese", "ox": "oxen", "tooth": "teeth", "foot": "feet", "leaf": "leaves", "knife": "knives"},
-    **{"wolf": "wolves", "loaf": "loaves", "man": "men", "woman": "women", "child": "children", "person": "people"},
-    **{"cactus": "cacti", "octopus": "octopuses", "potato": "potatoes", "tomato": "tomatoes", "mango": "mangoes"},
+    **{
+        "mouse": "mice",
+        "goose": "geese",
+        "ox": "oxen",
+        "tooth": "teeth",
+        "foot": "feet",
+        "leaf": "leaves",
+        "knife": "knives",
+    },
+    **{
+        "wolf": "wolves",
+        "loaf": "loaves",
+        "man": "men",
+        "woman": "women",
+        "child": "children",
+        "person": "people",
+    },
+    **{
+        "cactus": "cacti",
+        "octopus": "octopuses",
+        "potato": "potatoes",
+        "tomato": "tomatoes",
+        "mango": "mangoes",
+    },
 }
 """Irregular plurals."""
 
@@ -193,8 +221,12 @@ STYLE_WORDS = {"fluent-3d": ("3d {}", "{} in 3d"), "fluent-flat": ("flat {}", "{
 """Ways to ask for a style that is not drawn unasked; `{}` is the thing without article."""
 
 
-def name_of(sample: Sample, colour: bool, rng: np.random.Generator, synonyms: float = 0.0, style: bool = False) -> str:
-    """The thing with article, with its colour if wanted or if its own colour was changed, with its style if wanted."""
+def name_of(
+    sample: Sample, colour: bool, rng: np.random.Generator, synonyms: float = 0.0, style: bool = False
+) -> str:
+    """The thing with article, with its colour if wanted or if its own colour was changed, with its style if
+    wanted.
+    """
     name = plain(sample.label or "")
     if sample.synonyms and rng.random() < synonyms:
         name = plain(str(rng.choice(sample.synonyms)))
@@ -228,7 +260,9 @@ def _sentence(sample: Sample, rng: np.random.Generator, as_written: bool) -> str
 
 
 def request(sample: Sample, rng: np.random.Generator, as_written: bool = False) -> str | None:
-    """A random request for the image; None for a sample without captions, phrases and label. `as_written` as in `caption`."""
+    """A random request for the image; None for a sample without captions, phrases and label. `as_written` as
+    in `caption`.
+    """
     if sample.captions:
         return _sentence(sample, rng, as_written)
     if sample.phrases:

@@ -1,8 +1,8 @@
 """Training samples: images with their captions, labels or conversations, read from the usual formats.
 
-WebDataset tars, COCO captions, folders with `metadata.jsonl` (Hugging Face's imagefolder), folders of images with text files
-beside them, LLaVA's conversations, and lines of image, question and answer. The format follows from the path and its content.
-Images are not decoded here.
+WebDataset tars, COCO captions, folders with `metadata.jsonl` (Hugging Face's imagefolder), folders of images
+with text files beside them, LLaVA's conversations, and lines of image, question and answer. The format
+follows from the path and its content. Images are not decoded here.
 """
 
 from __future__ import annotations
@@ -72,7 +72,8 @@ class Sample:
 
     @classmethod
     def from_record(cls, key: str, record: Mapping[str, Any], held_out: bool) -> Sample:
-        """From a JSON object: `captions`, `caption` or `text`; `label`; `conversations`; `question` with `answer`.
+        """From a JSON object: `captions`, `caption` or `text`; `label`; `conversations`; `question` with
+        `answer`.
 
         Raises:
             DataError: one of them is of another type.
@@ -166,7 +167,9 @@ def _turns(key: str, record: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
         if not isinstance(parts, list) or not all(
             isinstance(part, dict) and {"from", "value"} <= part.keys() for part in parts
         ):
-            raise DataError(f"{key}: conversations is {shown(parts)}; it must be a list of objects with from and value")
+            raise DataError(
+                f"{key}: conversations is {shown(parts)}; it must be a list of objects with from and value"
+            )
         messages = [(str(part["from"]), str(part["value"])) for part in parts]
         asked = [text.replace(IMAGE_MARK, " ").strip() for who, text in messages if who in ("human", "user")]
         answered = [text.strip() for who, text in messages if who in ("gpt", "assistant")]
@@ -182,13 +185,17 @@ def _turns(key: str, record: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
     return ()
 
 
-def read_samples(paths: Sequence[Path], images: Path | None = None) -> Iterator[tuple[Sample, tuple[Picture, ...]]]:
+def read_samples(
+    paths: Sequence[Path], images: Path | None = None
+) -> Iterator[tuple[Sample, tuple[Picture, ...]]]:
     """Samples of all paths in order, with the locations of their images, which are not opened yet.
 
     Args:
-        paths: `.tar`, COCO's or LLaVA's `.json`, `.jsonl`, folders with `metadata.jsonl`, or folders of images with text
+        paths: `.tar`, COCO's or LLaVA's `.json`, `.jsonl`, folders with `metadata.jsonl`, or folders of
+        images with text
             files (`01.jpg` beside `01.txt` or `01.jpg.txt`).
-        images: folder that file names in `.json` and `.jsonl` are relative to; by default where the file lies.
+        images: folder that file names in `.json` and `.jsonl` are relative to; by default where the file
+        lies.
 
     Raises:
         DataError: a path is missing or of another kind, a record is incomplete, or there is no sample at all.
@@ -216,7 +223,9 @@ def _records(path: Path, images: Path | None) -> Iterator[tuple[str, Mapping[str
         yield from of(path, content, images or path.parent)
     else:
         what = "is none of .tar, .json, .jsonl" if path.exists() else "is missing"
-        raise DataError(f"{path} {what}; --data takes these, or a folder of images with {METADATA} or text files")
+        raise DataError(
+            f"{path} {what}; --data takes these, or a folder of images with {METADATA} or text files"
+        )
 
 
 def _of_tar(path: Path) -> Iterator[tuple[str, Mapping[str, Any], tuple[Picture, ...]]]:
@@ -233,11 +242,16 @@ def _of_tar(path: Path) -> Iterator[tuple[str, Mapping[str, Any], tuple[Picture,
 def _of_folder(path: Path) -> Iterator[tuple[str, Mapping[str, Any], tuple[Picture, ...]]]:
     """Images of a folder, in the order of their names, each with the text file beside it as its caption.
 
-    `seed-edge caption --sidecar txt` writes such files. An image without one has no caption; sub-folders are not read.
+    `seed-edge caption --sidecar txt` writes such files. An image without one has no caption; sub-folders are
+    not read.
     """
-    images = sorted(entry for entry in path.iterdir() if entry.suffix.lower() in IMAGE_ENDINGS and entry.is_file())
+    images = sorted(
+        entry for entry in path.iterdir() if entry.suffix.lower() in IMAGE_ENDINGS and entry.is_file()
+    )
     if not images:
-        raise DataError(f"{path} holds neither {METADATA} nor images; --data takes folders of images with texts")
+        raise DataError(
+            f"{path} holds neither {METADATA} nor images; --data takes folders of images with texts"
+        )
     for image in images:
         beside = (image.with_name(image.name + CAPTION_ENDING), image.with_suffix(CAPTION_ENDING))
         text = next((file for file in beside if file.exists()), None)
@@ -254,7 +268,9 @@ def _short_text(path: Path) -> str:
 
 def _decoded(path: Path, member: Member) -> str:
     if member.size > MAX_RECORD:
-        raise DataError(f"{path}: {member.name} has {member.size:,} bytes; a record has at most {MAX_RECORD:,}")
+        raise DataError(
+            f"{path}: {member.name} has {member.size:,} bytes; a record has at most {MAX_RECORD:,}"
+        )
     try:
         return member.read().decode()
     except UnicodeDecodeError as error:
@@ -268,7 +284,9 @@ def _of_lines(path: Path, images: Path) -> Iterator[tuple[str, Mapping[str, Any]
             yield _of_record(where, _object(where, _json(where, line)), images, f"{path.stem}-{number}")
 
 
-def _of_list(path: Path, content: Any, images: Path) -> Iterator[tuple[str, Mapping[str, Any], tuple[Picture, ...]]]:
+def _of_list(
+    path: Path, content: Any, images: Path
+) -> Iterator[tuple[str, Mapping[str, Any], tuple[Picture, ...]]]:
     if not isinstance(content, list):
         raise DataError(f"{path} is neither COCO's captions nor a list of conversations")
     for number, record in enumerate(content):
@@ -281,13 +299,18 @@ def _of_record(
 ) -> tuple[str, Mapping[str, Any], tuple[Picture, ...]]:
     named = record.get("file_name") or record.get("image") or ()
     names = [named] if isinstance(named, str) else list(named) if isinstance(named, list | tuple) else [named]
-    if len(names) > MAX_PICTURES or not all(isinstance(name, str) and name and "\0" not in name for name in names):
+    if len(names) > MAX_PICTURES or not all(
+        isinstance(name, str) and name and "\0" not in name for name in names
+    ):
         raise DataError(
-            f"{where}: image is {shown(named)}; it must be the name of a file, or a list of at most {MAX_PICTURES}"
+            f"{where}: image is {shown(named)}; it must be the name of a file, or a list of at most "
+            f"{MAX_PICTURES}"
         )
     if not names and "conversations" not in record:
         raise DataError(f"{where} names no picture; it needs `image` or `file_name`")
-    key = str(record.get("id") or (Path(names[0]).stem if len(names) == 1 and "question" not in record else key))
+    key = str(
+        record.get("id") or (Path(names[0]).stem if len(names) == 1 and "question" not in record else key)
+    )
     return key, record, tuple(images / name for name in names)
 
 
@@ -302,7 +325,9 @@ def _of_coco(
             if captions[image["id"]]:
                 yield str(image["id"]), {"captions": captions[image["id"]]}, (images / image["file_name"],)
     except (KeyError, TypeError, AttributeError) as error:
-        raise DataError(f"{path} lacks {error}; a .json is COCO's captions or a list of conversations") from error
+        raise DataError(
+            f"{path} lacks {error}; a .json is COCO's captions or a list of conversations"
+        ) from error
 
 
 def _text(path: Path) -> str:

@@ -11,9 +11,20 @@ from seed_edge.errors import DataError
 CANONICAL_STYLE = "noto"
 """Style of the drawings that a request without a style asks for."""
 
-POOLS = ("canonical", "coloured", "other", "styled", "drawings", "composites", "photos", "sentences", "labelled")
-"""Drawings in the canonical style; recoloured ones; drawings in other styles; in styles that a prompt can name; in any style.
-Drawings of several things. Photos; photos with sentences; photos with a label alone."""
+POOLS = (
+    "canonical",
+    "coloured",
+    "other",
+    "styled",
+    "drawings",
+    "composites",
+    "photos",
+    "sentences",
+    "labelled",
+)
+"""Drawings in the canonical style; recoloured ones; drawings in other styles; in styles that a prompt can
+name; in any style. Drawings of several things. Photos; photos with sentences; photos with a label alone.
+"""
 
 
 def pools_of(samples: Sequence[Sample]) -> dict[str, list[int]]:
@@ -30,14 +41,19 @@ def _pools(sample: Sample, canonical: set[str | None]) -> list[str]:
     if sample.phrases:
         return ["composites"]
     if sample.style is None:
-        return ["photos"] + ["sentences"] * bool(sample.captions) + ["labelled"] * bool(sample.label and not sample.captions)
+        return (
+            ["photos"]
+            + ["sentences"] * bool(sample.captions)
+            + ["labelled"] * bool(sample.label and not sample.captions)
+        )
     unasked = sample.style == CANONICAL_STYLE or sample.label not in canonical
     kind = "other" if not unasked else "coloured" if sample.recoloured else "canonical"
     return ["drawings", kind] + ["styled"] * (sample.style in STYLE_WORDS)
 
 
 def shared_pools(samples: Sequence[Sample], shares: Mapping[str, float]) -> list[tuple[list[int], float]]:
-    """Numbers of the samples of each pool with the weight of the pool; all samples with weight 1 if these pools are empty.
+    """Numbers of the samples of each pool with the weight of the pool; all samples with weight 1 if these
+    pools are empty.
 
     Raises:
         DataError: a pool is unknown.

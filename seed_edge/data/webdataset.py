@@ -36,7 +36,9 @@ class ShardWriter:
             info.size = len(content)
             self._tar.addfile(info, io.BytesIO(content))
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self._stack.__exit__(kind, error, trace)
 
 
@@ -72,7 +74,8 @@ def list_shard(path: Path) -> Iterator[tuple[str, dict[str, Member]]]:
                     continue
                 if member.issparse() or not 0 <= member.size <= whole - member.offset_data:
                     raise DataError(
-                        f"{path} cannot be read as a tar ({printable(member.name)} is cut off or sparse); make it anew"
+                        f"{path} cannot be read as a tar ({printable(member.name)} is cut off or "
+                        "sparse); make it anew"
                     )
                 if name != key and files:
                     yield key, files

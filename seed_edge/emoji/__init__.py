@@ -1,1 +1,3 @@
-"""Training data of the embedded model alone: emoji drawings, recoloured drawings and composites of several things."""
+"""Training data of the embedded model alone: emoji drawings, recoloured drawings and composites of several
+things.
+"""

@@ -1,4 +1,5 @@
-"""Colours of training drawings: the dominant hue of a drawing, its colour word, and the drawing in another colour.
+"""Colours of training drawings: the dominant hue of a drawing, its colour word, and the drawing in another
+colour.
 
 Every word of `data.phrasing.COLOURS` is a key of `HUES` or of `SHADES`.
 """
@@ -50,4 +51,9 @@ def recoloured(image: Image.Image, hue: float, word: str) -> Image.Image:
 
 def _hsva(image: Image.Image) -> tuple[NDArray[np.float64], ...]:
     hsv = np.asarray(image.convert("RGB").convert("HSV"), dtype=np.float64)
-    return hsv[..., 0] / 255 * 360, hsv[..., 1] / 255, hsv[..., 2] / 255, np.asarray(image)[..., 3].astype(np.float64)
+    return (
+        hsv[..., 0] / 255 * 360,
+        hsv[..., 1] / 255,
+        hsv[..., 2] / 255,
+        np.asarray(image)[..., 3].astype(np.float64),
+    )

@@ -23,7 +23,11 @@ SMALL = 106
 """Side of one of several things, in pixels of `SIZE`."""
 
 NUMBERS = {2: ("two {a}", "a pair of {a}"), 3: ("three {a}",), 4: ("four {a}",)}
-CORNERS = {2: ((4, 59), (114, 59)), 3: ((59, 4), (4, 114), (114, 114)), 4: ((4, 4), (114, 4), (4, 114), (114, 114))}
+CORNERS = {
+    2: ((4, 59), (114, 59)),
+    3: ((59, 4), (4, 114), (114, 114)),
+    4: ((4, 4), (114, 4), (4, 114), (114, 114)),
+}
 """Number of things -> their upper left corners, in pixels."""
 BESIDE = (
     "{a} next to {b}",
@@ -77,8 +81,13 @@ def composed(things: Sequence[Drawing], count: int, seed: int) -> Iterator[Drawi
             forms, name = NUMBERS[many], plural
         elif kind == "ground":
             ground = str(rng.choice([colour for colour in GROUNDS if colour not in first.names[0].split()]))
-            image = _pasted([first.image], [(0, 0)], rng, side=int(SIZE * rng.uniform(0.7, 0.95)), ground=GROUNDS[ground])
-            grounded = [form.replace("{a_ground}", with_article(ground)).replace("{ground}", ground) for form in ON_GROUND]
+            image = _pasted(
+                [first.image], [(0, 0)], rng, side=int(SIZE * rng.uniform(0.7, 0.95)), ground=GROUNDS[ground]
+            )
+            grounded = [
+                form.replace("{a_ground}", with_article(ground)).replace("{ground}", ground)
+                for form in ON_GROUND
+            ]
             forms, name = tuple(grounded), with_article
         else:
             corners = CORNERS[2] if kind == "beside" else [(y, x) for x, y in CORNERS[2]]
@@ -98,7 +107,9 @@ def _phrases(
     """Each form twice: with the labels, and with random everyday names."""
 
     def any_of(thing: _Thing) -> str:
-        return str(rng.choice([n for n in thing.names if is_countable(n) or not is_countable(thing.names[0])]))
+        return str(
+            rng.choice([n for n in thing.names if is_countable(n) or not is_countable(thing.names[0])])
+        )
 
     exact = [form.format(a=name(first.names[0]), b=name(second.names[0])) for form in forms]
     free = [form.format(a=name(any_of(first)), b=name(any_of(second))) for form in forms]

@@ -1,7 +1,9 @@
-"""Training drawings as one WebDataset tar: the drawings of the packages, recoloured ones, and composites of several things.
+"""Training drawings as one WebDataset tar: the drawings of the packages, recoloured ones, and composites of
+several things.
 
-Each drawing becomes `KEY.webp` (RGBA) and `KEY.json` (`label`, `tags`, `group`, `style`, `colour`, `source`). Recoloured
-drawings (`emoji.colours`) give colour words a meaning, composites (`emoji.composites`) give one to counts and positions.
+Each drawing becomes `KEY.webp` (RGBA) and `KEY.json` (`label`, `tags`, `group`, `style`, `colour`, `source`).
+Recoloured drawings (`emoji.colours`) give colour words a meaning, composites (`emoji.composites`) give one to
+counts and positions.
 """
 
 from __future__ import annotations
@@ -27,24 +29,33 @@ PEOPLE = {0, 1}
 
 
 def in_other_colours(drawing: Drawing, count: int) -> Iterator[Drawing]:
-    """Up to `count` recoloured copies of `drawing`; none for people, held-out drawings and drawings without a dominant hue."""
+    """Up to `count` recoloured copies of `drawing`; none for people, held-out drawings and drawings without a
+    dominant hue.
+    """
     if drawing.hue is None or drawing.record["group"] in PEOPLE or drawing.record["held_out"]:
         return
     rng = np.random.default_rng(zlib.crc32(drawing.key.encode()))
     for word in rng.permutation([word for word in COLOURS if word != drawing.record["colour"]])[:count]:
         record = drawing.record | {"colour": str(word), "recoloured": True}
-        yield Drawing(f"{drawing.key}-{word}", recoloured(drawing.image, drawing.hue, str(word)), record, None)
+        yield Drawing(
+            f"{drawing.key}-{word}", recoloured(drawing.image, drawing.hue, str(word)), record, None
+        )
 
 
 def write_drawings(
-    folder: Path, out: Path, recolours: int = 4, composites: int = 12_000, seed: int = 0, only_made: bool = False
+    folder: Path,
+    out: Path,
+    recolours: int = 4,
+    composites: int = 12_000,
+    seed: int = 0,
+    only_made: bool = False,
 ) -> int:
     """Write every drawing of the packages in `folder` to the tar `out`; return how many.
 
     Args:
-        recolours: in how many other colours a thing of one colour is given too; one in styles that are not `CANONICAL_STYLE`.
-        composites: how many pictures of several things.
-        only_made: without the drawings as their designers made them.
+        recolours: in how many other colours a thing of one colour is given too; one in styles that are not
+        `CANONICAL_STYLE`. composites: how many pictures of several things. only_made: without the drawings as
+        their designers made them.
     """
     refuse_any(out, [folder])
     count, things = 0, []

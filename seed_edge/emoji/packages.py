@@ -97,12 +97,20 @@ def _reader_of_svgs(tarball: Path) -> Callable[[dict[str, Any]], Image.Image | N
 
     def read(emoji: dict[str, Any]) -> Image.Image | None:
         name = slug(emoji["label"])
-        icon = next((icons[n] for n in (name, aliases.get(name, {}).get("parent"), name.replace("-", "")) if n in icons), None)
+        icon = next(
+            (
+                icons[n]
+                for n in (name, aliases.get(name, {}).get("parent"), name.replace("-", ""))
+                if n in icons
+            ),
+            None,
+        )
         if icon is None:
             return None
         width, height = icon.get("width", data.get("width", 16)), icon.get("height", data.get("height", 16))
         box = f"{icon.get('left', 0)} {icon.get('top', 0)} {width} {height}"
-        svg = f'<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" viewBox="{box}">'
+        names = 'xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink"'
+        svg = f'<svg {names} viewBox="{box}">'
         png = bytes(svg_to_bytes(svg_string=svg + icon["body"] + "</svg>", width=SIZE))
         return Image.open(io.BytesIO(png)).convert("RGBA")
 

@@ -44,16 +44,23 @@ class EvalSample:
 
 
 class Evaluation:
-    """Metrics of one bundle; each method returns a JSON object. `cells` collects captioned images for a contact sheet."""
+    """Metrics of one bundle; each method returns a JSON object. `cells` collects captioned images for a
+    contact sheet.
+    """
 
-    def __init__(self, edge: SeedEdge, data: Sequence[Path], limit: int, seed: int, report: Callable[[str], None]) -> None:
+    def __init__(
+        self, edge: SeedEdge, data: Sequence[Path], limit: int, seed: int, report: Callable[[str], None]
+    ) -> None:
         self.edge, self.limit, self.rng, self.report = edge, limit, np.random.default_rng(seed), report
-        everything = [EvalSample(sample, pictures[0]) for sample, pictures in read_samples(data) if len(pictures) == 1]
+        everything = [
+            EvalSample(sample, pictures[0]) for sample, pictures in read_samples(data) if len(pictures) == 1
+        ]
         everything = [everything[i] for i in self.rng.permutation(len(everything))]
         held_out = [item for item in everything if item.sample.held_out]
         if not held_out:
             raise DataError(
-                f"no sample of {', '.join(map(str, data))} is held out, so nothing can be measured; put `-val` into the name "
+                f"no sample of {', '.join(map(str, data))} is held out, so nothing can be measured; put "
+                "`-val` into the name "
                 "of a file or folder whose samples were not trained on"
             )
         self.sentences = [item for item in held_out if item.sample.captions][:limit]
@@ -68,7 +75,9 @@ class Evaluation:
         return Judge()
 
     def captions(self) -> dict[str, Any]:
-        """COCO metrics of captions of photos with sentences, and CIDEr with the captions of other photos as a baseline."""
+        """COCO metrics of captions of photos with sentences, and CIDEr with the captions of other photos as a
+        baseline.
+        """
         if not self.sentences:
             return {"photos": 0}
         captions = self._captions_of(self.sentences)
@@ -123,22 +132,35 @@ class Evaluation:
             "drawn": score(drawn),
             "round_trip": score([self.edge.decode(codes) for codes in self._codes(originals)]),
             "real": score(originals),
-            "chance": {"first": round(1 / len(labels), 3), f"within_{WITHIN}": round(WITHIN / len(labels), 3)},
+            "chance": {
+                "first": round(1 / len(labels), 3),
+                f"within_{WITHIN}": round(WITHIN / len(labels), 3),
+            },
         }
 
     def round_trip(self, count: int) -> dict[str, Any]:
-        """Reconstruction metrics of held-out images; baselines are the mean image and the nearest training image."""
+        """Reconstruction metrics of held-out images; baselines are the mean image and the nearest training
+        image.
+        """
         judge, size = self.judge, self.edge.bundle.manifest.output_size
         result: dict[str, Any] = {}
         for kind, drawn in (("photos", False), ("drawings", True)):
-            shown = [k for k in [*self.sentences, *self.labelled, *self.drawings] if (k.sample.style is not None) == drawn]
+            shown = [
+                k
+                for k in [*self.sentences, *self.labelled, *self.drawings]
+                if (k.sample.style is not None) == drawn
+            ]
             seen = [k for k in self.seen if (k.sample.style is not None) == drawn][: 4 * count]
             if not shown or not seen:
                 continue
-            truth = [_square(k.image(), size) for k in (shown[i] for i in self.rng.permutation(len(shown))[:count])]
+            truth = [
+                _square(k.image(), size) for k in (shown[i] for i in self.rng.permutation(len(shown))[:count])
+            ]
             known = [_square(k.image(), size) for k in seen]
             vectors, known_vectors = judge.vectors(truth), judge.vectors(known)
-            mean = Image.fromarray(np.mean([np.asarray(image) for image in known], 0).round().astype(np.uint8))
+            mean = Image.fromarray(
+                np.mean([np.asarray(image) for image in known], 0).round().astype(np.uint8)
+            )
             nearest = [known[i] for i in (vectors @ known_vectors.T).argmax(1)]
             made = [self.edge.decode(codes) for codes in self._codes(truth)]
             ways = {"codes": made, "mean_picture": [mean] * len(truth), "nearest_of_training": nearest}
@@ -148,7 +170,9 @@ class Evaluation:
         return result
 
     def sheet_of_prompts(self, count: int) -> list[tuple[Image.Image, str]]:
-        """Images drawn for random prompts (nouns, colours, counts, two things), not selected, with their prompts."""
+        """Images drawn for random prompts (nouns, colours, counts, two things), not selected, with their
+        prompts.
+        """
         canonical = [item.sample for item in self.seen if item.sample.style == CANONICAL_STYLE]
         labels = sorted({plain(sample.label) for sample in canonical if sample.label})
         prompts = [random_prompt(labels, self.rng) for _ in range(count)] if labels else []
@@ -204,7 +228,12 @@ def _label(sample: Sample) -> str:
 def _share_named(captions: Sequence[str], wanted: Sequence[str]) -> float:
     """Share of captions that contain the name as whole words, in singular or plural."""
     pairs = zip(captions, wanted, strict=True)
-    return _share([re.search(rf"\b{re.escape(name.removesuffix('s'))}(?:s|es)?\b", text) is not None for text, name in pairs])
+    return _share(
+        [
+            re.search(rf"\b{re.escape(name.removesuffix('s'))}(?:s|es)?\b", text) is not None
+            for text, name in pairs
+        ]
+    )
 
 
 def _share(hits: Sequence[bool] | NDArray[np.bool_]) -> float:

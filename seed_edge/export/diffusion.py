@@ -1,7 +1,7 @@
 """The de-tokenizer's diffusion, from a folder in the layout of diffusers to two graphs and a few arrays.
 
-SEED always draws with an empty text: its embedding is computed once and becomes a constant of the UNet's graph, so
-that neither text encoder nor vision tower is part of a bundle.
+SEED always draws with an empty text: its embedding is computed once and becomes a constant of the UNet's
+graph, so that neither text encoder nor vision tower is part of a bundle.
 """
 
 from __future__ import annotations
@@ -50,7 +50,15 @@ LARGEST = {
     "max_position_embeddings": 1 << 16,
 }
 """Largest value of what sizes depend on, in configurations of UNet, VAE, text encoder and normaliser."""
-PARTS = ("unet", "vae", "text_encoder", "tokenizer", "image_normalizer", "image_noising_scheduler", "scheduler")
+PARTS = (
+    "unet",
+    "vae",
+    "text_encoder",
+    "tokenizer",
+    "image_normalizer",
+    "image_noising_scheduler",
+    "scheduler",
+)
 
 TRACED = ("unet", "vae")
 """Parts that become graphs."""
@@ -66,7 +74,8 @@ def weight_file(folder: Path) -> Path:
     found = next((folder / name for name in WEIGHTS if (folder / name).is_file()), None)
     if found is None:
         raise CheckpointError(
-            f"{folder} holds none of {', '.join(WEIGHTS)}; --diffusion takes a whole stable-diffusion-2-1-unclip"
+            f"{folder} holds none of {', '.join(WEIGHTS)}; --diffusion takes a whole "
+            "stable-diffusion-2-1-unclip"
         )
     return found
 
@@ -83,7 +92,9 @@ class UnetWithoutText(nn.Module):
 
     def forward(self, latents: Tensor, timestep: Tensor, class_labels: Tensor) -> Tensor:
         text = self.empty_text.expand(latents.shape[0], -1, -1)
-        return self.unet(latents, timestep, encoder_hidden_states=text, class_labels=class_labels, return_dict=False)[0]
+        return self.unet(
+            latents, timestep, encoder_hidden_states=text, class_labels=class_labels, return_dict=False
+        )[0]
 
 
 class VaeDecoder(nn.Module):
@@ -123,13 +134,17 @@ class UnclipFolder:
         """
         from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
         from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
-        from diffusers.pipelines.stable_diffusion.stable_unclip_image_normalizer import StableUnCLIPImageNormalizer
+        from diffusers.pipelines.stable_diffusion.stable_unclip_image_normalizer import (
+            StableUnCLIPImageNormalizer,
+        )
         from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
         from transformers import CLIPTextModel, CLIPTokenizer
 
         for part in PARTS:
             if not (path / part).is_dir():
-                raise CheckpointError(f"{path} has no folder {part}; --diffusion takes a whole stable-diffusion-2-1-unclip")
+                raise CheckpointError(
+                    f"{path} has no folder {part}; --diffusion takes a whole stable-diffusion-2-1-unclip"
+                )
         schedule = Fields.read(path / "scheduler" / SCHEDULER)
         predicted = schedule.text("prediction_type", default="nothing")
         if predicted != "v_prediction":
@@ -144,13 +159,23 @@ class UnclipFolder:
             options = {"local_files_only": True, "torch_dtype": torch.float32}
             unet = UNet2DConditionModel.from_pretrained(path / "unet", **options).eval()
             vae = AutoencoderKL.from_pretrained(path / "vae", **options).eval()
-            text = CLIPTextModel.from_pretrained(path / "text_encoder", local_files_only=True, dtype=torch.float32).eval()
+            text = CLIPTextModel.from_pretrained(
+                path / "text_encoder", local_files_only=True, dtype=torch.float32
+            ).eval()
             tokenizer = CLIPTokenizer.from_pretrained(path / "tokenizer", local_files_only=True)
             normalizer = StableUnCLIPImageNormalizer.from_pretrained(path / "image_normalizer", **options)
             noising = DDPMScheduler.from_pretrained(path / "image_noising_scheduler", local_files_only=True)
         except UNREADABLE as error:
-            raise CheckpointError(f"{path}: a part cannot be read ({reason_of(error)}); copy or download it again") from error
-        ids = tokenizer("", padding="max_length", max_length=tokenizer.model_max_length, truncation=True, return_tensors="pt")
+            raise CheckpointError(
+                f"{path}: a part cannot be read ({reason_of(error)}); copy or download it again"
+            ) from error
+        ids = tokenizer(
+            "",
+            padding="max_length",
+            max_length=tokenizer.model_max_length,
+            truncation=True,
+            return_tensors="pt",
+        )
         with torch.inference_mode():
             empty = text(ids.input_ids)[0].clone()
         return cls(
@@ -234,15 +259,22 @@ def _check_size(kind: Any, folder: Path) -> None:
         with torch.device("meta"):
             model = kind.from_config(dict(Fields.read(folder / CONFIG).values))
     except UNREADABLE as error:
-        raise CheckpointError(f"{folder / CONFIG}: nothing can be built from it ({reason_of(error)})") from error
+        raise CheckpointError(
+            f"{folder / CONFIG}: nothing can be built from it ({reason_of(error)})"
+        ) from error
     file = weight_file(folder)
-    wanted, found = (sum(sizes) for sizes in ((p.numel() for p in model.parameters()), map(prod, shapes_in(file).values())))
+    wanted, found = (
+        sum(sizes) for sizes in ((p.numel() for p in model.parameters()), map(prod, shapes_in(file).values()))
+    )
     if wanted > found:
-        raise CheckpointError(f"{file} holds {found:,} values, {CONFIG} asks for {wanted:,}; copy or download it again")
+        raise CheckpointError(
+            f"{file} holds {found:,} values, {CONFIG} asks for {wanted:,}; copy or download it again"
+        )
 
 
 def _check_part(folder: Path) -> None:
-    """Refuse a part whose configuration asks for more than any diffusion has, before anything is built from it.
+    """Refuse a part whose configuration asks for more than any diffusion has, before anything is built from
+    it.
 
     Raises:
         CheckpointError: so it is, or the file is missing.

@@ -31,9 +31,13 @@ TOKENIZER_MEMORY, DIFFUSION_MEMORY = 2.1, 3.8
 (`benchmarks/full_size.py`: 9.8 GB, `benchmarks/full_diffusion.py`: 13.8 GB)."""
 LAYER_MEMORY = 2.5
 """Peak memory of converting and comparing a language model, in multiples of its largest matrix in fp32
-(`benchmarks/streaming.py`: 1.4 GB, 2.0 with an adapter), not counting the finished file, which llama.cpp maps."""
+(`benchmarks/streaming.py`: 1.4 GB, 2.0 with an adapter), not counting the finished file, which llama.cpp
+maps.
+"""
 BYTES_PER_SECOND = 50e6
-"""Of weights read, written or traced, all in all, on two cores and a slow disk (the same benchmarks: 43 to 73)."""
+"""Of weights read, written or traced, all in all, on two cores and a slow disk (the same benchmarks: 43 to
+73).
+"""
 
 
 @dataclass(frozen=True)
@@ -53,7 +57,10 @@ class Need:
     def line(self) -> str:
         """The estimate as a line of text."""
         found = ", ".join(map(str, self.sources))
-        return f"{self.part}: {self.parameters / MEGA:,.1f} M parameters in {found}; {size(self.written)} to write"
+        return (
+            f"{self.part}: {self.parameters / MEGA:,.1f} M parameters in {found}; "
+            f"{size(self.written)} to write"
+        )
 
 
 def size(count: float) -> str:
@@ -71,7 +78,14 @@ def of_tokenizer(geometry: PixelGeometry | SeedGeometry, sources: list[Path], st
 
 def of_copies(files: list[Path]) -> Need:
     """Estimate of copying the graphs of a bundle."""
-    return Need("image tokenizer", [files[0].parent], 0, float(sum(file.stat().st_size for file in files)), 0.0, BASE_MEMORY)
+    return Need(
+        "image tokenizer",
+        [files[0].parent],
+        0,
+        float(sum(file.stat().st_size for file in files)),
+        0.0,
+        BASE_MEMORY,
+    )
 
 
 def of_diffusion(folder: Path, storage: str) -> Need:
@@ -82,7 +96,9 @@ def of_diffusion(folder: Path, storage: str) -> Need:
 
 
 def of_graphs(part: str, sources: list[Path], count: int, largest: int, storage: str, memory: float) -> Need:
-    """Graphs with `count` weights in all, `largest` in the largest of them, whose size `memory` multiplies."""
+    """Graphs with `count` weights in all, `largest` in the largest of them, whose size `memory`
+    multiplies.
+    """
     traced = TRACED_BYTES * largest
     return Need(part, sources, count, STORED_BYTES[storage] * count, traced, memory * traced)
 
@@ -91,10 +107,17 @@ def of_language(llama: LlamaFolder, weight_type: str) -> Need:
     """A language model, converted tensor by tensor; types that llama.cpp makes go over an F16 file."""
     counts = [prod(shape) for shape in llama.shapes().values()]
     plain = {"F32": 4.0, "F16": 2.0, "BF16": 2.0, "Q8_0": 1.07}
-    each = plain[weight_type] if weight_type in plain else (bits_of(weight_type) + 1) / 8  # Q4_K_M takes 4.9, others less
+    each = (
+        plain[weight_type] if weight_type in plain else (bits_of(weight_type) + 1) / 8
+    )  # Q4_K_M takes 4.9, others less
     scratch = 0.0 if weight_type in plain else 2.0 * sum(counts)
     return Need(
-        "language model", [llama.weights_path], sum(counts), each * sum(counts), scratch, LAYER_MEMORY * 4 * max(counts)
+        "language model",
+        [llama.weights_path],
+        sum(counts),
+        each * sum(counts),
+        scratch,
+        LAYER_MEMORY * 4 * max(counts),
     )
 
 
@@ -110,7 +133,11 @@ def announce(needs: list[Need], out: Path, kept: int, report: Callable[[str], No
     for need in needs:
         report(f"plan: {need.line()}")
     disk = sum(need.written for need in needs) + max(need.scratch for need in needs)
-    memory, free, there = BASE_MEMORY + max(need.memory for need in needs), available_memory(), existing(out.absolute().parent)
+    memory, free, there = (
+        BASE_MEMORY + max(need.memory for need in needs),
+        available_memory(),
+        existing(out.absolute().parent),
+    )
     free_disk = shutil.disk_usage(there).free
     work = sum(need.written + 2 * need.scratch + 4 * need.parameters for need in needs)
     minutes = max(1, round(work / BYTES_PER_SECOND / 60))
@@ -120,9 +147,14 @@ def announce(needs: list[Need], out: Path, kept: int, report: Callable[[str], No
         f"about {size(memory)} of memory{having} and {minutes} {'minute' if minutes == 1 else 'minutes'}"
     )
     if free_disk + kept < disk:
-        raise CheckpointError(f"{there} has {size(free_disk)} free, the export takes {size(disk)}; choose another --output")
+        raise CheckpointError(
+            f"{there} has {size(free_disk)} free, the export takes {size(disk)}; choose another --output"
+        )
     if free is not None and free < memory:
-        report("plan: memory is short; the system may slow down or end the export, which then goes on where it was")
+        report(
+            "plan: memory is short; the system may slow down or end the export, which then goes on where "
+            "it was"
+        )
 
 
 def existing(path: Path) -> Path:

@@ -24,7 +24,18 @@ from seed_edge.export.onnx import export_image_tokenizer
 from seed_edge.export.parity import diffusion_parity, image_parity, language_parity, with_measurements
 from seed_edge.export.resume import fingerprint, resumable
 from seed_edge.graphs import GraphSpec, embedding_decoder_graph, encoder_graph, pixel_decoder_graph
-from seed_edge.manifest import DECODER, ENCODER, FORMAT, MANIFEST, Diffusion, Language, Manifest, Sampling, Source, parse
+from seed_edge.manifest import (
+    DECODER,
+    ENCODER,
+    FORMAT,
+    MANIFEST,
+    Diffusion,
+    Language,
+    Manifest,
+    Sampling,
+    Source,
+    parse,
+)
 from seed_edge.models.checkpoints import (
     IMAGE_TOKENIZER_FILE,
     find_seed_tokenizer,
@@ -87,7 +98,9 @@ class ExportOptions:
     max_caption_ids: int = 48
     license: str = ""
     sources: Path | None = None
-    """JSON list of the data and models that the weights were made from: objects with name, license and role."""
+    """JSON list of the data and models that the weights were made from: objects with name,
+    license and role.
+    """
     photos: tuple[Path, ...] = ()
     """Images to compare codes on, beside smooth random ones."""
     threads: int = 1
@@ -101,7 +114,15 @@ def export_bundle(parts: Parts, out: Path, options: ExportOptions, report: Repor
         CheckpointError: a part is missing or does not fit the others.
         ParityError: an exported file does not give the checkpoint's numbers.
     """
-    given = (parts.tokenizer, parts.vit, parts.llm, parts.lora, parts.diffusion, options.sources, *options.photos)
+    given = (
+        parts.tokenizer,
+        parts.vit,
+        parts.llm,
+        parts.lora,
+        parts.diffusion,
+        options.sources,
+        *options.photos,
+    )
     refuse_around(out, [path for path in given if path is not None], "--output", BundleError)
     key = fingerprint(options, parts.tokenizer, parts.vit, parts.llm, parts.lora, parts.diffusion)
     with resumable(out, options.replace, key, report) as stages:
@@ -113,17 +134,31 @@ def export_bundle(parts: Parts, out: Path, options: ExportOptions, report: Repor
         else:
             images = stages.run("image tokenizer", lambda: copy_images(base, folder, report))
         codes, embed_dim = CodeSpace(**images["codes"]), int(images["image_embed_dim"])
-        parity = {"image_weights": options.image_weights, "weight_type": options.weight_type, "images": images["parity"]}
+        parity = {
+            "image_weights": options.image_weights,
+            "weight_type": options.weight_type,
+            "images": images["parity"],
+        }
         diffusion, output_size = base.manifest.diffusion if base else None, int(images["output_size"])
         if parts.diffusion is not None:
             source = parts.diffusion
-            drawn = stages.run("diffusion", lambda: export_diffusion(source, embed_dim, folder, options, report))
-            diffusion, output_size = parse(Diffusion, drawn["diffusion"], "diffusion"), int(drawn["output_size"])
+            drawn = stages.run(
+                "diffusion", lambda: export_diffusion(source, embed_dim, folder, options, report)
+            )
+            diffusion, output_size = (
+                parse(Diffusion, drawn["diffusion"], "diffusion"),
+                int(drawn["output_size"]),
+            )
             parity["diffusion"] = drawn["parity"]
         language = None
         if parts.llm is not None or (parts.tokenizer / LLM_FOLDER).is_dir():
-            spoken = stages.run("language model", lambda: export_language(parts, codes, folder, options, report, base))
-            language, parity["language"] = parse(Language, spoken["language"], "language model"), spoken["parity"]
+            spoken = stages.run(
+                "language model", lambda: export_language(parts, codes, folder, options, report, base)
+            )
+            language, parity["language"] = (
+                parse(Language, spoken["language"], "language model"),
+                spoken["parity"],
+            )
         manifest = Manifest(
             format=FORMAT,
             name=options.name,
@@ -150,7 +185,9 @@ def export_bundle(parts: Parts, out: Path, options: ExportOptions, report: Repor
 
 
 def plan(parts: Parts, options: ExportOptions) -> list[Need]:
-    """Estimate of each part; opens the checkpoints as far as needed, so that a wrong path is an error before any work."""
+    """Estimate of each part; opens the checkpoints as far as needed, so that a wrong path is an error before
+    any work.
+    """
     folder = parts.tokenizer
     if is_bundle(folder):
         if parts.llm is None:
@@ -218,10 +255,14 @@ def export_images(parts: Parts, folder: Path, options: ExportOptions, report: Re
     if options.photos:
         values = np.concatenate([preprocessing([open_image(photo) for photo in options.photos]), values])
     parity = image_parity(model, specs, folder, storages, values)
-    report(f"image tokenizer: {parity['equal_codes']:.1%} of codes equal, decoder's cosine {parity['decoder_cosine']}")
+    report(
+        f"image tokenizer: {parity['equal_codes']:.1%} of codes equal, decoder's cosine "
+        f"{parity['decoder_cosine']}"
+    )
     return {
         "codes": {"codebook_size": geometry.codebook_size, "codes_per_image": geometry.num_queries},
-        "preprocessing": dataclasses.asdict(preprocessing) | {"mean": [*preprocessing.mean], "std": [*preprocessing.std]},
+        "preprocessing": dataclasses.asdict(preprocessing)
+        | {"mean": [*preprocessing.mean], "std": [*preprocessing.std]},
         "output_size": model.geometry.output_size if isinstance(model, PixelTokenizer) else 0,
         "image_embed_dim": model.geometry.image_embed_dim if isinstance(model, SeedTokenizer) else 0,
         "parity": parity,
@@ -246,7 +287,9 @@ def decoder_spec(model: PixelTokenizer | SeedTokenizer) -> GraphSpec:
     return embedding_decoder_graph(model.geometry.num_queries, model.geometry.image_embed_dim)
 
 
-def export_diffusion(path: Path, embed_dim: int, folder: Path, options: ExportOptions, report: Report) -> dict[str, Any]:
+def export_diffusion(
+    path: Path, embed_dim: int, folder: Path, options: ExportOptions, report: Report
+) -> dict[str, Any]:
     """Write the diffusion's files; return what the manifest says of it, as JSON."""
     report("diffusion: reading")
     unclip = UnclipFolder.open(path)
@@ -259,11 +302,20 @@ def export_diffusion(path: Path, embed_dim: int, folder: Path, options: ExportOp
     unclip.write(folder, options.image_weights)
     parity = diffusion_parity(unclip, folder, options.image_weights)
     report(f"diffusion: relative error {parity['unet_relative_error']}")
-    return {"diffusion": dataclasses.asdict(unclip.settings()), "output_size": unclip.output_size, "parity": parity}
+    return {
+        "diffusion": dataclasses.asdict(unclip.settings()),
+        "output_size": unclip.output_size,
+        "parity": parity,
+    }
 
 
 def export_language(
-    parts: Parts, codes: CodeSpace, folder: Path, options: ExportOptions, report: Report, base: Bundle | None = None
+    parts: Parts,
+    codes: CodeSpace,
+    folder: Path,
+    options: ExportOptions,
+    report: Report,
+    base: Bundle | None = None,
 ) -> dict[str, Any]:
     """Write the language model; return what the manifest says of it, as JSON.
 
@@ -274,7 +326,8 @@ def export_language(
     vocab = llama.vocab(codes.codes_per_image)
     if vocab.codes != codes:
         raise CheckpointError(
-            f"{llama.tokenizer / 'added_tokens.json'} names {vocab.codebook_size} codes, the image tokenizer has "
+            f"{llama.tokenizer / 'added_tokens.json'} names {vocab.codebook_size} codes, the image "
+            "tokenizer has "
             f"{codes.codebook_size}; the two parts come from different runs"
         )
     for remark in llama.remarks():
@@ -319,7 +372,8 @@ def choose_prompts(llama: LlamaFolder, template: str | None, own: bool) -> tuple
         template = "plain" if "pretrain" in name else instructed
     if template not in TEMPLATES:
         raise CheckpointError(
-            f"{llama.path}: which prompts the model knows cannot be told; give --template, one of {', '.join(TEMPLATES)}"
+            f"{llama.path}: which prompts the model knows cannot be told; give --template, one of "
+            f"{', '.join(TEMPLATES)}"
         )
     return template, TEMPLATES[template]
 
@@ -336,7 +390,9 @@ def read_sources(path: Path) -> tuple[Source, ...]:
             raise CheckpointError("it is no list")
         return tuple(_source(Fields.of(each, f"source {number}")) for number, each in enumerate(value, 1))
     except (CheckpointError, BundleError) as error:
-        raise CheckpointError(f"{path} must be a JSON list of objects with name, license and role ({error})") from error
+        raise CheckpointError(
+            f"{path} must be a JSON list of objects with name, license and role ({error})"
+        ) from error
 
 
 def _source(fields: Fields) -> Source:
@@ -351,4 +407,6 @@ def smooth_images(count: int, preprocessing: Preprocessing, seed: int = 0) -> ND
     """Random smooth pictures, normalised: (count, 3, size, size)."""
     rng, size = np.random.default_rng(seed), preprocessing.image_size
     coarse = [Image.fromarray(rng.integers(0, 256, (6, 6, 3), dtype=np.uint8)) for _ in range(count)]
-    return preprocessing.normalise(np.stack([np.asarray(i.resize((size, size), Image.Resampling.BICUBIC)) for i in coarse]))
+    return preprocessing.normalise(
+        np.stack([np.asarray(i.resize((size, size), Image.Resampling.BICUBIC)) for i in coarse])
+    )

@@ -47,7 +47,9 @@ def unpack_language(bundle: Bundle, out: Path) -> None:
     def field(name: str) -> Any:
         found = reader.get_field(name)
         if found is None:
-            raise BundleError(f"{path} has no {name}; only LLaMA files that `seed-edge export` wrote can be unpacked")
+            raise BundleError(
+                f"{path} has no {name}; only LLaMA files that `seed-edge export` wrote can be unpacked"
+            )
         return found.contents()
 
     if field("general.architecture") != "llama":
@@ -79,8 +81,12 @@ def unpack_language(bundle: Bundle, out: Path) -> None:
         if ours not in stored:
             raise BundleError(f"{path} has no tensor {ours}")
         weight = gguf.quants.dequantize(stored[ours].data, stored[ours].tensor_type).astype(np.float32)
-        rotated = heads if ours.endswith("attn_q.weight") else kv_heads if ours.endswith("attn_k.weight") else 0
-        weights[theirs] = torch.from_numpy(np.ascontiguousarray(unpermuted(weight, rotated) if rotated else weight))
+        rotated = (
+            heads if ours.endswith("attn_q.weight") else kv_heads if ours.endswith("attn_k.weight") else 0
+        )
+        weights[theirs] = torch.from_numpy(
+            np.ascontiguousarray(unpermuted(weight, rotated) if rotated else weight)
+        )
     (out / PIECES_FILE).write_bytes(pieces_of(field, vocab))
     write_added_tokens(vocab, out)
     (out / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n")
@@ -95,7 +101,9 @@ def unpermuted(weight: NDArray[Any], heads: int) -> NDArray[Any]:
 
 
 def pieces_of(field: Any, vocab: Vocab) -> bytes:
-    """A SentencePiece model of the text pieces in the file: BPE with byte fallback, nothing normalised, as LLaMA's."""
+    """A SentencePiece model of the text pieces in the file: BPE with byte fallback, nothing normalised, as
+    LLaMA's.
+    """
     model = proto.ModelProto()
     tokens, scores, types = (field(f"tokenizer.ggml.{name}") for name in ("tokens", "scores", "token_type"))
     for number in range(vocab.first_code_id):
@@ -103,10 +111,16 @@ def pieces_of(field: Any, vocab: Vocab) -> bytes:
         piece.piece, piece.score = tokens[number], float(scores[number])
         piece.type = PIECE_TYPES[gguf.TokenType(types[number])]
     trainer, normalizer = model.trainer_spec, model.normalizer_spec
-    trainer.model_type, trainer.byte_fallback, trainer.vocab_size = proto.TrainerSpec.BPE, True, vocab.first_code_id
+    trainer.model_type, trainer.byte_fallback, trainer.vocab_size = (
+        proto.TrainerSpec.BPE,
+        True,
+        vocab.first_code_id,
+    )
     trainer.unk_id = int(field("tokenizer.ggml.unknown_token_id"))
     trainer.bos_id, trainer.eos_id, trainer.pad_id = vocab.bos_id, vocab.eos_id, -1
-    trainer.unk_piece, trainer.bos_piece, trainer.eos_piece = (tokens[n] for n in (trainer.unk_id, vocab.bos_id, vocab.eos_id))
+    trainer.unk_piece, trainer.bos_piece, trainer.eos_piece = (
+        tokens[n] for n in (trainer.unk_id, vocab.bos_id, vocab.eos_id)
+    )
     normalizer.name, normalizer.add_dummy_prefix = "identity", True
     normalizer.remove_extra_whitespaces, normalizer.escape_whitespaces = False, True
     return model.SerializeToString()

@@ -1,7 +1,7 @@
 """LLaMA in Hugging Face layout, with codes in its vocabulary, to one GGUF file.
 
-Tensors are read and written one at a time. Ids come from the files, never from an assumption. Codes, BOI and EOI
-become control tokens: no text a user types can be tokenized into one.
+Tensors are read and written one at a time. Ids come from the files, never from an assumption. Codes, BOI and
+EOI become control tokens: no text a user types can be tokenized into one.
 """
 
 from __future__ import annotations
@@ -86,7 +86,9 @@ class LlamaFolder:
         config, adapter = read_config(path), None
         if lora is not None:
             adapter = Lora.open(lora)
-            rows = adapter.shape(EMBEDDINGS, (int(config["vocab_size"]),))[0]  # fine-tuning may have added the codes
+            rows = adapter.shape(EMBEDDINGS, (int(config["vocab_size"]),))[
+                0
+            ]  # fine-tuning may have added the codes
             config = config | {"vocab_size": rows}
         return cls(path, holder, config, pieces, read_added_tokens(holder), adapter)
 
@@ -119,7 +121,9 @@ class LlamaFolder:
 
     def file_of(self, name: str) -> Path:
         """Where a tensor comes from."""
-        return self.lora.path if self.lora is not None and name in self.lora.whole else self._shards.files[name]
+        return (
+            self.lora.path if self.lora is not None and name in self.lora.whole else self._shards.files[name]
+        )
 
     @property
     def context_length(self) -> int:
@@ -138,7 +142,9 @@ class LlamaFolder:
         for name, real in (("bos_token_id", self.pieces.bos_id()), ("eos_token_id", self.pieces.eos_id())):
             said = self.config.get(name, real)
             if said != real:
-                found.append(f"config.json says {name} {said}, the tokenizer {real}; the tokenizer's is written")
+                found.append(
+                    f"config.json says {name} {said}, the tokenizer {real}; the tokenizer's is written"
+                )
         return found
 
     def vocab(self, codes_per_image: int) -> Vocab:
@@ -147,7 +153,9 @@ class LlamaFolder:
         Raises:
             CheckpointError: codes are not contiguous, BOI or EOI is missing, ids overlap or leave gaps.
         """
-        return vocab_of(self.added, self.pieces, int(self.config["vocab_size"]), codes_per_image, self.tokenizer)
+        return vocab_of(
+            self.added, self.pieces, int(self.config["vocab_size"]), codes_per_image, self.tokenizer
+        )
 
 
 def gguf_names(layers: int) -> dict[str, str]:
@@ -194,7 +202,10 @@ def write_gguf(folder: LlamaFolder, vocab: Vocab, path: Path, weight_type: str, 
     writer.add_vocab_size(vocab.size)
     add_tokens(writer, folder, vocab)
     tensors = list(read_tensors(folder, heads, kv_heads))
-    kinds = {tensor: WEIGHT_TYPES[weight_type] if len(shape) == 2 else WEIGHT_TYPES["F32"] for tensor, shape, _ in tensors}
+    kinds = {
+        tensor: WEIGHT_TYPES[weight_type] if len(shape) == 2 else WEIGHT_TYPES["F32"]
+        for tensor, shape, _ in tensors
+    }
     for tensor, shape, _ in tensors:
         stored = gguf.quant_shape_to_byte_shape(shape, kinds[tensor])
         size = int(np.prod(stored))
@@ -243,19 +254,30 @@ def add_tokens(writer: gguf.GGUFWriter, folder: LlamaFolder, vocab: Vocab) -> No
     writer.add_uint32("seed.eoi_id", vocab.eoi_id)
 
 
-def read_tensors(folder: LlamaFolder, heads: int, kv_heads: int) -> Iterator[tuple[str, tuple[int, ...], Any]]:
+def read_tensors(
+    folder: LlamaFolder, heads: int, kv_heads: int
+) -> Iterator[tuple[str, tuple[int, ...], Any]]:
     """GGUF name, shape and reader of each tensor; a reader loads its tensor as float32 when called."""
-    config, names, shapes = folder.config, gguf_names(int(folder.config["num_hidden_layers"])), folder.shapes()
+    config, names, shapes = (
+        folder.config,
+        gguf_names(int(folder.config["num_hidden_layers"])),
+        folder.shapes(),
+    )
     if set(shapes) != set(names):
         missing, surplus = sorted(set(names) - set(shapes)), sorted(set(shapes) - set(names))
-        raise CheckpointError(f"{folder.weights_path}: missing tensors {missing[:3]}, unknown tensors {surplus[:3]}")
+        raise CheckpointError(
+            f"{folder.weights_path}: missing tensors {missing[:3]}, unknown tensors {surplus[:3]}"
+        )
     for theirs, ours in names.items():
         wanted = _shape(ours, config, heads, kv_heads)
         if shapes[theirs] != wanted:
             raise CheckpointError(
-                f"{folder.file_of(theirs)}: {theirs} has shape {shapes[theirs]}, config.json asks for {wanted}"
+                f"{folder.file_of(theirs)}: {theirs} has shape {shapes[theirs]}, config.json asks for "
+                f"{wanted}"
             )
-        rotated = heads if ours.endswith("attn_q.weight") else kv_heads if ours.endswith("attn_k.weight") else 0
+        rotated = (
+            heads if ours.endswith("attn_q.weight") else kv_heads if ours.endswith("attn_k.weight") else 0
+        )
 
         def read(theirs: str = theirs, rotated: int = rotated) -> NDArray[np.float32]:
             weight = folder.read(theirs)

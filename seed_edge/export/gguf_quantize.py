@@ -1,6 +1,7 @@
 """Smaller weight types of a GGUF file, made by llama.cpp itself; every type it offers.
 
-Embeddings and output stay at Q8_0: the rows of the codes lie close together and are read as often as any word.
+Embeddings and output stay at Q8_0: the rows of the codes lie close together and are read as often as any
+word.
 """
 
 from __future__ import annotations
@@ -48,11 +49,15 @@ def quantize(source: Path, path: Path, weight_type: str, threads: int) -> None:
     native.forget_llama_errors()
     if llama_cpp.llama_model_quantize(os.fsencode(source), os.fsencode(path), ctypes.byref(params)):
         reason = native.last_llama_error()
-        raise CheckpointError(f"llama.cpp cannot write {weight_type} ({reason}); choose another --weight-type")
+        raise CheckpointError(
+            f"llama.cpp cannot write {weight_type} ({reason}); choose another --weight-type"
+        )
 
 
 def write_as(llama: LlamaFolder, vocab: Vocab, path: Path, weight_type: str, name: str, threads: int) -> None:
-    """Write a checkpoint as any weight type; one that llama.cpp must make goes over an F16 file beside `path`."""
+    """Write a checkpoint as any weight type; one that llama.cpp must make goes over an F16 file beside
+    `path`.
+    """
     if weight_type in DIRECT:
         write_gguf(llama, vocab, path, weight_type, name)
         return

@@ -57,9 +57,12 @@ class Shards:
         for name, file in where.items():
             if not isinstance(file, str) or not SHARD.fullmatch(PurePosixPath(file).name):
                 raise CheckpointError(
-                    f"{index} is no index of shards ({shown(name)} is in {shown(file)}, which is no file name)"
+                    f"{index} is no index of shards ({shown(name)} is in {shown(file)}, which is no file "
+                    "name)"
                 )
-        files = {name: folder / PurePosixPath(file).name for name, file in where.items()}  # beside the index, nowhere else
+        files = {
+            name: folder / PurePosixPath(file).name for name, file in where.items()
+        }  # beside the index, nowhere else
         if not files:
             raise CheckpointError(f"{index} is no index of shards (it names no tensors)")
         found = {file: shapes_in(file) for file in sorted(set(files.values()))}

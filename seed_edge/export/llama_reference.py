@@ -1,6 +1,7 @@
 """A LLaMA run one layer at a time, straight from its checkpoint: what exported files are compared with.
 
-The layers are those of transformers; memory holds one of them, so a model far larger than memory can be compared.
+The layers are those of transformers; memory holds one of them, so a model far larger than memory can be
+compared.
 """
 
 from __future__ import annotations

@@ -39,7 +39,9 @@ class Lora:
     pairs: dict[str, tuple[Tensor, Tensor]]
     """Tensor name -> B (rows, r) and A (r, columns)."""
     whole: dict[str, Tensor]
-    """Tensor name -> what takes its place; as stored, mapped from the file and converted when it is its turn."""
+    """Tensor name -> what takes its place; as stored, mapped from the file and converted when it
+    is its turn.
+    """
     scales: dict[str, float]
     """Tensor name -> factor of the product B A."""
 
@@ -48,12 +50,15 @@ class Lora:
         """Read an adapter.
 
         Raises:
-            CheckpointError: a file is missing or damaged, a setting or a tensor is one that cannot be merged here.
+            CheckpointError: a file is missing or damaged, a setting or a tensor is one that cannot be merged
+            here.
         """
         config = _read_config(folder / CONFIG)
         path = next((folder / name for name in WEIGHTS if (folder / name).is_file()), None)
         if path is None:
-            raise CheckpointError(f"{folder} holds none of {', '.join(WEIGHTS)}; --lora takes a folder that PEFT wrote")
+            raise CheckpointError(
+                f"{folder} holds none of {', '.join(WEIGHTS)}; --lora takes a folder that PEFT wrote"
+            )
         halves: dict[str, dict[str, Tensor]] = {}
         whole = {}
         for key, tensor in read_state(path).items():
@@ -76,7 +81,9 @@ class Lora:
         """
         strangers = (set(self.pairs) | set(self.whole)) - set(names)
         if strangers:
-            raise CheckpointError(f"{self.path} changes {min(strangers)}, which the language model does not have")
+            raise CheckpointError(
+                f"{self.path} changes {min(strangers)}, which the language model does not have"
+            )
 
     def shape(self, name: str, base: tuple[int, ...]) -> tuple[int, ...]:
         """Shape of a tensor after the merge: one trained whole may have got rows for the codes."""
@@ -98,14 +105,20 @@ class Lora:
             return weight
         b, a = (half.to(torch.float32).numpy() for half in self.pairs[name])
         if (len(b), a.shape[1]) != weight.shape:
-            raise CheckpointError(f"{self.path}: {name} is of shape {(len(b), a.shape[1])}, the base model's {weight.shape}")
+            raise CheckpointError(
+                f"{self.path}: {name} is of shape {(len(b), a.shape[1])}, the base model's {weight.shape}"
+            )
         return weight + np.float32(self.scales[name]) * (b @ a)
 
 
 def _pair(path: Path, name: str, found: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-    fit = set(found) == {"lora_A", "lora_B"} and all(half.ndim == 2 and half.numel() > 0 for half in found.values())
+    fit = set(found) == {"lora_A", "lora_B"} and all(
+        half.ndim == 2 and half.numel() > 0 for half in found.values()
+    )
     if not fit or found["lora_A"].shape[0] != found["lora_B"].shape[1]:
-        raise CheckpointError(f"{path}: the two halves of {name} are missing or do not fit; copy the adapter again")
+        raise CheckpointError(
+            f"{path}: the two halves of {name} are missing or do not fit; copy the adapter again"
+        )
     return found["lora_B"], found["lora_A"]
 
 
@@ -123,7 +136,8 @@ def _read_config(path: Path) -> dict[str, Any]:
     for name, known in UNSUPPORTED.items():
         if (config.get(name) or known) != known:
             raise CheckpointError(
-                f"{path}: {name} {printable(str(config[name])[:40])} cannot be merged here; merge it with PEFT first"
+                f"{path}: {name} {printable(str(config[name])[:40])} cannot be merged here; merge it "
+                "with PEFT first"
             )
     return config | {
         "lora_alpha": fields.number("lora_alpha", -MAX_ALPHA, MAX_ALPHA),

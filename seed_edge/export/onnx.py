@@ -41,7 +41,9 @@ class Decoder(nn.Module):
         return self.model.decode(codes)
 
 
-def export_graph(module: nn.Module, spec: GraphSpec, path: Path, storage: str, exact: tuple[str, ...] = ()) -> None:
+def export_graph(
+    module: nn.Module, spec: GraphSpec, path: Path, storage: str, exact: tuple[str, ...] = ()
+) -> None:
     """Trace `module` with the inputs `spec` declares and write it to `path`.
 
     Args:
@@ -65,7 +67,9 @@ def export_graph(module: nn.Module, spec: GraphSpec, path: Path, storage: str, e
             opset_version=OPSET,
             input_names=[tensor.name for tensor in spec.inputs],
             output_names=[tensor.name for tensor in spec.outputs],
-            dynamic_shapes=tuple({i: axes[n] for i, n in enumerate(t.shape) if isinstance(n, str)} for t in spec.inputs),
+            dynamic_shapes=tuple(
+                {i: axes[n] for i, n in enumerate(t.shape) if isinstance(n, str)} for t in spec.inputs
+            ),
             verbose=False,
         )
         assert program is not None
@@ -75,9 +79,16 @@ def export_graph(module: nn.Module, spec: GraphSpec, path: Path, storage: str, e
 
 
 def export_image_tokenizer(
-    model: ImageTokenizer, specs: tuple[GraphSpec, GraphSpec], paths: tuple[Path, Path], storages: tuple[str, str]
+    model: ImageTokenizer,
+    specs: tuple[GraphSpec, GraphSpec],
+    paths: tuple[Path, Path],
+    storages: tuple[str, str],
 ) -> None:
-    """Write encoder and decoder of an image tokenizer; the codebook keeps every bit, for a code is its nearest row."""
+    """Write encoder and decoder of an image tokenizer; the codebook keeps every bit, for a code is its
+    nearest row.
+    """
     codebook = ("model.quantize.embedding.weight",)
-    for module, spec, path, storage in zip((Encoder(model), Decoder(model)), specs, paths, storages, strict=True):
+    for module, spec, path, storage in zip(
+        (Encoder(model), Decoder(model)), specs, paths, storages, strict=True
+    ):
         export_graph(module, spec, path, storage, exact=codebook)

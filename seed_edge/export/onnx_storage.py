@@ -1,9 +1,9 @@
 """How a graph stores its weights: fp32, fp16 or int8, rewritten one tensor at a time.
 
-A stored half gets a Cast behind it, and arithmetic stays in fp32. Stored bytes of a product are multiplied as they are, by
-ONNX Runtime's MatMulNBits, which brings each row of the other side to bytes too, block by block, no matter what else is in
-the batch. Those of a convolution get a DequantizeLinear with one scale per output channel. Four bits
-are not offered: they change a fifth of the codes and more.
+A stored half gets a Cast behind it, and arithmetic stays in fp32. Stored bytes of a product are multiplied as
+they are, by ONNX Runtime's MatMulNBits, which brings each row of the other side to bytes too, block by block,
+no matter what else is in the batch. Those of a convolution get a DequantizeLinear with one scale per output
+channel. Four bits are not offered: they change a fifth of the codes and more.
 """
 
 from __future__ import annotations
@@ -26,12 +26,16 @@ STORAGE = ("fp32", "fp16", "int8")
 HALF_FROM, BYTE_FROM = 256, 4096
 """Tensors with fewer values are not worth a node."""
 INLINE = 1 << 30
-"""Graphs up to this size, in bytes, are one file; larger ones have their weights in `NAME.onnx.data` beside them."""
+"""Graphs up to this size, in bytes, are one file; larger ones have their weights in `NAME.onnx.data` beside
+them.
+"""
 OUTSIDE_FROM = 1024
 """Tensors of fewer bytes stay in the graph: shapes are inferred from some of them."""
 ALIGNMENT = 64
 BLOCKS = (128, 64, 32, 16)
-"""Values of a row that share a scale in a product of bytes: the first that pads a row by no more than `PADDING`."""
+"""Values of a row that share a scale in a product of bytes: the first that pads a row by no more than
+`PADDING`.
+"""
 PADDING = 0.1
 INT8_ARITHMETIC = 4
 """`accuracy_level` of MatMulNBits at which both sides are bytes."""
@@ -69,14 +73,18 @@ def rewrite(source: Path, out: Path, storage: str, exact: tuple[str, ...] = ()) 
             elif storage == "int8" and large and value.size >= BYTE_FROM and tensor.name in axes:
                 int8, scale = quantized(value, axes[tensor.name])
                 names = [f"{tensor.name}.int8", f"{tensor.name}.scale"]
-                nodes.append(helper.make_node("DequantizeLinear", names, [tensor.name], axis=axes[tensor.name]))
+                nodes.append(
+                    helper.make_node("DequantizeLinear", names, [tensor.name], axis=axes[tensor.name])
+                )
                 tensors += [_stored(int8, names[0], data), _stored(scale, names[1], data)]
             elif storage != "fp32" and large and value.size >= HALF_FROM:
                 if np.abs(value).max() > np.finfo(np.float16).max:
                     raise CheckpointError(
                         f"{source.name}: {tensor.name} does not fit half precision; use --image-weights fp32"
                     )
-                nodes.append(helper.make_node("Cast", [f"{tensor.name}.fp16"], [tensor.name], to=TensorProto.FLOAT))
+                nodes.append(
+                    helper.make_node("Cast", [f"{tensor.name}.fp16"], [tensor.name], to=TensorProto.FLOAT)
+                )
                 tensors.append(_stored(value.astype(np.float16), f"{tensor.name}.fp16", data))
             else:
                 tensors.append(_stored(value, tensor.name, data))
@@ -114,7 +122,9 @@ def channel_axes(graph: onnx.GraphProto) -> dict[str, int]:
 
 
 def products_of(graph: onnx.GraphProto, axes: Mapping[str, int]) -> dict[str, list[onnx.NodeProto]]:
-    """For each matrix of `channel_axes` that only stands in products as MatMulNBits can do them: these products."""
+    """For each matrix of `channel_axes` that only stands in products as MatMulNBits can do them: these
+    products.
+    """
     ranks = {tensor.name: len(tensor.dims) for tensor in graph.initializer}
     found: dict[str, list[onnx.NodeProto]] = {name: [] for name in axes if ranks[name] == 2}
     for node in graph.node:
@@ -141,13 +151,19 @@ def multiply_bytes(node: onnx.NodeProto, weights: list[str], shape: tuple[int, .
     node.input.extend([given, *weights] + (["", "", *bias] if bias else []))
     node.op_type, node.domain = PRODUCT_OF_BYTES, RUNTIME_DOMAIN
     del node.attribute[:]
-    settings = {"N": shape[0], "K": shape[1], "bits": 8, "block_size": block, "accuracy_level": INT8_ARITHMETIC}
+    settings = {
+        "N": shape[0],
+        "K": shape[1],
+        "bits": 8,
+        "block_size": block,
+        "accuracy_level": INT8_ARITHMETIC,
+    }
     node.attribute.extend(helper.make_attribute(name, value) for name, value in settings.items())
 
 
 def in_blocks(rows: NDArray[np.float32]) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
-    """A matrix (outputs, inputs) as MatMulNBits keeps it: bytes (outputs, blocks, block), 128 for zero, and scales
-    (outputs, blocks).
+    """A matrix (outputs, inputs) as MatMulNBits keeps it: bytes (outputs, blocks, block), 128 for zero, and
+    scales (outputs, blocks).
     """
     outputs, inputs = rows.shape
     block = next((n for n in BLOCKS if -inputs % n <= PADDING * inputs), BLOCKS[-1])
@@ -206,6 +222,10 @@ def _stored(value: NDArray[np.generic], name: str, data: IO[bytes] | None) -> Te
     tensor.data_location = TensorProto.EXTERNAL
     offset = data.tell()
     np.ascontiguousarray(value).tofile(data)
-    for key, item in (("location", Path(data.name).name), ("offset", offset), ("length", data.tell() - offset)):
+    for key, item in (
+        ("location", Path(data.name).name),
+        ("offset", offset),
+        ("length", data.tell() - offset),
+    ):
         tensor.external_data.add(key=key, value=str(item))
     return tensor

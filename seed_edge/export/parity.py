@@ -103,7 +103,8 @@ def diffusion_parity(unclip: UnclipFolder, folder: Path, storage: str) -> dict[s
     worst = float(np.sqrt(np.mean((drawn - pixels) ** 2)))
     if not max(error, worst) <= DIFFUSION_ERROR[storage]:
         raise ParityError(
-            f"{UNET}, {VAE}: differ from PyTorch by {error:.2g}, {worst:.2g}; {DIFFUSION_ERROR[storage]} allowed"
+            f"{UNET}, {VAE}: differ from PyTorch by {error:.2g}, {worst:.2g}; {DIFFUSION_ERROR[storage]} "
+            "allowed"
         )
     return {
         "unet_relative_error": float(f"{error:.3g}"),
@@ -113,9 +114,11 @@ def diffusion_parity(unclip: UnclipFolder, folder: Path, storage: str) -> dict[s
 
 
 def with_measurements(manifest: Manifest, folder: Path) -> Manifest:
-    """The manifest with what the bundle in `folder` gives for the self-test's picture, and the memory its graphs take.
+    """The manifest with what the bundle in `folder` gives for the self-test's picture, and the memory its
+    graphs take.
 
-    Every part is held against the rules of bundles and tried in a child process, for which the manifest is written first.
+    Every part is held against the rules of bundles and tried in a child process, for which the manifest is
+    written first.
 
     Raises:
         BundleError: the exported files are not what a bundle may hold.
@@ -124,7 +127,9 @@ def with_measurements(manifest: Manifest, folder: Path) -> Manifest:
     try_all(Bundle(folder, manifest))
     graphs = sorted(name for name in manifest.files if name.endswith(".onnx"))
     taken = {name: use for name in graphs if (use := measure_memory(folder / name)) is not None}
-    return dataclasses.replace(manifest, memory=taken, self_test=measure(Bundle(folder, manifest), choose_device("cpu")))
+    return dataclasses.replace(
+        manifest, memory=taken, self_test=measure(Bundle(folder, manifest), choose_device("cpu"))
+    )
 
 
 def cosine(a: NDArray[np.generic], b: NDArray[np.generic]) -> float:
@@ -133,15 +138,20 @@ def cosine(a: NDArray[np.generic], b: NDArray[np.generic]) -> float:
     return float(np.mean(np.sum(x * y, 1) / np.linalg.norm(x, axis=1) / np.linalg.norm(y, axis=1)))
 
 
-def language_parity(llama: LlamaFolder, path: Path, weight_type: str, vocab: Vocab, context_length: int) -> dict[str, Any]:
-    """Compare the GGUF file with transformers: mean KL divergence (nats) of the next id over a sequence of ids.
+def language_parity(
+    llama: LlamaFolder, path: Path, weight_type: str, vocab: Vocab, context_length: int
+) -> dict[str, Any]:
+    """Compare the GGUF file with transformers: mean KL divergence (nats) of the next id over a sequence of
+    ids.
 
     Raises:
         ParityError: outside the tolerance, or argmax differs too often to be rounding.
     """
     rng = np.random.default_rng(0)
     codes = rng.integers(vocab.codebook_size, size=vocab.codes_per_image)
-    text = rng.integers(3, vocab.first_code_id, size=min(24, context_length - vocab.codes_per_image - 3)).tolist()
+    text = rng.integers(
+        3, vocab.first_code_id, size=min(24, context_length - vocab.codes_per_image - 3)
+    ).tolist()
     ids = [vocab.bos_id, *vocab.codes_to_ids(codes), *text]
     wanted = torch.log_softmax(torch.from_numpy(logits(llama, ids)), -1).numpy()
     model = LlamaCpp(path, context_length, precise=True)
@@ -151,9 +161,15 @@ def language_parity(llama: LlamaFolder, path: Path, weight_type: str, vocab: Voc
         model.close()
     found = torch.log_softmax(torch.from_numpy(np.stack(rows)), -1).numpy()
     divergence = float(np.mean(np.sum(np.exp(wanted) * (wanted - found), -1)))
-    allowed = LOGITS_KL[weight_type] if weight_type in LOGITS_KL else KL_BY_BITS.get(bits_of(weight_type), SMALLEST_KL)
+    allowed = (
+        LOGITS_KL[weight_type]
+        if weight_type in LOGITS_KL
+        else KL_BY_BITS.get(bits_of(weight_type), SMALLEST_KL)
+    )
     if not divergence <= allowed:
-        raise ParityError(f"{path.name}: next-id distributions diverge by {divergence:.2g} nats, {allowed} allowed")
+        raise ParityError(
+            f"{path.name}: next-id distributions diverge by {divergence:.2g} nats, {allowed} allowed"
+        )
     return {
         "positions": len(ids),
         "logits_kl": float(f"{divergence:.3g}"),

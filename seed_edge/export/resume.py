@@ -44,7 +44,9 @@ class Stages:
         if record is not None and record["key"] == key:
             self._record = record
             for entry in folder.iterdir():
-                if entry.is_dir() and not entry.is_symlink():  # scratch of a stage that was killed; a bundle has no folders
+                if (
+                    entry.is_dir() and not entry.is_symlink()
+                ):  # scratch of a stage that was killed; a bundle has no folders
                     remove(entry)
             return
         if record is not None:
@@ -86,7 +88,9 @@ def _record_in(folder: Path) -> dict[str, Any] | None:
         BundleError: the folder holds anything, and is not one that an export left.
     """
     path = folder / RECORD
-    others = [name for name in os.listdir(folder) if name not in (LOCK, RECORD) and not TEMPORARY.fullmatch(name)]
+    others = [
+        name for name in os.listdir(folder) if name not in (LOCK, RECORD) and not TEMPORARY.fullmatch(name)
+    ]
     if not path.exists() and not path.is_symlink() and not others:
         return None
     refusal = f"{folder} was not left by an export, and is in its way; remove it, or choose another --output"
@@ -109,29 +113,43 @@ def fingerprint(options: Any, *paths: Path | None) -> str:
     """A text that changes when the options or any file at or below the paths does."""
     found = []
     for path in paths:
-        files = [] if path is None else sorted(p for p in ([path] if path.is_file() else path.rglob("*")) if p.is_file())
-        found += [(str(f.resolve()), f.stat().st_size, f.stat().st_mtime_ns) for f in files if "cache" not in f.parts]
+        files = (
+            []
+            if path is None
+            else sorted(p for p in ([path] if path.is_file() else path.rglob("*")) if p.is_file())
+        )
+        found += [
+            (str(f.resolve()), f.stat().st_size, f.stat().st_mtime_ns)
+            for f in files
+            if "cache" not in f.parts
+        ]
     plain = {k: str(v) for k, v in dataclasses.asdict(options).items() if k != "replace"}
     return hashlib.sha256(json.dumps([seed_edge.__version__, plain, found]).encode()).hexdigest()
 
 
 @contextmanager
 def resumable(out: Path, replace: bool, key: str, report: Callable[[str], None]) -> Iterator[Stages]:
-    """Stages in a hidden folder beside `out`, which takes the name `out` when the block ends without an error.
+    """Stages in a hidden folder beside `out`, which takes the name `out` when the block ends without an
+    error.
 
     Otherwise the folder stays if a stage was finished, and the next run with the same `key` goes on there.
 
     Raises:
-        BundleError: `out` exists and may not be replaced, its parent cannot be written, or another export runs there.
+        BundleError: `out` exists and may not be replaced, its parent cannot be written, or another export
+        runs there.
     """
     refuse_existing(out, replace)
     folder = out.parent / f".{out.name}.export"
     if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
-        raise BundleError(f"{folder} is a link or no folder, and is in the way; remove it, or choose another --output")
+        raise BundleError(
+            f"{folder} is a link or no folder, and is in the way; remove it, or choose another --output"
+        )
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise BundleError(f"{out.parent} cannot be written ({error.strerror}); choose another --output") from error
+        raise BundleError(
+            f"{out.parent} cannot be written ({error.strerror}); choose another --output"
+        ) from error
     with _exclusive(folder):
         stages = Stages(folder, key, report)
         try:
@@ -157,11 +175,15 @@ def _exclusive(folder: Path) -> Iterator[None]:
     """
     path = folder / LOCK
     if path.is_symlink() or (path.exists() and not path.is_file()):
-        raise BundleError(f"{path} is a link or no plain file, and is in the way; remove it, or choose another --output")
+        raise BundleError(
+            f"{path} is a link or no plain file, and is in the way; remove it, or choose another --output"
+        )
     flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | OPEN_FLAGS
     with os.fdopen(os.open(path, flags, 0o666), "r+b") as file:
         try:
             lock_file(file.fileno())
         except OSError:
-            raise BundleError(f"another export into {folder} is running; wait for it, or choose another --output") from None
+            raise BundleError(
+                f"another export into {folder} is running; wait for it, or choose another --output"
+            ) from None
         yield

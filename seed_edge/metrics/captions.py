@@ -1,7 +1,8 @@
 """Metrics of captions against reference sentences: BLEU-4, ROUGE-L, CIDEr-D.
 
-Definitions and constants are those of the COCO caption evaluation (Chen et al. 2015, arXiv:1504.00325), except for
-tokenization: words are lower-case letters, digits and apostrophes, instead of Penn Treebank tokens.
+Definitions and constants are those of the COCO caption evaluation (Chen et al. 2015, arXiv:1504.00325),
+except for tokenization: words are lower-case letters, digits and apostrophes, instead of Penn Treebank
+tokens.
 """
 
 from __future__ import annotations
@@ -19,7 +20,9 @@ ROUGE_BETA = 1.2
 
 
 def bleu4(captions: Sequence[str], references: Sequence[Sequence[str]]) -> float:
-    """BLEU-4 over all captions (Papineni et al. 2002), in [0, 1]: clipped precisions, penalty for being too short."""
+    """BLEU-4 over all captions (Papineni et al. 2002), in [0, 1]: clipped precisions, penalty for being too
+    short.
+    """
     matched, possible = np.zeros(MAX_GRAM), np.zeros(MAX_GRAM)
     length = wanted = 0
     for caption, sentences in zip(captions, references, strict=True):
@@ -39,7 +42,9 @@ def bleu4(captions: Sequence[str], references: Sequence[Sequence[str]]) -> float
 
 
 def rouge_l(captions: Sequence[str], references: Sequence[Sequence[str]]) -> float:
-    """Mean ROUGE-L (Lin 2004), in [0, 1]: F-measure of the longest common subsequence, best precision and best recall."""
+    """Mean ROUGE-L (Lin 2004), in [0, 1]: F-measure of the longest common subsequence, best precision and
+    best recall.
+    """
     scores = []
     for caption, sentences in zip(captions, references, strict=True):
         words, others = split_words(caption), [split_words(sentence) for sentence in sentences]
@@ -47,7 +52,9 @@ def rouge_l(captions: Sequence[str], references: Sequence[Sequence[str]]) -> flo
         precision = max(c / max(1, len(words)) for c in common)
         recall = max(c / max(1, len(other)) for c, other in zip(common, others, strict=True))
         weight = ROUGE_BETA**2
-        scores.append((1 + weight) * precision * recall / (recall + weight * precision) if precision and recall else 0.0)
+        scores.append(
+            (1 + weight) * precision * recall / (recall + weight * precision) if precision and recall else 0.0
+        )
     return float(np.mean(scores))
 
 

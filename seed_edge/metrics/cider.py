@@ -33,8 +33,8 @@ class Weighted:
 class Cider:
     """CIDEr-D (Vedantam et al. 2015, arXiv:1411.5726) with the document frequencies of some references.
 
-    Cosine of tf-idf weighted n-grams, n = 1 to 4, clipped to the reference and with a Gaussian penalty on the difference in
-    length; constants are those of the COCO caption evaluation.
+    Cosine of tf-idf weighted n-grams, n = 1 to 4, clipped to the reference and with a Gaussian penalty on the
+    difference in length; constants are those of the COCO caption evaluation.
     """
 
     def __init__(self, references: Sequence[Sequence[str]]) -> None:
@@ -53,13 +53,18 @@ class Cider:
         parts: tuple[dict[tuple[str, ...], float], ...] = tuple({} for _ in range(MAX_GRAM))
         for gram, count in _all_grams(words).items():
             parts[len(gram) - 1][gram] = count * (self._total - math.log(max(1, self._documents[gram])))
-        return Weighted(parts, tuple(math.sqrt(sum(v * v for v in part.values())) for part in parts), len(words))
+        return Weighted(
+            parts, tuple(math.sqrt(sum(v * v for v in part.values())) for part in parts), len(words)
+        )
 
     def score(self, candidate: Weighted, references: Sequence[Weighted]) -> float:
         """CIDEr-D of one text against the sentences of its image, in [0, 10]."""
         total = 0.0
         for other in references:
-            similarity = sum(map(_clipped_cosine, candidate.parts, other.parts, candidate.norms, other.norms)) / MAX_GRAM
+            similarity = (
+                sum(map(_clipped_cosine, candidate.parts, other.parts, candidate.norms, other.norms))
+                / MAX_GRAM
+            )
             total += similarity * math.exp(-((candidate.words - other.words) ** 2) / (2 * SIGMA**2))
         return 10 * total / len(references)
 
@@ -68,6 +73,8 @@ def _all_grams(words: Sequence[str]) -> Grams:
     return sum((grams_of(words, n) for n in range(1, MAX_GRAM + 1)), Counter())
 
 
-def _clipped_cosine(a: dict[tuple[str, ...], float], b: dict[tuple[str, ...], float], long_a: float, long_b: float) -> float:
+def _clipped_cosine(
+    a: dict[tuple[str, ...], float], b: dict[tuple[str, ...], float], long_a: float, long_b: float
+) -> float:
     length = long_a * long_b
     return sum(min(v, b[gram]) * b[gram] for gram, v in a.items() if gram in b) / length if length else 0.0

@@ -1,6 +1,7 @@
 """Retrieval metrics in the features of a network that training does not use.
 
-EfficientNet-Lite2 with ImageNet weights; the vector of an image is its pooled head of 1280 channels, compared by cosine.
+EfficientNet-Lite2 with ImageNet weights; the vector of an image is its pooled head of 1280 channels, compared
+by cosine.
 """
 
 from __future__ import annotations
@@ -37,8 +38,12 @@ class Judge:
         return np.concatenate(parts)
 
 
-def rank_of_own(queries: NDArray[np.float32], gallery: NDArray[np.float32], own: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Rank (queries,) of the row `own` of the gallery among all rows by similarity to each query; 0 is best."""
+def rank_of_own(
+    queries: NDArray[np.float32], gallery: NDArray[np.float32], own: NDArray[np.int64]
+) -> NDArray[np.int64]:
+    """Rank (queries,) of the row `own` of the gallery among all rows by similarity to each query;
+    0 is best.
+    """
     scores = queries @ gallery.T
     ranks: NDArray[np.int64] = (scores > scores[np.arange(len(own)), own][:, None]).sum(1)
     return ranks

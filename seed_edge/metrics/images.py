@@ -16,7 +16,9 @@ def psnr(a: Image.Image, b: Image.Image) -> float:
 
 
 def ssim(a: Image.Image, b: Image.Image) -> float:
-    """Structural similarity (Wang et al. 2004) of the luminance, Gaussian window of 1.5 pixels, in [-1, 1]."""
+    """Structural similarity (Wang et al. 2004) of the luminance, Gaussian window of 1.5 pixels,
+    in [-1, 1].
+    """
     x, y = (np.asarray(image.convert("F"), np.float64) / 255 for image in (a.convert("L"), b.convert("L")))
     mean_x, mean_y = _blurred(x), _blurred(y)
     var_x, var_y = _blurred(x * x) - mean_x**2, _blurred(y * y) - mean_y**2

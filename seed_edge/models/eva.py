@@ -56,7 +56,9 @@ class _PatchEmbed(nn.Module):
 
 
 class EvaViT(nn.Module):
-    """Normalised pixels (batch, 3, S, S) -> vision tokens (batch, 1 + (S/patch)^2, vit_width), class token first."""
+    """Normalised pixels (batch, 3, S, S) -> vision tokens (batch, 1 + (S/patch)^2, vit_width), class token
+    first.
+    """
 
     def __init__(self, geometry: SeedGeometry) -> None:
         super().__init__()

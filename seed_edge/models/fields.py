@@ -1,6 +1,8 @@
-"""JSON files of checkpoints: every key is read with its type and range, and a message names the file and the key.
+"""JSON files of checkpoints: every key is read with its type and range, and a message names the file and the
+key.
 
-Numbers are bounded before anything is built from them: a configuration of kilobytes must not ask for gigabytes.
+Numbers are bounded before anything is built from them: a configuration of kilobytes must not ask for
+gigabytes.
 """
 
 from __future__ import annotations
@@ -16,7 +18,9 @@ from seed_edge.errors import CheckpointError, SeedEdgeError
 from seed_edge.inputs import read_json
 
 MAX_JSON_BYTES = 64 << 20
-"""Maximum size of a JSON file of a checkpoint, in bytes; indexes and lists of added tokens have a few million."""
+"""Maximum size of a JSON file of a checkpoint, in bytes; indexes and lists of added tokens have a few
+million.
+"""
 MAX_NUMBER, MAX_ITEMS = 1 << 24, 4096
 """In configurations that other libraries interpret: magnitude of a number, length of a list."""
 
@@ -31,11 +35,14 @@ class Fields:
     error: type[SeedEdgeError] = CheckpointError
 
     @classmethod
-    def read(cls, path: Path, limit: int = MAX_JSON_BYTES, error: type[SeedEdgeError] = CheckpointError) -> Fields:
+    def read(
+        cls, path: Path, limit: int = MAX_JSON_BYTES, error: type[SeedEdgeError] = CheckpointError
+    ) -> Fields:
         """The object in a JSON file.
 
         Raises:
-            SeedEdgeError: of class `error`: the file is missing, cannot be read, is not JSON, or holds no object.
+            SeedEdgeError: of class `error`: the file is missing, cannot be read, is not JSON, or holds no
+            object.
         """
         return cls.of(read_checked_json(path, limit, error), str(path), error)
 
@@ -96,7 +103,9 @@ class Fields:
             self._fail(key, value, " or ".join(map(repr, allowed)) if allowed else "missing or null")
 
     def bounded(self, *but: str) -> None:
-        """Refuse a number or list anywhere in the object that is so large that no model has it; `but` is checked elsewhere."""
+        """Refuse a number or list anywhere in the object that is so large that no model has it; `but` is
+        checked elsewhere.
+        """
         for key, value in _leaves(self.values):
             if key in but:
                 continue
@@ -115,7 +124,9 @@ class Fields:
         return default
 
     def _fail(self, key: str, value: Any, expected: str) -> None:
-        raise self.error(f"{printable(self.where)}: {printable(key)} is {shown(value)}; it must be {expected}")
+        raise self.error(
+            f"{printable(self.where)}: {printable(key)} is {shown(value)}; it must be {expected}"
+        )
 
 
 def _leaves(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
@@ -130,7 +141,9 @@ def _leaves(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
             yield from _leaves(each, key)
 
 
-def read_checked_json(path: Path, limit: int = MAX_JSON_BYTES, error: type[SeedEdgeError] = CheckpointError) -> Any:
+def read_checked_json(
+    path: Path, limit: int = MAX_JSON_BYTES, error: type[SeedEdgeError] = CheckpointError
+) -> Any:
     """The value of a JSON file of a checkpoint.
 
     Raises:

@@ -23,5 +23,7 @@ def places_of_queries(geometry: PixelGeometry) -> Tensor:
 
 
 def log_nearness(a: Tensor, b: Tensor, deviation: float) -> Tensor:
-    """Gaussian log-weight of each centre in `b` (m, 2) seen from each in `a` (n, 2): (n, m), 0 where they meet."""
+    """Gaussian log-weight of each centre in `b` (m, 2) seen from each in `a` (n, 2): (n, m), 0 where they
+    meet.
+    """
     return -((a[:, None] - b[None]).square().sum(-1)) / (2 * deviation**2)

@@ -1,7 +1,7 @@
 """Image tokenizers: encoder (trunk, causal Q-Former, quantizer) and decoder in one module.
 
-What all share is SEED-2's, with the module names of its checkpoint. Two kinds differ in what stands before and
-behind: `SeedTokenizer` is SEED-2 itself, `PixelTokenizer` the small one that draws pixels in one pass.
+What all share is SEED-2's, with the module names of its checkpoint. Two kinds differ in what stands before
+and behind: `SeedTokenizer` is SEED-2 itself, `PixelTokenizer` the small one that draws pixels in one pass.
 """
 
 from __future__ import annotations
@@ -29,13 +29,17 @@ class ImageTokenizer(nn.Module):
         self.ln_vision = nn.LayerNorm(geometry.vit_width)
         self.query_tokens = nn.Parameter(torch.randn(1, geometry.num_queries, width) * 0.02)
         self.Qformer = CausalQFormer(geometry)
-        self.encode_task_layer = nn.Sequential(nn.Linear(width, width), nn.Tanh(), nn.Linear(width, geometry.code_dim))
+        self.encode_task_layer = nn.Sequential(
+            nn.Linear(width, width), nn.Tanh(), nn.Linear(width, geometry.code_dim)
+        )
         self.quantize = VectorQuantizer(geometry.codebook_size, geometry.code_dim, geometry.own_rows)
         self.decode_task_layer: nn.Module = nn.Sequential(
             nn.Linear(geometry.code_dim, geometry.code_dim), nn.Tanh(), nn.Linear(geometry.code_dim, width)
         )
         self.pos_embed_image = nn.Parameter(torch.randn(1, geometry.num_queries, width) * 0.02)
-        self.blocks_image = nn.ModuleList(Block(width, geometry.decoder_heads) for _ in range(geometry.decoder_depth))
+        self.blocks_image = nn.ModuleList(
+            Block(width, geometry.decoder_heads) for _ in range(geometry.decoder_depth)
+        )
 
     def vision_tokens(self, pixel_values: Tensor) -> Tensor:
         """Normalised pixels (batch, 3, S, S) -> output of the trunk (batch, tokens, vit_width)."""
@@ -84,8 +88,8 @@ class Unfolding(nn.Module):
 class PixelTokenizer(ImageTokenizer):
     """EfficientNet-Lite0 as the trunk, a pixel head as the decoder.
 
-    The first queries are semantic: they read the whole picture. Each of the others has a cell of a grid laid over the picture,
-    and its vector is what most of the pixels there can be told from, linearly.
+    The first queries are semantic: they read the whole picture. Each of the others has a cell of a grid laid
+    over the picture, and its vector is what most of the pixels there can be told from, linearly.
     """
 
     vision_mean: Tensor
@@ -99,13 +103,17 @@ class PixelTokenizer(ImageTokenizer):
         # channels of the trunk differ in mean and spread by orders of magnitude; training sets these two once
         self.register_buffer("vision_mean", torch.zeros(geometry.vit_width))
         self.register_buffer("vision_std", torch.ones(geometry.vit_width))
-        # what stands before the first projections is fixed: learnt, it would cost half of training and give nothing
+        # what stands before the first projections is fixed: learnt, it would cost half of training and give
+        # nothing
         tokens = (geometry.image_size // 32) ** 2
-        self.vision_pos_embed = nn.Parameter(torch.randn(1, tokens, geometry.vit_width) * 0.2, requires_grad=False)
+        self.vision_pos_embed = nn.Parameter(
+            torch.randn(1, tokens, geometry.vit_width) * 0.2, requires_grad=False
+        )
         self.ln_vision.requires_grad_(False)
         self.key_dropout = 0.0
         self.query_tokens = nn.Parameter(torch.randn(1, semantic, width) * 0.02)
-        # semantic vectors start as a linear map of the pooled features, computed once (`train/pixel/semantic_init.py`)
+        # semantic vectors start as a linear map of the pooled features, computed once
+        # (`train/pixel/semantic_init.py`)
         self.glance = nn.Linear(geometry.vit_width, semantic * dim).requires_grad_(False)
         self.second_look = nn.Parameter(torch.tensor(0.1))
         self.code_norm = nn.BatchNorm1d(semantic * dim, momentum=CODE_MOMENTUM, affine=False)
@@ -118,12 +126,18 @@ class PixelTokenizer(ImageTokenizer):
         return self.trunk(pixel_values)
 
     def standard(self, vision_tokens: Tensor) -> Tensor:
-        """Trunk output with every channel normalised; in training, with dropout of whole channels of an image."""
+        """Trunk output with every channel normalised; in training, with dropout of whole channels of an
+        image.
+        """
         if not self.training:
             return (vision_tokens - self.vision_mean) / self.vision_std
         device = vision_tokens.device.type
-        kind = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else self.vision_std.dtype
-        kept = F.dropout(self.vision_std.new_ones(len(vision_tokens), 1, len(self.vision_std)), self.key_dropout)
+        kind = (
+            torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else self.vision_std.dtype
+        )
+        kept = F.dropout(
+            self.vision_std.new_ones(len(vision_tokens), 1, len(self.vision_std)), self.key_dropout
+        )
         scale, shift = kept / self.vision_std, -kept * self.vision_mean / self.vision_std
         return torch.addcmul(shift.to(kind), vision_tokens.to(kind), scale.to(kind))
 
@@ -139,15 +153,26 @@ class PixelTokenizer(ImageTokenizer):
         glance = self.glance(vision.mean(1)).view_as(z)
         z = (glance + self.second_look * z).flatten(1).float()
         norm = self.code_norm  # each query's vectors are centred and scaled on their own
-        z = F.batch_norm(z, norm.running_mean, norm.running_var, training=self.training, momentum=CODE_MOMENTUM, eps=norm.eps)
+        z = F.batch_norm(
+            z,
+            norm.running_mean,
+            norm.running_var,
+            training=self.training,
+            momentum=CODE_MOMENTUM,
+            eps=norm.eps,
+        )
         return z.view_as(glance)
 
     def semantic_code_features(self, vectors: Tensor) -> Tensor:
-        """Semantic code vectors (batch, semantic_queries, code_dim) -> features (batch, semantic_queries, width)."""
+        """Semantic code vectors (batch, semantic_queries, code_dim) -> features (batch, semantic_queries,
+        width).
+        """
         return self.decode_task_layer(vectors) + self.pos_embed_image[:, : vectors.shape[1]]
 
     def decode_vectors(self, vectors: Tensor) -> Tensor:
-        """Code vectors (batch, n, code_dim) -> pixels (batch, 3, output_size, output_size), in about [0, 1]."""
+        """Code vectors (batch, n, code_dim) -> pixels (batch, 3, output_size, output_size), in
+        about [0, 1].
+        """
         return self.pixel_head(self.code_features(vectors), vectors)
 
     def decode(self, codes: Tensor) -> Tensor:
@@ -160,7 +185,9 @@ def patches_of(vision_tokens: Tensor, geometry: PixelGeometry) -> Tensor:
     side, (_, height, width) = geometry.image_size // 32, geometry.patch
     colours = vision_tokens[..., -3 * COLOUR_SIDE**2 :].transpose(1, 2).unflatten(2, (side, side))
     picture = F.pixel_shuffle(colours, COLOUR_SIDE)
-    cells = picture.unflatten(3, (-1, width)).unflatten(2, (-1, height))  # (batch, 3, rows, height, columns, width)
+    cells = picture.unflatten(3, (-1, width)).unflatten(
+        2, (-1, height)
+    )  # (batch, 3, rows, height, columns, width)
     return cells.permute(0, 2, 4, 1, 3, 5).flatten(1, 2)
 
 
@@ -172,14 +199,17 @@ class SeedTokenizer(ImageTokenizer):
     def __init__(self, geometry: SeedGeometry, training: bool = False) -> None:
         """
         Args:
-            training: with the branch that gives back the Q-Former's output (`pos_embed`, `blocks`), which the official
+            training: with the branch that gives back the Q-Former's output (`pos_embed`, `blocks`), which the
+            official
                 checkpoint holds and only training runs.
         """
         super().__init__(geometry)
         self.geometry = geometry
         if training:
             self.pos_embed = nn.Parameter(torch.randn(1, geometry.num_queries, geometry.qformer_width) * 0.02)
-            blocks = (Block(geometry.qformer_width, geometry.decoder_heads) for _ in range(geometry.decoder_depth))
+            blocks = (
+                Block(geometry.qformer_width, geometry.decoder_heads) for _ in range(geometry.decoder_depth)
+            )
             self.blocks = nn.ModuleList(blocks)
         self.visual_encoder = EvaViT(geometry)
         first, second, last = self.EMBED_WIDTHS
@@ -196,7 +226,9 @@ class SeedTokenizer(ImageTokenizer):
         return self.visual_encoder(pixel_values)
 
     def reconstruct(self, vectors: Tensor) -> Tensor:
-        """Code vectors (batch, n, code_dim) -> what the Q-Former gave for them (batch, n, width); with `training` only."""
+        """Code vectors (batch, n, code_dim) -> what the Q-Former gave for them (batch, n, width); with
+        `training` only.
+        """
         x = self.decode_task_layer(vectors) + self.pos_embed
         for block in self.blocks:
             x = block(x)

@@ -65,11 +65,13 @@ def read_config(folder: Path) -> dict[str, Any]:
     }
     if width % heads or width // heads % 2:
         raise CheckpointError(
-            f"{fields.where}: num_attention_heads is {heads}; hidden_size {width} must be an even multiple of it"
+            f"{fields.where}: num_attention_heads is {heads}; hidden_size {width} must be an even "
+            "multiple of it"
         )
     if heads % config["num_key_value_heads"]:
         raise CheckpointError(
-            f"{fields.where}: num_key_value_heads {config['num_key_value_heads']} does not divide num_attention_heads {heads}"
+            f"{fields.where}: num_key_value_heads {config['num_key_value_heads']} does not divide "
+            f"num_attention_heads {heads}"
         )
     fields.only("head_dim", width // heads)
     fields.only("model_type", "llama")
@@ -90,9 +92,13 @@ def _check_rope(fields: Fields) -> None:
     scaling = fields.values.get("rope_scaling")
     if scaling is None:
         return
-    plain = isinstance(scaling, dict) and all(scaling.get(name) in (None, "default") for name in ("rope_type", "type"))
+    plain = isinstance(scaling, dict) and all(
+        scaling.get(name) in (None, "default") for name in ("rope_type", "type")
+    )
     if not plain:
-        raise CheckpointError(f"{fields.where}: rope_scaling is {shown(scaling)}; only models without it can be converted")
+        raise CheckpointError(
+            f"{fields.where}: rope_scaling is {shown(scaling)}; only models without it can be converted"
+        )
 
 
 def read_added_tokens(folder: Path) -> dict[str, int]:
@@ -139,7 +145,9 @@ def read_pieces(folder: Path) -> sentencepiece.SentencePieceProcessor:
     return pieces
 
 
-def extended_vocab(pieces: sentencepiece.SentencePieceProcessor, codebook_size: int, codes_per_image: int) -> Vocab:
+def extended_vocab(
+    pieces: sentencepiece.SentencePieceProcessor, codebook_size: int, codes_per_image: int
+) -> Vocab:
     """Codes after the text pieces, then BOI and EOI: the order of SEED-LLaMA."""
     first = pieces.get_piece_size()
     return Vocab(
@@ -179,7 +187,11 @@ def vocab_of(
         CheckpointError: codes are not contiguous, BOI or EOI is missing, ids overlap or leave gaps.
     """
     file = where / ADDED_TOKENS_FILE
-    codes = {int(match[1]): token_id for token, token_id in added.items() if (match := CODE_PATTERN.fullmatch(token))}
+    codes = {
+        int(match[1]): token_id
+        for token, token_id in added.items()
+        if (match := CODE_PATTERN.fullmatch(token))
+    }
     if not codes:
         raise CheckpointError(f"{file} names no codes (<img_00000> ...)")
     first = codes.get(0, -1)
@@ -192,7 +204,8 @@ def vocab_of(
     text = pieces.get_piece_size()
     if len(added) != size - text or sorted(added.values()) != list(range(text, size)):
         raise CheckpointError(
-            f"{file}: added ids must be {text} to {size - 1}, all of them once: {text} text pieces come before, "
+            f"{file}: added ids must be {text} to {size - 1}, all of them once: {text} text pieces come "
+            "before, "
             f"{CONFIG_FILE} says {size} ids in all"
         )
     return Vocab(

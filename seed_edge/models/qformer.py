@@ -1,8 +1,9 @@
 """Causal Q-Former: learnt queries read the vision tokens, each query seeing only those before it.
 
-A BERT encoder (post-norm) over the queries, with cross-attention to the vision tokens in every n-th layer. For training
-against texts it can have BERT's text branch too, which shares the self-attention and has its own feed-forward.
-Module names follow the released SEED-2 checkpoint and BLIP-2's, so their tensors load without renaming.
+A BERT encoder (post-norm) over the queries, with cross-attention to the vision tokens in every n-th layer.
+For training against texts it can have BERT's text branch too, which shares the self-attention and has its own
+feed-forward. Module names follow the released SEED-2 checkpoint and BLIP-2's, so their tensors load without
+renaming.
 
 Source: SEED-LLaMA, Ge et al. 2023, arXiv:2310.01218; BLIP-2, Li et al. 2023, arXiv:2301.12597.
 """
@@ -74,7 +75,9 @@ class _Intermediate(nn.Module):
 
 
 class Layer(nn.Module):
-    """Causal self-attention, cross-attention where `looks` is set, feed-forward; a second feed-forward if it `reads`."""
+    """Causal self-attention, cross-attention where `looks` is set, feed-forward; a second feed-forward if it
+    `reads`.
+    """
 
     def __init__(self, geometry: Geometry, looks: bool, reads: bool = False) -> None:
         super().__init__()
@@ -117,7 +120,9 @@ class CausalQFormer(nn.Module):
         super().__init__()
         looks = [i % geometry.cross_attention_every == 0 for i in range(geometry.qformer_depth)]
         layers = [Layer(geometry, look, reads=text_vocab > 0) for look in looks]
-        embeddings: dict[str, nn.Module] = {"LayerNorm": nn.LayerNorm(geometry.qformer_width, eps=LAYER_NORM_EPS)}
+        embeddings: dict[str, nn.Module] = {
+            "LayerNorm": nn.LayerNorm(geometry.qformer_width, eps=LAYER_NORM_EPS)
+        }
         if text_vocab:
             embeddings["word_embeddings"] = nn.Embedding(text_vocab, geometry.qformer_width)
             embeddings["position_embeddings"] = nn.Embedding(TEXT_POSITIONS, geometry.qformer_width)
@@ -143,7 +148,9 @@ class CausalQFormer(nn.Module):
         """
         embeddings = self._part("embeddings")
         positions = torch.arange(ids.shape[1], device=ids.device)
-        x = embeddings["LayerNorm"](embeddings["word_embeddings"](ids) + embeddings["position_embeddings"](positions))
+        x = embeddings["LayerNorm"](
+            embeddings["word_embeddings"](ids) + embeddings["position_embeddings"](positions)
+        )
         mask = (1 - present[:, None, None].to(x.dtype)) * HIDDEN
         for layer in self._layers():
             x = layer.read(x, mask)

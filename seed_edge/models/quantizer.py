@@ -35,7 +35,8 @@ class VectorQuantizer(nn.Module):
     def __init__(self, codebook_size: int, code_dim: int, own: tuple[int, int] = (0, 0)) -> None:
         """
         Args:
-            own: how many queries, the first ones, have rows of their own, and how many each. Theirs are the first rows, in
+            own: how many queries, the first ones, have rows of their own, and how many each. Theirs are the
+            first rows, in
                 order; what is left over is shared by the other queries.
         """
         super().__init__()
@@ -44,7 +45,9 @@ class VectorQuantizer(nn.Module):
         nn.init.uniform_(self.embedding.weight, -1.0 / codebook_size, 1.0 / codebook_size)
 
     def codes(self, z: Tensor) -> Tensor:
-        """Codes of vectors (batch, n, code_dim). The distance is computed in fp32: half precision makes ties."""
+        """Codes of vectors (batch, n, code_dim). The distance is computed in fp32: half precision
+        makes ties.
+        """
         weight, (queries, rows) = self.embedding.weight.float(), self.own
         taken = queries * rows
         shared = _nearest(z[:, queries:] if taken else z, weight[taken:]) + taken
@@ -64,7 +67,8 @@ class VectorQuantizer(nn.Module):
 
     @torch.no_grad()
     def revive(self, usage: Tensor, z: Tensor, threshold: float) -> int:
-        """Move rows used less than `threshold` onto vectors drawn from `z` (m, code_dim); random numbers are torch's.
+        """Move rows used less than `threshold` onto vectors drawn from `z` (m, code_dim); random numbers are
+        torch's.
 
         Args:
             usage: running count per row, (codebook_size,); raised to the mean for moved rows, in place.
@@ -84,5 +88,7 @@ class VectorQuantizer(nn.Module):
 
 def _nearest(z: Tensor, rows: Tensor) -> Tensor:
     """Number of the nearest of `rows` (..., m, code_dim) for vectors (..., n, code_dim)."""
-    distance = rows.square().sum(-1).unsqueeze(-2) - 2 * (z.float() @ rows.transpose(-1, -2))  # |z|^2 is the same for all rows
+    distance = rows.square().sum(-1).unsqueeze(-2) - 2 * (
+        z.float() @ rows.transpose(-1, -2)
+    )  # |z|^2 is the same for all rows
     return distance.argmin(-1)

@@ -1,4 +1,6 @@
-"""Captions of many image files. Threads read files ahead, images are encoded in batches, a bad file stops nothing."""
+"""Captions of many image files. Threads read files ahead, images are encoded in batches, a bad file stops
+nothing.
+"""
 
 from __future__ import annotations
 
@@ -43,7 +45,9 @@ def find_images(folder: Path, failed: list[tuple[Path, str]], left_out: Counter[
     """
 
     def fail(error: OSError) -> None:
-        failed.append((Path(error.filename), f"{error.filename}: the folder cannot be read ({error.strerror})"))
+        failed.append(
+            (Path(error.filename), f"{error.filename}: the folder cannot be read ({error.strerror})")
+        )
 
     for place, folders, files in os.walk(folder, onerror=fail):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
@@ -81,7 +85,9 @@ def caption_files(
     with ThreadPoolExecutor(available_cores()) as pool:
 
         def opened() -> list[tuple[Path, Future[Image.Image]]]:
-            return [(path, pool.submit(_small, edge, path, max_pixels)) for path in islice(remaining, BATCH_SIZE)]
+            return [
+                (path, pool.submit(_small, edge, path, max_pixels)) for path in islice(remaining, BATCH_SIZE)
+            ]
 
         def groups() -> Iterator[list[Image.Image]]:
             coming = opened()

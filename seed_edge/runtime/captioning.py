@@ -1,4 +1,6 @@
-"""Captions and answers: views of an image, beam search, and the threads that write several captions at the same time."""
+"""Captions and answers: views of an image, beam search, and the threads that write several captions at the
+same time.
+"""
 
 from __future__ import annotations
 
@@ -71,7 +73,9 @@ class Token:
     text: str
     """The characters that it adds; the texts of all tokens together are the whole text."""
     log_probability: float
-    """Natural logarithm of its probability after the tokens before it, among all text tokens, at temperature 1."""
+    """Natural logarithm of its probability after the tokens before it, among all text tokens, at temperature
+    1.
+    """
 
 
 @dataclass(frozen=True)
@@ -86,7 +90,9 @@ class ScoredText:
 
 @dataclass(frozen=True)
 class Caption(ScoredText):
-    """A caption with its scores. Where several views of an image are read, the scores are of their mean logits."""
+    """A caption with its scores. Where several views of an image are read, the scores are of their mean
+    logits.
+    """
 
     alternatives: tuple[ScoredText, ...] = ()
     """Other texts that the beam search completed, best first by their mean log-probability per token."""
@@ -102,7 +108,9 @@ def scored(model: LlamaCpp, generated: Generated) -> ScoredText:
     texts, complete = list[str](), ""
     for number in range(1, len(generated.ids) + 1):
         text = model.detokenize(generated.ids[:number])
-        finished = number == len(generated.ids) or (len(text) > len(complete) and not text.endswith(UNFINISHED))
+        finished = number == len(generated.ids) or (
+            len(text) > len(complete) and not text.endswith(UNFINISHED)
+        )
         texts.append(text[len(complete) :] if finished else "")
         complete = text if finished else complete
     tokens = tuple(map(Token, generated.ids, texts, generated.log_probabilities))
@@ -115,7 +123,9 @@ class Captioner:
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
 
-    def captions_of_groups(self, groups: Iterable[Sequence[ImageSource]], options: TextOptions) -> Iterator[Caption]:
+    def captions_of_groups(
+        self, groups: Iterable[Sequence[ImageSource]], options: TextOptions
+    ) -> Iterator[Caption]:
         """Captions of several groups of images, in order; see `SeedEdge.captions_of_groups`."""
         engine, remaining, workers = self._engine, iter(groups), self.threads()
         count = engine.bundle.language.caption_views if options.temperature == 0 else 1
@@ -146,7 +156,9 @@ class Captioner:
                 yield from captions
 
     def threads(self) -> int:
-        """Captions written at the same time: several where the language model is so small that each uses one core."""
+        """Captions written at the same time: several where the language model is so small that each uses one
+        core.
+        """
         engine = self._engine
         small = threads_for_language_model(engine.bundle.language_model.stat().st_size) == 1
         return min(MAX_CAPTION_THREADS, available_cores()) if small and not engine.parts.limited else 1
@@ -154,7 +166,8 @@ class Captioner:
     def _in_threads(
         self, pool: ThreadPoolExecutor, workers: int, views: NDArray[np.int64], options: TextOptions
     ) -> list[Caption]:
-        """Captions of images, given as codes (images, views, codes_per_image), by several threads with a context each.
+        """Captions of images, given as codes (images, views, codes_per_image), by several threads with a
+        context each.
 
         The views of a single image are read by several threads.
         """
@@ -187,15 +200,21 @@ class Captioner:
         """
         language = self._engine.bundle.language
         vocab, max_ids = language.vocab, language.max_caption_ids
-        prompts = [language.prompts.for_caption(vocab, model.tokenize, vocab.check_codes(codes)) for codes in views]
+        prompts = [
+            language.prompts.for_caption(vocab, model.tokenize, vocab.check_codes(codes)) for codes in views
+        ]
         beams = language.caption_beams if options.beams is None else options.beams
         if options.temperature == 0 and (beams > 1 or len(prompts) > 1):
             contexts = [model.cached_context((view, beams), beams, max_ids) for view in range(len(prompts))]
-            candidates = beam_candidates(LogitEnsemble(contexts, prompts, pool), vocab, prompts[0], beams, max_ids)
+            candidates = beam_candidates(
+                LogitEnsemble(contexts, prompts, pool), vocab, prompts[0], beams, max_ids
+            )
         else:
             candidates = [self._generate(model, prompts[0], max_ids, options)]
         if not options.details:
-            return Caption(model.detokenize(candidates[0].ids), math.fsum(candidates[0].log_probabilities), ())
+            return Caption(
+                model.detokenize(candidates[0].ids), math.fsum(candidates[0].log_probabilities), ()
+            )
         best, *alternatives = (scored(model, candidate) for candidate in candidates)
         return Caption(best.text, best.log_probability, best.tokens, tuple(alternatives))
 
@@ -203,7 +222,9 @@ class Captioner:
         """Text that continues a prompt, sampled or greedy; scored only where details are wanted."""
         vocab, sampling = self._engine.bundle.language.vocab, Sampling(options.temperature, 0, 1.0)
         ids = generate_text(model, vocab, prompt, sampling, options.seed, max_ids)
-        return score_text(model, vocab, prompt, ids, max_ids) if options.details else Generated(tuple(ids), ())
+        return (
+            score_text(model, vocab, prompt, ids, max_ids) if options.details else Generated(tuple(ids), ())
+        )
 
     def answer_codes(self, images: Sequence[Codes], question: str, options: TextOptions) -> Answer:
         """Answer to a question about images given as codes; see `SeedEdge.ask`."""
@@ -212,7 +233,9 @@ class Captioner:
             vocab = language.vocab
             checked = [vocab.check_codes(codes) for codes in images]
             prompt = language.prompts.for_question(vocab, model.tokenize, question, checked)
-            generated = self._generate(model, prompt, min(MAX_ANSWER_IDS, language.context_length // 2), options)
+            generated = self._generate(
+                model, prompt, min(MAX_ANSWER_IDS, language.context_length // 2), options
+            )
             if not options.details:
                 return Answer(model.detokenize(generated.ids), 0.0, ())
             result = scored(model, generated)

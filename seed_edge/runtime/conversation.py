@@ -1,4 +1,6 @@
-"""Conversations with images in messages and answers. Ids that the language model has read are not read again."""
+"""Conversations with images in messages and answers. Ids that the language model has read are not
+read again.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +33,9 @@ TURN_KEYS = {"text", "images", "answer"}
 
 
 class Conversation:
-    """The turns of one conversation. Their keys and values stay in a context of the language model; only new ids are read."""
+    """The turns of one conversation. Their keys and values stay in a context of the language model; only new
+    ids are read.
+    """
 
     def __init__(self, edge: SeedEdge, *, temperature: float = 0.0, seed: int = 0) -> None:
         """
@@ -40,17 +44,27 @@ class Conversation:
             seed: of the first answer; each further answer has the next seed.
         """
         self.turns: list[Turn] = []
-        self._edge, self._engine, self._words, self._seed = edge, edge.engine, Sampling(temperature, 0, 1.0), seed
+        self._edge, self._engine, self._words, self._seed = (
+            edge,
+            edge.engine,
+            Sampling(temperature, 0, 1.0),
+            seed,
+        )
         if not edge.bundle.language.prompts.turn:
             raise PromptError(
-                f"{edge.bundle.path}: this model was not taught to converse; use caption, draw, or another --bundle"
+                f"{edge.bundle.path}: this model was not taught to converse; use caption, draw, or "
+                "another --bundle"
             )
 
-    def say(self, text: str, images: Sequence[ImageSource] = (), *, draw: bool = False) -> Iterator[str | Codes]:
-        """Answer a message: yields pieces of text, and codes (codes_per_image,) of images, as they are generated.
+    def say(
+        self, text: str, images: Sequence[ImageSource] = (), *, draw: bool = False
+    ) -> Iterator[str | Codes]:
+        """Answer a message: yields pieces of text, and codes (codes_per_image,) of images, as they are
+        generated.
 
-        A turn belongs to the conversation from the first piece on. If the caller stops early, the turn has the pieces so far;
-        before the first piece there is no turn. If the context is too short for all turns, the oldest are left out.
+        A turn belongs to the conversation from the first piece on. If the caller stops early, the turn has
+        the pieces so far; before the first piece there is no turn. If the context is too short for all turns,
+        the oldest are left out.
 
         Args:
             images: images of the message.
@@ -100,7 +114,9 @@ class Conversation:
         return self._engine.language_model.cached_context(self)
 
     def close(self) -> None:
-        """Free the context of this conversation. The conversation can continue; its turns are then read again."""
+        """Free the context of this conversation. The conversation can continue; its turns are then read
+        again.
+        """
         self._engine.drop_context(self)
 
     def _answer(self, draw: bool) -> Iterator[str | Codes]:
@@ -142,7 +158,10 @@ class Conversation:
             OSError: the folder cannot be written.
         """
         if path.exists() and not is_special(path) and not _is_saved(path):
-            raise PromptError(f"{printable(str(path))} is no conversation that was saved here, and stays; choose another name")
+            raise PromptError(
+                f"{printable(str(path))} is no conversation that was saved here, and stays; choose "
+                "another name"
+            )
         turns = [
             {
                 "text": turn.text,
@@ -158,7 +177,8 @@ class Conversation:
         """Replace the turns by those in a file that `save` wrote.
 
         Raises:
-            PromptError: it is no such file, or its codes are those of another bundle; the turns are not changed.
+            PromptError: it is no such file, or its codes are those of another bundle; the turns are not
+            changed.
         """
         space = self._engine.bundle.manifest.codes
         try:
@@ -187,10 +207,16 @@ def saved_turns(path: Path) -> list[tuple[str, list[list[int]], list[str | list[
         told = read_json(path, MAX_FILE_BYTES, PromptError)
     except PromptError as error:
         raise PromptError(f"{name} is no conversation that was saved here ({error})") from error
-    if not isinstance(told, dict) or type(told.get("format")) is not int or not isinstance(told.get("turns"), list):
+    if (
+        not isinstance(told, dict)
+        or type(told.get("format")) is not int
+        or not isinstance(told.get("turns"), list)
+    ):
         raise PromptError(f"{name} is no conversation that was saved here (format or turns are missing)")
     if told["format"] != FORMAT:
-        raise PromptError(f"{name} is no conversation that was saved here (format {told['format']}, not {FORMAT})")
+        raise PromptError(
+            f"{name} is no conversation that was saved here (format {told['format']}, not {FORMAT})"
+        )
     for number, turn in enumerate(told["turns"], 1):
         if not _is_turn(turn):
             raise PromptError(f"{name} is no conversation that was saved here (turn {number} is none)")

@@ -1,4 +1,5 @@
-"""The two kinds of image decoders: one that draws pixels in one pass, and one that conditions an unCLIP diffusion.
+"""The two kinds of image decoders: one that draws pixels in one pass, and one that conditions an unCLIP
+diffusion.
 
 A new kind is a class with the methods of `Decoder` and an entry in `DECODERS`.
 """
@@ -32,7 +33,9 @@ class Decoder(Protocol):
     """Turns codes into images."""
 
     uses_diffusion: bool
-    """Whether `DiffusionOptions` apply; if so, a negative prompt guides the diffusion, otherwise it guides the codes."""
+    """Whether `DiffusionOptions` apply; if so, a negative prompt guides the diffusion, otherwise it guides
+    the codes.
+    """
 
     def require(self) -> None:
         """Raise a `BundleError` if the bundle lacks a part that is needed to make images."""
@@ -74,7 +77,9 @@ class Decoder(Protocol):
         """
 
     def settings(self, options: DiffusionOptions) -> dict[str, Any]:
-        """The settings of the diffusion that `options` and the manifest give, as fields of `image_metadata.Record`."""
+        """The settings of the diffusion that `options` and the manifest give, as fields of
+        `image_metadata.Record`.
+        """
 
 
 class PixelDecoder:
@@ -165,5 +170,8 @@ class UnclipDecoder:
         }
 
 
-DECODERS: dict[str, type[PixelDecoder] | type[UnclipDecoder]] = {"pixels": PixelDecoder, "unclip": UnclipDecoder}
+DECODERS: dict[str, type[PixelDecoder] | type[UnclipDecoder]] = {
+    "pixels": PixelDecoder,
+    "unclip": UnclipDecoder,
+}
 """The class of each `kind` in a manifest."""

@@ -1,4 +1,6 @@
-"""Drawing: prompts and edits to codes, codes to images, and the `Drawing` that carries an image with its provenance."""
+"""Drawing: prompts and edits to codes, codes to images, and the `Drawing` that carries an image with its
+provenance.
+"""
 
 from __future__ import annotations
 
@@ -44,7 +46,9 @@ class Drawing:
     prompt: str
     """The prompt or the edit; empty for an image that was reconstructed from codes."""
     candidates: NDArray[np.int64]
-    """(count, codes_per_image): codes of the other candidates of `Sampling.best_of`, in the order they were sampled."""
+    """(count, codes_per_image): codes of the other candidates of `Sampling.best_of`, in the order they were
+    sampled.
+    """
     provenance: Record
     """The metadata that `save` writes."""
 
@@ -62,7 +66,8 @@ class Drawing:
         return encode_image(self.image, kind, self.provenance if metadata else None)
 
     def save(self, path: str | Path, *, metadata: bool = True) -> Path:
-        """Write the image file that the command `draw` writes, and return its path. An existing file is replaced.
+        """Write the image file that the command `draw` writes, and return its path. An existing file is
+        replaced.
 
         The file appears under its name only when it is complete.
 
@@ -131,7 +136,9 @@ class ImageGenerator:
     ) -> NDArray[np.int64]:
         """Codes (codes_per_image,) of the image changed as `change` says; see `SeedEdge.edit_codes`."""
         language, model = self._engine.bundle.language, self._engine.language_model
-        ids = language.prompts.for_edit(language.vocab, model.tokenize, change, [language.vocab.check_codes(codes)])
+        ids = language.prompts.for_edit(
+            language.vocab, model.tokenize, change, [language.vocab.check_codes(codes)]
+        )
         return sample_codes(model, language.vocab, ids, sampling or language.sampling, seed, progress)
 
     def draw_candidates(
@@ -142,7 +149,8 @@ class ImageGenerator:
         sampling: Sampling | None = None,
         progress: Callable[[int, int], None] | None = None,
     ) -> NDArray[np.int64]:
-        """Codes (candidates, codes_per_image) for a prompt: the best first, the others in the order they were sampled.
+        """Codes (candidates, codes_per_image) for a prompt: the best first, the others in the order they were
+        sampled.
 
         Args:
             negative: see `SeedEdge.draw_codes`.
@@ -159,7 +167,9 @@ class ImageGenerator:
             guidance = max(guidance, MIN_NEGATIVE_GUIDANCE)
             uncond_ids = language.prompts.for_drawing(vocab, model.tokenize, negative)
         count = self._candidate_count(sampling)
-        conditional = model if count == 1 else model.cached_context(("best_of", count), count, vocab.codes_per_image)
+        conditional = (
+            model if count == 1 else model.cached_context(("best_of", count), count, vocab.codes_per_image)
+        )
         with ExitStack() as stack:
             source: GeneratingModel = conditional
             if guidance != 1:
@@ -179,18 +189,23 @@ class ImageGenerator:
         """
         if sampling.best_of > 1 and self._engine.images.decoder.uses_diffusion:
             raise PromptError(
-                f"{self._engine.bundle.path} draws by a diffusion, too slow to choose among {sampling.best_of} candidates; "
+                f"{self._engine.bundle.path} draws by a diffusion, too slow to choose among "
+                f"{sampling.best_of} candidates; "
                 "use --best-of 1"
             )
         return sampling.best_of if sampling.temperature else 1
 
-    def _best_first(self, candidates: NDArray[np.int64], prompt: Sequence[int], words: Sequence[int]) -> NDArray[np.int64]:
+    def _best_first(
+        self, candidates: NDArray[np.int64], prompt: Sequence[int], words: Sequence[int]
+    ) -> NDArray[np.int64]:
         """The distinct candidates, the one whose image fits the prompt best first; see `rerank`."""
         distinct = list({tuple(codes): codes for codes in candidates.tolist()}.values())
         if len(distinct) > 1:
             images = self._engine.images
             # one by one: results of a batch differ by roundings, and a code may depend on one
-            pictures = [images.decoder.decode(np.array([codes]), 0, DiffusionOptions())[0] for codes in distinct]
+            pictures = [
+                images.decoder.decode(np.array([codes]), 0, DiffusionOptions())[0] for codes in distinct
+            ]
             seen = [images.encode([picture])[0] for picture in pictures]
             model = self._engine.language_model  # opened again if it was closed to free memory
             best = rerank(model, model.tokenize, self._engine.bundle.language, prompt, words, seen)
@@ -198,7 +213,9 @@ class ImageGenerator:
         return np.array(distinct, np.int64)
 
     def negative_codes(self, negative: str | None, seed: int) -> NDArray[np.int64] | None:
-        """Codes (codes_per_image,) that a diffusion is guided away from; None without a negative prompt or a diffusion."""
+        """Codes (codes_per_image,) that a diffusion is guided away from; None without a negative prompt or a
+        diffusion.
+        """
         if negative is None or not self._engine.images.decoder.uses_diffusion:
             return None
         codes: NDArray[np.int64] = self.draw_candidates(negative, seed)[0]
@@ -216,9 +233,13 @@ class ImageGenerator:
         """Images of codes (batch, codes_per_image) that were checked; see `SeedEdge.decode`."""
         negative_codes = None
         if negative is not None:
-            negative_codes = np.repeat(self._engine.bundle.manifest.codes.check(negative)[None], len(codes), 0)
+            negative_codes = np.repeat(
+                self._engine.bundle.manifest.codes.check(negative)[None], len(codes), 0
+            )
         decoder = self._engine.images.decoder
-        return decoder.decode(codes, seed, options or DiffusionOptions(), negative_codes, progress, on_latents)
+        return decoder.decode(
+            codes, seed, options or DiffusionOptions(), negative_codes, progress, on_latents
+        )
 
     def render(
         self,

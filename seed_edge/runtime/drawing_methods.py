@@ -57,7 +57,9 @@ class DrawingMethods:
         check_text(prompt, "prompt")
         self.require_decoder()
         with self.engine.held():
-            codes = self.generator.draw_candidates(prompt, seed, negative, sampling, _stage(progress, "codes"))
+            codes = self.generator.draw_candidates(
+                prompt, seed, negative, sampling, _stage(progress, "codes")
+            )
             return self.generator.render(
                 codes[0],
                 prompt=prompt,
@@ -139,8 +141,12 @@ class DrawingMethods:
                 on_latents=on_latents,
             )
 
-    def reconstruct(self, image: ImageSource, *, seed: int = 0, options: DiffusionOptions | None = None) -> Drawing:
-        """Encode an image and decode its codes: what the language model can know of it. Arguments as in `draw`."""
+    def reconstruct(
+        self, image: ImageSource, *, seed: int = 0, options: DiffusionOptions | None = None
+    ) -> Drawing:
+        """Encode an image and decode its codes: what the language model can know of it. Arguments as in
+        `draw`.
+        """
         picture = as_image(image)
         with self.engine.held():
             return self.render(self.engine.images.encode([picture])[0], seed=seed, options=options)

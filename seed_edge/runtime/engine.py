@@ -1,4 +1,6 @@
-"""The open parts of one bundle and the lock that protects them: what captioning, drawing and conversations share."""
+"""The open parts of one bundle and the lock that protects them: what captioning, drawing and conversations
+share.
+"""
 
 from __future__ import annotations
 
@@ -27,13 +29,19 @@ log = logging.getLogger("seed_edge")
 class Engine:
     """Image tokenizer and language model of a bundle; each part is opened when it is first used."""
 
-    def __init__(self, bundle: Bundle, device: Device, *, memory_limit: int | None = None, low_memory: bool = False) -> None:
+    def __init__(
+        self, bundle: Bundle, device: Device, *, memory_limit: int | None = None, low_memory: bool = False
+    ) -> None:
         """
         Args:
             memory_limit: upper limit of this process's memory, in bytes; by default the memory that is free.
             low_memory: keep only one part open at a time.
         """
-        graphs = [name for name in bundle.manifest.files if name.endswith(".onnx")] if device.name == "cuda" else []
+        graphs = (
+            [name for name in bundle.manifest.files if name.endswith(".onnx")]
+            if device.name == "cuda"
+            else []
+        )
         self.bundle = bundle
         self.parts = PartCache(bundle, limit=memory_limit, alone=low_memory, on_card=graphs)
         self.images = ImageTokenizer(bundle, device, self.parts)
@@ -47,7 +55,9 @@ class Engine:
             DeviceError: this process was forked from the one that opened the bundle.
         """
         if os.getpid() != self._process:
-            raise DeviceError(f"{self.bundle.path} was opened before this process was forked off; open it again in this one")
+            raise DeviceError(
+                f"{self.bundle.path} was opened before this process was forked off; open it again in this one"
+            )
         with self._lock:
             yield
 
@@ -71,14 +81,17 @@ class Engine:
                 log.warning("%s", warning)
         if self._device.name == "cuda" and gpu_offload():
             free = free_gpu_memory()
-            layers = -1 if free is None else layers_that_fit(GgufHeader.read(path), language.context_length, free)
+            layers = (
+                -1 if free is None else layers_that_fit(GgufHeader.read(path), language.context_length, free)
+            )
             log.info("%s: %s on the GPU", path.name, "all layers" if layers < 0 else f"{layers} layers")
         repack = self.parts.has_room(path.name, path.stat().st_size)
         model = LlamaCpp(path, language.context_length, gpu_layers=layers, repack=repack)
         if model.vocab_size != language.vocab.size:
             model.close()
             raise BundleError(
-                f"{self.bundle.language_model} has {model.vocab_size} ids, the manifest says {language.vocab.size}; "
+                f"{self.bundle.language_model} has {model.vocab_size} ids, the manifest says "
+                f"{language.vocab.size}; "
                 "the files come from different exports; export again"
             )
         return model

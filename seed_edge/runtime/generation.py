@@ -1,6 +1,8 @@
-"""Generation of text ids or of image codes from a language model's logits: sampling with a seed, and beam search.
+"""Generation of text ids or of image codes from a language model's logits: sampling with a seed, and beam
+search.
 
-An image is exactly `codes_per_image` samples from the range of codes; EOI is never searched for and nothing is padded.
+An image is exactly `codes_per_image` samples from the range of codes; EOI is never searched for and nothing
+is padded.
 """
 
 from __future__ import annotations
@@ -19,7 +21,9 @@ from seed_edge.vocab import Vocab
 SORTED_FIRST = 256
 """Number of weights that `top_k_top_p` sorts first where `top_k` is 0."""
 BLOCK = 256
-"""Weights per block sum when one of many weights is sampled; a cumulative sum of all takes ten times as long."""
+"""Weights per block sum when one of many weights is sampled; a cumulative sum of all takes ten
+times as long.
+"""
 MIN_TOP_P_FOR_REJECTION = 0.25
 """The lowest `top_p` for which rejection sampling is faster than sorting."""
 GREEDY = Sampling(temperature=0.0, top_k=0, top_p=1.0)
@@ -32,7 +36,9 @@ class Generated:
     ids: tuple[int, ...]
     """Without EOS."""
     log_probabilities: tuple[float, ...]
-    """Natural logarithm of each id's probability among all text ids; one more value, that of EOS, if the text ended."""
+    """Natural logarithm of each id's probability among all text ids; one more value, that of EOS, if the text
+    ended.
+    """
 
     def followed_by(self, token_id: int, log_probability: float, eos_id: int) -> Generated:
         """The text with one more id; EOS adds only its log-probability."""
@@ -50,14 +56,18 @@ def sample_token(logits: NDArray[np.float32], sampling: Sampling, rng: np.random
         return _from_nucleus(weights, sampling.top_p, rng)
     kept = top_k_top_p(weights, sampling.top_k, sampling.top_p)
     cumulative = np.cumsum(weights[kept])
-    return int(kept[min(int(np.searchsorted(cumulative, rng.random() * cumulative[-1], side="right")), len(kept) - 1)])
+    return int(
+        kept[
+            min(int(np.searchsorted(cumulative, rng.random() * cumulative[-1], side="right")), len(kept) - 1)
+        ]
+    )
 
 
 def _from_nucleus(weights: NDArray[np.float64], top_p: float, rng: np.random.Generator) -> int:
     """Position of a weight sampled from the nucleus of `top_p`, which `top_k_top_p` defines.
 
-    Nothing is sorted: positions are sampled from all weights until one lies in the nucleus, that is, until the larger weights
-    together have less than `top_p` of the sum.
+    Nothing is sorted: positions are sampled from all weights until one lies in the nucleus, that is, until
+    the larger weights together have less than `top_p` of the sum.
     """
     starts = np.arange(0, len(weights), BLOCK)
     blocks = np.cumsum(np.add.reduceat(weights, starts))
@@ -75,10 +85,11 @@ def _from_nucleus(weights: NDArray[np.float64], top_p: float, rng: np.random.Gen
 
 
 def top_k_top_p(weights: NDArray[np.float64], top_k: int, top_p: float) -> NDArray[np.int64]:
-    """Positions of the `top_k` largest weights (0: all), and of these the fewest that together have `top_p` of the sum.
+    """Positions of the `top_k` largest weights (0: all), and of these the fewest that together have `top_p`
+    of the sum.
 
-    Largest first, or in their order if all are kept. Only part of the weights is sorted: a full sort takes as long as a step
-    of a small model.
+    Largest first, or in their order if all are kept. Only part of the weights is sorted: a full sort takes as
+    long as a step of a small model.
     """
     if top_p == 1:
         return _largest(weights, top_k) if top_k else np.arange(len(weights))
@@ -108,7 +119,11 @@ class ClassifierFreeGuidance:
     """
 
     def __init__(
-        self, conditional: GeneratingModel, unconditional: GeneratingModel, uncond_ids: Sequence[int], guidance: float
+        self,
+        conditional: GeneratingModel,
+        unconditional: GeneratingModel,
+        uncond_ids: Sequence[int],
+        guidance: float,
     ) -> None:
         """
         Args:
@@ -119,15 +134,21 @@ class ClassifierFreeGuidance:
         self._uncond_ids, self._guidance = uncond_ids, guidance
 
     def prefill(self, ids: Sequence[int], room: int) -> NDArray[np.float32]:
-        return self._mixed(self._conditional.prefill(ids, room), self._unconditional.prefill(self._uncond_ids, room))
+        return self._mixed(
+            self._conditional.prefill(ids, room), self._unconditional.prefill(self._uncond_ids, room)
+        )
 
     def step(self, token_id: int) -> NDArray[np.float32]:
         return self._mixed(self._conditional.step(token_id), self._unconditional.step(token_id))
 
     def step_branches(self, ids: Sequence[int], parents: Sequence[int]) -> NDArray[np.float32]:
-        return self._mixed(self._conditional.step_branches(ids, parents), self._unconditional.step_branches(ids, parents))
+        return self._mixed(
+            self._conditional.step_branches(ids, parents), self._unconditional.step_branches(ids, parents)
+        )
 
-    def _mixed(self, conditional: NDArray[np.float32], unconditional: NDArray[np.float32]) -> NDArray[np.float32]:
+    def _mixed(
+        self, conditional: NDArray[np.float32], unconditional: NDArray[np.float32]
+    ) -> NDArray[np.float32]:
         return unconditional + np.float32(self._guidance) * (conditional - unconditional)
 
 
@@ -135,7 +156,10 @@ class LogitEnsemble:
     """The mean of the logits of several contexts, whose prompts ask for the same text."""
 
     def __init__(
-        self, models: Sequence[BranchingModel], prompts: Sequence[list[int]], pool: ThreadPoolExecutor | None = None
+        self,
+        models: Sequence[BranchingModel],
+        prompts: Sequence[list[int]],
+        pool: ThreadPoolExecutor | None = None,
     ) -> None:
         """
         Args:
@@ -173,7 +197,11 @@ def sample_codes(
     logits = model.prefill(prompt, room=vocab.codes_per_image)
     codes: list[int] = []
     while True:
-        codes.append(sample_token(logits[vocab.first_code_id : vocab.first_code_id + vocab.codebook_size], sampling, rng))
+        codes.append(
+            sample_token(
+                logits[vocab.first_code_id : vocab.first_code_id + vocab.codebook_size], sampling, rng
+            )
+        )
         if progress is not None:
             progress(len(codes), vocab.codes_per_image)
         if len(codes) == vocab.codes_per_image:
@@ -189,16 +217,22 @@ def sample_codes_batch(
     seed: int,
     progress: Callable[[int, int], None] | None = None,
 ) -> NDArray[np.int64]:
-    """Codes (best_of, codes_per_image) of several candidates sampled in parallel; the first is what `sample_codes` returns."""
+    """Codes (best_of, codes_per_image) of several candidates sampled in parallel; the first is what
+    `sample_codes` returns.
+    """
     rngs = [np.random.default_rng((seed, number) if number else seed) for number in range(sampling.best_of)]
     codes = np.empty((vocab.codes_per_image, sampling.best_of), np.int64)
     logits, parents = model.prefill(prompt, room=vocab.codes_per_image)[None], [0] * sampling.best_of
     for place, chosen in enumerate(codes):
         if place:
-            logits = model.step_branches([vocab.first_code_id + int(code) for code in codes[place - 1]], parents)
+            logits = model.step_branches(
+                [vocab.first_code_id + int(code) for code in codes[place - 1]], parents
+            )
             parents = list(range(sampling.best_of))
         known = logits[:, vocab.first_code_id : vocab.first_code_id + vocab.codebook_size]
-        chosen[:] = [sample_token(known[parent], sampling, rng) for parent, rng in zip(parents, rngs, strict=True)]
+        chosen[:] = [
+            sample_token(known[parent], sampling, rng) for parent, rng in zip(parents, rngs, strict=True)
+        ]
         if progress is not None:
             progress(place + 1, len(codes))
     return np.stack([vocab.check_codes(each) for each in codes.T])
@@ -222,9 +256,16 @@ def generate_text(
 
 
 def generate_interleaved(
-    model: LanguageModel, vocab: Vocab, prompt: list[int], text: Sampling, codes: Sampling, seed: int, max_ids: int
+    model: LanguageModel,
+    vocab: Vocab,
+    prompt: list[int],
+    text: Sampling,
+    codes: Sampling,
+    seed: int,
+    max_ids: int,
 ) -> Iterator[int | NDArray[np.int64]]:
-    """Text and images that continue a prompt: yields text ids, and codes (codes_per_image,), up to EOS or `max_ids`.
+    """Text and images that continue a prompt: yields text ids, and codes (codes_per_image,), up to EOS or
+    `max_ids`.
 
     Args:
         text: how text ids are sampled, among them BOI, which begins an image.
@@ -247,14 +288,20 @@ def generate_interleaved(
             continue
         logits, drawn = model.step(chosen), list[int]()
         while len(drawn) < vocab.codes_per_image:
-            drawn.append(sample_token(logits[vocab.first_code_id : vocab.first_code_id + vocab.codebook_size], codes, rng))
+            drawn.append(
+                sample_token(
+                    logits[vocab.first_code_id : vocab.first_code_id + vocab.codebook_size], codes, rng
+                )
+            )
             logits = model.step(vocab.first_code_id + drawn[-1])
         left -= picture
         yield vocab.check_codes(drawn)
         logits = model.step(vocab.eoi_id)
 
 
-def score_text(model: ScoringModel, vocab: Vocab, prompt: list[int], ids: list[int], max_ids: int) -> Generated:
+def score_text(
+    model: ScoringModel, vocab: Vocab, prompt: list[int], ids: list[int], max_ids: int
+) -> Generated:
     """Log-probabilities of text ids that `generate_text` returned for this prompt, at temperature 1.
 
     Args:
@@ -267,15 +314,20 @@ def score_text(model: ScoringModel, vocab: Vocab, prompt: list[int], ids: list[i
     return Generated(tuple(ids), tuple(float(row[column]) for row, column in zip(rows, columns, strict=True)))
 
 
-def beam_search(model: BranchingModel, vocab: Vocab, prompt: list[int], beams: int, max_ids: int) -> list[int]:
+def beam_search(
+    model: BranchingModel, vocab: Vocab, prompt: list[int], beams: int, max_ids: int
+) -> list[int]:
     """Text ids that continue a prompt: the best sequence of `beam_candidates`. EOS is not returned."""
     return list(beam_candidates(model, vocab, prompt, beams, max_ids)[0].ids)
 
 
-def beam_candidates(model: BranchingModel, vocab: Vocab, prompt: list[int], beams: int, max_ids: int) -> list[Generated]:
+def beam_candidates(
+    model: BranchingModel, vocab: Vocab, prompt: list[int], beams: int, max_ids: int
+) -> list[Generated]:
     """Text that continues a prompt, up to EOS or `max_ids`, by beam search.
 
-    The `beams` most probable beginnings are extended side by side. Sequences are compared by their mean log-probability.
+    The `beams` most probable beginnings are extended side by side. Sequences are compared by their mean
+    log-probability.
 
     Returns:
         The sequences that ended, best first; if none ended, the beams, best first. At least one.
@@ -290,7 +342,9 @@ def beam_candidates(model: BranchingModel, vocab: Vocab, prompt: list[int], beam
         parents, extended, new_totals = list[int](), list[Generated](), list[float]()
         for position in _largest(scores, 2 * beams):  # at most half of these end here
             parent, column = divmod(int(position), len(allowed))
-            grown = active[parent].followed_by(int(allowed[column]), float(following[parent, column]), vocab.eos_id)
+            grown = active[parent].followed_by(
+                int(allowed[column]), float(following[parent, column]), vocab.eos_id
+            )
             if allowed[column] == vocab.eos_id:
                 ended.append((scores[position] / length, grown))
             else:
@@ -303,7 +357,9 @@ def beam_candidates(model: BranchingModel, vocab: Vocab, prompt: list[int], beam
         if length == max_ids or (len(ended) >= beams and best >= new_totals[0] / length):
             break
         active, totals = extended, np.array(new_totals)
-        following = log_probabilities(model.step_branches([each.ids[-1] for each in active], parents)[:, allowed])
+        following = log_probabilities(
+            model.step_branches([each.ids[-1] for each in active], parents)[:, allowed]
+        )
     ended.sort(key=lambda each: (each[0], each[1].ids), reverse=True)
     return [generated for _, generated in ended] or extended
 

@@ -61,24 +61,34 @@ class ImageTokenizer:
         views, step = self._bundle.manifest.preprocessing.views, max(1, BATCH_SIZE // count)
         codes = []
         for start in range(0, len(images), step):
-            codes.append(self.encode_values(np.concatenate([views(image, count) for image in images[start : start + step]])))
+            codes.append(
+                self.encode_values(
+                    np.concatenate([views(image, count) for image in images[start : start + step]])
+                )
+            )
         return np.concatenate(codes).reshape(len(images), count, -1)
 
     def encode_values(self, pixel_values: NDArray[np.float32]) -> NDArray[np.int64]:
         """Codes of normalised pixels (batch, 3, S, S); see `encode`."""
         encoder = self._session(ENCODER)
         most = self._parts.at_once(ENCODER, min(len(pixel_values), BATCH_SIZE))
-        parts = [encoder(pixel_values[start : start + most])[0] for start in range(0, len(pixel_values), most)]
+        parts = [
+            encoder(pixel_values[start : start + most])[0] for start in range(0, len(pixel_values), most)
+        ]
         codes = np.concatenate(parts)
         size = self._bundle.manifest.codes.codebook_size
         if codes.min() < 0 or codes.max() >= size:
-            raise BundleError(f"{self._bundle.encoder} gave code {codes.max()}, the manifest says {size} codes; export again")
+            raise BundleError(
+                f"{self._bundle.encoder} gave code {codes.max()}, the manifest says {size} codes; export "
+                "again"
+            )
         return codes.astype(np.int64)
 
     def decoded(self, codes: NDArray[np.int64]) -> NDArray[np.float32]:
         """Output of decoder.onnx for codes (batch, codes_per_image).
 
         Returns:
-            Pixels (batch, 3, output_size, output_size), or image embeddings (batch, image_embed_dim), by the bundle's kind.
+            Pixels (batch, 3, output_size, output_size), or image embeddings (batch, image_embed_dim), by the
+            bundle's kind.
         """
         return self._session(DECODER)(codes)[0].astype(np.float32)

@@ -1,7 +1,7 @@
 """The child process of `isolated_load`: opens parts of a bundle and runs each once.
 
-`python -m seed_edge.runtime.isolated_child MEMORY SECONDS FOLDER PART ...` prints a line of JSON for each part: its error, or
-an empty text.
+`python -m seed_edge.runtime.isolated_child MEMORY SECONDS FOLDER PART ...` prints a line of JSON for each
+part: its error, or an empty text.
 """
 
 from __future__ import annotations
@@ -29,13 +29,18 @@ SAMPLE = "A red fox; 7 houses,\tβ 北 \N{FOX FACE}\x00\x1b</s><img_00001>\n\xff
 
 
 def limit_resources(memory: int, seconds: int) -> None:
-    """Limit private memory and processor time of this process, and disable core files, where the system supports it."""
+    """Limit private memory and processor time of this process, and disable core files, where the system
+    supports it.
+    """
     try:
         import resource
     except ImportError:  # Windows
         return
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    for kind, limit in ((resource.RLIMIT_DATA, memory), (resource.RLIMIT_CPU, seconds * (os.cpu_count() or 1))):
+    for kind, limit in (
+        (resource.RLIMIT_DATA, memory),
+        (resource.RLIMIT_CPU, seconds * (os.cpu_count() or 1)),
+    ):
         hard = resource.getrlimit(kind)[1]
         resource.setrlimit(kind, (limit if hard == resource.RLIM_INFINITY else min(limit, hard), hard))
 
@@ -61,13 +66,17 @@ def run_part(bundle: Bundle, name: str) -> None:
 def _run_image_tokenizer(bundle: Bundle, name: str, device: Device, parts: PartCache) -> None:
     images, manifest = ImageTokenizer(bundle, device, parts), bundle.manifest
     if name == ENCODER:
-        images.encode_values(manifest.preprocessing.normalise(pattern(manifest.preprocessing.image_size)[None]))
+        images.encode_values(
+            manifest.preprocessing.normalise(pattern(manifest.preprocessing.image_size)[None])
+        )
         return
     largest = manifest.codes.codebook_size - 1
     for code in (0, largest):
         decoded = images.decoded(np.full((1, manifest.codes.codes_per_image), code, np.int64))
         if not np.isfinite(decoded).all():
-            raise BundleError(f"{bundle.decoder} gives values that are not numbers for code {code}; export again")
+            raise BundleError(
+                f"{bundle.decoder} gives values that are not numbers for code {code}; export again"
+            )
 
 
 def _run_diffusion(bundle: Bundle, name: str, device: Device, parts: PartCache) -> None:
@@ -84,7 +93,9 @@ def _run_language_model(bundle: Bundle) -> None:
     model = LlamaCpp(bundle.language_model, language.context_length, repack=False, check_tensors=True)
     try:
         if model.vocab_size != vocab.size:
-            raise BundleError(f"{bundle.language_model} has {model.vocab_size} ids, the manifest says {vocab.size}")
+            raise BundleError(
+                f"{bundle.language_model} has {model.vocab_size} ids, the manifest says {vocab.size}"
+            )
         ids = [vocab.bos_id, *model.tokenize(SAMPLE)][: max(1, language.context_length // 2)]
         for token in range(vocab.size):
             model.detokenize([token])

@@ -1,9 +1,9 @@
 """Parts of a bundle are opened and run once in a child process before this process opens them.
 
-First a part is held against the rules of its kind, which need no native code. What these cannot prove, a child process tries:
-if ONNX Runtime or llama.cpp crashes, hangs or takes too much memory there, this process raises an error that names the file. A
-part that passed is remembered until its file, the manifest or the native library changes. The embedded bundle is part of the
-package and is not tried.
+First a part is held against the rules of its kind, which need no native code. What these cannot prove, a
+child process tries: if ONNX Runtime or llama.cpp crashes, hangs or takes too much memory there, this process
+raises an error that names the file. A part that passed is remembered until its file, the manifest or the
+native library changes. The embedded bundle is part of the package and is not tried.
 
 `isolated_child.py` is what the child runs.
 """
@@ -78,7 +78,9 @@ def ensure_safe(bundle: Bundle, name: str) -> None:
     check_rules(bundle, name)
     along: list[str] = []
     if _small(bundle):
-        others = (each for each in part_names(bundle) if each != name and not checked.has(bundle.path / each, proof))
+        others = (
+            each for each in part_names(bundle) if each != name and not checked.has(bundle.path / each, proof)
+        )
         along = [each for each in others if _fits_rules(bundle, each)]
     _try_in_child(bundle, [name], along, checked, proof)
     checked.save()
@@ -115,7 +117,9 @@ def _fits_rules(bundle: Bundle, name: str) -> bool:
 def _proof(bundle: Bundle) -> str:
     """Key under which passed parts are stored: a hash of the manifest and of all versions."""
     versions = [str(VERSION), __version__, *map(native.installed_version, native.LIBRARIES)]
-    return hashlib.sha256("\n".join(versions).encode() + (bundle.path / MANIFEST).read_bytes()).hexdigest()[:32]
+    return hashlib.sha256("\n".join(versions).encode() + (bundle.path / MANIFEST).read_bytes()).hexdigest()[
+        :32
+    ]
 
 
 def _size(bundle: Bundle, name: str) -> int:
@@ -123,8 +127,12 @@ def _size(bundle: Bundle, name: str) -> int:
     return sum(files[each].size for each in (name, name + DATA) if each in files)
 
 
-def _try_in_child(bundle: Bundle, needed: Sequence[str], along: Sequence[str], checked: Checked, proof: str) -> None:
-    """Try parts in one child process, store those that pass, and raise the first error of the needed parts."""
+def _try_in_child(
+    bundle: Bundle, needed: Sequence[str], along: Sequence[str], checked: Checked, proof: str
+) -> None:
+    """Try parts in one child process, store those that pass, and raise the first error of the
+    needed parts.
+    """
     names = [*needed, *along]
     size = sum(_size(bundle, name) for name in names)
     memory, seconds = BASE_MEMORY + MEMORY_PER_BYTE * size, BASE_SECONDS + size // BYTES_PER_SECOND
@@ -132,13 +140,17 @@ def _try_in_child(bundle: Bundle, needed: Sequence[str], along: Sequence[str], c
     command = [*module, str(memory), str(seconds), str(bundle.path.resolve()), *names]
     log.info("trying %s in a process of its own, as it is new here", ", ".join(names))
     try:
-        done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, timeout=seconds, check=False)
+        done = subprocess.run(
+            command, stdin=subprocess.DEVNULL, capture_output=True, timeout=seconds, check=False
+        )
         output, died = done.stdout, _death(done.returncode)
         log.debug("child: %s", done.stderr.decode("utf-8", "replace")[-2000:])
     except subprocess.TimeoutExpired as error:
         output, died = error.stdout or b"", f"is not done after {seconds} seconds"
     except OSError as error:
-        raise BundleError(f"{bundle.path}: no process can be started to try it in ({error.strerror}: {command[0]})") from error
+        raise BundleError(
+            f"{bundle.path}: no process can be started to try it in ({error.strerror}: {command[0]})"
+        ) from error
     results = _results(output)
     for name in names:
         if results.get(name) == "":

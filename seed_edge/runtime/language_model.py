@@ -23,7 +23,9 @@ llama_cpp = native.llama_cpp()
 BUILD_HERE = "pip install --force-reinstall --no-cache-dir --no-binary llama-cpp-python llama-cpp-python"
 WITHOUT_AMX = f"CFLAGS=-U__AMX_INT8__ CXXFLAGS=-U__AMX_INT8__ {BUILD_HERE}"
 FIRST_CONTEXT = 512
-"""Initial context length in ids; keys and values of 2,048 ids take a gigabyte in a LLaMA with 7 billion weights."""
+"""Initial context length in ids; keys and values of 2,048 ids take a gigabyte in a LLaMA with 7 billion
+weights.
+"""
 
 MAX_TEXT_BYTES = 1 << 20
 """Maximum size of a text in bytes, far beyond any context."""
@@ -81,8 +83,8 @@ def model_params(gpu_layers: int, repack: bool = True) -> Any:
     """Load parameters of llama.cpp. Its broken AMX kernels are never used.
 
     Args:
-        gpu_layers: layers on the GPU; -1 for all.
-        repack: keep a copy of the weights in the layout that is fastest on this processor; otherwise they are only mapped.
+        gpu_layers: layers on the GPU; -1 for all. repack: keep a copy of the weights in the layout that is
+        fastest on this processor; otherwise they are only mapped.
     """
     params = llama_cpp.llama_model_default_params()
     params.n_gpu_layers = gpu_layers
@@ -97,13 +99,22 @@ def performance_warnings(gpu_there: bool = False) -> Iterator[str]:
         gpu_there: whether the graphs run on a GPU.
     """
     if amx_in_use():
-        yield f"llama.cpp's AMX kernels crash and are left out, and its faster layouts with them; mend it with: {WITHOUT_AMX}"
+        yield (
+            "llama.cpp's AMX kernels crash and are left out, and its faster layouts with them; mend "
+            f"it with: {WITHOUT_AMX}"
+        )
     elif "avx2" in cpu_flags() and b"AVX2 = 1" not in llama_cpp.llama_print_system_info():
         yield f"llama.cpp was built without this processor's AVX2 and is slow; mend it with: {BUILD_HERE}"
     if os.environ.get("OMP_WAIT_POLICY", "").lower() == "active":
-        yield "OMP_WAIT_POLICY=active has threads spin while they wait, which is slow beside other work; unset it"
+        yield (
+            "OMP_WAIT_POLICY=active has threads spin while they wait, which is slow beside other work; "
+            "unset it"
+        )
     if gpu_there and not gpu_offload():
-        yield f"llama.cpp was built without CUDA and uses no GPU; mend it with: CMAKE_ARGS=-DGGML_CUDA=on {BUILD_HERE}"
+        yield (
+            "llama.cpp was built without CUDA and uses no GPU; mend it with: "
+            f"CMAKE_ARGS=-DGGML_CUDA=on {BUILD_HERE}"
+        )
 
 
 class LlamaCpp:
@@ -148,10 +159,16 @@ class LlamaCpp:
             params.check_tensors = check_tensors
             self._model = llama_cpp.llama_model_load_from_file(os.fsencode(path), params)
         if not self._model:
-            raise BundleError(f"{path} cannot be loaded by llama.cpp ({native.last_llama_error()}); export again")
+            raise BundleError(
+                f"{path} cannot be loaded by llama.cpp ({native.last_llama_error()}); export again"
+            )
         self._vocab = llama_cpp.llama_model_get_vocab(self._model)
         self.vocab_size: int = llama_cpp.llama_vocab_n_tokens(self._vocab)
-        self._context_length, self._most_branches, self._branch_length = context_length, branches, branch_length
+        self._context_length, self._most_branches, self._branch_length = (
+            context_length,
+            branches,
+            branch_length,
+        )
         self._open_context(min(context_length, FIRST_CONTEXT))
 
     def _open_context(self, length: int) -> None:
@@ -160,7 +177,9 @@ class LlamaCpp:
         branches = self._most_branches
         params = llama_cpp.llama_context_default_params()
         params.n_ctx = params.n_batch = params.n_ubatch = length
-        if self._branch_length:  # sequence 0 holds the prompt; branches live in one half of the others, and move to the other
+        if (
+            self._branch_length
+        ):  # sequence 0 holds the prompt; branches live in one half of the others, and move to the other
             params.n_ctx += (branches - 1) * self._branch_length + branches
             params.n_seq_max, params.kv_unified = 2 * branches + 1, True
             self._batch = llama_cpp.llama_batch_init(branches, 0, 1)
@@ -172,7 +191,8 @@ class LlamaCpp:
         if not self._context:
             self.close()
             raise BundleError(
-                f"{self._path}: llama.cpp cannot make a context of {length} ids ({native.last_llama_error()}); "
+                f"{self._path}: llama.cpp cannot make a context of {length} ids "
+                f"({native.last_llama_error()}); "
                 "close other programs if memory is short"
             )
         self._memory, self._room = llama_cpp.llama_get_memory(self._context), length
@@ -196,7 +216,9 @@ class LlamaCpp:
         self._model = None
 
     def create_context(self, branches: int = 1, branch_length: int = 0) -> LlamaCpp:
-        """Another context on the same weights, to be closed before this object; arguments as in `LlamaCpp`."""
+        """Another context on the same weights, to be closed before this object; arguments as in
+        `LlamaCpp`.
+        """
         return LlamaCpp(
             self._path,
             self._context_length,
@@ -235,9 +257,13 @@ class LlamaCpp:
         try:
             data = text.encode()
         except UnicodeEncodeError as error:
-            raise PromptError(f"the text is not UTF-8 (character {error.start + 1}); write it in UTF-8") from None
+            raise PromptError(
+                f"the text is not UTF-8 (character {error.start + 1}); write it in UTF-8"
+            ) from None
         if len(data) > MAX_TEXT_BYTES:
-            raise PromptError(f"the text has {len(data):,} bytes, {MAX_TEXT_BYTES:,} at most can be read; shorten it")
+            raise PromptError(
+                f"the text has {len(data):,} bytes, {MAX_TEXT_BYTES:,} at most can be read; shorten it"
+            )
         room = len(data) + 2  # never more ids than bytes, but for the space put in front
         ids = (llama_cpp.llama_token * room)()
         count = llama_cpp.llama_tokenize(self._vocab, data, len(data), ids, room, False, False)
@@ -255,7 +281,9 @@ class LlamaCpp:
             buffer = ctypes.create_string_buffer(-count)
             count = llama_cpp.llama_detokenize(self._vocab, array, len(ids), buffer, -count, False, False)
         text = buffer.raw[:count].decode("utf-8", "replace")
-        return "".join(c for c in text if c.isprintable() or c in "\n\t").strip()  # no escapes for a terminal to obey
+        return "".join(
+            c for c in text if c.isprintable() or c in "\n\t"
+        ).strip()  # no escapes for a terminal to obey
 
     def prefill(self, ids: Sequence[int], room: int) -> NDArray[np.float32]:
         """See `LanguageModel.prefill`; a beginning that equals the ids read before is not read again.
@@ -265,7 +293,8 @@ class LlamaCpp:
         """
         if len(ids) + room > self._context_length:
             raise PromptError(
-                f"the prompt has {len(ids)} ids, {self._context_length - room} fit beside the answer; shorten it"
+                f"the prompt has {len(ids)} ids, {self._context_length - room} fit beside the answer; "
+                "shorten it"
             )
         if len(ids) + room > self._room:
             self._open_context(min(self._context_length, 2 * (len(ids) + room)))
@@ -311,7 +340,9 @@ class LlamaCpp:
             return logits[0][None]
         batch = llama_cpp.llama_batch_init(len(read), 0, 1)
         try:
-            self._run(_filled(batch, read, range(len(self._read), len(self._read) + len(read)), [0] * len(read)))
+            self._run(
+                _filled(batch, read, range(len(self._read), len(self._read) + len(read)), [0] * len(read))
+            )
         finally:
             llama_cpp.llama_batch_free(batch)
         self._read += read
@@ -328,7 +359,10 @@ class LlamaCpp:
             raise BundleError(f"{self._path} was closed while it was in use; ask again")
         status = llama_cpp.llama_decode(self._context, batch)
         if status != 0:
-            raise BundleError(f"llama.cpp could not read {batch.n_tokens} ids (status {status}; {native.last_llama_error()})")
+            raise BundleError(
+                f"llama.cpp could not read {batch.n_tokens} ids (status {status}; "
+                f"{native.last_llama_error()})"
+            )
 
     def _logits(self, row: int) -> NDArray[np.float32]:
         return self._checked_logits(row).copy()

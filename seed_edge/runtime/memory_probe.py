@@ -21,7 +21,8 @@ from seed_edge.runtime.unclip import TILE
 
 
 def measure_memory(path: Path) -> MemoryUse | None:
-    """Memory of a graph on a CPU, beyond that of a process without graphs; None if the system does not report it.
+    """Memory of a graph on a CPU, beyond that of a process without graphs; None if the system does not report
+    it.
 
     Raises:
         BundleError: the graph cannot be opened or run.
@@ -29,13 +30,17 @@ def measure_memory(path: Path) -> MemoryUse | None:
     command = [sys.executable, "-m", "seed_edge.runtime.memory_probe", str(path)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
-        raise BundleError(f"{path} cannot be run in a process of its own ({done.stderr.strip().splitlines()[-1:]})")
+        raise BundleError(
+            f"{path} cannot be run in a process of its own ({done.stderr.strip().splitlines()[-1:]})"
+        )
     told = json.loads(done.stdout)
     return None if told is None else MemoryUse(**told)
 
 
 def measure(path: Path) -> MemoryUse | None:
-    """`measure_memory`, in this process, which must have opened nothing yet; sizes that the graph leaves open are one tile."""
+    """`measure_memory`, in this process, which must have opened nothing yet; sizes that the graph leaves open
+    are one tile.
+    """
     before = held_memory()
     if before is None:
         return None
@@ -46,7 +51,9 @@ def measure(path: Path) -> MemoryUse | None:
     shapes = [[n if isinstance(n, int) else TILE for n in tensor.shape] for tensor in session.get_inputs()]
     kinds = [DTYPES[tensor.type] for tensor in session.get_inputs()]
     names = [tensor.name for tensor in session.get_inputs()]
-    session.run(None, {n: np.zeros([1, *shape[1:]], k) for n, shape, k in zip(names, shapes, kinds, strict=True)})
+    session.run(
+        None, {n: np.zeros([1, *shape[1:]], k) for n, shape, k in zip(names, shapes, kinds, strict=True)}
+    )
     return MemoryUse(held - before, opening - before, (peak_memory() or 0) - before)
 
 

@@ -1,4 +1,6 @@
-"""Opens ONNX graphs as sessions on the requested device, and compares them with the declared inputs and outputs."""
+"""Opens ONNX graphs as sessions on the requested device, and compares them with the declared inputs and
+outputs.
+"""
 
 from __future__ import annotations
 
@@ -42,7 +44,9 @@ class Device:
 
 
 def cuda_problem() -> str | None:
-    """The reason why CUDA cannot be used, as far as it is known before a graph is opened; None if there is none."""
+    """The reason why CUDA cannot be used, as far as it is known before a graph is opened; None if there is
+    none.
+    """
     if CUDA not in ort.get_available_providers():
         return "this ONNX Runtime is built without CUDA; install onnxruntime-gpu in its place"
     if sys.platform == "win32":
@@ -104,7 +108,9 @@ class Session:
         try:
             self._session = ort.InferenceSession(path, options, providers=providers)
         except (ort.capi.onnxruntime_pybind11_state.RuntimeException, *_LOAD_ERRORS) as error:
-            raise BundleError(f"{path} cannot be opened as an ONNX graph ({_first_line(error)}); export again") from error
+            raise BundleError(
+                f"{path} cannot be opened as an ONNX graph ({_first_line(error)}); export again"
+            ) from error
         if device.required and self._session.get_providers()[0] != providers[0]:
             raise DeviceError(
                 "--device cuda cannot be used: ONNX Runtime did not load its CUDA libraries; "
@@ -128,23 +134,38 @@ class Session:
     def _check(self, path: Path, spec: GraphSpec) -> None:
         pairs = ((spec.inputs, self._session.get_inputs()), (spec.outputs, self._session.get_outputs()))
         for declared, found in pairs:
-            wanted = [(t.name, t.dtype, tuple(n if isinstance(n, int) else None for n in t.shape)) for t in declared]
+            wanted = [
+                (t.name, t.dtype, tuple(n if isinstance(n, int) else None for n in t.shape)) for t in declared
+            ]
             actual = [
-                (t.name, DTYPES.get(t.type, t.type), tuple(n if isinstance(n, int) else None for n in t.shape)) for t in found
+                (
+                    t.name,
+                    DTYPES.get(t.type, t.type),
+                    tuple(n if isinstance(n, int) else None for n in t.shape),
+                )
+                for t in found
             ]
             if wanted != actual:
-                raise BundleError(f"{path} takes or gives {actual}, the manifest asks for {wanted}; export again")
+                raise BundleError(
+                    f"{path} takes or gives {actual}, the manifest asks for {wanted}; export again"
+                )
 
     @staticmethod
     def operators(path: Path, inputs: Sequence[NDArray[np.generic]]) -> list[dict[str, Any]]:
-        """Operators of one run of a graph on the CPU, each with `op_name` and the shapes of its `inputs` and `outputs`."""
+        """Operators of one run of a graph on the CPU, each with `op_name` and the shapes of its `inputs` and
+        `outputs`.
+        """
         options = ort.SessionOptions()
         options.enable_profiling, options.log_severity_level = True, native.ORT_FATAL
-        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED  # beyond, channels are padded
+        options.graph_optimization_level = (
+            ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
+        )  # beyond, channels are padded
         with tempfile.TemporaryDirectory() as folder:
             options.profile_file_prefix = str(Path(folder) / "run")
             session = ort.InferenceSession(path, options, providers=[CPU])
-            session.run(None, dict(zip((tensor.name for tensor in session.get_inputs()), inputs, strict=True)))
+            session.run(
+                None, dict(zip((tensor.name for tensor in session.get_inputs()), inputs, strict=True))
+            )
             events = json.loads(Path(session.end_profiling()).read_text("utf-8"))
         found = [event["args"] for event in events if event["name"].endswith("_kernel_time")]
         return [
@@ -164,16 +185,26 @@ class Session:
             BundleError: it fails otherwise.
         """
         try:
-            outputs: list[NDArray[np.generic]] = self._session.run(self._outputs, dict(zip(self._inputs, inputs, strict=True)))
+            outputs: list[NDArray[np.generic]] = self._session.run(
+                self._outputs, dict(zip(self._inputs, inputs, strict=True))
+            )
         except (_state.RuntimeException, _state.Fail) as error:
             if NO_MEMORY.search(str(error)):
-                raise MemoryShortError(f"{self._path} ran out of memory; close other programs, or try --low-memory") from error
+                raise MemoryShortError(
+                    f"{self._path} ran out of memory; close other programs, or try --low-memory"
+                ) from error
             raise BundleError(f"{self._path} failed ({_first_line(error)}); export again") from error
         return outputs
 
 
 _state = ort.capi.onnxruntime_pybind11_state
-_LOAD_ERRORS = (_state.Fail, _state.InvalidGraph, _state.InvalidProtobuf, _state.InvalidArgument, _state.NotImplemented)
+_LOAD_ERRORS = (
+    _state.Fail,
+    _state.InvalidGraph,
+    _state.InvalidProtobuf,
+    _state.InvalidArgument,
+    _state.NotImplemented,
+)
 
 
 def _first_line(error: Exception) -> str:

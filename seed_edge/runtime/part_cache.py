@@ -1,4 +1,6 @@
-"""Keeps the parts of a bundle open: all of them if memory allows, otherwise the least recently used part is closed first."""
+"""Keeps the parts of a bundle open: all of them if memory allows, otherwise the least recently used part is
+closed first.
+"""
 
 from __future__ import annotations
 
@@ -114,7 +116,9 @@ class PartCache:
             self._open.popitem()[1].close()
 
     def use_of(self, name: str) -> MemoryUse:
-        """Memory of a part: the manifest's values, or for a language model an estimate from its header and context length."""
+        """Memory of a part: the manifest's values, or for a language model an estimate from its header and
+        context length.
+        """
         if name not in self._uses:
             self._uses[name] = self._estimate(name)
         return self._uses[name]
@@ -125,7 +129,9 @@ class PartCache:
         lines = self._plan("memory", names - self._on_card, BASE, available_memory(), self.limit)
         return lines + self._plan("graphics card", names & self._on_card, 0, free_gpu_memory(), None)
 
-    def _plan(self, place: str, names: Collection[str], base: int, free: int | None, limit: int | None) -> list[str]:
+    def _plan(
+        self, place: str, names: Collection[str], base: int, free: int | None, limit: int | None
+    ) -> list[str]:
         """The lines for one kind of memory, of which the process itself takes `base` bytes."""
         if not names:
             return []
@@ -140,18 +146,23 @@ class PartCache:
         return [
             f"{place}: {'unknown' if free is None else _size(free)} free{told}",
             *(f"  {name}: {_size(held[name])}, at most {_size(peak[name])}" for name in held),
-            f"  together: {_size(whole)}, at most {_size(most)}; {'one is open at a time' if self.alone else fits}",
+            f"  together: {_size(whole)}, at most {_size(most)}; "
+            f"{'one is open at a time' if self.alone else fits}",
         ]
 
     def _report_shortage(self, name: str, running: int | None) -> None:
         needed = max(self.use_of(name).opening, running or self.use_of(name).running)
         if self.limit is not None and name not in self._on_card:
             raise MemoryShortError(
-                f"{self._bundle.path / name} takes {_size(needed + BASE)} with the program around it, {_size(self.limit)} are "
-                "allowed; raise --memory-limit, or export with smaller weights (--weight-type Q4_K_M, --image-weights int8)"
+                f"{self._bundle.path / name} takes {_size(needed + BASE)} with the program around it, "
+                f"{_size(self.limit)} are "
+                "allowed; raise --memory-limit, or export with smaller weights (--weight-type Q4_K_M, "
+                "--image-weights int8)"
             )
         if name not in self._open and not self.alone:
-            log.warning("memory is short: %s takes %s, %s are free", name, _size(needed), _size(self._free(name) or 0))
+            log.warning(
+                "memory is short: %s takes %s, %s are free", name, _size(needed), _size(self._free(name) or 0)
+            )
 
     def _fits(self, name: str, running: int | None) -> bool:
         use, room = self.use_of(name), self._room(name)
@@ -189,7 +200,14 @@ class PartCache:
 def language_use(header: GgufHeader, context_length: int) -> MemoryUse:
     """Memory of llama.cpp with a file: the mapped weights, buffers, and keys and values of a full context."""
     weights = sum(tensor.size for tensor in header.tensors.values())
-    vocab = next((t.shape[1] for name, t in header.tensors.items() if name == "token_embd.weight" and len(t.shape) > 1), 0)
+    vocab = next(
+        (
+            t.shape[1]
+            for name, t in header.tensors.items()
+            if name == "token_embd.weight" and len(t.shape) > 1
+        ),
+        0,
+    )
     widest = max((max(t.shape) for name, t in header.tensors.items() if "ffn" in name), default=0)
     working = 4 * min(PROMPT_IDS, context_length) * (vocab + 4 * widest)
     held = weights + header.kept_bytes() * min(PROMPT_IDS, context_length) + working
@@ -197,7 +215,9 @@ def language_use(header: GgufHeader, context_length: int) -> MemoryUse:
 
 
 def layers_that_fit(header: GgufHeader, context_length: int, free: int) -> int:
-    """Layers of a language model, counted from the output, which is one of them, that fit `free` bytes of a card."""
+    """Layers of a language model, counted from the output, which is one of them, that fit `free` bytes of a
+    card.
+    """
     blocks = header.number("block_count")
     kept = header.kept_bytes() * context_length // max(blocks, 1)
     sizes = [0] * blocks
@@ -208,7 +228,11 @@ def layers_that_fit(header: GgufHeader, context_length: int, free: int) -> int:
             sizes[int(number)] += tensor.size
         elif name in ("output.weight", "output_norm.weight"):
             output += tensor.size
-    working = 4 * min(PROMPT_IDS, context_length) * max((prod(t.shape[1:]) for t in header.tensors.values()), default=0)
+    working = (
+        4
+        * min(PROMPT_IDS, context_length)
+        * max((prod(t.shape[1:]) for t in header.tensors.values()), default=0)
+    )
     left, layers = free - working - output, 0
     if left < 0:
         return 0

@@ -1,7 +1,7 @@
 """The Python API: captions, answers, drawings and codes from one bundle. Start reading here.
 
-`SeedEdge` gets its methods for text from `text_methods.py` and those for drawings from `drawing_methods.py`. These delegate to
-`captioning.py` and `drawing.py`, which work on the open parts in `engine.py`.
+`SeedEdge` gets its methods for text from `text_methods.py` and those for drawings from `drawing_methods.py`.
+These delegate to `captioning.py` and `drawing.py`, which work on the open parts in `engine.py`.
 """
 
 from __future__ import annotations
@@ -31,10 +31,13 @@ from seed_edge.runtime.unclip import DiffusionOptions
 class SeedEdge(TextMethods, DrawingMethods):
     """An open bundle. Each of its parts is opened when it is first used.
 
-    Threads may share it; calls wait for one another. A forked process cannot use it: it lacks the native libraries' threads.
+    Threads may share it; calls wait for one another. A forked process cannot use it: it lacks the native
+    libraries' threads.
     """
 
-    def __init__(self, bundle: Bundle, device: Device, *, memory_limit: int | None = None, low_memory: bool = False) -> None:
+    def __init__(
+        self, bundle: Bundle, device: Device, *, memory_limit: int | None = None, low_memory: bool = False
+    ) -> None:
         """See `seed_edge.load`."""
         self.engine = Engine(bundle, device, memory_limit=memory_limit, low_memory=low_memory)
         self.captioner, self.generator = Captioner(self.engine), ImageGenerator(self.engine)
@@ -49,7 +52,9 @@ class SeedEdge(TextMethods, DrawingMethods):
         low_memory: bool = False,
     ) -> SeedEdge:
         """See `seed_edge.load`."""
-        return cls(Bundle.open(bundle), choose_device(device), memory_limit=memory_limit, low_memory=low_memory)
+        return cls(
+            Bundle.open(bundle), choose_device(device), memory_limit=memory_limit, low_memory=low_memory
+        )
 
     @property
     def bundle(self) -> Bundle:
@@ -72,7 +77,9 @@ class SeedEdge(TextMethods, DrawingMethods):
     def __enter__(self) -> SeedEdge:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.close()
 
     def encode(self, images: Sequence[ImageSource] | NDArray[np.uint8]) -> NDArray[np.int64]:
@@ -109,7 +116,9 @@ class SeedEdge(TextMethods, DrawingMethods):
         check_seed(seed)
         check_text(prompt, "prompt")
         with self.engine.held():
-            best: NDArray[np.int64] = self.generator.draw_candidates(prompt, seed, negative, sampling, progress)[0]
+            best: NDArray[np.int64] = self.generator.draw_candidates(
+                prompt, seed, negative, sampling, progress
+            )[0]
         return best
 
     def edit_codes(
@@ -121,7 +130,9 @@ class SeedEdge(TextMethods, DrawingMethods):
         sampling: Sampling | None = None,
         progress: Progress | None = None,
     ) -> NDArray[np.int64]:
-        """Codes (codes_per_image,) of an image, given as codes, changed as `change` says; see `edit` and `draw_codes`."""
+        """Codes (codes_per_image,) of an image, given as codes, changed as `change` says; see `edit` and
+        `draw_codes`.
+        """
         check_seed(seed)
         with self.engine.held():
             return self.generator.edit_codes(codes, change, seed, sampling, progress)
@@ -140,10 +151,9 @@ class SeedEdge(TextMethods, DrawingMethods):
 
         Args:
             seed: of a diffusion's noise; decoders of kind `pixels` give the same image for all seeds.
-            options: of the diffusion; by default the manifest's.
-            negative: codes that the diffusion is guided away from.
-            progress: called with the number of diffusion steps done and the total.
-            on_latents: called with the diffusion's latents (1, channels, size, size), which `decode_latents` accepts.
+            options: of the diffusion; by default the manifest's. negative: codes that the diffusion is guided
+            away from. progress: called with the number of diffusion steps done and the total. on_latents:
+            called with the diffusion's latents (1, channels, size, size), which `decode_latents` accepts.
 
         Raises:
             CodesError: wrong count, or a code outside the codebook.
@@ -154,9 +164,15 @@ class SeedEdge(TextMethods, DrawingMethods):
             return self.generator.decode(checked, seed, options, negative, progress, on_latents)[0]
 
     def decode_batch(
-        self, codes: Sequence[Codes] | NDArray[np.int64], *, seed: int = 0, options: DiffusionOptions | None = None
+        self,
+        codes: Sequence[Codes] | NDArray[np.int64],
+        *,
+        seed: int = 0,
+        options: DiffusionOptions | None = None,
     ) -> list[Image.Image]:
-        """Decode codes (count, codes_per_image) as images; see `decode`. Each image is what `decode` gives for its codes."""
+        """Decode codes (count, codes_per_image) as images; see `decode`. Each image is what `decode` gives
+        for its codes.
+        """
         check_seed(seed)
         space = self.bundle.manifest.codes
         if len(codes) and np.ndim(codes[0]) != 1:

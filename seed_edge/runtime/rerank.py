@@ -1,7 +1,8 @@
 """Chooses the candidate that fits a prompt best, by the model's own probabilities.
 
-Inconsistent codes decode to an image whose codes differ from them. Therefore each candidate is decoded and encoded again, and
-the codes found are scored in both directions: their log-probability given the prompt, and that of the prompt as their caption.
+Inconsistent codes decode to an image whose codes differ from them. Therefore each candidate is decoded and
+encoded again, and the codes found are scored in both directions: their log-probability given the prompt, and
+that of the prompt as their caption.
 """
 
 from __future__ import annotations
@@ -17,7 +18,9 @@ from seed_edge.runtime.generation import log_probabilities
 from seed_edge.runtime.language_model import ScoringModel
 
 CODE_WEIGHT = 1 / 4
-"""Weight of the log-probability of codes against that of words; most of the codes show what no word asks for."""
+"""Weight of the log-probability of codes against that of words; most of the codes show what no
+word asks for.
+"""
 
 
 def rerank(
@@ -42,18 +45,24 @@ def rerank(
         found = CODE_WEIGHT * log_probability(model, prompt, written, vocab.code_mask())
         if words:
             caption = language.prompts.for_caption(vocab, tokenize, codes)
-            fitting = words[: language.context_length - len(caption)]  # a prompt may be longer than a caption can be
+            fitting = words[
+                : language.context_length - len(caption)
+            ]  # a prompt may be longer than a caption can be
             found += log_probability(model, caption, fitting, vocab.text_mask())
         return found
 
-    scores: dict[tuple[int, ...], float] = {}  # equal codes are scored once: a second score would differ by rounding
+    scores: dict[
+        tuple[int, ...], float
+    ] = {}  # equal codes are scored once: a second score would differ by rounding
     for codes in seen:
         if tuple(codes) not in scores:
             scores[tuple(codes)] = score(codes)
     return int(np.argmax([scores[tuple(codes)] for codes in seen]))
 
 
-def log_probability(model: ScoringModel, prompt: Sequence[int], ids: Sequence[int], allowed: NDArray[np.bool_]) -> float:
+def log_probability(
+    model: ScoringModel, prompt: Sequence[int], ids: Sequence[int], allowed: NDArray[np.bool_]
+) -> float:
     """Natural logarithm of the probability that `ids` follow the prompt, among the allowed ids."""
     columns = np.cumsum(allowed) - 1
     found = log_probabilities(model.score(prompt, ids)[:, allowed])

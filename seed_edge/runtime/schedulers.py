@@ -1,7 +1,7 @@
 """The diffusion from an image embedding to latents: schedulers, guidance and the denoising loop, in numpy.
 
-It does not know about codes or prompts. The network predicts v (Salimans & Ho 2022, arXiv:2202.00512); time runs over the
-training steps of the schedule, largest first. All noise comes from the caller.
+It does not know about codes or prompts. The network predicts v (Salimans & Ho 2022, arXiv:2202.00512); time
+runs over the training steps of the schedule, largest first. All noise comes from the caller.
 """
 
 from __future__ import annotations
@@ -48,7 +48,9 @@ class Schedule:
         """
         count, ratio = len(self.alphas_cumprod), len(self.alphas_cumprod) // steps
         if ratio < 1 or (steps - 1) * ratio + self.steps_offset >= count:
-            raise PromptError(f"{steps} steps do not fit the {count} training steps of this diffusion; take fewer")
+            raise PromptError(
+                f"{steps} steps do not fit the {count} training steps of this diffusion; take fewer"
+            )
         return (np.arange(steps) * ratio)[::-1] + self.steps_offset
 
     def noise_ratio(self, timestep: int) -> float:
@@ -103,7 +105,9 @@ ADAMS_BASHFORTH = {
 
 @dataclass
 class Pndm:
-    """PNDM without its Runge-Kutta start (Liu et al. 2022, arXiv:2202.09778), the reference's: one extra evaluation."""
+    """PNDM without its Runge-Kutta start (Liu et al. 2022, arXiv:2202.09778), the reference's: one extra
+    evaluation.
+    """
 
     schedule: Schedule
     steps: int
@@ -142,8 +146,8 @@ class Pndm:
 class DpmSolver:
     """DPM-Solver++(2M) (Lu et al. 2022, arXiv:2211.01095); ends at no noise.
 
-    Its steps are even in the logarithm of signal over noise, in which it is of second order, and begin where there is most
-    noise. Where two would fall on one training step, one is left out.
+    Its steps are even in the logarithm of signal over noise, in which it is of second order, and begin where
+    there is most noise. Where two would fall on one training step, one is left out.
     """
 
     schedule: Schedule
@@ -168,7 +172,9 @@ class DpmSolver:
         move = self._log_ratio(there) - self._log_ratio(here)
         target = clean
         if previous is not None:
-            before = self._log_ratio(here) - self._log_ratio(self.schedule.alpha(int(self.timesteps[index - 1])))
+            before = self._log_ratio(here) - self._log_ratio(
+                self.schedule.alpha(int(self.timesteps[index - 1]))
+            )
             target = mix((1 + 0.5 * move / before, clean), (-0.5 * move / before, previous))
         shrink = ((1 - there) / (1 - here)) ** 0.5
         return mix((shrink, latents), (-(there**0.5) * math.expm1(-move), target))
@@ -179,7 +185,11 @@ class DpmSolver:
         return 0.5 * math.log(alpha / (1 - alpha))
 
 
-SCHEDULERS: dict[str, type[Pndm] | type[Ddim] | type[DpmSolver]] = {"pndm": Pndm, "ddim": Ddim, "dpm++": DpmSolver}
+SCHEDULERS: dict[str, type[Pndm] | type[Ddim] | type[DpmSolver]] = {
+    "pndm": Pndm,
+    "ddim": Ddim,
+    "dpm++": DpmSolver,
+}
 
 
 def denoise(
@@ -208,13 +218,13 @@ def guided(
     guidance: float,
     matters: Callable[[int], bool] = lambda timestep: True,
 ) -> Network:
-    """A network with classifier-free guidance away from `negative`; at guidance 1 only `positive` is evaluated.
+    """A network with classifier-free guidance away from `negative`; at guidance 1 only `positive` is
+    evaluated.
 
     Args:
-        network: (latents, timestep, class labels) -> v.
-        positive: class labels (batch, 2 * image_embed_dim).
-        negative: class labels of the same shape; zeros for none.
-        matters: whether guidance is applied at a timestep; elsewhere only `positive` is asked, which is half the work.
+        network: (latents, timestep, class labels) -> v. positive: class labels (batch, 2 * image_embed_dim).
+        negative: class labels of the same shape; zeros for none. matters: whether guidance is applied at a
+        timestep; elsewhere only `positive` is asked, which is half the work.
     """
     labels = np.concatenate([negative, positive])
 
@@ -239,12 +249,15 @@ class ImageNoise:
     """Remaining signal at noise level 0, close to 1."""
 
     def class_labels(self, image_embeds: Array, noise: Array) -> Array:
-        """Class labels (batch, 2 * dim) of image embeddings (batch, dim), with standard normal `noise` of that shape.
+        """Class labels (batch, 2 * dim) of image embeddings (batch, dim), with standard normal `noise` of
+        that shape.
 
         The second half is the sinusoidal embedding of noise level 0: ones, then zeros.
         """
         centred = (image_embeds - self.mean) / self.std
         noised = mix((self.alpha**0.5, centred), ((1 - self.alpha) ** 0.5, noise))
         half = image_embeds.shape[1] // 2
-        level = np.concatenate([np.ones(half, np.float32), np.zeros(image_embeds.shape[1] - half, np.float32)])
+        level = np.concatenate(
+            [np.ones(half, np.float32), np.zeros(image_embeds.shape[1] - half, np.float32)]
+        )
         return np.concatenate([noised * self.std + self.mean, np.tile(level, (len(image_embeds), 1))], 1)

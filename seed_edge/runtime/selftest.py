@@ -1,4 +1,5 @@
-"""The self-test of a bundle: the manifest has the codes and decoded values of a computed image, which `verify` repeats.
+"""The self-test of a bundle: the manifest has the codes and decoded values of a computed image, which
+`verify` repeats.
 
 Needs nothing but the bundle: the picture is computed.
 """
@@ -40,10 +41,12 @@ def measure(bundle: Bundle, device: Device) -> SelfTest:
 
 
 def verify(bundle: Bundle, device: Device) -> str:
-    """Check every hash, try every part in a child process, and repeat the self-test; return a summary for people.
+    """Check every hash, try every part in a child process, and repeat the self-test; return a summary for
+    people.
 
     Raises:
-        BundleError: a file differs, a part fails or ends the child, or the graphs do not give what the manifest says.
+        BundleError: a file differs, a part fails or ends the child, or the graphs do not give what the
+        manifest says.
     """
     bundle.check_hashes()
     try_all(bundle)
@@ -56,8 +59,12 @@ def verify(bundle: Bundle, device: Device) -> str:
     error = float(np.abs(np.array(found.decoded) - np.array(expected.decoded)).max()) / scale
     if equal < CODES_NEEDED or (equal == 1 and error > MAX_RELATIVE_ERROR):
         raise BundleError(
-            f"{bundle.path}: {equal:.0%} of the self-test's codes are equal and values differ by {error:.2g}; "
+            f"{bundle.path}: {equal:.0%} of the self-test's codes are equal and values differ by "
+            f"{error:.2g}; "
             "this machine or its ONNX Runtime computes something else"
         )
     size = sum(entry.size for entry in bundle.manifest.files.values())
-    return f"{len(bundle.manifest.files)} files, {size:,} bytes: hashes equal; self-test: {equal:.0%} of codes equal"
+    return (
+        f"{len(bundle.manifest.files)} files, {size:,} bytes: hashes equal; self-test: {equal:.0%} of "
+        "codes equal"
+    )

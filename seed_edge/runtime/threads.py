@@ -1,7 +1,7 @@
 """How many threads to use, how they wait, and what the processor can do.
 
-Both native runtimes keep threads spinning between two operations unless told otherwise; on a busy machine that
-turns a millisecond into hundreds (`native` sets how they wait).
+Both native runtimes keep threads spinning between two operations unless told otherwise; on a busy machine
+that turns a millisecond into hundreds (`native` sets how they wait).
 """
 
 from __future__ import annotations

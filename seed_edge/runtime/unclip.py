@@ -21,13 +21,16 @@ from seed_edge.runtime.schedulers import SCHEDULERS, Array, ImageNoise, Schedule
 log = logging.getLogger("seed_edge")
 
 MEMORY_PER_PIXEL = 6000
-"""Memory in bytes per pixel to decode a whole image (`benchmarks/full_diffusion.py`: 3.9 GB for 768 x 768 in total)."""
+"""Memory in bytes per pixel to decode a whole image (`benchmarks/full_diffusion.py`: 3.9 GB for 768 x 768 in
+total).
+"""
 TILE, OVERLAP = 48, 12
 """Side of a tile and overlap of neighbouring tiles, in latents."""
 
 
 def in_tiles(decode: Callable[[Array], Array], latents: Array, scale: int) -> Array:
-    """Pixels that `decode` gives for tiles of `latents` (batch, channels, h, w), blended where the tiles overlap.
+    """Pixels that `decode` gives for tiles of `latents` (batch, channels, h, w), blended where the tiles
+    overlap.
 
     Args:
         scale: pixels per latent.
@@ -82,14 +85,19 @@ class DiffusionOptions:
         if self.guidance is not None and not 1 <= self.guidance <= MAX_GUIDANCE:
             raise PromptError(f"guidance {self.guidance}: give 1 to {MAX_GUIDANCE:g}")
         if self.scheduler is not None and self.scheduler not in SCHEDULERS:
-            raise PromptError(f"scheduler {self.scheduler!r} is unknown; choose one of {', '.join(SCHEDULERS)}")
+            raise PromptError(
+                f"scheduler {self.scheduler!r} is unknown; choose one of {', '.join(SCHEDULERS)}"
+            )
         if self.guided_between is not None and not 0 <= self.guided_between[0] <= self.guided_between[1]:
-            raise PromptError(f"guided_between {self.guided_between}: give two ratios of noise to signal, the lower first")
+            raise PromptError(
+                f"guided_between {self.guided_between}: give two ratios of noise to signal, the lower first"
+            )
 
 
 FAST = DiffusionOptions(steps=9, scheduler="dpm++", guided_between=(0.28, 5.42))
-"""A third of the reference's evaluations: a solver that needs fewer steps, and guidance only at medium noise levels
-(Kynkäänniemi et al. 2024, arXiv:2404.07724; the interval is theirs)."""
+"""A third of the reference's evaluations: a solver that needs fewer steps, and guidance only at medium noise
+levels (Kynkäänniemi et al. 2024, arXiv:2404.07724; the interval is theirs).
+"""
 
 
 class Unclip:
@@ -111,7 +119,9 @@ class Unclip:
     def _vae(self, running: int) -> Session:
         # an arena would keep half as much again, for speed in a second run that seldom comes
         spec = self._bundle.manifest.graphs()[VAE]
-        return self._parts.get(VAE, lambda: Session(self._bundle.vae, spec, self._device, arena=False), running)
+        return self._parts.get(
+            VAE, lambda: Session(self._bundle.vae, spec, self._device, arena=False), running
+        )
 
     @cached_property
     def _arrays(self) -> tuple[Schedule, ImageNoise]:
@@ -124,9 +134,13 @@ class Unclip:
         return schedule, ImageNoise(mean, std, float(arrays["noise_alpha"]))
 
     def noise(self, seed: int, batch: int) -> tuple[Array, Array]:
-        """Standard normal latents (batch, channels, size, size) and noise (batch, dim) for image embeddings, from a seed."""
+        """Standard normal latents (batch, channels, size, size) and noise (batch, dim) for image embeddings,
+        from a seed.
+        """
         s, rng = self._settings, np.random.default_rng(seed)
-        latents = rng.standard_normal((batch, s.latent_channels, s.latent_size, s.latent_size), dtype=np.float32)
+        latents = rng.standard_normal(
+            (batch, s.latent_channels, s.latent_size, s.latent_size), dtype=np.float32
+        )
         return latents, rng.standard_normal((batch, self._dim), dtype=np.float32)
 
     def denoise(
@@ -141,10 +155,9 @@ class Unclip:
         """Latents (batch, channels, size, size) for image embeddings (batch, dim).
 
         Args:
-            latents: standard normal; the initial latents.
-            noise: standard normal, of the embeddings' shape.
-            negative: embeddings that the diffusion is guided away from; by default class labels of zeros, as in the reference.
-            progress: called with the number of evaluations done and the total.
+            latents: standard normal; the initial latents. noise: standard normal, of the embeddings' shape.
+            negative: embeddings that the diffusion is guided away from; by default class labels of zeros, as
+            in the reference. progress: called with the number of evaluations done and the total.
 
         Raises:
             BundleError: a prediction is not finite.
@@ -161,7 +174,9 @@ class Unclip:
         return sum(2 if guidance != 1 and matters(int(timestep)) else 1 for timestep in scheduler.timesteps)
 
     def _plan(self, options: DiffusionOptions) -> tuple[Scheduler, float, Callable[[int], bool]]:
-        """Scheduler, guidance scale, and a function that returns whether guidance is applied at a timestep."""
+        """Scheduler, guidance scale, and a function that returns whether guidance is applied at a
+        timestep.
+        """
         schedule, _ = self._arrays
         settings = self._settings
         least, most = options.guided_between or (0.0, math.inf)
@@ -183,21 +198,30 @@ class Unclip:
         s, side = self._settings, self._bundle.manifest.output_size
         wanted = (s.latent_channels, s.latent_size, s.latent_size)
         if latents.ndim != 4 or latents.shape[1:] != wanted:
-            raise BundleError(f"latents of shape {latents.shape} do not fit {self._bundle.path}, whose are (batch, {wanted})")
+            raise BundleError(
+                f"latents of shape {latents.shape} do not fit {self._bundle.path}, whose are (batch, "
+                f"{wanted})"
+            )
         asked, whole = tiled, side**2 * MEMORY_PER_PIXEL
         if tiled is None:
             tiled = self._parts.alone or not self._parts.evict_until_fits(VAE, whole)
             if tiled and not self._parts.alone:
                 log.warning("memory is short (a whole picture needs %.1f GB): decoding in tiles", whole / 1e9)
         try:
-            pixels = np.concatenate([self._decode_latents(one[None], tiled) for one in latents.astype(np.float32)])
+            pixels = np.concatenate(
+                [self._decode_latents(one[None], tiled) for one in latents.astype(np.float32)]
+            )
         except MemoryShortError as error:
             if asked is not None:
                 raise
             log.warning("%s; decoding in tiles", error)
-            pixels = np.concatenate([self._decode_latents(one[None], tiled=True) for one in latents.astype(np.float32)])
+            pixels = np.concatenate(
+                [self._decode_latents(one[None], tiled=True) for one in latents.astype(np.float32)]
+            )
         if not np.isfinite(pixels).all():
-            raise BundleError(f"{self._bundle.vae} gave values that are not numbers; export with --image-weights fp32")
+            raise BundleError(
+                f"{self._bundle.vae} gave values that are not numbers; export with --image-weights fp32"
+            )
         return pixels
 
     def _decode_latents(self, latents: Array, tiled: bool) -> Array:
@@ -230,6 +254,7 @@ class Unclip:
         v = np.concatenate(found).astype(np.float32)
         if not np.isfinite(v).all():
             raise BundleError(
-                f"{self._bundle.unet} gave values that are not numbers at step {timestep}; export with --image-weights fp32"
+                f"{self._bundle.unet} gave values that are not numbers at step {timestep}; export with "
+                "--image-weights fp32"
             )
         return v

@@ -92,8 +92,9 @@ class Schedule:
     optimizer: str = "muon"
     """`muon` for matrices between layers with AdamW for the rest, or `adamw` for all."""
     embedding_lr_scale: float = 1.0
-    """With `muon`: learning rate of the parameters that AdamW trains (embeddings, output heads, norms), in multiples of
-    `learning_rate`."""
+    """With `muon`: learning rate of the parameters that AdamW trains (embeddings, output heads, norms), in
+    multiples of `learning_rate`.
+    """
     betas: tuple[float, float] = (0.9, 0.98)
     eps: float = 1e-8
     weight_decay: float = 0.0
@@ -106,7 +107,10 @@ class Schedule:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name, value, known in (("optimizer", self.optimizer, OPTIMIZERS), ("precision", self.precision, PRECISIONS)):
+        for name, value, known in (
+            ("optimizer", self.optimizer, OPTIMIZERS),
+            ("precision", self.precision, PRECISIONS),
+        ):
             if value not in known:
                 raise DataError(f"schedule.{name} is {value!r}; it must be one of {', '.join(known)}")
         for name in ("steps", "batch_size", "gradient_accumulation_steps", "save_every", "log_every"):
@@ -125,8 +129,8 @@ def load_recipe(kinds: Mapping[str, type[T]], name: str, changes: Sequence[str] 
     """Read a recipe; its `kind` says which of the dataclasses in `kinds` it becomes.
 
     Args:
-        name: of a recipe that comes with the package, or the path of a file.
-        changes: `key=value` with dots between tables, such as `schedule.steps=100`; values as TOML writes them.
+        name: of a recipe that comes with the package, or the path of a file. changes: `key=value` with dots
+        between tables, such as `schedule.steps=100`; values as TOML writes them.
 
     Raises:
         DataError: there is no such recipe, a key is unknown or missing, or a value is of the wrong type.
@@ -150,7 +154,9 @@ def load_recipe(kinds: Mapping[str, type[T]], name: str, changes: Sequence[str] 
     table = {key: _lines_beside(path, key, value) for key, value in table.items()}
     kind = table.pop("kind", None)
     if not isinstance(kind, str) or kind not in kinds:
-        raise DataError(f"recipe {path}: kind is {shown(kind)}; this command trains {' and '.join(map(repr, kinds))}")
+        raise DataError(
+            f"recipe {path}: kind is {shown(kind)}; this command trains {' and '.join(map(repr, kinds))}"
+        )
     return READER.read(kinds[kind], table, f"recipe {path.name}")
 
 

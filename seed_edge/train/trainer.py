@@ -1,7 +1,8 @@
 """The training loop: devices, learning rate, optimizers, progress, log, checkpoints and resuming.
 
-Runs on `accelerate`: one CPU, one GPU, or several processes under its launcher (`accelerate launch -m seed_edge train ...`).
-A `LossModule` is trained, whose forward returns losses by name; batches are made in another thread.
+Runs on `accelerate`: one CPU, one GPU, or several processes under its launcher (`accelerate launch -m
+seed_edge train ...`). A `LossModule` is trained, whose forward returns losses by name; batches are made in
+another thread.
 """
 
 from __future__ import annotations
@@ -68,8 +69,8 @@ def optimizers_for(objective: LossModule, schedule: Schedule) -> list[torch.opti
     """Muon for matrices of linear layers and AdamW for all other parameters, or AdamW for all.
 
     Muon (Jordan 2024; scaled to AdamW's step as in Liu et al. 2025, arXiv:2502.16982) needs far fewer steps.
-    Weight decay applies to these matrices and to convolutions, not to norms, biases, embeddings, heads and learnt positions.
-    Frozen parameters are left out.
+    Weight decay applies to these matrices and to convolutions, not to norms, biases, embeddings, heads and
+    learnt positions. Frozen parameters are left out.
     """
     of_heads = {id(parameter) for head in objective.adamw_modules() for parameter in head.parameters()}
     linear = {id(module.weight) for module in objective.modules() if isinstance(module, nn.Linear)}
@@ -84,11 +85,18 @@ def optimizers_for(objective: LossModule, schedule: Schedule) -> list[torch.opti
         else:
             (convolutions if parameter.ndim == 4 else others).append(parameter)
     decayed = convolutions if schedule.optimizer == "muon" else [*matrices, *convolutions]
-    groups = [{"params": decayed, "weight_decay": schedule.weight_decay}, {"params": others, "weight_decay": 0.0}]
-    adamw = torch.optim.AdamW([g for g in groups if g["params"]], lr=0.0, betas=schedule.betas, eps=schedule.eps)
+    groups = [
+        {"params": decayed, "weight_decay": schedule.weight_decay},
+        {"params": others, "weight_decay": 0.0},
+    ]
+    adamw = torch.optim.AdamW(
+        [g for g in groups if g["params"]], lr=0.0, betas=schedule.betas, eps=schedule.eps
+    )
     if schedule.optimizer == "adamw" or not matrices:
         return [adamw]
-    muon = torch.optim.Muon(matrices, lr=0.0, weight_decay=schedule.weight_decay, adjust_lr_fn="match_rms_adamw")
+    muon = torch.optim.Muon(
+        matrices, lr=0.0, weight_decay=schedule.weight_decay, adjust_lr_fn="match_rms_adamw"
+    )
     return [muon, adamw]
 
 
@@ -108,7 +116,8 @@ def shapes_of(optimizers: list[torch.optim.Optimizer]) -> list[list[list[int]]]:
 class Trainer:
     """Trains a module to the end of its schedule, and resumes interrupted runs.
 
-    The random numbers of a step depend on the seed and the step alone, so a resumed run equals an uninterrupted one.
+    The random numbers of a step depend on the seed and the step alone, so a resumed run equals an
+    uninterrupted one.
     """
 
     def __init__(self, folder: Path, schedule: Schedule, report: Report) -> None:
@@ -125,12 +134,13 @@ class Trainer:
         """Train to the end of the schedule.
 
         Args:
-            objective: moved to the device; trained in place.
-            batch_of: step and random generator -> a batch of this process.
-            after: called with the step after each checkpoint, by the first process; the figures that it returns are logged.
+            objective: moved to the device; trained in place. batch_of: step and random generator -> a batch
+            of this process. after: called with the step after each checkpoint, by the first process; the
+            figures that it returns are logged.
 
         Raises:
-            DataError: a loss is not finite (step and samples are named), or the saved state is that of another run.
+            DataError: a loss is not finite (step and samples are named), or the saved state is that of
+            another run.
         """
         accelerator, schedule = self.accelerator, self.schedule
         objective.to(accelerator.device)
@@ -138,7 +148,9 @@ class Trainer:
         factors = [MUON_LR_SCALE, schedule.embedding_lr_scale] if len(optimizers) > 1 else [1.0]
         first = self._resume(objective, optimizers)
         wrapped = accelerator.prepare_model(objective)
-        parameters = [p for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]]
+        parameters = [
+            p for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]
+        ]
         started, count, batches = time.monotonic(), 0, self._batches(batch_of, first)
         sums: dict[str, float] = {}
         with open(self.folder / LOG, "a") if accelerator.is_main_process else nullcontext() as log:
@@ -158,7 +170,9 @@ class Trainer:
                 if (step + 1) % schedule.log_every == 0 or last:
                     means = self._means({name: value / count for name, value in sums.items()})
                     if log is not None:
-                        self._log_step(log, step + 1, means, (time.monotonic() - started) / (step + 1 - first), rate)
+                        self._log_step(
+                            log, step + 1, means, (time.monotonic() - started) / (step + 1 - first), rate
+                        )
                     sums, count = {}, 0
                 if (step + 1) % schedule.save_every == 0 or last:
                     if accelerator.is_main_process:
@@ -166,8 +180,12 @@ class Trainer:
                         self._log_figures(log, step + 1, after(step + 1) if after is not None else None)
                     accelerator.wait_for_everyone()
 
-    def _gradients(self, objective: nn.Module, batches: Iterator[tuple[Batch, int]], step: int) -> dict[str, float]:
-        """Accumulate the mean gradient of the batches of a step in the parameters; return their mean losses."""
+    def _gradients(
+        self, objective: nn.Module, batches: Iterator[tuple[Batch, int]], step: int
+    ) -> dict[str, float]:
+        """Accumulate the mean gradient of the batches of a step in the parameters; return their
+        mean losses.
+        """
         accelerator, schedule = self.accelerator, self.schedule
         means: dict[str, float] = {}
         for part in range(schedule.gradient_accumulation_steps):
@@ -176,18 +194,26 @@ class Trainer:
             batch = {name: self._placed(value) for name, value in made.items()}
             synced = part + 1 == schedule.gradient_accumulation_steps
             with nullcontext() if synced else accelerator.no_sync(objective):
-                with torch.autocast(accelerator.device.type, torch.bfloat16, enabled=schedule.precision == "bf16"):
+                with torch.autocast(
+                    accelerator.device.type, torch.bfloat16, enabled=schedule.precision == "bf16"
+                ):
                     losses = objective(batch)
                 values = {name: value.item() for name, value in losses.items()}
                 if not all(map(math.isfinite, values.values())):
                     raise DataError(_not_finite(step, values, batch.get("keys", ())))
-                accelerator.backward(torch.stack(list(losses.values())).sum() / schedule.gradient_accumulation_steps)
+                accelerator.backward(
+                    torch.stack(list(losses.values())).sum() / schedule.gradient_accumulation_steps
+                )
             for name, value in values.items():
                 means[name] = means.get(name, 0.0) + value / schedule.gradient_accumulation_steps
         return means
 
-    def _batches(self, batch_of: Callable[[int, np.random.Generator], Batch], first: int) -> Iterator[tuple[Batch, int]]:
-        """Batches of all steps from `first` on, each with a seed for PyTorch's generator; one batch is made ahead."""
+    def _batches(
+        self, batch_of: Callable[[int, np.random.Generator], Batch], first: int
+    ) -> Iterator[tuple[Batch, int]]:
+        """Batches of all steps from `first` on, each with a seed for PyTorch's generator; one batch is made
+        ahead.
+        """
         schedule, process = self.schedule, self.accelerator.process_index
 
         def make(step: int, part: int) -> tuple[Batch, int]:
@@ -225,13 +251,19 @@ class Trainer:
         log.write(json.dumps(record) + "\n")
         log.flush()
         text = "  ".join(f"{name} {value:.4f}" for name, value in means.items())
-        self.report(f"step {step:,} of {self.schedule.steps:,}  {text}  {pace:.2f} s/step  {duration(left)} left")
+        self.report(
+            f"step {step:,} of {self.schedule.steps:,}  {text}  {pace:.2f} s/step  {duration(left)} left"
+        )
 
     def _log_figures(self, log: Any, step: int, figures: Mapping[str, float] | None) -> None:
         if figures:
-            log.write(json.dumps({"step": step} | {name: round(value, 5) for name, value in figures.items()}) + "\n")
+            log.write(
+                json.dumps({"step": step} | {name: round(value, 5) for name, value in figures.items()}) + "\n"
+            )
             log.flush()
-            self.report(f"step {step:,}  " + "  ".join(f"{name} {value:.4f}" for name, value in figures.items()))
+            self.report(
+                f"step {step:,}  " + "  ".join(f"{name} {value:.4f}" for name, value in figures.items())
+            )
 
     def _save(self, step: int, objective: LossModule, optimizers: list[torch.optim.Optimizer]) -> None:
         state = {
@@ -250,11 +282,15 @@ class Trainer:
             return 0
         state = torch.load(path, map_location="cpu", weights_only=True)
         if state["seed"] != self.schedule.seed:
-            raise DataError(f"{path} was trained with seed {state['seed']}; keep that seed, or use another folder")
+            raise DataError(
+                f"{path} was trained with seed {state['seed']}; keep that seed, or use another folder"
+            )
         own = _own(objective)
         # optimizers know parameters by their order alone
         if state["shapes"] != shapes_of(optimizers) or set(state["tensors"]) != set(own):
-            raise DataError(f"{path} is the state of another model or another recipe; start again in another folder")
+            raise DataError(
+                f"{path} is the state of another model or another recipe; start again in another folder"
+            )
         for name, tensor in own.items():
             tensor.copy_(state["tensors"][name])
         for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
@@ -265,8 +301,12 @@ class Trainer:
 
 def _own(objective: LossModule) -> dict[str, Tensor]:
     """Parameters and buffers, without the frozen parameters of `frozen_modules`."""
-    frozen = {id(p) for module in objective.frozen_modules() for p in module.parameters() if not p.requires_grad}
-    return {name: p.detach() for name, p in objective.state_dict(keep_vars=True).items() if id(p) not in frozen}
+    frozen = {
+        id(p) for module in objective.frozen_modules() for p in module.parameters() if not p.requires_grad
+    }
+    return {
+        name: p.detach() for name, p in objective.state_dict(keep_vars=True).items() if id(p) not in frozen
+    }
 
 
 def _not_finite(step: int, losses: Mapping[str, float], keys: Any) -> str:

@@ -19,7 +19,16 @@ def found(tiny):
 
 def test_every_stage_is_timed_beside_its_floor(found):
     stages = {stage["stage"]: stage for stage in found["stages"]}
-    named = ["encode", "encode, 16 at once", "decode", "read a prompt", "write text", "write codes", "caption", "draw"]
+    named = [
+        "encode",
+        "encode, 16 at once",
+        "decode",
+        "read a prompt",
+        "write text",
+        "write codes",
+        "caption",
+        "draw",
+    ]
     assert set(named) <= set(stages) and {"caption, a process", "draw, a process"} <= set(stages)
     assert all(stage["seconds"] > 0 for stage in stages.values())
     for name in ("encode", "decode", "read a prompt", "write text", "write codes"):

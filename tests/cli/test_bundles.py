@@ -40,7 +40,9 @@ def test_a_bundle_that_was_added_is_found_by_name_and_removed(run, tiny, example
     run("bundles", "remove", "small", "--yes")
     assert not list(bundles_folder().iterdir())
     assert "small: no such bundle" in run("bundles", "remove", "small", "-y", code=1).stderr
-    assert "small: no such bundle" in run("caption", examples / "coffee.jpg", "--bundle", "small", code=1).stderr
+    assert (
+        "small: no such bundle" in run("caption", examples / "coffee.jpg", "--bundle", "small", code=1).stderr
+    )
 
 
 def test_what_is_damaged_is_not_added_and_leaves_nothing(run, tiny, tmp_path):
@@ -96,7 +98,9 @@ def test_inspect_reads_graphs_and_language_models_anywhere(run, tiny, tmp_path):
     graph = json.loads(run("inspect", tmp_path / "copy-encoder.onnx", "--json").stdout)
     assert graph["inputs"] == {"pixel_values": ["batch", 3, 16, 16]} and graph["fit_for_a_bundle"] == "yes"
     model = json.loads(run("inspect", tmp_path / "copy-llm.gguf", "--json").stdout)
-    assert model["says"]["general.architecture"] == "llama" and model["weights"] == sum(model["weights_by_type"].values())
+    assert model["says"]["general.architecture"] == "llama" and model["weights"] == sum(
+        model["weights_by_type"].values()
+    )
     assert "llama.block_count" in run("inspect", tmp_path / "copy-llm.gguf").stdout
     assert json.loads(run("inspect", tiny, "--json").stdout) == json.loads(
         run("inspect", tiny / "manifest.json", "--json").stdout
@@ -108,7 +112,12 @@ def test_what_a_file_says_cannot_command_the_terminal(run, tmp_path):
     key = b"general.name"
     value = evil.encode()
     data = (
-        b"GGUF" + struct.pack("<IQQ", 3, 0, 1) + struct.pack("<Q", len(key)) + key + struct.pack("<IQ", 8, len(value)) + value
+        b"GGUF"
+        + struct.pack("<IQQ", 3, 0, 1)
+        + struct.pack("<Q", len(key))
+        + key
+        + struct.pack("<IQ", 8, len(value))
+        + value
     )
     (tmp_path / "evil.gguf").write_bytes(data)
     told = run("inspect", tmp_path / "evil.gguf").stdout
@@ -144,7 +153,14 @@ def test_a_healthy_machine_is_told_as_one(run, monkeypatch):
     monkeypatch.setattr(doctor_module, "available_memory", lambda: 8 << 30)
     monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
     state, checks = checks_of(run("doctor", "--json"))
-    assert state == "ok" and {"python", "processor", "onnxruntime", "llama.cpp", "memory", "bundle mini"} <= set(checks)
+    assert state == "ok" and {
+        "python",
+        "processor",
+        "onnxruntime",
+        "llama.cpp",
+        "memory",
+        "bundle mini",
+    } <= set(checks)
     assert "onnxruntime" in run("doctor").stdout
 
 
@@ -152,7 +168,11 @@ def test_what_works_badly_is_a_warning_with_advice(run, monkeypatch):
     monkeypatch.setattr(doctor_module, "available_memory", lambda: 100 << 20)
     monkeypatch.setenv("OMP_WAIT_POLICY", "ACTIVE")
     state, checks = checks_of(run("doctor", "--json", code=1))
-    assert state == "warning" and checks["memory"]["state"] == "warning" and "--low-memory" in checks["memory"]["advice"]
+    assert (
+        state == "warning"
+        and checks["memory"]["state"] == "warning"
+        and "--low-memory" in checks["memory"]["advice"]
+    )
     assert checks["threads"]["advice"] == "unset OMP_WAIT_POLICY"
     assert "try: unset OMP_WAIT_POLICY" in run("doctor", code=1).stdout
 

@@ -246,7 +246,22 @@ def content(place):
             "mov",
             "mp4",
         ],
-        *["psd", "aae", "dng", "json", "py", "toml", "bak", "txt.jpg", "txt.", ".txt..txt", "a b.txt", "gguf", "db", "zip"],
+        *[
+            "psd",
+            "aae",
+            "dng",
+            "json",
+            "py",
+            "toml",
+            "bak",
+            "txt.jpg",
+            "txt.",
+            ".txt..txt",
+            "a b.txt",
+            "gguf",
+            "db",
+            "zip",
+        ],
     ],
 )
 def test_an_ending_that_is_not_of_a_text_beside_an_image_is_a_usage_error(run, folder, ending):
@@ -273,7 +288,11 @@ def test_images_that_share_a_stem_do_not_share_a_text(run, folder):
         assert "2 of" in run("photos", "--sidecar", "txt", option, code=3).stderr
         assert (folder / "b.txt").read_bytes() == first
     run("photos", "--sidecar", "txt", "--full-names")
-    assert (folder / "b.png.txt").exists() and (folder / "b.webp.txt").exists() and (folder / "more/c.webp.txt").exists()
+    assert (
+        (folder / "b.png.txt").exists()
+        and (folder / "b.webp.txt").exists()
+        and (folder / "more/c.webp.txt").exists()
+    )
 
 
 def test_an_image_named_twice_is_no_clash(run, folder):
@@ -287,7 +306,9 @@ def test_a_raw_file_does_not_take_the_text_of_the_photo_beside_it(run, folder):
     assert (folder / "a.txt").exists() and "1 of 6 images" in result.stderr and "a.cr2" in result.stderr
 
 
-@pytest.mark.parametrize("kind", ["link", "folder", "binary", "long", "latin-1", "image", "hard link to an image", "settings"])
+@pytest.mark.parametrize(
+    "kind", ["link", "folder", "binary", "long", "latin-1", "image", "hard link to an image", "settings"]
+)
 def test_what_cannot_be_a_caption_is_not_overwritten(run, folder, tmp_path, kind, monkeypatch):
     beside = folder / "b.txt"
     if kind == "link":
@@ -326,7 +347,9 @@ def test_a_name_too_long_for_a_text_beside_it_fails_alone(run, folder):
     for option in ((), ("--resume",)):
         result = run("photos", "--sidecar", "description.txt", *option, code=3)
         assert "1 of" in result.stderr and "too long" in result.stderr
-        assert sorted(path.name for path in folder.rglob("*.description.txt")) == [f"{c}.description.txt" for c in "acde"]
+        assert sorted(path.name for path in folder.rglob("*.description.txt")) == [
+            f"{c}.description.txt" for c in "acde"
+        ]
     (folder / long).rename(folder / ("n" * 251 + ".png"))
     run("photos", "--sidecar", "txt")
 
@@ -346,7 +369,16 @@ cli(["caption", *sys.argv[1].split(), *sys.argv[2:]])
 def unprivileged(tiny, place, *arguments):
     """A command by a user whom permissions bind."""
     os.chmod(place, 0o755)
-    words = [sys.executable, "-c", UNPRIVILEGED, " ".join(arguments), "--bundle", str(tiny), "--device", "cpu"]
+    words = [
+        sys.executable,
+        "-c",
+        UNPRIVILEGED,
+        " ".join(arguments),
+        "--bundle",
+        str(tiny),
+        "--device",
+        "cpu",
+    ]
     home = os.environ | {"SEED_EDGE_HOME": str(place / "home")}
     return subprocess.run(words, cwd=place, env=home, capture_output=True, text=True)
 
@@ -373,7 +405,14 @@ def test_a_folder_that_is_closed_to_us_stops_nothing(reachable, bits):
     result = unprivileged(reachable / "tiny", reachable, "photos", "--sidecar", "txt")
     assert result.returncode == 3 and "Traceback" not in result.stderr, result.stderr
     assert "1 of 6 images" in result.stderr and "locked" in result.stderr
-    assert {path.name for path in reachable.rglob("*.txt")} == {"a.txt", "b.txt", "c.txt", "d.txt", "e.txt", "notes.txt"}
+    assert {path.name for path in reachable.rglob("*.txt")} == {
+        "a.txt",
+        "b.txt",
+        "c.txt",
+        "d.txt",
+        "e.txt",
+        "notes.txt",
+    }
 
 
 def test_an_image_that_is_closed_to_us_stops_nothing(reachable):
@@ -435,7 +474,9 @@ def test_what_is_no_image_is_counted(run, folder):
 # ---- --out -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("how", ["same", "other spelling", "hard link", "link", "settings", "bundle", "in the bundle"])
+@pytest.mark.parametrize(
+    "how", ["same", "other spelling", "hard link", "link", "settings", "bundle", "in the bundle"]
+)
 @pytest.mark.parametrize("option", [None, "--overwrite", "--resume"])
 def test_an_input_is_never_the_output(run, folder, tiny, tmp_path, monkeypatch, how, option):
     out = Path("other.jsonl")
@@ -510,7 +551,9 @@ def test_every_beginning_of_a_line_that_was_cut_is_gone_on_with(run, folder):
 def test_a_last_line_that_is_whole_but_for_its_end_is_kept(run, folder):
     run("photos", "--out", "c.jsonl")
     whole = Path("c.jsonl").read_bytes().splitlines(keepends=True)
-    mine = json.dumps({"image": "photos/b.png", "caption": "mine"}).replace(" ", "  ").encode()  # an editor's spaces
+    mine = (
+        json.dumps({"image": "photos/b.png", "caption": "mine"}).replace(" ", "  ").encode()
+    )  # an editor's spaces
     Path("c.jsonl").write_bytes(whole[0] + mine)
     run("photos", "--out", "c.jsonl", "--resume")
     assert Path("c.jsonl").read_bytes() == b"".join([whole[0], mine, b"\n", *whole[2:]])
@@ -530,7 +573,9 @@ def test_names_of_any_bytes_come_back_exactly(run, folder):
     assert "8 of 8 have their caption" in run("photos", "--out", "c.jsonl", "--resume").stderr
     assert Path("c.jsonl").read_bytes().decode() == text
     told = run("photos").stdout.splitlines()
-    assert len(told) == 8 and all(line.count("\t") == 1 and line.replace("\t", "").isprintable() for line in told)
+    assert len(told) == 8 and all(
+        line.count("\t") == 1 and line.replace("\t", "").isprintable() for line in told
+    )
 
 
 def test_captions_replace_what_the_user_named_and_nothing_beside(run, folder, tmp_path):
@@ -557,7 +602,18 @@ def test_captions_go_to_stdout_pipes_and_devices(run, folder, option):
 
 
 def test_stdout_by_its_other_name_is_stdout(tiny, folder, tmp_path):
-    words = [sys.executable, "-m", "seed_edge", "caption", "photos", "--out", "/dev/stdout", "-q", "--bundle", str(tiny)]
+    words = [
+        sys.executable,
+        "-m",
+        "seed_edge",
+        "caption",
+        "photos",
+        "--out",
+        "/dev/stdout",
+        "-q",
+        "--bundle",
+        str(tiny),
+    ]
     with open(tmp_path / "told", "wb") as file:
         subprocess.run(words, cwd=tmp_path, stdout=file, check=True)
     assert [line["image"] for line in lines(tmp_path / "told")] == IMAGES
@@ -599,16 +655,23 @@ def test_results_and_progress_never_share_a_line(run, folder, monkeypatch):
     screen = Terminal()
     monkeypatch.setattr(caption_output.sys, "stderr", screen)
     monkeypatch.setattr(
-        caption_output.click, "echo", lambda text="", err=False, nl=True, **_: screen.write(str(text) + "\n" * nl)
+        caption_output.click,
+        "echo",
+        lambda text="", err=False, nl=True, **_: screen.write(str(text) + "\n" * nl),
     )
-    pace, sink = caption_output.FileProgress(2, quiet=False), caption_output.Printed(as_json=False, alone=False)
+    pace, sink = (
+        caption_output.FileProgress(2, quiet=False),
+        caption_output.Printed(as_json=False, alone=False),
+    )
     made = [(Path("a.png"), "one"), (Path("b.png"), "two")]
 
     class Made:
         def __init__(self, path, caption):
             self.path, self.caption, self.error = path, caption, None
 
-    monkeypatch.setattr("seed_edge.runtime.batch.caption_files", lambda *_, **__: iter([Made(*each) for each in made]))
+    monkeypatch.setattr(
+        "seed_edge.runtime.batch.caption_files", lambda *_, **__: iter([Made(*each) for each in made])
+    )
     assert caption.caption_all(None, [path for path, _ in made], sink, "", "", False, False) == []
     shown = screen.getvalue()
     for result in ("a.png\tone\n", "b.png\ttwo\n"):

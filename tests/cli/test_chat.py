@@ -21,12 +21,18 @@ def chat(tiny, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     shutil.copytree(tiny, "bundle")
     manifest = json.loads(Path("bundle", MANIFEST).read_text())
-    manifest["language"]["prompts"] |= {"turn": "U: {images}{text}\nA:", "before_answer": " ", "between_turns": "\n"}
+    manifest["language"]["prompts"] |= {
+        "turn": "U: {images}{text}\nA:",
+        "before_answer": " ",
+        "between_turns": "\n",
+    }
     Path("bundle", MANIFEST).write_text(json.dumps(manifest))
     Image.new("RGB", (30, 30), "red").save("my photo.png")
 
     def call(*lines, options=(), code=0):
-        result = CliRunner().invoke(cli, ["chat", "--bundle", "bundle", "-q", *options], input="\n".join(lines) + "\n")
+        result = CliRunner().invoke(
+            cli, ["chat", "--bundle", "bundle", "-q", *options], input="\n".join(lines) + "\n"
+        )
         assert result.exit_code == code, result.output
         return result
 
@@ -103,8 +109,15 @@ def test_an_exchange_is_taken_back_and_a_conversation_kept(chat, tmp_path):
 
 
 def test_mistakes_are_told_and_lose_nothing(chat):
-    result = chat("hello", "/dance", "/load none.json", "/save", "/save no/such/folder.json", "/save talk.json", "/help")
-    for words in ("/dance is no command; /help tells them", "none.json is no conversation", "say which file", "/draw TEXT"):
+    result = chat(
+        "hello", "/dance", "/load none.json", "/save", "/save no/such/folder.json", "/save talk.json", "/help"
+    )
+    for words in (
+        "/dance is no command; /help tells them",
+        "none.json is no conversation",
+        "say which file",
+        "/draw TEXT",
+    ):
         assert words in result.stderr
     assert len(json.loads(Path("talk.json").read_text())["turns"]) == 1
 
@@ -189,7 +202,9 @@ def test_pictures_of_a_message_that_was_stopped_wait_for_the_next(chat, said, mo
 def test_bytes_that_are_not_utf8_are_replaced_and_said(tiny, chat, said):
     chat("warm up")
     said.clear()
-    result = CliRunner().invoke(cli, ["chat", "--bundle", "bundle", "-q"], input=b"a \xff fox\n/draw \xfe\n\xff.png\n")
+    result = CliRunner().invoke(
+        cli, ["chat", "--bundle", "bundle", "-q"], input=b"a \xff fox\n/draw \xfe\n\xff.png\n"
+    )
     assert result.exit_code == 0, result.output
     assert [text for text, *_ in said] == ["a \ufffd fox", "\ufffd", "\ufffd.png"] and result.stderr.count(
         "not UTF-8 were replaced"

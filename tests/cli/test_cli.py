@@ -79,7 +79,10 @@ def test_encode_prints_one_line_per_image_and_decode_reads_it_from_stdin(run, ph
 def test_caption_prints_text_or_json(run, photo):
     text = run("caption", photo)
     assert text.exit_code == 0
-    assert json.loads(run("caption", photo, "--json").stdout) == {"image": str(photo), "caption": text.stdout.rstrip("\n")}
+    assert json.loads(run("caption", photo, "--json").stdout) == {
+        "image": str(photo),
+        "caption": text.stdout.rstrip("\n"),
+    }
 
 
 def test_draw_writes_the_picture_and_says_where(run):
@@ -113,10 +116,16 @@ def test_notes_go_to_stderr_and_quiet_drops_them(run, photo, tiny):
     assert loud.stderr.startswith("device: ") and len(loud.stderr.splitlines()) > 1
     assert CliRunner().invoke(cli, ["encode", str(photo), "--bundle", str(tiny)]).stderr == ""
     assert (
-        "seed: " in CliRunner().invoke(cli, ["draw", "x", "-o", str(photo.with_name("x.png")), "--bundle", str(tiny)]).stderr
+        "seed: "
+        in CliRunner()
+        .invoke(cli, ["draw", "x", "-o", str(photo.with_name("x.png")), "--bundle", str(tiny)])
+        .stderr
     )
     assert (
-        CliRunner().invoke(cli, ["draw", "x", "-o", str(photo.with_name("y.png")), "--bundle", str(tiny), "-q"]).stderr == ""
+        CliRunner()
+        .invoke(cli, ["draw", "x", "-o", str(photo.with_name("y.png")), "--bundle", str(tiny), "-q"])
+        .stderr
+        == ""
     )
 
 
@@ -137,7 +146,12 @@ def test_the_pixel_limit_is_adjustable(run, photo):
 
 @pytest.mark.parametrize(
     ("output", "words"),
-    [("nowhere/fox.png", "no such folder"), ("fox.tiff", ".png"), ("fox", ".png"), ("folder.png", "is a folder")],
+    [
+        ("nowhere/fox.png", "no such folder"),
+        ("fox.tiff", ".png"),
+        ("fox", ".png"),
+        ("folder.png", "is a folder"),
+    ],
 )
 def test_outputs_that_cannot_be_are_refused_before_any_work(run, output, words):
     Path("folder.png").mkdir()
@@ -190,7 +204,10 @@ def test_what_holds_no_codes_is_refused(text):
 def test_codes_that_cannot_be_read_are_one_line(run):
     Path("binary").write_bytes(bytes(range(256)))
     Path("large").write_bytes(b"1 " * 600_000)
-    failed(run("decode", "nothing.json", "-o", "x.png"), "nothing.json cannot be read (No such file or directory)")
+    failed(
+        run("decode", "nothing.json", "-o", "x.png"),
+        "nothing.json cannot be read (No such file or directory)",
+    )
     failed(run("decode", "binary", "-o", "x.png"), "binary is no text")
     failed(run("decode", "large", "-o", "x.png"), "large is over")
     failed(run("decode", ".", "-o", "x.png"), "cannot be read")
@@ -223,7 +240,10 @@ def test_a_missing_extra_says_what_to_install(run, monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     result = run("export", "--ckpt", "run", "--out", "out", bundle=None)
     assert result.exit_code == 1
-    assert "export` needs torch" in result.stderr and 'pip install ".[export]" in the source folder' in result.stderr
+    assert (
+        "export` needs torch" in result.stderr
+        and 'pip install ".[export]" in the source folder' in result.stderr
+    )
 
 
 def test_options_of_a_diffusion_are_refused_where_there_is_none(run):
@@ -246,13 +266,19 @@ def test_verify_repeats_the_self_test_without_torch(tiny, tmp_path):
 
 def test_verbose_tells_the_plan_and_what_is_opened(run, photo):
     told = run("caption", photo, "--low-memory", "-v").stderr
-    for words in ("encoder.onnx: ", "one is open at a time", "opening encoder.onnx", "closing encoder.onnx to make room for"):
+    for words in (
+        "encoder.onnx: ",
+        "one is open at a time",
+        "opening encoder.onnx",
+        "closing encoder.onnx to make room for",
+    ):
         assert words in told
     assert "opening" not in run("caption", photo).stderr
 
 
 @pytest.mark.parametrize(
-    ("text", "count"), [("6G", 6 * 10**9), ("500M", 5 * 10**8), ("1.5gb", 15 * 10**8), ("2GiB", 2 << 30), ("1000", 1000)]
+    ("text", "count"),
+    [("6G", 6 * 10**9), ("500M", 5 * 10**8), ("1.5gb", 15 * 10**8), ("2GiB", 2 << 30), ("1000", 1000)],
 )
 def test_sizes_are_read_as_people_write_them(text, count):
     assert Bytes().convert(text, None, None) == count

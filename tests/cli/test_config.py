@@ -86,14 +86,19 @@ def test_log_level_and_json(run, tiny, examples):
     arguments = ["caption", examples / "coffee.jpg", "--bundle", tiny, "-q"]
     assert run(*arguments).stderr == ""
     assert "opening encoder.onnx" in run("--log-level", "debug", *arguments).stderr
-    told = [json.loads(line) for line in run("--log-level", "debug", "--log-json", *arguments).stderr.splitlines()]
+    told = [
+        json.loads(line) for line in run("--log-level", "debug", "--log-json", *arguments).stderr.splitlines()
+    ]
     assert {"time", "level", "message"} == set(told[0]) and told[0]["level"] == "debug"
     assert "is not one of 'debug', 'info'" in run("--log-level", "loud", *arguments, code=2).stderr
 
 
 def test_prompts_and_names_of_images_are_not_logged_below_debug(run, tiny, tmp_path):
     Image.new("RGB", (20, 20)).save(tmp_path / "secret-name.png")
-    for command in (["caption", "secret-name.png", "--out", "c.jsonl"], ["draw", "secret-name", "-o", "d.png", "--seed", 1]):
+    for command in (
+        ["caption", "secret-name.png", "--out", "c.jsonl"],
+        ["draw", "secret-name", "-o", "d.png", "--seed", 1],
+    ):
         assert "secret-name" not in run("--log-level", "info", *command, "--bundle", tiny).stderr
 
 
@@ -123,8 +128,15 @@ def test_commands_options_and_bundles_are_completed(run, tiny):
 
 def test_the_manual_page_is_that_of_the_commands(run):
     told = run("manual").stdout
-    assert told == "\n".join(page(cli)) + "\n" == MANUAL.read_text(), "write it anew: seed-edge manual > docs/seed-edge.1"
-    for words in (".SS seed\\-edge draw [PROMPT]", "seed\\-edge train llm", ".SH EXIT STATUS", ".B SEED_EDGE_HOME"):
+    assert told == "\n".join(page(cli)) + "\n" == MANUAL.read_text(), (
+        "write it anew: seed-edge manual > docs/seed-edge.1"
+    )
+    for words in (
+        ".SS seed\\-edge draw [PROMPT]",
+        "seed\\-edge train llm",
+        ".SH EXIT STATUS",
+        ".B SEED_EDGE_HOME",
+    ):
         assert words in told
 
 

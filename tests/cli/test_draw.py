@@ -85,7 +85,9 @@ def test_a_prompt_that_cannot_be_drawn_does_not_stop_the_others(run, tmp_path):
     (tmp_path / "prompts.txt").write_text("a house\n" + "long " * 200 + "\na cat\n")
     result = run("draw", "--prompts", "prompts.txt", "--seed", 1, fails=True)
     assert result.stdout.split() == ["a-house.png", "a-cat.png"]
-    assert "was not drawn: the prompt has" in result.stderr and "1 of 3 prompts were not drawn" in result.stderr
+    assert (
+        "was not drawn: the prompt has" in result.stderr and "1 of 3 prompts were not drawn" in result.stderr
+    )
 
 
 @pytest.mark.parametrize(
@@ -108,7 +110,9 @@ def test_what_cannot_be_drawn_says_why(run, photo, tmp_path, arguments, says):
 
 def test_negative_words_change_what_is_drawn(run):
     def drawn(name, *more):
-        lines = run("draw", "a house", "-n", 8, "--seed", 3, "-o", f"{name}.png", "--json", *more).stdout.splitlines()
+        lines = run(
+            "draw", "a house", "-n", 8, "--seed", 3, "-o", f"{name}.png", "--json", *more
+        ).stdout.splitlines()
         return [json.loads(line)["codes"] for line in lines]
 
     none, cat, again, grass = (
@@ -158,7 +162,14 @@ def test_a_picture_of_another_bundle_is_not_drawn_again(run, taught):
 
 
 @pytest.mark.parametrize(
-    "change", [lambda r: r | {"drawn": []}, lambda r: r | {"prompt": 3}, lambda r: r | {"more": 1}, lambda r: [1], lambda r: 0]
+    "change",
+    [
+        lambda r: r | {"drawn": []},
+        lambda r: r | {"prompt": 3},
+        lambda r: r | {"more": 1},
+        lambda r: [1],
+        lambda r: 0,
+    ],
 )
 def test_a_damaged_record_is_refused(tmp_path, change):
     image = Image.new("RGB", (8, 8))
@@ -184,13 +195,21 @@ def test_a_picture_is_rebuilt_from_its_codes(run, photo):
     run("encode", photo, "--json")
     codes = json.loads(run("encode", photo, "--json").stdout)["codes"]
     assert record_in("r.png").drawn[0].codes == tuple(codes)
-    assert Image.open("r.png").getpixel((2, 12)) == (255, 0, 0) and Image.open("r.png").getpixel((12, 2)) == (0, 0, 255)
+    assert Image.open("r.png").getpixel((2, 12)) == (255, 0, 0) and Image.open("r.png").getpixel((12, 2)) == (
+        0,
+        0,
+        255,
+    )
 
 
 def test_a_picture_is_changed_by_words(run, photo, taught):
-    line = json.loads(run("edit", photo, "make it green", "--seed", 2, "--json", "-o", "e.png", bundle=taught).stdout)
+    line = json.loads(
+        run("edit", photo, "make it green", "--seed", 2, "--json", "-o", "e.png", bundle=taught).stdout
+    )
     assert len(line["codes"]) == 4 and record_in("e.png").prompt == "make it green"
-    again = json.loads(run("edit", photo, "make it green", "--seed", 2, "--json", "-o", "f.png", bundle=taught).stdout)
+    again = json.loads(
+        run("edit", photo, "make it green", "--seed", 2, "--json", "-o", "f.png", bundle=taught).stdout
+    )
     assert again["codes"] == line["codes"]
     assert "cannot edit images" in run("edit", photo, "make it green", fails=True).stderr
 
@@ -271,7 +290,12 @@ def test_nothing_is_written_into_the_bundle(run, taught):
     assert content(taught) == before
 
 
-MAKING = [("draw", "a house"), ("decode", "codes.png"), ("reconstruct", "photo.png"), ("draw", "a house", "-n", 4, "--grid")]
+MAKING = [
+    ("draw", "a house"),
+    ("decode", "codes.png"),
+    ("reconstruct", "photo.png"),
+    ("draw", "a house", "-n", 4, "--grid"),
+]
 
 
 @pytest.mark.parametrize("words", MAKING)
@@ -318,14 +342,17 @@ cli(["draw", "a house", "-n", "12", "--seed", sys.argv[2], "-q", "--bundle", sys
 def test_pictures_drawn_at_the_same_moment_all_get_a_name(tiny, tmp_path, extra):
     words = [sys.executable, "-c", TWICE, str(tiny)]
     running = [
-        subprocess.Popen([*words, str(100 * n), *extra], cwd=tmp_path, stdout=subprocess.PIPE, text=True) for n in range(3)
+        subprocess.Popen([*words, str(100 * n), *extra], cwd=tmp_path, stdout=subprocess.PIPE, text=True)
+        for n in range(3)
     ]
     told = [process.communicate()[0].split() for process in running]
     assert [process.returncode for process in running] == [0, 0, 0]
     every = [name for names in told for name in names]
     assert sorted(every) == sorted(os.listdir(tmp_path)) and len(set(every)) == 36
     for number, names in enumerate(told):
-        assert [record_in(tmp_path / name).drawn[0].seed for name in names] == [100 * number + n for n in range(12)]
+        assert [record_in(tmp_path / name).drawn[0].seed for name in names] == [
+            100 * number + n for n in range(12)
+        ]
 
 
 def test_a_picture_goes_to_stdout(run, inputs):
@@ -348,8 +375,22 @@ def test_a_picture_goes_into_pipes_and_devices(run, tmp_path, tiny):
         reader.join(20)
         assert Image.open(io.BytesIO(found[0])).format == kind and stat.S_ISFIFO(os.stat(name).st_mode)
     run("draw", "a house", "-o", "/dev/null")
-    words = [sys.executable, "-m", "seed_edge", "draw", "a house", "-q", "-o", "/dev/stdout", "--bundle", str(tiny)]
-    assert Image.open(io.BytesIO(subprocess.run(words, capture_output=True, check=True).stdout)).size == (16, 16)
+    words = [
+        sys.executable,
+        "-m",
+        "seed_edge",
+        "draw",
+        "a house",
+        "-q",
+        "-o",
+        "/dev/stdout",
+        "--bundle",
+        str(tiny),
+    ]
+    assert Image.open(io.BytesIO(subprocess.run(words, capture_output=True, check=True).stdout)).size == (
+        16,
+        16,
+    )
     assert stat.S_ISCHR(os.stat("/dev/null").st_mode)
 
 
@@ -413,7 +454,9 @@ def test_a_grid_has_the_sides_its_format_can_have_and_the_memory_there_is(monkey
     for path, count, side, says in (("a.webp", 4, 8_192, "16,383 a side"), ("a.png", 4, 7_000, "")):
         if says:
             with pytest.raises(ClickException, match=says):
-                check_grid(count, side, Path(path)) if side * side * count <= 200_000_000 else check_grid(2, side, Path(path))
+                check_grid(count, side, Path(path)) if side * side * count <= 200_000_000 else check_grid(
+                    2, side, Path(path)
+                )
         else:
             check_grid(count, side, Path(path))
     monkeypatch.setattr("seed_edge.memory.available_memory", lambda: 10_000)

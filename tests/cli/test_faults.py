@@ -38,7 +38,9 @@ def test_killed_at_any_moment_draw_leaves_a_whole_picture_or_none(tiny, tmp_path
 
 def test_a_picture_that_was_there_stays_until_the_new_one_is_whole(tiny, tmp_path):
     (tmp_path / "out.png").write_bytes(b"something dear")
-    result = full(100, "draw", "a house", "--bundle", tiny, "-o", "out.png", "-q", "--overwrite", cwd=tmp_path)
+    result = full(
+        100, "draw", "a house", "--bundle", tiny, "-o", "out.png", "-q", "--overwrite", cwd=tmp_path
+    )
     assert (
         result.returncode == 1
         and "File too large" in result.stderr
@@ -71,13 +73,19 @@ def test_captions_written_before_the_disk_was_full_are_kept(tiny, tmp_path):
     for number in range(40):
         Image.new("RGB", (16, 16), (6 * number, 0, 0)).save(tmp_path / "many" / f"{number:02}.png")
     whole = subprocess.run(
-        command("caption", "many", "--out", "whole.jsonl", "-q", "--bundle", tiny), cwd=tmp_path, capture_output=True
+        command("caption", "many", "--out", "whole.jsonl", "-q", "--bundle", tiny),
+        cwd=tmp_path,
+        capture_output=True,
     )
     assert whole.returncode == 0
     lines = (tmp_path / "whole.jsonl").read_bytes().splitlines(keepends=True)
     room = sum(map(len, lines[:20])) + 5
     result = full(room, "caption", "many", "--out", "cut.jsonl", "-q", "--bundle", tiny, cwd=tmp_path)
-    assert result.returncode == 1 and "Traceback" not in result.stderr and len(result.stderr.strip().splitlines()) == 1
+    assert (
+        result.returncode == 1
+        and "Traceback" not in result.stderr
+        and len(result.stderr.strip().splitlines()) == 1
+    )
     assert (tmp_path / "cut.jsonl").read_bytes().startswith(b"".join(lines[:15]))
     again = command("caption", "many", "--out", "cut.jsonl", "--resume", "-q", "--bundle", tiny)
     subprocess.run(again, cwd=tmp_path, check=True)

@@ -14,7 +14,14 @@ from PIL import Image
 from seed_edge import manifest
 from seed_edge.cli import cli
 from seed_edge.commands import common
-from seed_edge.commands.codes_input import CODES_FILE_LIMIT, MAX_PROMPT, lines_of, parse_codes, read_codes, read_latents
+from seed_edge.commands.codes_input import (
+    CODES_FILE_LIMIT,
+    MAX_PROMPT,
+    lines_of,
+    parse_codes,
+    read_codes,
+    read_latents,
+)
 from seed_edge.commands.config import options_by_name
 from seed_edge.errors import CodesError, PromptError
 
@@ -34,7 +41,9 @@ def run(tmp_path, monkeypatch):
 
 def told(result, code, *words):
     """The one line of an error, without anything a terminal obeys."""
-    assert not isinstance(result.exception, Exception) or isinstance(result.exception, SystemExit), result.exc_info
+    assert not isinstance(result.exception, Exception) or isinstance(result.exception, SystemExit), (
+        result.exc_info
+    )
     assert result.exit_code == code, result.output
     (line,) = (line for line in result.stderr.splitlines() if line.startswith("Error: "))
     assert line.isprintable() and all(word in line for word in words), line
@@ -46,10 +55,16 @@ def told(result, code, *words):
 
 def commands(group=cli, *names):
     for name, command in group.commands.items():
-        yield from commands(command, *names, name) if isinstance(command, click.Group) else [((*names, name), command)]
+        yield from (
+            commands(command, *names, name)
+            if isinstance(command, click.Group)
+            else [((*names, name), command)]
+        )
 
 
-OPTIONS = [(names, key, option) for names, command in commands() for key, option in options_by_name(command).items()]
+OPTIONS = [
+    (names, key, option) for names, command in commands() for key, option in options_by_name(command).items()
+]
 NUMBERS = [
     (names, key)
     for names, key, option in OPTIONS
@@ -63,7 +78,9 @@ def test_every_option_that_takes_a_number_is_tried():
     }
 
 
-@pytest.mark.parametrize("value", ["nan", "inf", "-inf", "1e400", "-1", "0x10", "", "true", LARGE, "1" + "0" * 300], ids=repr)
+@pytest.mark.parametrize(
+    "value", ["nan", "inf", "-inf", "1e400", "-1", "0x10", "", "true", LARGE, "1" + "0" * 300], ids=repr
+)
 def test_numbers_beyond_their_field_are_refused_by_the_option(run, value):
     for names, key in NUMBERS:
         result = run(*names, f"--{key}={value}")
@@ -72,7 +89,8 @@ def test_numbers_beyond_their_field_are_refused_by_the_option(run, value):
 
 
 @pytest.mark.parametrize(
-    "size", ["0", "-5", "1e3", "1e400", "inf", "9G9", "1P", "9223372036854775808", "99999999999G", "٣G", "1_000"]
+    "size",
+    ["0", "-5", "1e3", "1e400", "inf", "9G9", "1P", "9223372036854775808", "99999999999G", "٣G", "1_000"],
 )
 def test_a_memory_limit_is_a_positive_number_of_64_bits(run, size):
     told(run("caption", "x.png", "--memory-limit", size), 2, "--memory-limit")
@@ -86,7 +104,9 @@ def test_largest_values_that_are_taken():
 
 
 def test_bounds_are_those_of_the_manifest():
-    assert common.MOST_TEMPERATURE == manifest.MAX_TEMPERATURE and common.MOST_GUIDANCE == manifest.MAX_GUIDANCE
+    assert (
+        common.MOST_TEMPERATURE == manifest.MAX_TEMPERATURE and common.MOST_GUIDANCE == manifest.MAX_GUIDANCE
+    )
 
 
 def test_seeds_that_would_count_past_64_bits_are_refused(run, tiny):
@@ -97,7 +117,19 @@ def test_seeds_that_would_count_past_64_bits_are_refused(run, tiny):
 
 WRONG = {
     "flag": ['"true"', "1", "0", "[]", "{ a = 1 }", "2020-01-01", '""', "nan"],
-    "number": ['"many"', '""', "[1]", "{ a = 1 }", "true", "2020-01-01", "-1", str(2**63), "9" * 30, '"nan"', "12:30:00"],
+    "number": [
+        '"many"',
+        '""',
+        "[1]",
+        "{ a = 1 }",
+        "true",
+        "2020-01-01",
+        "-1",
+        str(2**63),
+        "9" * 30,
+        '"nan"',
+        "12:30:00",
+    ],
     "integer": ["1.5", "nan", "inf"],
     "text": ["1", "1.5", "true", "[]", '["a"]', "{ a = 1 }", "2020-01-01T00:00:00Z", '"a\\u0000b"'],
     "multiple": ["1", '"a"', "true", "[1]", "[[]]", "[true]", '["a\\u0000b"]', "{ a = 1 }"],
@@ -115,7 +147,12 @@ def kinds_of(option):
     return ["number", "integer"] if number else ["text"]
 
 
-CASES = [(names, key, value) for names, key, option in OPTIONS for kind in kinds_of(option) for value in WRONG[kind]]
+CASES = [
+    (names, key, value)
+    for names, key, option in OPTIONS
+    for kind in kinds_of(option)
+    for value in WRONG[kind]
+]
 
 
 def test_every_option_of_every_command_refuses_values_of_another_type(run, tmp_path):
@@ -123,7 +160,9 @@ def test_every_option_of_every_command_refuses_values_of_another_type(run, tmp_p
     for number, (names, key, value) in enumerate(CASES):
         place = tmp_path / "s.toml"
         place.write_text(f"[{'.'.join(names)}]\n{key} = {value}\n")
-        line = told(run("--config", place, "bundles", "path"), 2, "s.toml", f"[{'.'.join(names)}] {key}:", "expected ")
+        line = told(
+            run("--config", place, "bundles", "path"), 2, "s.toml", f"[{'.'.join(names)}] {key}:", "expected "
+        )
         assert len(line) < 1000, number
 
 
@@ -181,7 +220,10 @@ def test_a_settings_file_that_is_no_file_is_refused_at_once(run, tmp_path, how, 
 
 @pytest.mark.parametrize(
     ("line", "words"),
-    [('device = "tpu"', "'tpu' is not one of 'auto', 'cpu', 'cuda'"), ('device = "\\u001b[31m"', "'\\x1b[31m' is not one of")],
+    [
+        ('device = "tpu"', "'tpu' is not one of 'auto', 'cpu', 'cuda'"),
+        ('device = "\\u001b[31m"', "'\\x1b[31m' is not one of"),
+    ],
 )
 def test_a_choice_that_is_none_names_the_file(run, tmp_path, tiny, line, words):
     (tmp_path / "s.toml").write_text(f'[draw]\nbundle = "{tiny}"\n{line}\n')
@@ -217,13 +259,17 @@ def test_and_so_for_the_command(run, tiny, tmp_path, text):
     told(run("decode", "-", "-o", "x.png", "--bundle", tiny, input=text), 1)
 
 
-@pytest.mark.parametrize("text", ["0 1 2", "0 1 2 9", "-1 0 0 0", "0 0 0 99999999999999999", "7", "[0, 1, 2, 8]"])
+@pytest.mark.parametrize(
+    "text", ["0 1 2", "0 1 2 9", "-1 0 0 0", "0 0 0 99999999999999999", "7", "[0, 1, 2, 8]"]
+)
 def test_codes_that_are_no_image_of_the_bundle_are_one_line(run, tiny, tmp_path, text):
     (tmp_path / "codes").write_text(text)
     told(run("decode", "codes", "-o", "x.png", "--bundle", tiny), 1)
 
 
-@pytest.mark.parametrize("text", ["0 1 2 3", "[0, 1, 2, 3]", '{"codes": [0, 1, 2, 3]}', " 0\n1\t2 3\n", "\ufeff[0, 1, 2, 3]"])
+@pytest.mark.parametrize(
+    "text", ["0 1 2 3", "[0, 1, 2, 3]", '{"codes": [0, 1, 2, 3]}', " 0\n1\t2 3\n", "\ufeff[0, 1, 2, 3]"]
+)
 def test_codes_are_read_as_they_are_written(run, tiny, tmp_path, text):
     (tmp_path / "codes").write_text(text, "utf-8")
     assert parse_codes(read_codes("codes"), "codes") == [0, 1, 2, 3]
@@ -261,7 +307,9 @@ def header(text):
 def sparse(path):
     with open(path, "wb") as file:
         file.write(
-            b"\x93NUMPY\x01\x00v\x00{'descr': '<f4', 'fortran_order': False, 'shape': (1, 4, 100000, 100000), }".ljust(127)
+            b"\x93NUMPY\x01\x00v\x00{'descr': '<f4', 'fortran_order': False, 'shape': (1, 4, 100000, 100000), }".ljust(
+                127
+            )
             + b"\n"
         )
         file.truncate(10**11)
@@ -295,7 +343,9 @@ NO_LATENTS = {
     "negative": header("{'descr': '<f4', 'fortran_order': False, 'shape': (1, 4, -8, 8), }\n"),
     "nested": header("{'descr': " + "(" * 3000 + "\n"),
     "code": header("{'descr': __import__('os').abort(), 'fortran_order': False, 'shape': (1, 1, 1, 1), }\n"),
-    "large sides": header("{'descr': '<f4', 'fortran_order': False, 'shape': (1, 99999999999999999999, 1, 1), }\n"),
+    "large sides": header(
+        "{'descr': '<f4', 'fortran_order': False, 'shape': (1, 99999999999999999999, 1, 1), }\n"
+    ),
     "zero sides": header("{'descr': '<f4', 'fortran_order': False, 'shape': (1, 0, 999999, 999999), }\n"),
 }
 
@@ -377,7 +427,10 @@ def test_text_that_is_not_utf8_is_one_line(run, arguments):
 def test_messages_hold_nothing_a_terminal_obeys(run, tiny, arguments):
     result = run(*arguments)
     assert result.exit_code in (1, 2) and isinstance(result.exception, SystemExit)
-    assert all(line.isprintable() for line in result.stderr.splitlines()) and len(result.stderr.strip().splitlines()) <= 4
+    assert (
+        all(line.isprintable() for line in result.stderr.splitlines())
+        and len(result.stderr.strip().splitlines()) <= 4
+    )
 
 
 # ---- streams ----------------------------------------------------------------------------------------------------
@@ -385,15 +438,29 @@ def test_messages_hold_nothing_a_terminal_obeys(run, tiny, arguments):
 
 def process(*arguments, encoding, **options):
     env = os.environ | {"PYTHONIOENCODING": encoding, "PYTHONUTF8": "0"}
-    return subprocess.run([sys.executable, "-m", "seed_edge", *map(str, arguments)], env=env, capture_output=True, **options)
+    return subprocess.run(
+        [sys.executable, "-m", "seed_edge", *map(str, arguments)], env=env, capture_output=True, **options
+    )
 
 
 @pytest.mark.parametrize("encoding", ["cp1252", "cp949", "latin-1", "ascii", "utf-8", "utf-16"])
 def test_any_encoding_of_stdout_is_written_and_json_stays_json(tiny, examples, encoding):
-    words = ["caption", examples / "coffee.jpg", "--bundle", tiny, "-q", "--prefix", "여우 🦊 é ", "--device", "cpu"]
+    words = [
+        "caption",
+        examples / "coffee.jpg",
+        "--bundle",
+        tiny,
+        "-q",
+        "--prefix",
+        "여우 🦊 é ",
+        "--device",
+        "cpu",
+    ]
     plain, as_json = process(*words, encoding=encoding), process(*words, "--json", encoding=encoding)
     assert plain.returncode == 0 and plain.stderr == b"", plain.stderr
-    assert as_json.returncode == 0 and json.loads(as_json.stdout.decode(encoding))["caption"].startswith("여우 🦊 é ")
+    assert as_json.returncode == 0 and json.loads(as_json.stdout.decode(encoding))["caption"].startswith(
+        "여우 🦊 é "
+    )
 
 
 def test_json_is_ascii_where_stdout_is_not_utf8(capsys, monkeypatch):
@@ -412,24 +479,33 @@ def test_json_is_ascii_where_stdout_is_not_utf8(capsys, monkeypatch):
 def test_a_pipe_that_is_closed_ends_quietly(command):
     reading, writing = os.pipe()
     os.close(reading)
-    done = subprocess.run([sys.executable, "-m", "seed_edge", *command], stdout=writing, stderr=subprocess.PIPE)
+    done = subprocess.run(
+        [sys.executable, "-m", "seed_edge", *command], stdout=writing, stderr=subprocess.PIPE
+    )
     os.close(writing)
     assert done.stderr == b""
 
 
 def test_a_closed_stdout_is_no_traceback():
-    done = subprocess.run(f"'{sys.executable}' -m seed_edge manual >&-", shell=True, capture_output=True, text=True)
+    done = subprocess.run(
+        f"'{sys.executable}' -m seed_edge manual >&-", shell=True, capture_output=True, text=True
+    )
     assert "Traceback" not in done.stderr
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="shells close streams otherwise there")
 @pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
 @pytest.mark.parametrize(
-    "arguments", ["caption -", "caption --stdin0", "decode - -o a.png", "draw --prompts -", "chat", "draw x -o b.png"]
+    "arguments",
+    ["caption -", "caption --stdin0", "decode - -o a.png", "draw --prompts -", "chat", "draw x -o b.png"],
 )
-def test_closed_standard_streams_are_no_traceback_and_no_file_takes_their_place(tiny, tmp_path, arguments, closed):
+def test_closed_standard_streams_are_no_traceback_and_no_file_takes_their_place(
+    tiny, tmp_path, arguments, closed
+):
     command = f"{sys.executable} -m seed_edge {arguments} --bundle {tiny} {closed}"
-    done = subprocess.run(["sh", "-c", command], cwd=tmp_path, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+    done = subprocess.run(
+        ["sh", "-c", command], cwd=tmp_path, capture_output=True, text=True, stdin=subprocess.DEVNULL
+    )
     assert done.returncode in (0, 1, 2) and "Traceback" not in done.stderr + done.stdout
     if (tmp_path / "b.png").exists():
         with Image.open(tmp_path / "b.png") as image:

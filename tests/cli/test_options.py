@@ -78,7 +78,9 @@ def test_spellings_of_other_programs_work(words, spelling, name):
 
 def test_dash_p_draws_what_the_argument_draws(tmp_path, tiny):
     for name, words in (("a", ["a house"]), ("b", ["-p", "a house"])):
-        told = CliRunner().invoke(cli, ["draw", *words, "-s", "1", "-o", str(tmp_path / f"{name}.png"), "--bundle", str(tiny)])
+        told = CliRunner().invoke(
+            cli, ["draw", *words, "-s", "1", "-o", str(tmp_path / f"{name}.png"), "--bundle", str(tiny)]
+        )
         assert told.exit_code == 0, told.output
     assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
 
@@ -89,7 +91,9 @@ def test_version(spelling):
 
 
 def test_choices_are_those_of_the_modules_that_use_them():
-    assert common.DEVICES == DEVICES and common.SCHEDULERS == SCHEDULER_NAMES and common.STORAGE_TYPES == STORAGE
+    assert (
+        common.DEVICES == DEVICES and common.SCHEDULERS == SCHEDULER_NAMES and common.STORAGE_TYPES == STORAGE
+    )
     assert set(common.RESIZE_FILTERS) == set(FILTERS) and set(common.PROMPT_TEMPLATES) == set(TEMPLATES)
 
 
@@ -115,5 +119,7 @@ def test_wrong_usage_has_exit_code_2(words, tmp_path, monkeypatch):
     ],
 )  # fmt: skip
 def test_completion_offers_values(words, incomplete, wanted):
-    found = ShellComplete(cli, {}, "seed-edge", "_SEED_EDGE_COMPLETE").get_completions(words.split(), incomplete)
+    found = ShellComplete(cli, {}, "seed-edge", "_SEED_EDGE_COMPLETE").get_completions(
+        words.split(), incomplete
+    )
     assert wanted <= {item.value for item in found}

@@ -45,7 +45,18 @@ IMAGE_ENDINGS_BY_FORMAT = [
     ".jpg.txt",
     "",
 ]
-KINDS = ["picture", "picture", "picture", "drawn", "text", "long text", "binary", "empty", "captions", "captions, cut"]
+KINDS = [
+    "picture",
+    "picture",
+    "picture",
+    "drawn",
+    "text",
+    "long text",
+    "binary",
+    "empty",
+    "captions",
+    "captions, cut",
+]
 KINDS += ["captions and more", "codes", "link", "hard link", "dangling link", "folder", "read-only text"]
 SIDECARS = ["txt", "txt", "caption", "en.txt", "jpg", "PNG", "", "..", "a/b", "json", "toml", "dng"]
 
@@ -59,7 +70,11 @@ class Tree:
     captions: set[Path] = field(default_factory=set)
 
     def names(self) -> list[Path]:
-        return sorted(path.relative_to(self.root) for path in self.root.rglob("*") if path.is_symlink() or not path.is_dir())
+        return sorted(
+            path.relative_to(self.root)
+            for path in self.root.rglob("*")
+            if path.is_symlink() or not path.is_dir()
+        )
 
     def content(self) -> dict[Path, str | bytes]:
         """Links by what they link to, files by their bytes."""
@@ -121,9 +136,13 @@ def make(tree: Tree, name: Path, kind: str, choice: random.Random, drawn: bytes)
         path.symlink_to(other) if kind == "link" else os.link(other, path)
 
 
-def caption_words(tree: Tree, choice: random.Random, names: list[Path]) -> tuple[list[str], set[Path], set[Path]]:
+def caption_words(
+    tree: Tree, choice: random.Random, names: list[Path]
+) -> tuple[list[str], set[Path], set[Path]]:
     """A command, the names it reads, and those that it may change."""
-    given_names = choice.choice([["."], ["more", "."], [str(name) for name in choice.sample(names, min(3, len(names)))]])
+    given_names = choice.choice(
+        [["."], ["more", "."], [str(name) for name in choice.sample(names, min(3, len(names)))]]
+    )
     words, read, may = ["caption", *given_names], set(), set()
     for each in given_names:
         place = tree.root / each
@@ -132,7 +151,10 @@ def caption_words(tree: Tree, choice: random.Random, names: list[Path]) -> tuple
             path.relative_to(tree.root)
             for path in found
             if path == place
-            or (path.suffix.lower() in IMAGE_ENDINGS and not any(part[0] == "." for part in path.relative_to(place).parts))
+            or (
+                path.suffix.lower() in IMAGE_ENDINGS
+                and not any(part[0] == "." for part in path.relative_to(place).parts)
+            )
         }
     read = {name for name in read if (tree.root / name).is_file()}
     options = choice.choice([["--resume"], ["--overwrite"], ["--overwrite"], [], ["--resume", "--overwrite"]])
@@ -140,9 +162,15 @@ def caption_words(tree: Tree, choice: random.Random, names: list[Path]) -> tuple
         ending, full = choice.choice(SIDECARS), choice.random() < 0.3
         words += ["--sidecar", ending, *(["--full-names"] if full else [])]
         *before, last = ending.removeprefix(".").split(".")
-        if last in SIDECAR_ENDINGS and all(map(BEFORE_ENDING.fullmatch, before)) and options == ["--overwrite"]:
+        if (
+            last in SIDECAR_ENDINGS
+            and all(map(BEFORE_ENDING.fullmatch, before))
+            and options == ["--overwrite"]
+        ):
             for image in read:
-                beside = image.with_name(f"{image.name}.{ending}") if full else image.with_suffix(f".{ending}")
+                beside = (
+                    image.with_name(f"{image.name}.{ending}") if full else image.with_suffix(f".{ending}")
+                )
                 path = tree.root / beside
                 if (
                     os.path.isfile(path)
@@ -161,7 +189,9 @@ def caption_words(tree: Tree, choice: random.Random, names: list[Path]) -> tuple
     return [*words, *options], read, may
 
 
-def drawing_words(tree: Tree, choice: random.Random, names: list[Path]) -> tuple[list[str], set[Path], set[Path]]:
+def drawing_words(
+    tree: Tree, choice: random.Random, names: list[Path]
+) -> tuple[list[str], set[Path], set[Path]]:
     """A command, the names it reads, and those that it may change."""
     source = choice.choice(names)
     kind = choice.choice(["draw", "draw", "grid", "several", "again", "prompts", "reconstruct", "decode"])
@@ -201,7 +231,10 @@ seen: Counter[str] = Counter()
 @given(
     entries=st.lists(
         st.tuples(
-            st.sampled_from(FOLDERS), st.sampled_from(STEMS), st.sampled_from(IMAGE_ENDINGS_BY_FORMAT), st.sampled_from(KINDS)
+            st.sampled_from(FOLDERS),
+            st.sampled_from(STEMS),
+            st.sampled_from(IMAGE_ENDINGS_BY_FORMAT),
+            st.sampled_from(KINDS),
         ),
         min_size=4,
         max_size=14,
@@ -223,7 +256,9 @@ def test_whatever_is_said_inputs_stay_and_only_what_was_named_is_replaced(tiny, 
         here = os.getcwd()
         os.chdir(folder)
         try:
-            result = CliRunner().invoke(cli, [*words, "-q", "--bundle", str(tiny), "--device", "cpu"], input="")
+            result = CliRunner().invoke(
+                cli, [*words, "-q", "--bundle", str(tiny), "--device", "cpu"], input=""
+            )
         finally:
             os.chdir(here)
         after = tree.content()
@@ -247,7 +282,9 @@ def test_whatever_is_said_inputs_stay_and_only_what_was_named_is_replaced(tiny, 
 def test_the_random_commands_did_something_of_everything():
     if not seen:
         pytest.skip("runs after the test above")
-    assert seen["made"] > 10 and seen["changed"] > 3 and seen["refused"] > 20 and seen["some failed"] > 5, seen
+    assert seen["made"] > 10 and seen["changed"] > 3 and seen["refused"] > 20 and seen["some failed"] > 5, (
+        seen
+    )
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -263,7 +300,9 @@ def drawn_picture(tiny: Path) -> bytes:
     if not PICTURE:
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "a.png"
-            CliRunner().invoke(cli, ["draw", "a house", "-q", "-o", str(path), "--bundle", str(tiny)], catch_exceptions=False)
+            CliRunner().invoke(
+                cli, ["draw", "a house", "-q", "-o", str(path), "--bundle", str(tiny)], catch_exceptions=False
+            )
             PICTURE.append(path.read_bytes())
     return PICTURE[0]
 
@@ -326,11 +365,17 @@ def hidden(place: Path, _: Path) -> None:
     (place / ".git").write_text("mine")
 
 
-@pytest.mark.parametrize("change", [notes, notes_in_a_folder, an_app, garbage, linked_manifest, no_manifest, linked, hidden])
+@pytest.mark.parametrize(
+    "change", [notes, notes_in_a_folder, an_app, garbage, linked_manifest, no_manifest, linked, hidden]
+)
 def test_a_bundle_is_removed_and_replaced_only_where_it_is_nothing_else(kept, tiny, tmp_path, change):
     change(kept, tmp_path)
     before = content(kept), content(tmp_path), sorted(os.listdir(kept.parent))
-    for words in (("remove", "kept", "-y"), ("add", tiny, "--name", "kept", "--replace"), ("add", tiny, "--name", "kept")):
+    for words in (
+        ("remove", "kept", "-y"),
+        ("add", tiny, "--name", "kept", "--replace"),
+        ("add", tiny, "--name", "kept"),
+    ):
         told = run("bundles", *words, code=1)
         assert len(told.strip().splitlines()) == 1 and "Traceback" not in told
     assert (content(kept), content(tmp_path), sorted(os.listdir(kept.parent))) == before
@@ -381,7 +426,9 @@ def test_a_folder_is_claimed_once_and_stays_ours(tmp_path):
         claim(out, "codes")
 
 
-@pytest.mark.parametrize("name", ["config.json", "codes-00000.tar", "notes.txt", ".hidden", "state", ".seed-edge-codes"])
+@pytest.mark.parametrize(
+    "name", ["config.json", "codes-00000.tar", "notes.txt", ".hidden", "state", ".seed-edge-codes"]
+)
 def test_a_folder_with_anything_in_it_is_not_claimed(tmp_path, name):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / name).write_text("mine")
@@ -443,5 +490,7 @@ def test_tokenize_leaves_folders_of_others_alone(tiny, tmp_path, monkeypatch, op
         Path("out", name).write_text("mine")
     before = content(tmp_path)
     assert "no folder of codes" in run("tokenize", "--data", "data", "--out", "out", "--bundle", tiny, code=1)
-    assert "read by this command" in run("tokenize", "--data", "data", "--out", "data", "--bundle", tiny, code=1)
+    assert "read by this command" in run(
+        "tokenize", "--data", "data", "--out", "data", "--bundle", tiny, code=1
+    )
     assert content(tmp_path) == before

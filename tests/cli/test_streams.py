@@ -18,7 +18,9 @@ def run(tiny, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
     def call(*words, code=0, bundle=True, **options):
-        told = CliRunner().invoke(cli, [*map(str, words), *(["--bundle", str(tiny)] if bundle else [])], **options)
+        told = CliRunner().invoke(
+            cli, [*map(str, words), *(["--bundle", str(tiny)] if bundle else [])], **options
+        )
         assert told.exit_code == code, told.output
         return told
 
@@ -74,7 +76,9 @@ def test_lines_of_encode_go_into_decode(run, photos):
     told = run("decode", "-", "-o", "out.png", input=lines)
     assert told.stdout.split() == ["out-1.png", "out-2.png", "out-3.png"]
     for name, number in (("a", 1), ("b", 2), ("c", 3)):
-        assert Image.open(f"out-{number}.png").getpixel((3, 3)) == Image.open(photos / f"{name}.png").getpixel((3, 3))
+        assert Image.open(f"out-{number}.png").getpixel((3, 3)) == Image.open(
+            photos / f"{name}.png"
+        ).getpixel((3, 3))
     assert "stdout takes one image" in run("decode", "-", "-o", "-", input=lines, code=2).stderr
 
 
@@ -87,7 +91,10 @@ def test_a_pipe_from_stdin_to_stdout(photos, tiny):
         check=True,
     )
     image = subprocess.run(
-        [*command, "decode", "-", "-o", "-", "--bundle", str(tiny)], input=codes.stdout, capture_output=True, check=True
+        [*command, "decode", "-", "-o", "-", "--bundle", str(tiny)],
+        input=codes.stdout,
+        capture_output=True,
+        check=True,
     )
     assert Image.open(io.BytesIO(image.stdout)).getpixel((3, 3)) == (255, 0, 0)
 
@@ -123,10 +130,16 @@ def test_bundles_list_shows_added_bundles_and_no_folder_of_that_name(run, tiny, 
     run("bundles", "add", tiny, "--name", "small", bundle=False)
     Path("small").mkdir()
     names = {each["name"]: each for each in records(run("bundles", "list", "--json", bundle=False))}
-    assert "error" not in names["small"] and names["small"]["path"] == str(tmp_path / "home" / "bundles" / "small")
+    assert "error" not in names["small"] and names["small"]["path"] == str(
+        tmp_path / "home" / "bundles" / "small"
+    )
 
 
 def test_inspect_prints_keys_as_they_are_in_json(run, tiny):
     told = run("inspect", tiny, bundle=False).stdout
     keys = {line.split(":")[0] for line in told.splitlines() if line[:1] != " "}
-    assert {"able_to", "output_size"} <= keys <= set(json.loads(run("inspect", tiny, "--json", bundle=False).stdout))
+    assert (
+        {"able_to", "output_size"}
+        <= keys
+        <= set(json.loads(run("inspect", tiny, "--json", bundle=False).stdout))
+    )

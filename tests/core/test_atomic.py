@@ -10,7 +10,15 @@ from pathlib import Path
 import pytest
 
 from seed_edge import atomic
-from seed_edge.atomic import create_temporary, create_temporary_folder, is_special, replacing, same_file, sweep, write_new
+from seed_edge.atomic import (
+    create_temporary,
+    create_temporary_folder,
+    is_special,
+    replacing,
+    same_file,
+    sweep,
+    write_new,
+)
 
 LONG = "a" * 251 + ".txt"
 NAMES = [
@@ -56,7 +64,9 @@ def test_what_was_there_stays_where_writing_fails(tmp_path, fault):
 
 
 @pytest.mark.parametrize("mask", [0o022, 0o077, 0o002])
-def test_permissions_are_what_the_umask_leaves_and_the_umask_is_not_touched(tmp_path, umask, monkeypatch, mask):
+def test_permissions_are_what_the_umask_leaves_and_the_umask_is_not_touched(
+    tmp_path, umask, monkeypatch, mask
+):
     umask(mask)
     monkeypatch.setattr(os, "umask", lambda _: pytest.fail("the umask belongs to the whole process"))
     with replacing(tmp_path / "a") as partial:
@@ -64,7 +74,10 @@ def test_permissions_are_what_the_umask_leaves_and_the_umask_is_not_touched(tmp_
     write_new(tmp_path / "b", lambda partial: partial.touch())
     create_temporary_folder(tmp_path / "c").rename(tmp_path / "c")
     monkeypatch.undo()
-    assert mode(tmp_path / "a") == mode(tmp_path / "b") == 0o666 & ~mask and mode(tmp_path / "c") == 0o777 & ~mask
+    assert (
+        mode(tmp_path / "a") == mode(tmp_path / "b") == 0o666 & ~mask
+        and mode(tmp_path / "c") == 0o777 & ~mask
+    )
 
 
 def test_a_link_stays_and_its_target_is_replaced(tmp_path):
@@ -86,7 +99,9 @@ def test_another_name_of_the_file_that_is_replaced_keeps_what_it_had(tmp_path):
 
 def test_planted_links_are_not_written_through(tmp_path, monkeypatch):
     names = iter(["0" * 16, "1" * 16, "2" * 16, "3" * 16])
-    monkeypatch.setattr(atomic, "temporary_name", lambda path: path.with_name(f".{path.name}-{next(names)}.partial"))
+    monkeypatch.setattr(
+        atomic, "temporary_name", lambda path: path.with_name(f".{path.name}-{next(names)}.partial")
+    )
     (tmp_path / "mine").write_text("dear")
     (tmp_path / f".a-{'0' * 16}.partial").symlink_to(tmp_path / "mine")
     (tmp_path / f".a-{'1' * 16}.partial").symlink_to(tmp_path / "nowhere")
@@ -102,7 +117,9 @@ def test_planted_links_are_not_written_through(tmp_path, monkeypatch):
 
 def test_temporary_names_differ_and_are_hidden(tmp_path):
     found = [create_temporary(tmp_path / "a") for _ in range(50)]
-    assert len(set(found)) == 50 and all(path.name.startswith(".") and path.name.endswith(".partial") for path in found)
+    assert len(set(found)) == 50 and all(
+        path.name.startswith(".") and path.name.endswith(".partial") for path in found
+    )
 
 
 MANY = """
@@ -130,9 +147,15 @@ def test_processes_at_one_name_do_not_disturb_each_other(tmp_path, kind):
     if kind == "replacing":
         assert [entry.name for entry in tmp_path.iterdir()] == ["a"]
         return
-    assert {name for names in told for name in names} == {f"a-{n}" for n in range(900)} == set(os.listdir(tmp_path))
+    assert (
+        {name for names in told for name in names}
+        == {f"a-{n}" for n in range(900)}
+        == set(os.listdir(tmp_path))
+    )
     for own, names in enumerate(told):
-        assert [(tmp_path / name).read_text() for name in names] == [f"{own} {number}" for number in range(300)]
+        assert [(tmp_path / name).read_text() for name in names] == [
+            f"{own} {number}" for number in range(300)
+        ]
 
 
 @pytest.mark.parametrize("linking", [True, False], ids=["hard links", "no hard links"])
@@ -146,7 +169,9 @@ def test_the_first_free_name_is_taken(tmp_path, monkeypatch, linking):
     (tmp_path / "a").write_text("mine")
     (tmp_path / "b").symlink_to(tmp_path / "nowhere")
     (tmp_path / "c").mkdir()
-    taken = write_new(tmp_path / "a", lambda partial: partial.write_text("new"), iter([tmp_path / name for name in "abcd"]))
+    taken = write_new(
+        tmp_path / "a", lambda partial: partial.write_text("new"), iter([tmp_path / name for name in "abcd"])
+    )
     assert taken == tmp_path / "d" and taken.read_text() == "new" and (tmp_path / "a").read_text() == "mine"
     assert not (tmp_path / "nowhere").exists() and len(list(tmp_path.iterdir())) == 4
     with pytest.raises(FileExistsError):
@@ -177,7 +202,9 @@ def test_files_are_told_apart_by_what_they_are_not_by_their_names(tmp_path):
     os.link(one, tmp_path / "hard")
     (tmp_path / "soft").symlink_to("one")
     (tmp_path / "round").symlink_to("round")
-    assert all(same_file(one, tmp_path / name) for name in ("one", "hard", "soft", "../" + tmp_path.name + "/one"))
+    assert all(
+        same_file(one, tmp_path / name) for name in ("one", "hard", "soft", "../" + tmp_path.name + "/one")
+    )
     assert not any(same_file(one, tmp_path / name) for name in ("other", "none", "round"))
 
 

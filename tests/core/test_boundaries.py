@@ -8,10 +8,18 @@ import pytest
 import seed_edge
 
 PACKAGE = Path(seed_edge.__file__).parent
-SIDES = tuple(f"seed_edge.{room}" for room in ("models", "export", "train", "evaluate", "data", "metrics", "emoji"))
+SIDES = tuple(
+    f"seed_edge.{room}" for room in ("models", "export", "train", "evaluate", "data", "metrics", "emoji")
+)
 
 
-ROOMS_ABOVE_MODELS = ("seed_edge.export", "seed_edge.train", "seed_edge.evaluate", "seed_edge.metrics", "seed_edge.commands")
+ROOMS_ABOVE_MODELS = (
+    "seed_edge.export",
+    "seed_edge.train",
+    "seed_edge.evaluate",
+    "seed_edge.metrics",
+    "seed_edge.commands",
+)
 
 
 def imported_by(program: str) -> set[str]:
@@ -49,7 +57,10 @@ def imports_of(path: Path) -> set[str]:
         ("models/*.py", ("seed_edge.runtime", *ROOMS_ABOVE_MODELS)),
         ("data/*.py", ("seed_edge.runtime", *ROOMS_ABOVE_MODELS)),
         ("metrics/*.py", ("seed_edge.runtime", "seed_edge.export", "seed_edge.train", "seed_edge.evaluate")),
-        ("train/**/*.py", ("seed_edge.runtime", "seed_edge.export", "seed_edge.evaluate", "seed_edge.commands")),
+        (
+            "train/**/*.py",
+            ("seed_edge.runtime", "seed_edge.export", "seed_edge.evaluate", "seed_edge.commands"),
+        ),
         ("export/*.py", ("seed_edge.train", "seed_edge.evaluate", "seed_edge.commands")),
         ("evaluate/*.py", ("seed_edge.export", "seed_edge.train", "seed_edge.commands")),
         ("emoji/*.py", ("seed_edge.train", "seed_edge.evaluate", "seed_edge.export", "seed_edge.runtime")),
@@ -71,7 +82,8 @@ def test_only_the_command_train_uses_the_emoji_package():
     using = {
         path.relative_to(PACKAGE).as_posix()
         for path in PACKAGE.rglob("*.py")
-        if path.parent.name != "emoji" and any(name.startswith("seed_edge.emoji") for name in imports_of(path))
+        if path.parent.name != "emoji"
+        and any(name.startswith("seed_edge.emoji") for name in imports_of(path))
     }
     assert using == {"commands/train.py"}
 
@@ -122,4 +134,6 @@ def test_help_names_every_command_as_its_own_help_does():
     assert {name: command.get_short_help_str(1000) for name, command in cli.commands.items()} == {
         name: text for name, (_, text) in COMMANDS.items()
     }
-    assert not imported_by("import seed_edge.cli") & {f"seed_edge.commands.{module}" for module, _ in COMMANDS.values()}
+    assert not imported_by("import seed_edge.cli") & {
+        f"seed_edge.commands.{module}" for module, _ in COMMANDS.values()
+    }

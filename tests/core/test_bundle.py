@@ -31,7 +31,9 @@ def test_the_embedded_bundle_is_whole_light_and_says_where_it_comes_from():
     manifest = bundle.manifest
     assert sum(entry.size for entry in manifest.files.values()) <= 48_000_000
     assert {path.name for path in bundle.path.iterdir()} == {*manifest.files, MANIFEST}
-    assert manifest.license and {"Flickr8k", "EfficientNet-Lite0"} <= {source.name.split()[0] for source in manifest.sources}
+    assert manifest.license and {"Flickr8k", "EfficientNet-Lite0"} <= {
+        source.name.split()[0] for source in manifest.sources
+    }
 
 
 def refused(folder, words):
@@ -108,7 +110,10 @@ def test_a_file_outside_the_folder_cannot_be_listed(copy):
         (lambda m: m["language"].update(file="../llm.gguf"), "no plain name"),
         (lambda m: m["language"].update(file="other.gguf"), r"wrong files \(llm.gguf, other.gguf\)"),
         (lambda m: m["codes"].update(codebook_size=9), "not those of the image tokenizer"),
-        (lambda m: m["files"].update({"extra.onnx": m["files"]["encoder.onnx"]}), r"wrong files \(extra.onnx\)"),
+        (
+            lambda m: m["files"].update({"extra.onnx": m["files"]["encoder.onnx"]}),
+            r"wrong files \(extra.onnx\)",
+        ),
     ],
 )
 def test_a_broken_manifest_names_its_fault(copy, change, words):
@@ -123,7 +128,8 @@ def test_a_manifest_of_format_1_is_read_as_format_2_and_a_log_line_asks_for_an_e
     assert ["format 1" in message and "export" in message for message in caplog.messages] == [True]
     old = json.loads(text)
     assert (
-        manifest.license == old["licence"] and manifest.language.sampling.best_of == old["language"]["sampling"]["tries"] == 6
+        manifest.license == old["licence"]
+        and manifest.language.sampling.best_of == old["language"]["sampling"]["tries"] == 6
     )
     assert [source.license for source in manifest.sources] == [source["licence"] for source in old["sources"]]
     assert Manifest.from_json(manifest.to_json()) == manifest

@@ -9,7 +9,9 @@ def squares(*colours):
     return [Image.new("RGB", (8, 8), colour) for colour in colours]
 
 
-@pytest.mark.parametrize(("count", "shape"), [(1, (1, 1)), (2, (2, 1)), (5, (3, 2)), (9, (3, 3)), (10, (4, 3))])
+@pytest.mark.parametrize(
+    ("count", "shape"), [(1, (1, 1)), (2, (2, 1)), (5, (3, 2)), (9, (3, 3)), (10, (4, 3))]
+)
 def test_a_sheet_is_as_nearly_square_as_possible(count, shape):
     assert columns_and_rows(count) == shape
     assert contact_sheet(squares(*["red"] * count)).size == (8 * shape[0], 8 * shape[1])

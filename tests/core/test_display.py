@@ -35,7 +35,11 @@ def test_escapes_name_what_stood_there():
 @pytest.mark.parametrize("text", [*ODD, "여우 🦊"], ids=ascii)
 def test_json_is_one_line_of_utf8_and_comes_back_exactly(text):
     line = json_line({text: [text, 1]})
-    assert len(line.splitlines()) == 1 and line.encode("utf-8") and not set(line) & set("\x1b\x00\x07\x7f\x9b\u202e")
+    assert (
+        len(line.splitlines()) == 1
+        and line.encode("utf-8")
+        and not set(line) & set("\x1b\x00\x07\x7f\x9b\u202e")
+    )
     assert json.loads(line) == {text: [text, 1]}
 
 

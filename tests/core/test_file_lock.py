@@ -25,7 +25,9 @@ lock_file(file.fileno())
 print("locked", flush=True)
 input()
 """
-    process = subprocess.Popen([sys.executable, "-c", holder], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [sys.executable, "-c", holder], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
     try:
         assert process.stdout.readline() == "locked\n"
         with open(path, "wb") as file, pytest.raises(OSError):

@@ -31,15 +31,26 @@ def made(*values, tensors=(), version=3, magic=b"GGUF", data=b""):
     out = magic + struct.pack("<IQQ", version, len(tensors), len(values))
     out += b"".join(string(key) + struct.pack("<I", kind) + value for key, kind, value in values)
     for name, shape, kind, offset in tensors:
-        out += string(name) + struct.pack(f"<I{len(shape)}Q", len(shape), *shape) + struct.pack("<IQ", kind, offset)
+        out += (
+            string(name)
+            + struct.pack(f"<I{len(shape)}Q", len(shape), *shape)
+            + struct.pack("<IQ", kind, offset)
+        )
     return out + bytes(-len(out) % 32) + data
 
 
 def test_what_is_said_and_where_tensors_lie(tiny, whole):
     header, vocab = GgufHeader.read(Bundle.open(tiny).language_model), Bundle.open(tiny).language.vocab
     tokens = header.values["tokenizer.ggml.tokens"]
-    assert isinstance(tokens, Items) and tokens.count == vocab.size and tokens.first[:3] == ("<unk>", "<s>", "</s>")
-    assert header.values["general.architecture"] == "llama" and header.values["tokenizer.ggml.bos_token_id"] == vocab.bos_id
+    assert (
+        isinstance(tokens, Items)
+        and tokens.count == vocab.size
+        and tokens.first[:3] == ("<unk>", "<s>", "</s>")
+    )
+    assert (
+        header.values["general.architecture"] == "llama"
+        and header.values["tokenizer.ggml.bos_token_id"] == vocab.bos_id
+    )
     table = header.tensors["token_embd.weight"]
     assert table.shape[1] == vocab.size
     assert max(info.offset + info.size for info in header.tensors.values()) <= len(whole)
@@ -51,7 +62,11 @@ def test_what_is_said_and_where_tensors_lie(tiny, whole):
 
 def test_quantized_tensors_have_the_size_of_their_blocks(read):
     header = read(
-        made(("general.alignment", 4, struct.pack("<I", 64)), tensors=[("a", (64, 3), 8, 0)], data=bytes(64 + 6 * 34))
+        made(
+            ("general.alignment", 4, struct.pack("<I", 64)),
+            tensors=[("a", (64, 3), 8, 0)],
+            data=bytes(64 + 6 * 34),
+        )
     )
     info = header.tensors["a"]
     assert (info.kind, info.size, info.offset % 64) == ("Q8_0", 6 * 34, 0)

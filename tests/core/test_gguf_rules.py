@@ -37,7 +37,9 @@ def refused(bundle, tmp_path):
 
 def put(key, kind, value):
     def change(file):
-        file.values = [each for each in file.values if each[0] != key.encode()] + [(key.encode(), kind, value)]
+        file.values = [each for each in file.values if each[0] != key.encode()] + [
+            (key.encode(), kind, value)
+        ]
 
     return change
 
@@ -157,7 +159,12 @@ def test_a_vocabulary_that_contradicts_itself_is_refused(refused, key, at, value
         lambda name, shape, kind, offset: (b"rope_freqs.weight", shape, kind, offset),
         lambda name, shape, kind, offset: (name, shape, 24, offset),
         lambda name, shape, kind, offset: (name, shape, 30 if len(shape) == 1 else 27, offset),
-        lambda name, shape, kind, offset: (name, shape[::-1] if len(set(shape)) > 1 else [*shape, 1], kind, offset),
+        lambda name, shape, kind, offset: (
+            name,
+            shape[::-1] if len(set(shape)) > 1 else [*shape, 1],
+            kind,
+            offset,
+        ),
         lambda name, shape, kind, offset: (name, [*shape[:-1], shape[-1] // 2], kind, offset),
     ],
 )

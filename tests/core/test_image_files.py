@@ -58,7 +58,16 @@ def outcome(data: bytes, max_pixels: int = 200_000_000):
 
 
 def test_threads_that_open_pictures_touch_no_global_of_pillow_or_warnings(tmp_path):
-    names = ["rgb.png", "cmyk.jpg", "pages.tif", "plain.gif", "plain.webp", "broken-exif.jpg", "rgb.bmp", "half.png"]
+    names = [
+        "rgb.png",
+        "cmyk.jpg",
+        "pages.tif",
+        "plain.gif",
+        "plain.webp",
+        "broken-exif.jpg",
+        "rgb.bmp",
+        "half.png",
+    ]
     for name in names:
         (tmp_path / name).write_bytes(FILES[name][0])
     before = (Image.MAX_IMAGE_PIXELS, list(warnings.filters), warnings.showwarning, np.geterr())
@@ -66,7 +75,9 @@ def test_threads_that_open_pictures_touch_no_global_of_pillow_or_warnings(tmp_pa
 
     def watch():
         while not stop.is_set():
-            seen.add((Image.MAX_IMAGE_PIXELS, len(warnings.filters), id(warnings.filters), warnings.showwarning))
+            seen.add(
+                (Image.MAX_IMAGE_PIXELS, len(warnings.filters), id(warnings.filters), warnings.showwarning)
+            )
 
     def work(which: int):
         for number in range(600):
@@ -176,7 +187,9 @@ def test_whatever_a_decoder_raises_is_one_line_that_names_the_file(error, where,
         raise error
 
     monkeypatch.setattr(Image.Image, where, fails)
-    with pytest.raises(ImageError, match=r"picture\.png: the image is damaged or cannot be read \(") as caught:
+    with pytest.raises(
+        ImageError, match=r"picture\.png: the image is damaged or cannot be read \("
+    ) as caught:
         open_image(path)
     told = str(caught.value)
     assert "\n" not in told and "\x1b" not in told
@@ -252,7 +265,9 @@ class Bare:
 
 
 @pytest.mark.parametrize("kind", [io.BytesIO, Bare, Stream])
-@pytest.mark.parametrize("name", ["rgb.png", "rgb.bmp", "plain.webp", "grey.jpg", "tiff_lzw.tif", "moving.gif"])
+@pytest.mark.parametrize(
+    "name", ["rgb.png", "rgb.bmp", "plain.webp", "grey.jpg", "tiff_lzw.tif", "moving.gif"]
+)
 def test_file_objects_of_any_kind_are_read(kind, name):
     assert open_image(kind(FILES[name][0])).size == (24, 16)
 
@@ -313,9 +328,15 @@ def test_formats_that_are_not_read_are_named_by_their_content(name, ending, tmp_
     data, words = NAMED[name]
     path = tmp_path / (name if ending is None else f"file{ending}")
     path.write_bytes(data)
-    with pytest.raises(ImageError, match="not an image this program reads; convert it to PNG or JPEG") as caught:
+    with pytest.raises(
+        ImageError, match="not an image this program reads; convert it to PNG or JPEG"
+    ) as caught:
         open_image(path)
-    assert words in str(caught.value) and str(caught.value).startswith(f"{path}: ") and "\n" not in str(caught.value)
+    assert (
+        words in str(caught.value)
+        and str(caught.value).startswith(f"{path}: ")
+        and "\n" not in str(caught.value)
+    )
 
 
 @pytest.mark.parametrize(
@@ -324,7 +345,11 @@ def test_formats_that_are_not_read_are_named_by_their_content(name, ending, tmp_
     ids=["DNG", "a preview", "a sensor's grid", "linear RAW"],
 )
 def test_raw_photos_in_the_form_of_tiff_are_not_taken_for_their_previews(tags):
-    data = bytearray(saved(Image.new("L", (8, 8)), "TIFF", tiffinfo={tag: value for tag, value in tags.items() if tag != 262}))
+    data = bytearray(
+        saved(
+            Image.new("L", (8, 8)), "TIFF", tiffinfo={tag: value for tag, value in tags.items() if tag != 262}
+        )
+    )
     (at,) = struct.unpack_from("<I", data, 4)
     for entry in range(at + 2, at + 2 + 12 * struct.unpack_from("<H", data, at)[0], 12):
         if struct.unpack_from("<H", data, entry)[0] == 262 and 262 in tags:
@@ -356,7 +381,8 @@ def test_heic_without_its_plug_in_says_how_to_get_it(monkeypatch, tmp_path):
     path = tmp_path / "IMG_1.HEIC"
     path.write_bytes(boxes(b"heic", b"mif1"))
     with pytest.raises(
-        ImageError, match=re.escape(f'{path}: HEIC is read with a plug-in only: pip install "seed-edge[heif]"')
+        ImageError,
+        match=re.escape(f'{path}: HEIC is read with a plug-in only: pip install "seed-edge[heif]"'),
     ):
         open_image(path)
     with pytest.raises(ImageError, match="AVIF is not read by the Pillow that is installed"):
@@ -449,12 +475,12 @@ def test_libtiff_prints_nothing_in_a_process_of_our_own(tmp_path):
     data = bytearray(saved(noise, "TIFF", compression="tiff_deflate"))
     data[200:260] = bytes(60)
     (tmp_path / "bad.tif").write_bytes(data)
-    code = (
-        "{}\nfrom seed_edge.preprocess import open_image\ntry: open_image('bad.tif')\nexcept Exception as error: print(error)"
-    )
+    code = "{}\nfrom seed_edge.preprocess import open_image\ntry: open_image('bad.tif')\nexcept Exception as error: print(error)"
 
     def run(before: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run([sys.executable, "-c", code.format(before)], capture_output=True, text=True, cwd=tmp_path)
+        return subprocess.run(
+            [sys.executable, "-c", code.format(before)], capture_output=True, text=True, cwd=tmp_path
+        )
 
     if not run("").stderr:
         pytest.skip("this libtiff prints nothing")
@@ -488,7 +514,11 @@ def encoded(levels: np.ndarray) -> np.ndarray:
     ("value", "chunks", "linear"),
     [
         (1.0, b"", True),
-        (1.0, chunk(b"cHRM", struct.pack(">8I", 31270, 32900, 64000, 33000, 30000, 60000, 15000, 6000)), True),
+        (
+            1.0,
+            chunk(b"cHRM", struct.pack(">8I", 31270, 32900, 64000, 33000, 30000, 60000, 15000, 6000)),
+            True,
+        ),
         (1.0, chunk(b"sRGB", b"\0"), False),
         (0.45455, b"", False),
         (0.55556, b"", False),
@@ -502,9 +532,15 @@ def test_a_png_of_linear_light_becomes_srgb(value, chunks, linear, kind):
     data, plain = {
         "RGB": (png(COLUMNS, ROWS, lines(SLOPES, "u1"), 8, 2, parts), SLOPES),
         "L": (png(COLUMNS, ROWS, lines(grey, "u1"), 8, 0, parts), grey[..., None].repeat(3, -1)),
-        "P": (png(COLUMNS, ROWS, lines(grey, "u1"), 8, 3, parts, chunk(b"PLTE", palette.tobytes())), palette[grey]),
+        "P": (
+            png(COLUMNS, ROWS, lines(grey, "u1"), 8, 3, parts, chunk(b"PLTE", palette.tobytes())),
+            palette[grey],
+        ),
         "RGBA": (png(COLUMNS, ROWS, lines(np.dstack([SLOPES, grey * 0 + 255]), "u1"), 8, 6, parts), SLOPES),
-        "I;16": (png(COLUMNS, ROWS, lines(grey.astype(int) * 257, ">u2"), 16, 0, parts), grey[..., None].repeat(3, -1)),
+        "I;16": (
+            png(COLUMNS, ROWS, lines(grey.astype(int) * 257, ">u2"), 16, 0, parts),
+            grey[..., None].repeat(3, -1),
+        ),
     }[kind]
     wanted = encoded(plain) if linear else plain
     assert np.abs(np.asarray(open_image(io.BytesIO(data))) - wanted.astype(float)).max() <= 1
@@ -518,7 +554,9 @@ def test_a_transparent_colour_of_16_bits_is_that_colour_only():
     image = np.asarray(open_image(io.BytesIO(png(12, 8, lines(colour, ">u2"), 16, 2, key))))
     assert (image[:, :4] == 255).all() and (image[:, 4:] < 13).all()
     grey = colour[..., 0]
-    image = np.asarray(open_image(io.BytesIO(png(12, 8, lines(grey, ">u2"), 16, 0, chunk(b"tRNS", struct.pack(">H", 1001))))))
+    image = np.asarray(
+        open_image(io.BytesIO(png(12, 8, lines(grey, ">u2"), 16, 0, chunk(b"tRNS", struct.pack(">H", 1001)))))
+    )
     assert (image[:, 4:8] == 255).all() and (image[:, :4] < 5).all() and (image[:, 8:] < 5).all()
 
 
@@ -563,7 +601,9 @@ def test_grey_of_16_bits_whose_zero_is_white_is_no_negative():
 @pytest.mark.parametrize("number", range(1, 9))
 def test_the_direction_is_read_in_both_byte_orders(order, number):
     mark = b"II" if order == "<" else b"MM"
-    exif = mark + struct.pack(order + "HIHHHIHHHHIHHI", 42, 8, 2, 0x0100, 3, 1, 9, 0, 0x0112, 3, 1, number, 0, 0)
+    exif = mark + struct.pack(
+        order + "HIHHHIHHHHIHHI", 42, 8, 2, 0x0100, 3, 1, 9, 0, 0x0112, 3, 1, number, 0, 0
+    )
     assert orientation_in(b"Exif\0\0" + exif) == orientation_in(exif) == number
     for end in range(len(exif) - 6):
         assert orientation_in(exif[:end]) in (None, number)
@@ -586,7 +626,13 @@ def test_jpegs_below_the_bound_are_decoded_whole(monkeypatch):
 
 
 def test_a_gif_that_grows_behind_its_header_is_held_to_the_limit():
-    data = b"GIF89a" + struct.pack("<HHBBB", 10, 10, 0, 0, 0) + b"," + struct.pack("<HHHHB", 0, 0, 60000, 60000, 0) + b"\x08"
+    data = (
+        b"GIF89a"
+        + struct.pack("<HHBBB", 10, 10, 0, 0, 0)
+        + b","
+        + struct.pack("<HHHHB", 0, 0, 60000, 60000, 0)
+        + b"\x08"
+    )
     assert "over the limit of 1,000,000" in outcome(data + bytes(100), 1_000_000)
 
 

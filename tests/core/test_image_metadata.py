@@ -9,7 +9,16 @@ import pytest
 from PIL import Image, PngImagePlugin
 
 from seed_edge.errors import ImageError
-from seed_edge.image_metadata import MAX_IN_JPEG, XMP_IN_PNG, Drawn, Record, drawn_here, record_in, record_of, saving_options
+from seed_edge.image_metadata import (
+    MAX_IN_JPEG,
+    XMP_IN_PNG,
+    Drawn,
+    Record,
+    drawn_here,
+    record_in,
+    record_of,
+    saving_options,
+)
 
 KINDS = {"PNG": "png", "JPEG": "jpg", "WEBP": "webp"}
 RECORD = Record("a <red> fox & friends", (Drawn(7, (1, 2, 3, 4)),), "mini", "ab" * 32, temperature=0.5)
@@ -64,14 +73,18 @@ def test_what_is_written_is_read_back_whatever_the_prompt(prompt, kind, tmp_path
     [
         dataclasses.replace(RECORD, prompt="é" * 70_000),
         dataclasses.replace(RECORD, prompt="p" * 2_000_000),
-        dataclasses.replace(RECORD, drawn=tuple(Drawn(seed, tuple(range(8000, 8032))) for seed in range(330))),
+        dataclasses.replace(
+            RECORD, drawn=tuple(Drawn(seed, tuple(range(8000, 8032))) for seed in range(330))
+        ),
         dataclasses.replace(RECORD, drawn=tuple(Drawn(seed, tuple(range(4096))) for seed in range(1000))),
         dataclasses.replace(RECORD, prompt="&" * 12_000),
         dataclasses.replace(RECORD, prompt="\0" * 30_000),
     ],
     ids=["letters", "millions", "a grid", "a large grid", "escapes", "zeros"],
 )
-def test_what_a_format_has_no_room_for_is_left_out_and_said_and_the_picture_is_kept(record, kind, tmp_path, caplog):
+def test_what_a_format_has_no_room_for_is_left_out_and_said_and_the_picture_is_kept(
+    record, kind, tmp_path, caplog
+):
     with caplog.at_level(logging.WARNING, "seed_edge"):
         path = written(tmp_path / f"a.{KINDS[kind]}", kind, record)
     with Image.open(path) as image:
@@ -122,11 +135,16 @@ def test_the_comment_for_other_programs_is_of_the_standards_type(kind, tmp_path)
 @pytest.mark.parametrize("kind", KINDS)
 def test_another_program_reads_prompt_and_settings(kind, tmp_path):
     sd_parsers = pytest.importorskip("sd_parsers")
-    record = dataclasses.replace(RECORD, prompt="a fox, é日本", negative="a cat", steps=25, guidance=3.5, scheduler="pndm")
+    record = dataclasses.replace(
+        RECORD, prompt="a fox, é日本", negative="a cat", steps=25, guidance=3.5, scheduler="pndm"
+    )
     told = sd_parsers.ParserManager().parse(written(tmp_path / f"a.{KINDS[kind]}", kind, record))
     assert (told.full_prompt, told.full_negative_prompt) == ("a fox, é日本", "a cat")
     (sampler,) = told.samplers
-    assert sampler.parameters == {"cfg_scale": "3.5", "seed": "7", "steps": "25"} and sampler.model.name == "mini"
+    assert (
+        sampler.parameters == {"cfg_scale": "3.5", "seed": "7", "steps": "25"}
+        and sampler.model.name == "mini"
+    )
 
 
 HOSTILE = {
@@ -171,7 +189,9 @@ def test_a_hostile_record_is_refused_in_one_line(text):
     with pytest.raises(ImageError) as caught:
         record_of(noting(text), "a\x1b[31m.png")
     told = str(caught.value)
-    assert told.startswith("a\\x1b[31m.png: what it says of how it was made is damaged") and told.isprintable()
+    assert (
+        told.startswith("a\\x1b[31m.png: what it says of how it was made is damaged") and told.isprintable()
+    )
     assert len(told) < 500
 
 
@@ -197,7 +217,9 @@ def test_our_own_pictures_are_known_with_a_record_and_without(kind, tmp_path):
 
 def by_another_program() -> bytes:
     info = PngImagePlugin.PngInfo()
-    info.add_itxt(XMP_IN_PNG, '<x:xmpmeta xmlns:seed="urn:seed-edge:1" x:xmptk="Other 1.0"><rdf:RDF/></x:xmpmeta>')
+    info.add_itxt(
+        XMP_IN_PNG, '<x:xmpmeta xmlns:seed="urn:seed-edge:1" x:xmptk="Other 1.0"><rdf:RDF/></x:xmpmeta>'
+    )
     buffer = io.BytesIO()
     PICTURE.save(buffer, "PNG", pnginfo=info)
     return buffer.getvalue()
@@ -211,7 +233,14 @@ def plain() -> bytes:
 
 @pytest.mark.parametrize(
     "data",
-    [plain(), by_another_program(), b"", b"urn:seed-edge:1", plain()[:40], b"\x89PNG\r\n\x1a\n" + b"urn:seed-edge:1" * 9],
+    [
+        plain(),
+        by_another_program(),
+        b"",
+        b"urn:seed-edge:1",
+        plain()[:40],
+        b"\x89PNG\r\n\x1a\n" + b"urn:seed-edge:1" * 9,
+    ],
     ids=["plain", "saved by another program", "empty", "text", "cut off", "no picture"],
 )
 def test_what_others_made_is_not_ours(data, tmp_path):

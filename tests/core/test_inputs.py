@@ -20,7 +20,8 @@ def test_a_regular_file_is_read_also_by_a_link(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "kind", ["pipe", "link to a pipe", "device", "terminal", "folder", "socket", "missing", "loop", "nul", "long"]
+    "kind",
+    ["pipe", "link to a pipe", "device", "terminal", "folder", "socket", "missing", "loop", "nul", "long"],
 )
 def test_nothing_else_is_opened_and_nothing_waits(tmp_path, kind):
     path = tmp_path / "a\x1b[31m"
@@ -83,11 +84,17 @@ def test_json_that_cannot_be_used_is_one_line(text):
 
 
 @pytest.mark.parametrize(
-    "value", [None, True, 0, -(2**63), 2**63 - 1, 1.5, -0.0, 1e308, "a\x1b\ud800", [], {}, {"a": [1, {"b": None}]}]
+    "value",
+    [None, True, 0, -(2**63), 2**63 - 1, 1.5, -0.0, 1e308, "a\x1b\ud800", [], {}, {"a": [1, {"b": None}]}],
 )
 def test_other_json_is_what_json_says(value):
     assert parse_json(json.dumps(value), "x") == value
 
 
 def test_depth_counts_lists_and_objects():
-    assert not depth_over([[1]], 3) and depth_over([[1]], 1) and depth_over({"a": {"b": []}}, 1) and not depth_over(1, 1)
+    assert (
+        not depth_over([[1]], 3)
+        and depth_over([[1]], 1)
+        and depth_over({"a": {"b": []}}, 1)
+        and not depth_over(1, 1)
+    )

@@ -32,12 +32,22 @@ def test_every_file_becomes_what_it_shows_or_one_clear_error(name, tmp_path):
     if colours is not None:
         middle = size[1] // 2
         for x, colour in zip((0, size[0] - 1), colours, strict=True):
-            assert np.abs(np.array(image.getpixel((x, middle))) - colour).max() <= 12, (x, image.getpixel((x, middle)))
+            assert np.abs(np.array(image.getpixel((x, middle))) - colour).max() <= 12, (
+                x,
+                image.getpixel((x, middle)),
+            )
 
 
 @pytest.mark.parametrize(
     ("name", "frames"),
-    [("moving.gif", 3), ("moving.webp", 2), ("moving.png", 2), ("pages.tif", 2), ("two.mpo", 0), ("rgb.png", 0)],
+    [
+        ("moving.gif", 3),
+        ("moving.webp", 2),
+        ("moving.png", 2),
+        ("pages.tif", 2),
+        ("two.mpo", 0),
+        ("rgb.png", 0),
+    ],
 )
 def test_of_several_frames_the_first_is_taken_and_that_is_said(name, frames, tmp_path, caplog):
     (tmp_path / name).write_bytes(FILES[name][0])

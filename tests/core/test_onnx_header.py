@@ -31,7 +31,9 @@ def message(*fields):
 
 
 def axes(*sizes):
-    return message((1, message((2, b"".join(field(1, message((1 if isinstance(n, int) else 2, n))) for n in sizes)))))
+    return message(
+        (1, message((2, b"".join(field(1, message((1 if isinstance(n, int) else 2, n))) for n in sizes))))
+    )
 
 
 def weights(name="w", shape=(2, 3), kind=1, raw=bytes(24), outside=None):
@@ -47,7 +49,9 @@ NODE = message((1, "x"), (2, "y"), (4, "MatMul"))
 
 def model(*graph, nodes=(NODE,), opset=("", 23), more=()):
     inside = [(1, node) for node in nodes] + list(graph)
-    return message((1, 10), (2, "tester"), (8, message((1, opset[0]), (2, opset[1]))), (7, message(*inside)), *more)
+    return message(
+        (1, 10), (2, "tester"), (8, message((1, opset[0]), (2, opset[1]))), (7, message(*inside)), *more
+    )
 
 
 @pytest.fixture
@@ -67,8 +71,16 @@ def test_what_is_said(read):
     inputs = (11, message((1, "x"), (2, axes("batch", 2))))
     header = read(model((5, weights()), inputs, (12, message((1, "y"), (2, axes("batch", 3))))), strict=True)
     assert (header.ir_version, header.producer, header.opsets) == (10, "tester", {"": 23})
-    assert header.operators == {"MatMul": 1} and header.inputs == {"x": ("batch", 2)} and header.outputs == {"y": ("batch", 3)}
-    assert (header.tensors["w"].shape, header.tensors["w"].kind, header.tensors["w"].size) == ((2, 3), "float32", 24)
+    assert (
+        header.operators == {"MatMul": 1}
+        and header.inputs == {"x": ("batch", 2)}
+        and header.outputs == {"y": ("batch", 3)}
+    )
+    assert (header.tensors["w"].shape, header.tensors["w"].kind, header.tensors["w"].size) == (
+        (2, 3),
+        "float32",
+        24,
+    )
 
 
 def test_the_graphs_of_a_bundle_pass(tiny):
@@ -106,7 +118,10 @@ def test_a_link_beside_a_graph_is_refused(read, tmp_path):
 
 
 def test_the_one_operator_that_the_runtime_brings_itself_is_taken(read):
-    header = read(model(nodes=[message((4, "MatMulNBits"), (7, "com.microsoft"))], opset=("com.microsoft", 1)), strict=True)
+    header = read(
+        model(nodes=[message((4, "MatMulNBits"), (7, "com.microsoft"))], opset=("com.microsoft", 1)),
+        strict=True,
+    )
     assert header.operators == {"com.microsoft::MatMulNBits": 1}
 
 
@@ -138,7 +153,10 @@ def test_what_bundles_never_hold_is_refused(read, data, words):
         (model((5, weights(shape=(1,) * 9))), "have shape"),
         (model((5, weights(kind=99))), "type 99, which is unknown"),
         (model((5, weights()), (5, weights())), "'w' stand there twice"),
-        (model((5, weights(outside={"location": "g.onnx.data", "length": "25"}))), "take 24 bytes, 25 are announced"),
+        (
+            model((5, weights(outside={"location": "g.onnx.data", "length": "25"}))),
+            "take 24 bytes, 25 are announced",
+        ),
         (model((5, weights(outside={"location": "g.onnx.data", "offset": "-1"}))), "lie at"),
         (model((5, weights(outside={"location": "g.onnx.data", "offset": "9" * 30}))), "lie at"),
         (model((15, b"")), "sparse weights"),

@@ -22,7 +22,8 @@ def png_header(width: int, height: int) -> bytes:
     header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
     chunks = [(b"IHDR", header), (b"IDAT", b"")]
     return b"\x89PNG\r\n\x1a\n" + b"".join(
-        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data)) for kind, data in chunks
+        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        for kind, data in chunks
     )
 
 
@@ -68,7 +69,9 @@ def test_the_smallest_pictures_have_all_views(size):
 
 def test_resize_filters_differ_and_are_antialiased():
     noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (224, 224, 3), dtype=np.uint8))
-    bilinear, bicubic = (Preprocessing(16, f, (0.0,) * 3, (1.0,) * 3)([noise]) for f in ("bilinear", "bicubic"))
+    bilinear, bicubic = (
+        Preprocessing(16, f, (0.0,) * 3, (1.0,) * 3)([noise]) for f in ("bilinear", "bicubic")
+    )
     assert np.abs(bilinear - bicubic).max() > 0.01
     assert bilinear.std() < 0.05  # noise averages out over 14 x 14 pixels
 

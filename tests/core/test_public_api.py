@@ -34,10 +34,10 @@ TYPES = ["SeedEdge", "str", "Caption", "Image", "ndarray", "float", "DiffusionOp
 
 
 def test_import_is_light():
-    code = (
-        "import sys, seed_edge; print(*(m for m in ('numpy', 'PIL', 'onnxruntime', 'llama_cpp', 'click') if m in sys.modules))"
-    )
-    assert not subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    code = "import sys, seed_edge; print(*(m for m in ('numpy', 'PIL', 'onnxruntime', 'llama_cpp', 'click') if m in sys.modules))"
+    assert not subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    ).stdout.split()
 
 
 def test_every_public_name_can_be_imported_and_every_error_is_public():
@@ -62,7 +62,11 @@ def test_errors_are_the_builtins_that_fit(tmp_path, edge):
     with pytest.raises(FileNotFoundError, match=r"none\.jpg: no such file") as caught:
         edge.caption(tmp_path / "none.jpg")
     assert isinstance(caught.value, seed_edge.ImageError)
-    for wrong in (lambda: edge.decode([1]), lambda: edge.draw_codes(" "), lambda: edge.caption_codes([0] * 4, beams=0)):
+    for wrong in (
+        lambda: edge.decode([1]),
+        lambda: edge.draw_codes(" "),
+        lambda: edge.caption_codes([0] * 4, beams=0),
+    ):
         with pytest.raises(ValueError) as caught:
             wrong()
         assert isinstance(caught.value, seed_edge.SeedEdgeError)
@@ -73,7 +77,15 @@ def test_a_strict_type_checker_sees_real_types(tmp_path):
     (tmp_path / "program.py").write_text(PROGRAM)
     assert (Path(seed_edge.__file__).parent / "py.typed").is_file()
     # outside the source tree, so that this project's own settings of mypy do not apply
-    options = ["--strict", "--config-file", "", "--cache-dir", str(tmp_path / "cache"), "--follow-imports", "silent"]
+    options = [
+        "--strict",
+        "--config-file",
+        "",
+        "--cache-dir",
+        str(tmp_path / "cache"),
+        "--follow-imports",
+        "silent",
+    ]
     out, err, status = api.run([*options, str(tmp_path / "program.py")])
     assert status == 0, out + err
     revealed = re.findall(r'Revealed type is "(.*)"', out)

@@ -57,7 +57,9 @@ def test_kitty_and_iterm_get_the_very_picture(picture):
         messages = re.findall(r"\x1b_G([^;]*);([^\x1b]*)\x1b\\", shown(image, "kitty", 80))
         assert [header.endswith("m=1") for header, _ in messages] == [True] * (len(messages) - 1) + [False]
         assert max(len(data) for _, data in messages) <= 4096
-        inline = re.fullmatch(r"\x1b\]1337;File=inline=1;width=48;preserveAspectRatio=1:(.*)\x07\n", shown(image, "iterm", 80))
+        inline = re.fullmatch(
+            r"\x1b\]1337;File=inline=1;width=48;preserveAspectRatio=1:(.*)\x07\n", shown(image, "iterm", 80)
+        )
         for data in ("".join(data for _, data in messages), inline[1]):
             assert Image.open(io.BytesIO(base64.b64decode(data))).tobytes() == image.tobytes()
 
@@ -92,7 +94,8 @@ def test_sixels_show_the_picture(picture):
 
 
 @pytest.mark.parametrize(
-    ("how", "columns", "width"), [("blocks", 200, 48), ("blocks", 11, 10), ("blocks-256", 11, 10), ("blocks", 1, 1)]
+    ("how", "columns", "width"),
+    [("blocks", 200, 48), ("blocks", 11, 10), ("blocks-256", 11, 10), ("blocks", 1, 1)],
 )
 def test_half_blocks_show_the_picture(picture, how, columns, width):
     text = shown(picture, how, columns)

@@ -5,7 +5,14 @@ from seed_edge.errors import BundleError, CodesError
 from seed_edge.vocab import CodeSpace, Vocab
 
 SEED = Vocab(
-    size=40194, first_code_id=32000, codebook_size=8192, codes_per_image=32, bos_id=1, eos_id=2, boi_id=40192, eoi_id=40193
+    size=40194,
+    first_code_id=32000,
+    codebook_size=8192,
+    codes_per_image=32,
+    bos_id=1,
+    eos_id=2,
+    boi_id=40192,
+    eoi_id=40193,
 )
 
 
@@ -16,7 +23,9 @@ def test_codes_and_ids_round_trip_at_both_ends_of_the_codebook():
     assert SEED.ids_to_codes(ids[1:-1]).tolist() == codes
 
 
-@pytest.mark.parametrize("codes", [[0] * 31, [0] * 33, [], [[0] * 32], [0.5] * 32, [-1] + [0] * 31, [8192] + [0] * 31])
+@pytest.mark.parametrize(
+    "codes", [[0] * 31, [0] * 33, [], [[0] * 32], [0.5] * 32, [-1] + [0] * 31, [8192] + [0] * 31]
+)
 def test_what_is_no_image_is_refused(codes):
     with pytest.raises(CodesError):
         SEED.codes_to_ids(codes)
@@ -31,7 +40,8 @@ def test_text_mask_leaves_out_codes_and_image_marks_and_keeps_eos():
 
 
 @pytest.mark.parametrize(
-    "change", [{"size": 40193}, {"boi_id": 32000}, {"boi_id": 40193}, {"eos_id": -1}, {"first_code_id": 32003}]
+    "change",
+    [{"size": 40193}, {"boi_id": 32000}, {"boi_id": 40193}, {"eos_id": -1}, {"first_code_id": 32003}],
 )
 def test_an_impossible_layout_is_refused(change):
     fields = {name: getattr(SEED, name) for name in SEED.__dataclass_fields__}
@@ -45,13 +55,23 @@ def test_code_range_is_exact():
 
 
 def test_ids_of_codes_are_those_of_no_text():
-    vocab = Vocab(size=20, first_code_id=10, codebook_size=8, codes_per_image=4, bos_id=1, eos_id=2, boi_id=18, eoi_id=19)
+    vocab = Vocab(
+        size=20,
+        first_code_id=10,
+        codebook_size=8,
+        codes_per_image=4,
+        bos_id=1,
+        eos_id=2,
+        boi_id=18,
+        eoi_id=19,
+    )
     assert [int(i) for i in vocab.code_mask().nonzero()[0]] == list(range(10, 18))
     assert not (vocab.code_mask() & vocab.text_mask()).any()
 
 
 @pytest.mark.parametrize(
-    "codes", [[[1], 2], [[1, 2], [3]], [10**400] * 4, ["a"] * 4, [1.0] * 4, [None] * 4, [[1, 2, 3, 4]], "1234", {}, 3]
+    "codes",
+    [[[1], 2], [[1, 2], [3]], [10**400] * 4, ["a"] * 4, [1.0] * 4, [None] * 4, [[1, 2, 3, 4]], "1234", {}, 3],
 )
 def test_what_is_no_list_of_integers_is_no_image(codes):
     with pytest.raises(CodesError, match="an image is 4 integers"):

@@ -41,7 +41,9 @@ ALL = [FOX, BLUE_FOX, HOUSE, BESIDE, ABOVE, TWO, GROUND, PHOTO, SENTENCE]
 def asked(sample, tries=60):
     """Everything that is ever asked about a picture."""
     return {
-        talk for seed in range(tries) for talk in questions(sample.sample, np.random.default_rng(seed), ["fox", "cup", "hat"])
+        talk
+        for seed in range(tries)
+        for talk in questions(sample.sample, np.random.default_rng(seed), ["fox", "cup", "hat"])
     }
 
 
@@ -72,7 +74,10 @@ def test_nothing_is_asked_about_a_picture_of_which_nothing_is_known():
 
 
 def test_changes_lead_from_one_picture_to_another():
-    found = {(before.sample.key, after.sample.key): text for before, text, after in changes(ALL, np.random.default_rng(0))}
+    found = {
+        (before.sample.key, after.sample.key): text
+        for before, text, after in changes(ALL, np.random.default_rng(0))
+    }
     pairs = {
         ("p0", "p1"),
         ("p0", "p3"),
@@ -84,7 +89,9 @@ def test_changes_lead_from_one_picture_to_another():
         ("p0", "p5"),
         ("p2", "p6"),
     }
-    assert set(found) == pairs  # no fox was blue from the beginning, so there is nothing that becomes the house above
+    assert (
+        set(found) == pairs
+    )  # no fox was blue from the beginning, so there is nothing that becomes the house above
     assert "blue" in found["p0", "p1"] and "a house" in found["p0", "p3"] and "the house" in found["p3", "p0"]
     assert "two" in found["p0", "p5"] and "red" in found["p2", "p6"]
 
@@ -100,12 +107,24 @@ def test_conversations_hold_pictures_in_the_order_they_are_spoken_of():
     assert all(talk.sample.held_out for _, talk in dialogues_about(held, 0))
 
 
-VOCAB = Vocab(size=300, first_code_id=260, codebook_size=8, codes_per_image=4, bos_id=1, eos_id=2, boi_id=270, eoi_id=271)
+VOCAB = Vocab(
+    size=300,
+    first_code_id=260,
+    codebook_size=8,
+    codes_per_image=4,
+    bos_id=1,
+    eos_id=2,
+    boi_id=270,
+    eoi_id=271,
+)
 
 
 def test_pictures_are_answers_where_the_conversation_says_so():
     writer = ExampleBuilder(VOCAB, lambda text: [3 + byte for byte in text.encode()], TEMPLATES["own-talk"])
-    two = CodeSample(Sample("t", turns=(("make it blue", "<image>"), ("what is it?", "a fox"))), FOX.images + BLUE_FOX.images)
+    two = CodeSample(
+        Sample("t", turns=(("make it blue", "<image>"), ("what is it?", "a fox"))),
+        FOX.images + BLUE_FOX.images,
+    )
     before, after = (VOCAB.codes_to_ids(each.images[0]) for each in (FOX, BLUE_FOX))
     seen = {}
     for seed in range(20):
@@ -135,17 +154,26 @@ def test_lines_of_a_file_beside_a_recipe(tmp_path):
 
 def test_a_model_learns_to_answer_and_to_change_and_its_bundle_does(tiny, tmp_path, examples):
     """The last stages of the embedded model, small: `train start`, `train llm`, `export`, `ask`, `edit`, `chat`."""
-    start, codes, talk, out, bundle = (tmp_path / name for name in ("start", "codes", "talk", "reward", "bundle"))
+    start, codes, talk, out, bundle = (
+        tmp_path / name for name in ("start", "codes", "talk", "reward", "bundle")
+    )
     call("train", "start", "--bundle", tiny, "--out", start)
     write_code_shards(codes, SPACE, [*ALL, *ALL])
-    small = ["--set=schedule.steps=8", "--set=schedule.batch_size=4", "--set=max_length=160", "--set=schedule.save_every=8"]
+    small = [
+        "--set=schedule.steps=8",
+        "--set=schedule.batch_size=4",
+        "--set=max_length=160",
+        "--set=schedule.save_every=8",
+    ]
     call("train", "llm", "--recipe", "mini-talk", "--llm", start, "--codes", codes, "--out", talk, *small)
     call("train", "llm", "--recipe", "mini-reward", "--llm", talk, "--codes", codes, "--out", out, *small)
     # bytes are too coarse for a model of 32 random numbers a row: on some processors they differ by more than Q8_0 may
     call("export", "--ckpt", tiny, "--llm", out, "--out", bundle, "--weight-type", "F16")
     language = Bundle.open(bundle).language
     assert language.prompts == TEMPLATES["own-talk"] and language.context_length == 160
-    layers = [GgufHeader.read(file).number("block_count") for file in (tiny / "llm.gguf", bundle / language.file)]
+    layers = [
+        GgufHeader.read(file).number("block_count") for file in (tiny / "llm.gguf", bundle / language.file)
+    ]
     assert layers[1] == layers[0] + 2
     with seed_edge.load(bundle, device="cpu") as edge:
         photo = examples / "coffee.jpg"

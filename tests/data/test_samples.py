@@ -5,7 +5,17 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
-from seed_edge.data.phrasing import COLOURS, caption, head_noun, is_countable, plain, plural, request, with_article, without
+from seed_edge.data.phrasing import (
+    COLOURS,
+    caption,
+    head_noun,
+    is_countable,
+    plain,
+    plural,
+    request,
+    with_article,
+    without,
+)
 from seed_edge.data.samples import Sample, load_picture, read_samples
 from seed_edge.data.subsets import pools_of, shared_pools
 from seed_edge.data.webdataset import ShardWriter, read_shard
@@ -96,7 +106,10 @@ def test_a_picture_is_asked_for_in_other_words_than_it_is_told_in():
     blue = Sample("k", label="fox", style="flat", colour="blue", recoloured=True)
     two = Sample("k", phrases=("two foxes",), style="flat")
     beside = Sample("k", phrases=("a fox next to a house",), style="flat")
-    asked = {each: " | ".join(request(sample, rng) for _ in range(200)) for each, sample in enumerate((blue, two, beside))}
+    asked = {
+        each: " | ".join(request(sample, rng) for _ in range(200))
+        for each, sample in enumerate((blue, two, beside))
+    }
     assert "a fox that is blue" in asked[0] and "a fox in blue" in asked[0] and "a blue fox" in asked[0]
     assert "2 foxes" in asked[1] and "a couple of foxes" in asked[1] and "two foxes" in asked[1]
     assert "a fox near a house" in asked[2] and "a fox next to a house" in asked[2]
@@ -201,7 +214,9 @@ def test_each_format_gives_its_texts_and_pictures(tmp_path):
     assert llava.turns == (("What is it?", "A disc."), ("Which colour?", "Red.")) and llava.key == "l1"
     assert vqa.turns == (("Which colour?", "red"),)
     assert own.captions == ("my ball Bo",) and laion.captions == ("a red square",)
-    assert all(load_picture(picture).size in ((64, 64), (8, 8)) for _, pictures in found for picture in pictures)
+    assert all(
+        load_picture(picture).size in ((64, 64), (8, 8)) for _, pictures in found for picture in pictures
+    )
     again = [Sample.from_saved(s.key, json.loads(json.dumps(s.to_record()))) for s, _ in found]
     assert again == [sample for sample, _ in found]
 
@@ -241,7 +256,11 @@ def test_a_text_file_that_cannot_be_read_is_named(tmp_path):
     [
         ("a.json", '{"images": []}', "lacks 'annotations'"),
         ("a.json", "[{}]", "names no picture"),
-        ("a.json", '[{"id": 1, "image": "x", "conversations": [{"from": "human", "value": "?"}]}]', "alternate"),
+        (
+            "a.json",
+            '[{"id": 1, "image": "x", "conversations": [{"from": "human", "value": "?"}]}]',
+            "alternate",
+        ),
         ("a.jsonl", '{"image": "x.png", "question": "?"}', "without an answer"),
         ("a.jsonl", "{", "line 1 is not JSON"),
         ("a.csv", "", "none of .tar"),
@@ -270,10 +289,16 @@ def test_pictures_fall_into_their_pools():
 
 
 def test_what_is_not_to_be_said_is_left_out():
-    seen = Sample("s", captions=("A Fat cat sits.", "A cat sits.", "a fatal leap"), label="cat", tags=("fat cat",))
+    seen = Sample(
+        "s", captions=("A Fat cat sits.", "A cat sits.", "a fatal leap"), label="cat", tags=("fat cat",)
+    )
     assert without(seen, ()) is seen
-    assert without(seen, ("fat", "middle finger")) == Sample("s", captions=("A cat sits.", "a fatal leap"), label="cat")
+    assert without(seen, ("fat", "middle finger")) == Sample(
+        "s", captions=("A cat sits.", "a fatal leap"), label="cat"
+    )
     assert without(Sample("s", label="middle finger"), ("middle finger",)) is None
     assert without(Sample("s", captions=("a fat cat",)), ("fat",)) is None
-    assert without(Sample("s", turns=(("Who?", "A fat cat."),), label="cat"), ("fat",)) == Sample("s", label="cat")
+    assert without(Sample("s", turns=(("Who?", "A fat cat."),), label="cat"), ("fat",)) == Sample(
+        "s", label="cat"
+    )
     assert without(Sample("wordless"), ("fat",)) == Sample("wordless")

@@ -19,7 +19,11 @@ from PIL import Image
 from seed_edge.cli import cli
 
 ROOT = Path(__file__).parent.parent.parent
-DOCUMENTS = [ROOT / "README.md", ROOT / "recipes" / "mini" / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+DOCUMENTS = [
+    ROOT / "README.md",
+    ROOT / "recipes" / "mini" / "README.md",
+    *sorted((ROOT / "docs").rglob("*.md")),
+]
 PARTIAL = {"...", "[...]"}
 
 
@@ -38,7 +42,12 @@ def command_lines(path):
                     yield shlex.split(re.sub(r"\s[<>]\s?\S+", "", part))[1:]
 
 
-LINES = [(path.name, " ".join(words), words) for path in DOCUMENTS if path.is_file() for words in command_lines(path)]
+LINES = [
+    (path.name, " ".join(words), words)
+    for path in DOCUMENTS
+    if path.is_file()
+    for words in command_lines(path)
+]
 
 
 @pytest.fixture
@@ -67,7 +76,15 @@ def test_the_commands_of_the_readme_run_as_printed(place):
     result = run(["bash", "-euo", "pipefail", "-c", "\n".join(found)], place)
     assert result.returncode == 0, result.stderr
     assert len((place / "captions.jsonl").read_text().splitlines()) == 2
-    for name in ("fox.png", "houses.png", "again.png", "blue.png", "cat-from-codes.png", "decoded-1.png", "decoded-2.png"):
+    for name in (
+        "fox.png",
+        "houses.png",
+        "again.png",
+        "blue.png",
+        "cat-from-codes.png",
+        "decoded-1.png",
+        "decoded-2.png",
+    ):
         assert Image.open(place / name).size[0] >= 128
 
 

@@ -67,7 +67,11 @@ def test_a_package_of_drawings_becomes_samples(tmp_path):
         {"label": "keycap", "hexcode": "0023", "group": 8, "subgroup": 94},
     ]
     pack(NAMES, "17.0.0", {"en/data.json": json.dumps(emoji).encode()})
-    icons = {"icons": {"red-apple": {"body": '<circle cx="16" cy="16" r="12" fill="#d02010"/>'}}, "width": 32, "height": 32}
+    icons = {
+        "icons": {"red-apple": {"body": '<circle cx="16" cy="16" r="12" fill="#d02010"/>'}},
+        "width": 32,
+        "height": 32,
+    }
     for source in SOURCES:
         if source.style == "fluent-3d":
             pack(source.package, "1.1.0", {"assets/1f34e.webp": encoded(disc((210, 30, 20, 255)))})
@@ -77,7 +81,9 @@ def test_a_package_of_drawings_becomes_samples(tmp_path):
     every = [json.loads(files["json"]) for _, files in read_shard(tmp_path / "drawings.tar")]
     records = [r for r in every if "phrases" not in r]
     assert count == len(every) == len(records) + 20
-    assert len(records) == len(SOURCES) * 2 - 1 + 1  # one other colour, two in the canonical style, none held out
+    assert (
+        len(records) == len(SOURCES) * 2 - 1 + 1
+    )  # one other colour, two in the canonical style, none held out
     assert {r["label"] for r in records} == {"red apple"} and records[0]["synonyms"] == ["apple"]
     assert sum(r["held_out"] for r in records) == 1
     assert {r["colour"] for r in records if not r.get("recoloured")} == {"red"}
@@ -102,7 +108,8 @@ def test_composites_show_what_their_words_say():
     """Two discs side by side, one above the other, three of them: counted in the picture."""
     names = {"plum": (150, 20, 160, 255), "lime": (60, 190, 30, 255)}
     things = [
-        Drawing(n, disc(c).resize((SIZE, SIZE)), {"label": n, "style": "noto", "source": "s"}, None) for n, c in names.items()
+        Drawing(n, disc(c).resize((SIZE, SIZE)), {"label": n, "style": "noto", "source": "s"}, None)
+        for n, c in names.items()
     ]
     kinds = set()
     for drawing in composed(things, 60, 3):

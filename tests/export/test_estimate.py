@@ -34,7 +34,10 @@ def told(needs, out, kept=0):
 def test_disk_is_what_stays_and_the_largest_scratch(machine, tmp_path):
     machine(disk=14_000_000_000, ram=8_000_000_000)
     said = told([need(), need(scratch=4e9, memory=3e9)], tmp_path / "deeper" / "out")
-    assert f"takes 14.0 GB of disk in {tmp_path} (14.0 GB free), about 3.7 GB of memory (8.0 GB free)" in said[-1]
+    assert (
+        f"takes 14.0 GB of disk in {tmp_path} (14.0 GB free), about 3.7 GB of memory (8.0 GB free)"
+        in said[-1]
+    )
 
 
 def test_a_disk_too_small_is_refused_but_what_is_there_counts(machine, tmp_path):
@@ -50,7 +53,9 @@ def test_short_memory_is_said(machine, tmp_path):
 
 
 def test_the_official_tokenizer_has_the_parameters_of_the_specification():
-    assert of_tokenizer(SeedGeometry(), [], "int8").parameters == 1_149_998_528 - 28_376_064  # without the training-only head
+    assert (
+        of_tokenizer(SeedGeometry(), [], "int8").parameters == 1_149_998_528 - 28_376_064
+    )  # without the training-only head
 
 
 def test_available_memory_is_what_linux_says_or_unknown(tmp_path, monkeypatch):

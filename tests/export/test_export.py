@@ -42,7 +42,9 @@ def run(tmp_path_factory):
     call("tokenize", "--run", out, "--out", codes)
     options = ("--recipe", "smoke-llm", "--pictures", out, "--prompt", "a disc")
     call("train", "llm", "--codes", codes, "--out", out / "llm", *options)
-    (folder / "sources.json").write_text(json.dumps([{"name": "shapes", "license": "Apache-2.0", "role": "training"}]))
+    (folder / "sources.json").write_text(
+        json.dumps([{"name": "shapes", "license": "Apache-2.0", "role": "training"}])
+    )
     return out
 
 
@@ -84,10 +86,16 @@ def test_the_last_stage_changes_the_decoder_alone(run):
     """Language models are trained on the codes, which must stay what they were."""
     first = torch.load(run / "semantic" / "state.pt", weights_only=True)["tensors"]
     last = load_file(run / "image_tokenizer.safetensors")
-    changed = {n for n, t in last.items() if f"model.{n}" in first and not np.array_equal(t, first[f"model.{n}"].numpy())}
+    changed = {
+        n
+        for n, t in last.items()
+        if f"model.{n}" in first and not np.array_equal(t, first[f"model.{n}"].numpy())
+    }
     behind = ("quantize.embedding.", "decode_task_layer.", "pos_embed_image", "blocks_image.", "pixel_head.")
     assert changed == {name for name in last if name.startswith(behind)}
-    assert {name for name in last if f"model.{name}" not in first} == {name for name in last if name.startswith("trunk.")}
+    assert {name for name in last if f"model.{name}" not in first} == {
+        name for name in last if name.startswith("trunk.")
+    }
 
 
 def test_a_finished_training_called_again_changes_nothing_and_more_steps_keep_the_codes(run, tmp_path):
@@ -98,7 +106,10 @@ def test_a_finished_training_called_again_changes_nothing_and_more_steps_keep_th
     assert "k-means" not in call("train", "tokenizer", *options).stderr
     after = load_file(again / "image_tokenizer.safetensors")
     assert all(np.array_equal(before[name], after[name]) for name in before)
-    assert "resuming at step 20" in call("train", "tokenizer", *options, "--set", "decoder.schedule.steps=24").stderr
+    assert (
+        "resuming at step 20"
+        in call("train", "tokenizer", *options, "--set", "decoder.schedule.steps=24").stderr
+    )
     more = load_file(again / "image_tokenizer.safetensors")
     assert np.array_equal(before["quantize.embedding.weight"], more["quantize.embedding.weight"])
     assert not np.array_equal(before["pixel_head.to_rgb.weight"], more["pixel_head.to_rgb.weight"])
@@ -121,11 +132,32 @@ def test_the_decoder_may_be_given_more_pictures(run, tmp_path, monkeypatch):
         return train(loop, objective, batch_of, after)
 
     monkeypatch.setattr(Trainer, "run", watched)
-    options = ("--recipe", "smoke-tokenizer", "--data", run.parent / "shapes.tar", "--out", again, "--more", pairs)
-    call("train", "tokenizer", *options, "--set", "decoder.schedule.steps=24", "--set", "decoder.pool_shares={composites=1.0}")
+    options = (
+        "--recipe",
+        "smoke-tokenizer",
+        "--data",
+        run.parent / "shapes.tar",
+        "--out",
+        again,
+        "--more",
+        pairs,
+    )
+    call(
+        "train",
+        "tokenizer",
+        *options,
+        "--set",
+        "decoder.schedule.steps=24",
+        "--set",
+        "decoder.pool_shares={composites=1.0}",
+    )
     call("tokenize", "--run", run, "--data", pairs, "--out", tmp_path / "codes")
     codes = {each.sample.key: each.images[0] for each in read_code_shards([tmp_path / "codes"])[1]["codes"]}
-    shown = [each for batch in seen[-1] for each in zip(batch["keys"], batch["codes"].numpy(), batch["pixels"], strict=True)]
+    shown = [
+        each
+        for batch in seen[-1]
+        for each in zip(batch["keys"], batch["codes"].numpy(), batch["pixels"], strict=True)
+    ]
     assert {key for key, _, _ in shown} == set(codes)
     assert all(np.array_equal(found, codes[key]) for key, found, _ in shown)
     for key, _, pixels in shown:
@@ -142,8 +174,12 @@ def test_the_decoder_may_be_given_more_pictures(run, tmp_path, monkeypatch):
 
 def test_a_disk_too_small_for_pictures_is_told_before_any_is_written(tmp_path, monkeypatch):
     require_disk_space(tmp_path / "new", 1000, "features")
-    monkeypatch.setattr("seed_edge.train.pixel.feature_cache.shutil.disk_usage", lambda folder: SimpleNamespace(free=999))
-    with pytest.raises(DataError, match=r"more pictures need 0\.0 GB, 0\.0 GB are free; choose another --out"):
+    monkeypatch.setattr(
+        "seed_edge.train.pixel.feature_cache.shutil.disk_usage", lambda folder: SimpleNamespace(free=999)
+    )
+    with pytest.raises(
+        DataError, match=r"more pictures need 0\.0 GB, 0\.0 GB are free; choose another --out"
+    ):
         require_disk_space(tmp_path / "new", 1000, "more pictures")
 
 
@@ -173,9 +209,13 @@ def test_codes_follow_the_encoder_and_the_codebook(run, tmp_path):
     model.glance.weight.data *= -1
     other = codes_now()
     assert not np.array_equal(other[:, :2], codes[:, :2]) and np.array_equal(other[:, 2:], codes[:, 2:])
-    model.quantize.embedding.weight.data = torch.cat([w.flip(0) for w in model.quantize.embedding.weight.split((4, 4, 8))])
+    model.quantize.embedding.weight.data = torch.cat(
+        [w.flip(0) for w in model.quantize.embedding.weight.split((4, 4, 8))]
+    )
     flipped = codes_now()
-    assert np.array_equal(flipped[:, :2] % 4, 3 - other[:, :2] % 4) and np.array_equal(flipped[:, 2:], 8 + 15 - other[:, 2:])
+    assert np.array_equal(flipped[:, :2] % 4, 3 - other[:, :2] % 4) and np.array_equal(
+        flipped[:, 2:], 8 + 15 - other[:, 2:]
+    )
 
 
 def test_a_trained_run_becomes_a_bundle_that_captions_and_draws(exported, tmp_path):
@@ -212,7 +252,9 @@ def test_the_bundle_gives_the_checkpoints_codes_for_any_batch(exported, run, bat
     with seed_edge.load(exported, device="cpu") as edge, torch.inference_mode():
         values = torch.from_numpy(edge.bundle.manifest.preprocessing(images))
         expected = load_image_tokenizer(run).encode(values).numpy()
-        assert np.mean(edge.encode(images) == expected) >= 0.9  # fp16 storage: near ties may fall the other way
+        assert (
+            np.mean(edge.encode(images) == expected) >= 0.9
+        )  # fp16 storage: near ties may fall the other way
 
 
 def test_export_refuses_an_existing_folder_and_replaces_a_bundle_when_told(exported, run, tmp_path):
@@ -249,7 +291,10 @@ def test_an_export_that_fails_leaves_no_bundle_and_goes_on_when_mended(run, tmp_
 
 @pytest.mark.parametrize(
     ("option", "value", "words"),
-    [("--weight-type", "Q9", "choose one of F32, F16, "), ("--image-weights", "int3", "is not one of 'fp32'")],
+    [
+        ("--weight-type", "Q9", "choose one of F32, F16, "),
+        ("--image-weights", "int3", "is not one of 'fp32'"),
+    ],
 )
 def test_unknown_weight_types_list_the_known_ones(run, tmp_path, option, value, words):
     result = call("export", "--ckpt", str(run), "--out", str(tmp_path / "o"), option, value, fails=True)
@@ -268,7 +313,14 @@ def test_parts_of_different_runs_are_refused(run, tmp_path):
 
 
 def test_too_few_texts_for_the_pieces_asked_is_one_line(run, tmp_path):
-    options = ["--codes", str(run.parent / "codes"), "--out", str(tmp_path / "llm"), "--set", "model.text_vocab_size=4000"]
+    options = [
+        "--codes",
+        str(run.parent / "codes"),
+        "--out",
+        str(tmp_path / "llm"),
+        "--set",
+        "model.text_vocab_size=4000",
+    ]
     result = call("train", "llm", *options, fails=True)
     assert "lower model.text_vocab_size" in result.stderr
     assert not (tmp_path / "llm" / "tokenizer.model").exists()
@@ -353,7 +405,10 @@ def edit_added(folder, change):
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (lambda a: a.update({"<img_00003>": a["<img_00004>"], "<img_00004>": a["<img_00003>"]}), "code 3 should have id"),
+        (
+            lambda a: a.update({"<img_00003>": a["<img_00004>"], "<img_00004>": a["<img_00003>"]}),
+            "code 3 should have id",
+        ),
         (lambda a: a.pop("<img_00003>"), "code 3 should have id"),
         (lambda a: a.pop("<img>"), "does not name <img>"),
         (lambda a: a.pop("</img>"), "does not name </img>"),
@@ -436,16 +491,24 @@ def test_an_unpacked_language_model_is_the_one_that_was_packed(exported, run, tm
     assert ours.vocab(4) == theirs.vocab(4)
     texts = ["a red disc", "", "two  spaces", "naïve café 여우", " leading", "a\nb", "<img_00001> 12"]
     assert [ours.pieces.encode(text) for text in texts] == [theirs.pieces.encode(text) for text in texts]
-    before, after = load_file(run / "llm" / "model.safetensors"), load_file(tmp_path / "base" / "model.safetensors")
+    before, after = (
+        load_file(run / "llm" / "model.safetensors"),
+        load_file(tmp_path / "base" / "model.safetensors"),
+    )
     assert set(before) == set(after)
-    assert all(np.abs(before[name] - after[name]).max() <= 0.01 * np.abs(before[name]).max() for name in before)  # Q8_0
+    assert all(
+        np.abs(before[name] - after[name]).max() <= 0.01 * np.abs(before[name]).max() for name in before
+    )  # Q8_0
 
 
 def test_it_goes_back_beside_the_same_encoder(exported, tmp_path):
     call("train", "start", "--bundle", exported, "--out", tmp_path / "base")
     call("export", "--ckpt", exported, "--llm", tmp_path / "base", "--out", tmp_path / "again")
     before, after = Bundle.open(exported).manifest, Bundle.open(tmp_path / "again").manifest
-    assert (after.language.prompts, after.language.sampling) == (before.language.prompts, before.language.sampling)
+    assert (after.language.prompts, after.language.sampling) == (
+        before.language.prompts,
+        before.language.sampling,
+    )
     for name in (ENCODER, DECODER):
         assert after.files[name] == before.files[name]
     call("draw", "a red disc", "--bundle", exported, "-o", tmp_path / "a.png", "--seed", 3)
@@ -461,7 +524,8 @@ def test_the_embedded_bundle_is_what_a_language_model_goes_beside_unless_told(tm
 
 
 @pytest.mark.parametrize(
-    ("options", "says"), [((), "goes another --llm"), (("--llm", "x", "--diffusion", "y"), "leave out --diffusion")]
+    ("options", "says"),
+    [((), "goes another --llm"), (("--llm", "x", "--diffusion", "y"), "leave out --diffusion")],
 )
 def test_what_does_not_go_with_a_bundle_is_refused(exported, tmp_path, options, says):
     result = call("export", "--ckpt", str(exported), "--out", str(tmp_path / "o"), *options, fails=True)

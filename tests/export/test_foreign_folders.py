@@ -21,6 +21,12 @@ def test_exports_and_sheets_leave_folders_of_others_alone(tiny, tmp_path, monkey
     for out in ("bundle", "bundle/../bundle"):
         refused = call("export", "--ckpt", "bundle", "--llm", "bundle", "--out", out, "--replace", fails=True)
         assert "read by this command" in refused.stderr
-    assert "no folder of model" in call("train", "start", "--bundle", "bundle", "--out", "sheets", fails=True).stderr
-    assert "read by this command" in call("train", "start", "--bundle", "bundle", "--out", "bundle", fails=True).stderr
+    assert (
+        "no folder of model"
+        in call("train", "start", "--bundle", "bundle", "--out", "sheets", fails=True).stderr
+    )
+    assert (
+        "read by this command"
+        in call("train", "start", "--bundle", "bundle", "--out", "bundle", fails=True).stderr
+    )
     assert content(tmp_path) == before

@@ -28,7 +28,9 @@ def folder(request, tmp_path_factory):
     words = "a red fox a drawing of a house the photo of a cat and a dog on green grass please draw me " * 4
     write_pieces(out / "tokenizer.model", words, PIECES)
     added = {f"<img_{code:05d}>": PIECES + code for code in range(CODES)}
-    (out / "added_tokens.json").write_text(json.dumps(added | {"<img>": PIECES + CODES, "</img>": PIECES + CODES + 1}))
+    (out / "added_tokens.json").write_text(
+        json.dumps(added | {"<img>": PIECES + CODES, "</img>": PIECES + CODES + 1})
+    )
     torch.manual_seed(1)
     config = LlamaConfig(
         vocab_size=PIECES + CODES + 2, hidden_size=256, intermediate_size=512, num_hidden_layers=2, num_attention_heads=4,
@@ -66,7 +68,9 @@ def reshard(folder, out, kind, dtype, files=3):
     state = {name: t.to(dtype) for name, t in LlamaForCausalLM.from_pretrained(folder).state_dict().items()}
     state["model.layers.0.self_attn.rotary_emb.inv_freq"] = torch.arange(32.0)
     names = [
-        f"pytorch_model-{i:05d}-of-{files:05d}.bin" if kind == "bin" else f"model-{i:05d}-of-{files:05d}.safetensors"
+        f"pytorch_model-{i:05d}-of-{files:05d}.bin"
+        if kind == "bin"
+        else f"model-{i:05d}-of-{files:05d}.safetensors"
         for i in range(1, files + 1)
     ]
     where = {tensor: names[i % files] for i, tensor in enumerate(state)}
@@ -79,7 +83,9 @@ def reshard(folder, out, kind, dtype, files=3):
 
 
 @pytest.mark.parametrize("kind", ["bin", "safetensors"])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=["fp32", "bf16", "fp16"])
+@pytest.mark.parametrize(
+    "dtype", [torch.float32, torch.bfloat16, torch.float16], ids=["fp32", "bf16", "fp16"]
+)
 def test_shards_of_any_format_and_precision_give_the_logits_of_transformers(folder, tmp_path, kind, dtype):
     sharded = reshard(folder, tmp_path / "sharded", kind, dtype)
     wanted = reference(folder) if dtype == torch.float32 else reference(sharded, dtype)
@@ -112,7 +118,11 @@ def test_the_reference_run_layer_by_layer_is_transformers(folder):
 
 
 ALPHA, RANK = 32, 4
-ADAPTED = [f"model.layers.{i}.{name}" for i in range(2) for name in ("self_attn.q_proj", "self_attn.k_proj", "mlp.down_proj")]
+ADAPTED = [
+    f"model.layers.{i}.{name}"
+    for i in range(2)
+    for name in ("self_attn.q_proj", "self_attn.k_proj", "mlp.down_proj")
+]
 
 
 def adapter(folder, out, suffix="", whole="", **settings):
@@ -131,7 +141,14 @@ def adapter(folder, out, suffix="", whole="", **settings):
         tensors[f"base_model.model.{module}{whole}.weight"] = state[f"{module}.weight"].clone()
     out.mkdir()
     save_file(tensors, out / "adapter_model.safetensors")
-    config = {"peft_type": "LORA", "r": RANK, "lora_alpha": ALPHA, "bias": "none", "use_dora": False, "alpha_pattern": {}}
+    config = {
+        "peft_type": "LORA",
+        "r": RANK,
+        "lora_alpha": ALPHA,
+        "bias": "none",
+        "use_dora": False,
+        "alpha_pattern": {},
+    }
     (out / "adapter_config.json").write_text(json.dumps(config | settings))
     return state
 
@@ -144,7 +161,8 @@ def logits_of_state(folder, state):
 
 
 @pytest.mark.parametrize(
-    ("suffix", "whole", "settings"), [("", "", {}), (".default", ".modules_to_save.default", {"use_rslora": True})]
+    ("suffix", "whole", "settings"),
+    [("", "", {}), (".default", ".modules_to_save.default", {"use_rslora": True})],
 )
 def test_an_adapter_is_merged(folder, tmp_path, suffix, whole, settings):
     state = adapter(folder, tmp_path / "lora", suffix, whole, **settings)
@@ -161,7 +179,9 @@ def test_an_adapter_may_bring_the_rows_of_the_codes(folder, tmp_path):
     shutil.copytree(folder, base)
     small = {name: t[:PIECES].clone() if len(t) == PIECES + CODES + 2 else t for name, t in state.items()}
     for name in ADAPTED:
-        small[f"{name}.weight"] = LlamaForCausalLM.from_pretrained(folder).state_dict()[f"{name}.weight"].clone()
+        small[f"{name}.weight"] = (
+            LlamaForCausalLM.from_pretrained(folder).state_dict()[f"{name}.weight"].clone()
+        )
     save_file(small, base / "model.safetensors")
     config = json.loads((base / "config.json").read_text()) | {"vocab_size": PIECES}
     (base / "config.json").write_text(json.dumps(config))
@@ -187,10 +207,22 @@ def test_an_adapter_of_another_kind_is_refused(folder, tmp_path, settings, words
 @pytest.mark.parametrize(
     ("name", "tensor", "words"),
     [
-        ("base_model.model.model.layers.7.self_attn.q_proj.weight", torch.zeros(256, 256), "layers.7.self_attn.q_proj"),
+        (
+            "base_model.model.model.layers.7.self_attn.q_proj.weight",
+            torch.zeros(256, 256),
+            "layers.7.self_attn.q_proj",
+        ),
         ("base_model.model.model.layers.0.self_attn.v_proj.lora_A.weight", torch.zeros(4, 256), "two halves"),
-        ("base_model.model.model.embed_tokens.lora_embedding_A", torch.zeros(4, 328), "no part of a plain LoRA"),
-        ("base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight", torch.zeros(4, 128), "is of shape"),
+        (
+            "base_model.model.model.embed_tokens.lora_embedding_A",
+            torch.zeros(4, 328),
+            "no part of a plain LoRA",
+        ),
+        (
+            "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight",
+            torch.zeros(4, 128),
+            "is of shape",
+        ),
     ],
 )
 def test_an_adapter_that_does_not_fit_is_named(folder, tmp_path, name, tensor, words):

@@ -25,7 +25,9 @@ def place(tmp_path_factory):
 def run(place):
     """Run a command where nothing but what it was given is to be touched."""
     kept = {
-        name: value for name, value in os.environ.items() if not name.startswith(("XDG_", "ORT_", "HF_", "SEED_", "TORCH"))
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(("XDG_", "ORT_", "HF_", "SEED_", "TORCH"))
     }
     places = {"HOME": place / "home", "SEED_EDGE_HOME": place / "kept", "TMPDIR": place / "temporary"}
     environment = kept | {name: str(path) for name, path in places.items()} | {"PYTHONDONTWRITEBYTECODE": "1"}
@@ -66,7 +68,19 @@ def trained(run):
 
 def test_training_export_and_evaluation_are_quiet(trained, place):
     trained("export", "--ckpt", "run", "--out", "bundle")
-    trained("eval", "--data", "shapes.tar", "--bundle", "bundle", "--limit", "4", "--nouns", "2", "--sheets", "sheets")
+    trained(
+        "eval",
+        "--data",
+        "shapes.tar",
+        "--bundle",
+        "bundle",
+        "--limit",
+        "4",
+        "--nouns",
+        "2",
+        "--sheets",
+        "sheets",
+    )
     assert json.loads((place / "work" / "bundle" / "manifest.json").read_text())["name"] == "bundle"
 
 
@@ -74,7 +88,9 @@ def test_adapters_are_trained_and_merged_quietly(trained, place):
     tune = ("--recipe", "seed-llama-pretrain", "--llm", "run/llm", "--codes", "codes", "--out", "adapter")
     trained("train", "llm", *tune, "--set", "schedule.steps=2", "--set", "schedule.batch_size=2")
     trained("train", "merge", "--llm", "run/llm", "--lora", "adapter", "--out", "merged")
-    trained("train", "start", "--bundle", Path(__file__).parent.parent / "fixtures" / "tiny", "--out", "unpacked")
+    trained(
+        "train", "start", "--bundle", Path(__file__).parent.parent / "fixtures" / "tiny", "--out", "unpacked"
+    )
     assert (place / "work" / "merged" / "model.safetensors").is_file()
 
 

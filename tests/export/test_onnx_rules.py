@@ -193,7 +193,10 @@ def grows(*nodes, **constants):
     n = helper.make_node
     ends = [n("ReduceMean", ["big", "all"], ["mean"], keepdims=0), n("Add", ["codes_", "mean"], ["sum"])]
     ends += [n("Cast", ["sum"], ["codes"], to=TensorProto.INT64)]
-    start = [n("ReduceMean", ["pixel_values", "all"], ["one"], keepdims=1), n("Expand", ["zeros", "shape"], ["codes_"])]
+    start = [
+        n("ReduceMean", ["pixel_values", "all"], ["one"], keepdims=1),
+        n("Expand", ["zeros", "shape"], ["codes_"]),
+    ]
     constants |= {"all": np.arange(4), "zeros": np.zeros((1, 4), "f4"), "shape": np.array([1, 4])}
     given = [["pixel_values", 1, ["batch", 3, SIDE, SIDE]]]
     return model([*start, *nodes, *ends], constants, given, [["codes", 7, ["batch", 4]]])

@@ -23,7 +23,9 @@ CODEBOOK = "model.quantize.embedding.weight"
 def exported(seed2, tmp_path_factory):
     """The fp32 encoder graph of the tiny geometry, seed 7."""
     path = tmp_path_factory.mktemp("graph") / "encoder.onnx"
-    export_graph(Encoder(load_seed_tokenizer(seed2, None, lambda text: None)), encoder_graph(56, 32), path, "fp32")
+    export_graph(
+        Encoder(load_seed_tokenizer(seed2, None, lambda text: None)), encoder_graph(56, 32), path, "fp32"
+    )
     return path
 
 
@@ -45,13 +47,17 @@ def test_the_fp32_graph_gives_the_codes_of_the_original_code_for_any_batch(expor
 
 @pytest.mark.parametrize(("storage", "least", "share"), [("fp16", 0.99, 0.68), ("int8", 0.9, 0.55)])
 @pytest.mark.parametrize("inline", [onnx_storage.INLINE, 0], ids=["one file", "data beside"])
-def test_smaller_storage_keeps_the_codes(exported, maker, stored, tmp_path, monkeypatch, storage, least, share, inline):
+def test_smaller_storage_keeps_the_codes(
+    exported, maker, stored, tmp_path, monkeypatch, storage, least, share, inline
+):
     monkeypatch.setattr(onnx_storage, "INLINE", inline)
     out = tmp_path / "encoder.onnx"
     rewrite(exported, out, storage, exact=(CODEBOOK,))
     assert np.mean(codes_of(out, maker, stored) == stored["codes"]) >= least
     assert sum(file.stat().st_size for file in tmp_path.iterdir()) < share * exported.stat().st_size
-    assert {file.name for file in tmp_path.iterdir()} == {"encoder.onnx"} | (set() if inline else {"encoder.onnx.data"})
+    assert {file.name for file in tmp_path.iterdir()} == {"encoder.onnx"} | (
+        set() if inline else {"encoder.onnx.data"}
+    )
 
 
 def test_the_codebook_keeps_every_bit(exported, tmp_path):
@@ -68,7 +74,9 @@ def test_data_beside_the_graph_is_found_again_and_aligned(exported, maker, store
     (tmp_path / "a").mkdir()
     (tmp_path / "b").mkdir()
     rewrite(exported, tmp_path / "a" / "e.onnx", "fp32")
-    rewrite(tmp_path / "a" / "e.onnx", tmp_path / "b" / "e.onnx", "fp16", exact=(CODEBOOK,))  # reads external data too
+    rewrite(
+        tmp_path / "a" / "e.onnx", tmp_path / "b" / "e.onnx", "fp16", exact=(CODEBOOK,)
+    )  # reads external data too
     assert np.mean(codes_of(tmp_path / "b" / "e.onnx", maker, stored) == stored["codes"]) >= 0.99
     graph = onnx.load(tmp_path / "b" / "e.onnx", load_external_data=False).graph
     offsets = [int(e.value) for t in graph.initializer for e in t.external_data if e.key == "offset"]
@@ -93,17 +101,25 @@ def test_axes_are_those_of_output_channels_and_shared_weights_are_left_alone():
         helper.make_node("MatMul", ["c", "shared"], ["e"]),
         helper.make_node("Gather", ["shared", "n"], ["f"]),
     ]
-    tensors = [numpy_helper.from_array(np.zeros((2, 2), np.float32), name) for name in ("m", "g", "h", "shared")]
+    tensors = [
+        numpy_helper.from_array(np.zeros((2, 2), np.float32), name) for name in ("m", "g", "h", "shared")
+    ]
     tensors.append(numpy_helper.from_array(np.zeros((2, 2, 1, 1), np.float32), "k"))
     graph = helper.make_graph(nodes, "g", [], [], tensors)
     assert channel_axes(graph) == {"m": 1, "g": 0, "h": 1, "k": 0}
 
 
-@pytest.mark.parametrize(("inputs", "block", "padded"), [(1408, 128, 1408), (96, 32, 96), (93, 32, 96), (20, 16, 32)])
+@pytest.mark.parametrize(
+    ("inputs", "block", "padded"), [(1408, 128, 1408), (96, 32, 96), (93, 32, 96), (20, 16, 32)]
+)
 def test_blocks_hold_what_was_there_within_half_a_step_and_pad_little(inputs, block, padded):
     rows = np.random.default_rng(0).standard_normal((3, inputs)).astype(np.float32)
     stored, scale = in_blocks(rows)
-    assert stored.dtype == np.uint8 and stored.shape == (3, padded // block, block) and scale.shape == stored.shape[:2]
+    assert (
+        stored.dtype == np.uint8
+        and stored.shape == (3, padded // block, block)
+        and scale.shape == stored.shape[:2]
+    )
     given = ((stored.astype(np.float32) - 128) * scale[..., None]).reshape(3, padded)
     assert np.all(np.abs(given[:, :inputs] - rows) <= scale.max() / 2 + 1e-7) and not given[:, inputs:].any()
 
@@ -111,7 +127,9 @@ def test_blocks_hold_what_was_there_within_half_a_step_and_pad_little(inputs, bl
 def test_products_of_bytes_give_what_the_products_gave_and_others_are_left_alone(tmp_path):
     rng = np.random.default_rng(0)
     shapes = {"m": (128, 96), "g": (80, 96), "bias": (80,), "h": (80, 128), "odd": (128, 128)}
-    tensors = [numpy_helper.from_array(rng.standard_normal(s).astype(np.float32) / 9, n) for n, s in shapes.items()]
+    tensors = [
+        numpy_helper.from_array(rng.standard_normal(s).astype(np.float32) / 9, n) for n, s in shapes.items()
+    ]
     nodes = [
         helper.make_node("MatMul", ["x", "m"], ["a"]),
         helper.make_node("Gemm", ["a", "g", "bias"], ["b"], transB=1),
@@ -121,7 +139,10 @@ def test_products_of_bytes_give_what_the_products_gave_and_others_are_left_alone
     given, made = (helper.make_tensor_value_info(n, TensorProto.FLOAT, [5, 128]) for n in ("x", "y"))
     graph = helper.make_graph(nodes, "g", [given], [made], tensors)
     assert set(products_of(graph, channel_axes(graph))) == {"m", "g", "h"}
-    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 23)], ir_version=10), tmp_path / "a.onnx")
+    onnx.save(
+        helper.make_model(graph, opset_imports=[helper.make_opsetid("", 23)], ir_version=10),
+        tmp_path / "a.onnx",
+    )
     rewrite(tmp_path / "a.onnx", tmp_path / "b.onnx", "int8")
     kinds = [node.op_type for node in onnx.load(tmp_path / "b.onnx").graph.node]
     assert kinds == ["DequantizeLinear", "MatMulNBits", "MatMulNBits", "MatMulNBits", "Gemm"]
@@ -132,13 +153,18 @@ def test_products_of_bytes_give_what_the_products_gave_and_others_are_left_alone
 
 def test_codes_of_bytes_do_not_depend_on_what_else_is_in_the_batch(exported, maker, stored, tmp_path):
     rewrite(exported, tmp_path / "e.onnx", "int8", exact=(CODEBOOK,))
-    assert np.array_equal(codes_of(tmp_path / "e.onnx", maker, stored, 3)[:1], codes_of(tmp_path / "e.onnx", maker, stored, 1))
+    assert np.array_equal(
+        codes_of(tmp_path / "e.onnx", maker, stored, 3)[:1], codes_of(tmp_path / "e.onnx", maker, stored, 1)
+    )
 
 
 def test_weights_that_overflow_half_precision_are_refused(tmp_path):
     tensor = numpy_helper.from_array(np.full((300, 300), 1e6, np.float32), "w")
     given, made = (helper.make_tensor_value_info(n, TensorProto.FLOAT, [1, 300]) for n in ("x", "y"))
     graph = helper.make_graph([helper.make_node("MatMul", ["x", "w"], ["y"])], "g", [given], [made], [tensor])
-    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 23)], ir_version=10), tmp_path / "a.onnx")
+    onnx.save(
+        helper.make_model(graph, opset_imports=[helper.make_opsetid("", 23)], ir_version=10),
+        tmp_path / "a.onnx",
+    )
     with pytest.raises(CheckpointError, match="w does not fit half precision"):
         rewrite(tmp_path / "a.onnx", tmp_path / "b.onnx", "fp16")

@@ -22,6 +22,9 @@ def test_operations_of_a_graph_are_those_of_its_products(tmp_path):
         nodes, "g", [helper.make_tensor_value_info("x", TensorProto.FLOAT, (1, 3, 8, 8))],
         [helper.make_tensor_value_info("y", TensorProto.FLOAT, (6, 5))], weights,
     )  # fmt: skip
-    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9), tmp_path / "g.onnx")
+    onnx.save(
+        helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9),
+        tmp_path / "g.onnx",
+    )
     operators = Session.operators(tmp_path / "g.onnx", [np.ones((1, 3, 8, 8), np.float32)])
     assert sum(map(operations, operators)) == 2 * (6 * 64 * 27 + 6 * 64 * 5)

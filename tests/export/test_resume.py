@@ -23,7 +23,11 @@ def export(out, key, work, said=None, replace=False):
 
 def manifest_of(folder):
     """What says of a folder's files that they are a bundle's."""
-    files = {path.name: {"size": path.stat().st_size, "sha256": "0" * 64} for path in folder.iterdir() if path.name[0] != "."}
+    files = {
+        path.name: {"size": path.stat().st_size, "sha256": "0" * 64}
+        for path in folder.iterdir()
+        if path.name[0] != "."
+    }
     return json.dumps({"format": 2, "files": files})
 
 
@@ -196,7 +200,11 @@ def test_temporary_files_of_a_killed_export_go(tmp_path):
 def tree(folder):
     """Every path below a folder with its content, or with what it links to."""
     return {
-        str(path.relative_to(folder)): path.readlink() if path.is_symlink() else path.read_bytes() if path.is_file() else None
+        str(path.relative_to(folder)): path.readlink()
+        if path.is_symlink()
+        else path.read_bytes()
+        if path.is_file()
+        else None
         for path in sorted(folder.rglob("*"))
     }
 
@@ -216,7 +224,9 @@ with resumable(Path(sys.argv[1]), False, "k", lambda text: print(text, flush=Tru
 @pytest.mark.skipif(os.name == "nt", reason="no SIGKILL on Windows")
 def test_kill_9_loses_no_finished_stage_and_leaves_no_bundle(tmp_path):
     out = tmp_path / "out"
-    process = subprocess.Popen([sys.executable, "-c", PROGRAM, str(out), "60"], stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [sys.executable, "-c", PROGRAM, str(out), "60"], stdout=subprocess.PIPE, text=True
+    )
     assert process.stdout.readline() == "ready\n"
     process.send_signal(signal.SIGKILL)
     process.wait()

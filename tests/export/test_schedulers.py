@@ -9,7 +9,12 @@ from diffusers.schedulers.scheduling_pndm import PNDMScheduler
 
 from seed_edge.runtime.schedulers import SCHEDULERS, DpmSolver, Pndm, Schedule, denoise, guided
 
-CONFIG = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "prediction_type": "v_prediction"}
+CONFIG = {
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "prediction_type": "v_prediction",
+}
 BETAS = np.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=np.float32).astype(np.float64) ** 2
 SCHEDULE = Schedule(np.cumprod(1 - BETAS), steps_offset=1, final_alpha_one=False)
 
@@ -92,7 +97,9 @@ def gaussian_error(scheduler):
 
 def test_a_better_solver_at_10_evaluations_is_no_worse_than_the_reference_at_21():
     reference = gaussian_error(Pndm(SCHEDULE, 20))
-    assert gaussian_error(Pndm(SCHEDULE, 200)) < 0.25 * reference  # what it is compared with is what walks end at
+    assert (
+        gaussian_error(Pndm(SCHEDULE, 200)) < 0.25 * reference
+    )  # what it is compared with is what walks end at
     for steps in (6, 9, 10):
         assert gaussian_error(DpmSolver(SCHEDULE, steps)) < 0.3 * reference
     assert gaussian_error(DpmSolver(SCHEDULE, 40)) < gaussian_error(DpmSolver(SCHEDULE, 10))
@@ -119,7 +126,9 @@ def test_guidance_pushes_away_from_the_negative_and_costs_nothing_at_one(noise):
     assert np.allclose(guided(labelled, positive, negative, 10)(noise, 5), (1 + 10 * 2) * noise, rtol=1e-5)
     assert asked == [2, 4]
     sometimes = guided(labelled, positive, negative, 10, lambda timestep: timestep > 5)
-    assert np.allclose(sometimes(noise, 5), 3 * noise) and np.allclose(sometimes(noise, 6), 21 * noise, rtol=1e-5)
+    assert np.allclose(sometimes(noise, 5), 3 * noise) and np.allclose(
+        sometimes(noise, 6), 21 * noise, rtol=1e-5
+    )
     assert asked == [2, 4, 2, 4]
 
 

@@ -31,13 +31,25 @@ REFERENCE = Path(__file__).parent.parent / "fixtures" / "seed2"
 def bundle(parts, tmp_path_factory):
     """Made by the command anyone would use: encodes and draws, has no language model."""
     out = tmp_path_factory.mktemp("bundle") / "tiny-seed2"
-    call("export", "--ckpt", parts / "tokenizer", "--diffusion", parts / "diffusion", "--out", out, "--image-weights", "fp32")
+    call(
+        "export",
+        "--ckpt",
+        parts / "tokenizer",
+        "--diffusion",
+        parts / "diffusion",
+        "--out",
+        out,
+        "--image-weights",
+        "fp32",
+    )
     return Bundle.open(out)
 
 
 def drawn_by_us(bundle, embeds, latents, noise, negative=None, **options):
     unclip = Unclip(bundle, choose_device("cpu"))
-    return unclip.decode_latents(unclip.denoise(embeds, latents, noise, DiffusionOptions(**options), negative), tiled=False)
+    return unclip.decode_latents(
+        unclip.denoise(embeds, latents, noise, DiffusionOptions(**options), negative), tiled=False
+    )
 
 
 def drawn_by_diffusers(pipeline, kind, embeds, latents, noise, guidance, steps, negative=None):
@@ -52,7 +64,12 @@ def drawn_by_diffusers(pipeline, kind, embeds, latents, noise, guidance, steps, 
     with torch.inference_mode():
         ids = pipeline.tokenizer("", padding="max_length", max_length=77, return_tensors="pt").input_ids
         text = pipeline.text_encoder(ids)[0]
-        noised = lambda e: pipeline.noise_image_embeddings(torch.from_numpy(e), noise_level=0, noise=torch.from_numpy(noise))  # noqa: E731
+
+        def noised(e):
+            return pipeline.noise_image_embeddings(
+                torch.from_numpy(e), noise_level=0, noise=torch.from_numpy(noise)
+            )
+
         positive = noised(embeds)
         away = torch.zeros_like(positive) if negative is None else noised(negative)
         x = torch.from_numpy(latents)
@@ -62,7 +79,9 @@ def drawn_by_diffusers(pipeline, kind, embeds, latents, noise, guidance, steps, 
                 other = pipeline.unet(x, t, encoder_hidden_states=text, class_labels=away).sample
                 v = other + guidance * (v - other)
             x = scheduler.step(v, t, x).prev_sample
-        return (pipeline.vae.decode(x / pipeline.vae.config.scaling_factor).sample / 2 + 0.5).clamp(0, 1).numpy()
+        return (
+            (pipeline.vae.decode(x / pipeline.vae.config.scaling_factor).sample / 2 + 0.5).clamp(0, 1).numpy()
+        )
 
 
 def psnr(a, b):
@@ -106,7 +125,11 @@ def test_the_whole_pipeline_of_diffusers_agrees(pipeline, bundle, given):
 def test_the_defaults_are_the_references(bundle):
     settings = bundle.diffusion
     assert (settings.scheduler, settings.steps, settings.guidance) == ("pndm", 20, 10.0)
-    assert bundle.manifest.kind == "unclip" and bundle.manifest.output_size == 64 and bundle.manifest.image_embed_dim == DIM
+    assert (
+        bundle.manifest.kind == "unclip"
+        and bundle.manifest.output_size == 64
+        and bundle.manifest.image_embed_dim == DIM
+    )
 
 
 def test_seed_options_and_negative_decide_the_picture(bundle):
@@ -123,7 +146,9 @@ def test_tiles_give_nearly_the_whole_picture(bundle, given, monkeypatch):
     unclip = Unclip(bundle, choose_device("cpu"))
     final = unclip.denoise(*given, DiffusionOptions(steps=3))
     whole, tiled = unclip.decode_latents(final, tiled=False), unclip.decode_latents(final, tiled=True)
-    assert whole.shape == tiled.shape and 25 < psnr(whole, tiled) < 90  # norms see a tile instead of the picture
+    assert (
+        whole.shape == tiled.shape and 25 < psnr(whole, tiled) < 90
+    )  # norms see a tile instead of the picture
 
 
 def test_memory_decides_between_whole_and_tiles_and_says_so(bundle, given, monkeypatch, caplog):
@@ -149,7 +174,9 @@ def test_what_leaving_the_network_frees_may_be_enough_for_a_whole_picture(bundle
     assert unclip.denoise(*given, DiffusionOptions(steps=2)).shape == final.shape
 
 
-def test_a_last_stage_that_runs_out_of_memory_is_done_in_tiles_unless_whole_was_asked_for(bundle, given, monkeypatch, caplog):
+def test_a_last_stage_that_runs_out_of_memory_is_done_in_tiles_unless_whole_was_asked_for(
+    bundle, given, monkeypatch, caplog
+):
     developed = Unclip._decode_latents
 
     def short(self, latents, tiled):
@@ -195,7 +222,9 @@ def test_latents_that_do_not_fit_are_refused(bundle, tmp_path):
     np.save(tmp_path / "odd.npy", np.zeros((1, 4, 8, 8), np.float32))
     (tmp_path / "no.npy").write_text("no array")
     for name, words in (("odd", "of shape (1, 4, 8, 8) do not fit"), ("no", "cannot be read as latents")):
-        result = call("decode", tmp_path / f"{name}.npy", "--bundle", bundle.path, "-o", tmp_path / "x.png", fails=True)
+        result = call(
+            "decode", tmp_path / f"{name}.npy", "--bundle", bundle.path, "-o", tmp_path / "x.png", fails=True
+        )
         assert words in result.stderr
 
 
@@ -222,7 +251,11 @@ def test_fast_asks_a_third_as_often_and_may_be_changed(bundle, given, tmp_path, 
 def test_progress_is_told_per_evaluation(bundle):
     seen = []
     with seed_edge.load(bundle.path, device="cpu") as edge:
-        edge.decode([5] * 32, options=DiffusionOptions(steps=3), progress=lambda done, total: seen.append((done, total)))
+        edge.decode(
+            [5] * 32,
+            options=DiffusionOptions(steps=3),
+            progress=lambda done, total: seen.append((done, total)),
+        )
     assert seen == [(i, 4) for i in range(1, 5)]
 
 
@@ -234,7 +267,10 @@ def test_what_is_missing_says_which_option_adds_it(bundle, parts, tmp_path):
     call("export", "--ckpt", parts / "tokenizer", "--out", tmp_path / "bare")
     assert len(call("encode", photo, "--bundle", tmp_path / "bare").stdout.split()) == 32
     with seed_edge.load(tmp_path / "bare", device="cpu") as edge:
-        for attempt in (lambda: edge.decode([5] * 32), lambda: edge.draw("a fox")):  # before it looks for the missing LLM
+        for attempt in (
+            lambda: edge.decode([5] * 32),
+            lambda: edge.draw("a fox"),
+        ):  # before it looks for the missing LLM
             with pytest.raises(BundleError, match="export with --diffusion"):
                 attempt()
 
@@ -264,12 +300,21 @@ def test_a_whole_bundle_of_official_parts_captions_and_draws(parts, llm, tmp_pat
     result = call("export", *common, fails=True)
     assert "give --template, one of vicuna, llama2, plain" in result.stderr
     result = call(
-        "export", *common, "--template", "vicuna", "--weight-type", "Q4_K_M", "--photo", REFERENCE / "square_rgb.png"
+        "export",
+        *common,
+        "--template",
+        "vicuna",
+        "--weight-type",
+        "Q4_K_M",
+        "--photo",
+        REFERENCE / "square_rgb.png",
     )
     assert "prompts of family vicuna" in result.stderr and "told from" not in result.stderr
     assert "config.json says eos_token_id 1, the tokenizer 2" in result.stderr
     bundle = Bundle.open(out)
-    assert bundle.language.file == "seed-llama-tiny-sft-5.7M-Q4_K_M.gguf" and bundle.language.vocab.eos_id == 2
+    assert (
+        bundle.language.file == "seed-llama-tiny-sft-5.7M-Q4_K_M.gguf" and bundle.language.vocab.eos_id == 2
+    )
     call("caption", photo, "--bundle", out)
     walk = ["--steps", 3, "--guidance", 2, "--scheduler", "dpm++", "--seed", 3]
     call("draw", "a red fox in the snow", "--bundle", out, *walk, "-o", picture)
@@ -303,7 +348,17 @@ def test_a_model_that_does_not_predict_v_is_refused(parts, tmp_path):
 @pytest.mark.parametrize("storage", ["fp16", "int8"])
 def test_smaller_weights_draw_nearly_the_same(parts, bundle, given, tmp_path, storage):
     out = tmp_path / storage
-    call("export", "--ckpt", parts / "tokenizer", "--diffusion", parts / "diffusion", "--out", out, "--image-weights", storage)
+    call(
+        "export",
+        "--ckpt",
+        parts / "tokenizer",
+        "--diffusion",
+        parts / "diffusion",
+        "--out",
+        out,
+        "--image-weights",
+        storage,
+    )
     exact, smaller = (drawn_by_us(b, *given, steps=4, guidance=2.0) for b in (bundle, Bundle.open(out)))
     assert psnr(exact, smaller) > {"fp16": 45, "int8": 20}[storage]
     assert (out / "unet.onnx").stat().st_size < 0.7 * bundle.unet.stat().st_size

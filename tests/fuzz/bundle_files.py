@@ -29,7 +29,9 @@ def make_tiny() -> dict[str, Any]:
     return runpy.run_path(str(FIXTURES / "make_tiny_bundle.py"))
 
 
-def place(folder: Path, files: Mapping[str, bytes], manifest: bytes | None = None, base: str = "tiny") -> Path:
+def place(
+    folder: Path, files: Mapping[str, bytes], manifest: bytes | None = None, base: str = "tiny"
+) -> Path:
     """A bundle in `folder` with some files in place of its own; only what differs is written.
 
     Args:
@@ -40,7 +42,10 @@ def place(folder: Path, files: Mapping[str, bytes], manifest: bytes | None = Non
     bundle.mkdir(exist_ok=True)
     contents = dict(originals(base)) | dict(files)
     told = json.loads(contents.pop("manifest.json"))
-    told["files"] = {name: {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()} for name, data in contents.items()}
+    told["files"] = {
+        name: {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+        for name, data in contents.items()
+    }
     contents["manifest.json"] = json.dumps(told).encode() if manifest is None else manifest
     for name, data in contents.items():
         path = bundle / name
@@ -58,10 +63,23 @@ def originals(base: str) -> dict[str, bytes]:
     files = {"encoder.onnx": tiny["encoder.onnx"]} | {f"{name}.onnx": made() for name, made in UNCLIP.items()}
     noise = io.BytesIO()
     steps = np.linspace(0.999, 0.01, 1000)
-    np.savez(noise, alphas_cumprod=steps, mean=np.zeros(DIM, "f4"), std=np.ones(DIM, "f4"), noise_alpha=np.float64(0.99))
+    np.savez(
+        noise,
+        alphas_cumprod=steps,
+        mean=np.zeros(DIM, "f4"),
+        std=np.ones(DIM, "f4"),
+        noise_alpha=np.float64(0.99),
+    )
     files["image_noise.npz"] = noise.getvalue()
     told = json.loads(tiny["manifest.json"])
-    told |= {"name": "unclip", "kind": "unclip", "image_embed_dim": DIM, "language": None, "self_test": None, "memory": {}}
+    told |= {
+        "name": "unclip",
+        "kind": "unclip",
+        "image_embed_dim": DIM,
+        "language": None,
+        "self_test": None,
+        "memory": {},
+    }
     told["diffusion"] = {
         "scheduler": "pndm", "steps": 4, "guidance": 2.0, "latent_channels": 4, "latent_size": LATENT, "steps_offset": 1,
         "final_alpha_one": False,
@@ -116,7 +134,10 @@ def rich_encoder() -> bytes:
         n("ArgMin", ["distance"], ["codes"], axis=-1, keepdims=0),
     ]  # fmt: skip
     return model(
-        nodes, weights, [["pixel_values", 1, ["batch", 3, SIDE, SIDE]]], [["codes", TensorProto.INT64, ["batch", COUNT]]]
+        nodes,
+        weights,
+        [["pixel_values", 1, ["batch", 3, SIDE, SIDE]]],
+        [["codes", TensorProto.INT64, ["batch", COUNT]]],
     )
 
 
@@ -147,7 +168,11 @@ def _unet() -> bytes:
         "kernel": rng.normal(0, 0.1, (4, 4, 3, 3)).astype("f4"), "one": np.ones(4, "f4"), "none": np.zeros(4, "f4"),
         "axes": np.array([1, 2, 3]), "last": np.array([2, 3]), "labels": rng.normal(0, 0.1, (4, 2 * DIM)).astype("f4"),
     }  # fmt: skip
-    given = [["latents", 1, ["batch", 4, LATENT, LATENT]], ["timestep", 7, ["batch"]], ["class_labels", 1, ["batch", 2 * DIM]]]
+    given = [
+        ["latents", 1, ["batch", 4, LATENT, LATENT]],
+        ["timestep", 7, ["batch"]],
+        ["class_labels", 1, ["batch", 2 * DIM]],
+    ]
     return model(nodes, weights, given, [["v", 1, ["batch", 4, LATENT, LATENT]]])
 
 

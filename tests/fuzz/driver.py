@@ -72,9 +72,22 @@ def run(kind: str, count: int, seed: int, keep: Path | None = None, first: int =
     return figures
 
 
-def _until_it_dies(figures: Figures, kind: str, seed: int, at: int, end: int, folder: Path, keep: Path | None) -> int:
+def _until_it_dies(
+    figures: Figures, kind: str, seed: int, at: int, end: int, folder: Path, keep: Path | None
+) -> int:
     """Let one child try files; return the number of the next one."""
-    command = [sys.executable, __file__, kind, str(end - at), "--seed", str(seed), "--child", str(at), "--folder", str(folder)]
+    command = [
+        sys.executable,
+        __file__,
+        kind,
+        str(end - at),
+        "--seed",
+        str(seed),
+        "--child",
+        str(at),
+        "--folder",
+        str(folder),
+    ]
     environment = os.environ | {"SEED_EDGE_HOME": str(folder / "home"), "OMP_WAIT_POLICY": "passive"}
     with (
         tempfile.TemporaryFile() as errors,  # a pipe that nobody reads would fill up

@@ -14,7 +14,26 @@ from gguf_bytes import ARRAY, KINDS, STRING, File
 
 import seed_edge
 
-NUMBERS = (0, 1, 2, 3, 7, 31, 64, 255, 256, 65535, 65536, 2**31 - 1, 2**31, 2**32 - 1, 2**63, 2**64 - 1, -1, -(2**31))
+NUMBERS = (
+    0,
+    1,
+    2,
+    3,
+    7,
+    31,
+    64,
+    255,
+    256,
+    65535,
+    65536,
+    2**31 - 1,
+    2**31,
+    2**32 - 1,
+    2**63,
+    2**64 - 1,
+    -1,
+    -(2**31),
+)
 FLOATS = (0.0, -0.0, 1e-45, -1.0, 1.0, 1e30, float("inf"), float("-inf"), float("nan"))
 ARCHITECTURES = (
     "smallthinker",
@@ -106,7 +125,9 @@ def _item(kind: int, old: Any, rng: random.Random) -> Any:
         return rng.choice(choices + [word.encode() for word in ARCHITECTURES + TOKENIZERS])
     if kind == ARRAY:
         inner, items = old
-        return rng.choice(((inner, items[:-1]), (inner, items * 2), (inner, []), (4, [1, 2]), (STRING, [b"x"])))
+        return rng.choice(
+            ((inner, items[:-1]), (inner, items * 2), (inner, []), (4, [1, 2]), (STRING, [b"x"]))
+        )
     if kind == 7:
         return rng.random() < 0.5
     if kind in (6, 12):
@@ -177,7 +198,8 @@ def _change_tensor(file: File, rng: random.Random) -> None:
         offset = rng.choice((*NUMBERS, offset + 32, offset ^ 32))
     elif how == 4:
         name = rng.choice(
-            [other for other, *_ in file.tensors] + [b"", b"rope_freqs.weight", b"blk.0.attn_q.bias", name + b"\0"]
+            [other for other, *_ in file.tensors]
+            + [b"", b"rope_freqs.weight", b"blk.0.attn_q.bias", name + b"\0"]
         )
     else:
         del file.tensors[at]
@@ -188,7 +210,13 @@ def _change_tensor(file: File, rng: random.Random) -> None:
 def _change_geometry(file: File, rng: random.Random) -> None:
     """Other numbers that still fit the size of the file, as a patient attacker would choose them."""
     pairs = rng.choice(
-        ((b"head_count", 2), (b"head_count", 8), (b"head_count", 1), (b"head_count_kv", 2), (b"block_count", 1))
+        (
+            (b"head_count", 2),
+            (b"head_count", 8),
+            (b"head_count", 1),
+            (b"head_count_kv", 2),
+            (b"block_count", 1),
+        )
     )
     for at, (key, kind, _) in enumerate(file.values):
         if key.endswith(pairs[0]):
@@ -200,7 +228,9 @@ def _change_weights(file: File, rng: random.Random) -> None:
     data = bytearray(file.data)
     length = min(len(data), rng.choice((2, 64, 4096)))
     at = rng.randrange(len(data) - length + 1)
-    noise = rng.choice((b"\xff" * length, b"\x00\x7c" * (length // 2), rng.randbytes(length), b"\x7f" * length))
+    noise = rng.choice(
+        (b"\xff" * length, b"\x00\x7c" * (length // 2), rng.randbytes(length), b"\x7f" * length)
+    )
     data[at : at + length] = noise
     file.data = bytes(data)
 
@@ -211,7 +241,11 @@ def _change_harmless(file: File, rng: random.Random) -> None:
         if key == b"llama.rope.freq_base":
             file.values[at] = (key, kind, rng.choice((1.0, 5e5, 1e9)))
         elif key == b"tokenizer.ggml.scores":
-            scores = np.random.default_rng(rng.randrange(2**32)).normal(0, rng.choice((1, 1e30)), len(value[1])).tolist()
+            scores = (
+                np.random.default_rng(rng.randrange(2**32))
+                .normal(0, rng.choice((1, 1e30)), len(value[1]))
+                .tolist()
+            )
             file.values[at] = (key, kind, (value[0], scores))
 
 

@@ -41,7 +41,9 @@ def seeds() -> list[bytes]:
     for kind in ("tiff_lzw", "tiff_deflate", "tiff_adobe_deflate", "packbits", "jpeg", "lzma", "zstd"):
         found.append(saved(noise, "TIFF", compression=kind))
     for mode in ("1", "L", "LA", "P", "RGBA", "RGBX", "CMYK", "YCbCr", "LAB", "I;16"):
-        found.append(saved(noise.convert("L").convert("I;16") if mode == "I;16" else _as(noise, mode), "TIFF"))
+        found.append(
+            saved(noise.convert("L").convert("I;16") if mode == "I;16" else _as(noise, mode), "TIFF")
+        )
     found += [saved(_as(noise, "1"), "TIFF", compression=kind) for kind in ("group3", "group4")]
     found += [saved(noise, "TIFF", big_tiff=True), saved(noise, "PNG", interlace=1)]
     record = Record("a fox", (Drawn(1, (1, 2, 3)),), "mini", "0" * 64, temperature=0.5)
@@ -61,7 +63,9 @@ def _as(image: Image.Image, mode: str) -> Image.Image:
     if mode == "LAB":
         from PIL import ImageCms
 
-        lab = ImageCms.profileToProfile(image, ImageCms.createProfile("sRGB"), ImageCms.createProfile("LAB"), outputMode="LAB")
+        lab = ImageCms.profileToProfile(
+            image, ImageCms.createProfile("sRGB"), ImageCms.createProfile("LAB"), outputMode="LAB"
+        )
         assert lab is not None
         return lab
     return image.convert(mode)
@@ -129,7 +133,19 @@ def _png(data: bytearray, rng: random.Random) -> None:
         (_number if rng.random() < 0.5 else _flip)(chunk[1], rng)
     elif choice == 1:
         chunk[0] = rng.choice(
-            (b"acTL", b"fcTL", b"fdAT", b"tRNS", b"PLTE", b"iCCP", b"eXIf", b"gAMA", b"cHRM", b"sRGB", b"iTXt")
+            (
+                b"acTL",
+                b"fcTL",
+                b"fdAT",
+                b"tRNS",
+                b"PLTE",
+                b"iCCP",
+                b"eXIf",
+                b"gAMA",
+                b"cHRM",
+                b"sRGB",
+                b"iTXt",
+            )
         )
     elif choice == 2:
         chunks.insert(rng.randrange(len(chunks)), [chunk[0], bytearray(chunk[1])])
@@ -138,7 +154,9 @@ def _png(data: bytearray, rng: random.Random) -> None:
     elif choice == 4:
         chunk[1] = bytearray(rng.randbytes(rng.randint(0, 40)))
     elif chunks[0][0] == b"IHDR" and len(chunks[0][1]) == 13:
-        chunks[0][1][8:] = bytes((rng.choice((1, 2, 4, 8, 16)), rng.choice((0, 2, 3, 4, 6)), 0, 0, rng.randint(0, 1)))
+        chunks[0][1][8:] = bytes(
+            (rng.choice((1, 2, 4, 8, 16)), rng.choice((0, 2, 3, 4, 6)), 0, 0, rng.randint(0, 1))
+        )
     made = [struct.pack(">I", len(c)) + n + c + struct.pack(">I", zlib.crc32(n + c)) for n, c in chunks]
     data[8:] = b"".join(made)
 
@@ -170,7 +188,9 @@ def _tiff(data: bytearray, rng: random.Random) -> None:
 
 def _jpeg(data: bytearray, rng: random.Random) -> None:
     """Change a byte of a segment's kind, length or beginning."""
-    marks = [at for at in range(2, min(len(data) - 1, 4000)) if data[at] == 255 and data[at + 1] not in (0, 255)]
+    marks = [
+        at for at in range(2, min(len(data) - 1, 4000)) if data[at] == 255 and data[at + 1] not in (0, 255)
+    ]
     if marks:
         at = rng.choice(marks) + rng.randint(1, 12)
         if at < len(data):

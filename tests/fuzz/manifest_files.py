@@ -22,7 +22,18 @@ VALUES = (
     None, True, False, 0, 1, -1, 2, 255, 4096, 2**31, 2**32, 2**63, 10**30, -(10**18), 0.5, 1e300, 1e-300, "", "x", "pixels", "unclip",
     "llm.gguf", "../../etc/passwd", "encoder.onnx", "\x1b[31m", "{images}" * 50, "{text}" * 500, "\ud800", [], {}, [[]], [0] * 9,
 )  # fmt: skip
-RAW = ("NaN", "Infinity", "-Infinity", "1e999", "9" * 5000, "[" * 3000, '"\\ud800"', "{", "--5", '{"a":1,"a":2}')
+RAW = (
+    "NaN",
+    "Infinity",
+    "-Infinity",
+    "1e999",
+    "9" * 5000,
+    "[" * 3000,
+    '"\\ud800"',
+    "{",
+    "--5",
+    '{"a":1,"a":2}',
+)
 TINY, UNCLIP, NOISE = 0, 1, 2
 
 
@@ -30,7 +41,10 @@ TINY, UNCLIP, NOISE = 0, 1, 2
 def seeds() -> list[bytes]:
     """Each begins with a byte that tells what it is: a manifest of the tiny bundle, of a diffusion, or a diffusion's arrays."""
     with tempfile.TemporaryDirectory() as folder:
-        tiny, unclip = (json.loads((place(Path(folder), {}, base=base) / MANIFEST).read_text()) for base in ("tiny", "unclip"))
+        tiny, unclip = (
+            json.loads((place(Path(folder), {}, base=base) / MANIFEST).read_text())
+            for base in ("tiny", "unclip")
+        )
     tiny["language"]["sampling"] |= {"guidance": 1.5, "best_of": 2}
     tiny["language"] |= {"caption_beams": 2, "caption_views": 2}
     texts = [bytes([kind]) + json.dumps(told).encode() for kind, told in ((TINY, tiny), (UNCLIP, unclip))]

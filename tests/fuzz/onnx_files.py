@@ -75,7 +75,15 @@ NAMES = (
     "scale",
     "seed",
 )
-FILES = ("encoder.onnx", "encoder.onnx", "encoder.onnx", "decoder.onnx", "decoder.onnx", "unet.onnx", "vae_decoder.onnx")
+FILES = (
+    "encoder.onnx",
+    "encoder.onnx",
+    "encoder.onnx",
+    "decoder.onnx",
+    "decoder.onnx",
+    "unet.onnx",
+    "vae_decoder.onnx",
+)
 
 
 @functools.cache
@@ -171,7 +179,9 @@ def _change_weights(model: onnx.ModelProto, rng: random.Random) -> None:
     how = rng.randrange(5)
     if how == 0 and tensor.data_type == 7:  # a shape, an axis: numbers that decide sizes
         count = max(1, int(np.prod(tensor.dims)))
-        value = np.array([rng.choice((*NUMBERS, 16, 4, 64)) for _ in range(count)], np.int64).reshape(tensor.dims)
+        value = np.array([rng.choice((*NUMBERS, 16, 4, 64)) for _ in range(count)], np.int64).reshape(
+            tensor.dims
+        )
         tensor.CopyFrom(numpy_helper.from_array(value, tensor.name))
     elif how == 1:
         tensor.data_type = rng.choice((*range(24), 255))

@@ -66,7 +66,9 @@ def test_language_models(data, tmp_path):
 @MANY
 @given(data=damaged((TINY / ENCODER).read_bytes()) | damaged((TINY / DECODER).read_bytes()))
 def test_graphs(data, tmp_path):
-    bounded(lambda path: OnnxHeader.read(path).refuse_what_bundles_never_hold(path), tmp_path / "a.onnx", data)
+    bounded(
+        lambda path: OnnxHeader.read(path).refuse_what_bundles_never_hold(path), tmp_path / "a.onnx", data
+    )
 
 
 @MANY
@@ -103,7 +105,15 @@ def test_manifests(data, tmp_path):
 @MANY
 @given(data=st.binary(max_size=300))
 def test_images(data, tmp_path):
-    for start in (b"", b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff\xe0", b"GIF89a", b"RIFF\x20\0\0\0WEBPVP8 ", b"BM", b"II*\0"):
+    for start in (
+        b"",
+        b"\x89PNG\r\n\x1a\n",
+        b"\xff\xd8\xff\xe0",
+        b"GIF89a",
+        b"RIFF\x20\0\0\0WEBPVP8 ",
+        b"BM",
+        b"II*\0",
+    ):
         bounded(lambda path: open_image(path, 1_000_000), tmp_path / "a", start + data)
 
 

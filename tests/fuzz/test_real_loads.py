@@ -16,7 +16,9 @@ MEMORY = 700 << 20
 def test_nothing_ends_hangs_or_surprises_the_process(kind, tmp_path):
     figures = run(kind, COUNTS[kind], seed=20, keep=tmp_path)
     assert figures.clean, figures
-    assert figures.tried == COUNTS[kind] and figures.passed and figures.refused, figures  # neither all taken nor all refused
+    assert figures.tried == COUNTS[kind] and figures.passed and figures.refused, (
+        figures
+    )  # neither all taken nor all refused
     assert max(figures.peak_bytes, figures.peak_bytes_isolated) < MEMORY, figures
 
 

@@ -43,7 +43,10 @@ CONFIG = {
     "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "hidden_size": 32, "intermediate_size": 64, "vocab_size": 310,
     "max_position_embeddings": 96, "rms_norm_eps": 1e-5, "rope_theta": 10000.0, "rope_scaling": None, "model_type": "llama", "bos_token_id": 1,
 }  # fmt: skip
-TALK = {"format": 1, "turns": [{"text": "what is this", "images": [[0, 1, 2, 3]], "answer": ["a fox", [3, 2, 1, 0]]}]}
+TALK = {
+    "format": 1,
+    "turns": [{"text": "what is this", "images": [[0, 1, 2, 3]], "answer": ["a fox", [3, 2, 1, 0]]}],
+}
 SAMPLES = [
     {"image": "a.png", "captions": ["a fox", "a red fox"], "label": "fox", "tags": ["animal"]},
     {
@@ -172,4 +175,6 @@ def run_settings(data: bytes, folder: Path) -> None:
     result = CliRunner().invoke(cli, ["--config", str(folder / "s.toml"), "bundles", "path"])
     assert result.exception is None or isinstance(result.exception, SystemExit), result.exc_info
     lines = result.stderr.splitlines()
-    assert result.exit_code in (0, 1, 2) and len(lines) <= 1 and all(line.isprintable() for line in lines), result.stderr
+    assert result.exit_code in (0, 1, 2) and len(lines) <= 1 and all(line.isprintable() for line in lines), (
+        result.stderr
+    )

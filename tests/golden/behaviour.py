@@ -52,7 +52,9 @@ def behaviour(bundle: Path | None) -> dict[str, Any]:
     images = [*photos, *patterns()]
     with seed_edge.load(bundle, device="cpu") as edge:
         codes = edge.encode(images)
-        drawn = {f"{prompt} {seed}": edge.draw_codes(prompt, seed=seed) for prompt in PROMPTS for seed in SEEDS}
+        drawn = {
+            f"{prompt} {seed}": edge.draw_codes(prompt, seed=seed) for prompt in PROMPTS for seed in SEEDS
+        }
         found: dict[str, Any] = {
             "encode": codes.tolist(),
             "caption": [edge.caption(image) for image in images],
@@ -67,5 +69,10 @@ def behaviour(bundle: Path | None) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    json.dump({name: behaviour(path) for name, path in bundles().items()}, sys.stdout, indent=None, separators=(",", ":"))
+    json.dump(
+        {name: behaviour(path) for name, path in bundles().items()},
+        sys.stdout,
+        indent=None,
+        separators=(",", ":"),
+    )
     print()

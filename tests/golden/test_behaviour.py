@@ -20,7 +20,10 @@ def test_codes_captions_and_pictures_are_what_they_were(name):
     assert found.keys() == golden.keys()
     for key in ("encode", "draw", "edit"):
         if key in golden:
-            pairs = [(np.array(a), np.array(b)) for a, b in zip(leaves(found[key]), leaves(golden[key]), strict=True)]
+            pairs = [
+                (np.array(a), np.array(b))
+                for a, b in zip(leaves(found[key]), leaves(golden[key]), strict=True)
+            ]
             assert np.mean([np.mean(a == b) for a, b in pairs]) >= SAME, key
     for key in ("caption", "caption_sampled", "ask"):
         if key in golden:

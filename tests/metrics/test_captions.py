@@ -65,8 +65,14 @@ def test_the_right_words_are_worth_more_than_others(told):
     captions, references = told
     others = captions[1:] + captions[:1]
     for score in (bleu4, rouge_l, cider):
-        assert score([group[0] for group in references], references) > score(captions, references) > score(others, references)
-    assert bleu4(["x"] * 60, references) == cider(["x"] * 60, references) == rouge_l(["x"] * 60, references) == 0
+        assert (
+            score([group[0] for group in references], references)
+            > score(captions, references)
+            > score(others, references)
+        )
+    assert (
+        bleu4(["x"] * 60, references) == cider(["x"] * 60, references) == rouge_l(["x"] * 60, references) == 0
+    )
 
 
 def test_a_caption_that_is_too_short_pays():

@@ -68,7 +68,15 @@ NUMBERS = {
     "max_position_embeddings": [0, -1, 2**40, "96", None],
     "rms_norm_eps": [0, -1e-6, 1.0, 1e300, "1e-6", [1e-6], True, None],
     "rope_theta": [0, -1, 0.5, 1e300, "10000", [], True],
-    "rope_scaling": [{"type": "linear", "factor": 2.0}, {"rope_type": "yarn"}, {"rope_type": []}, 3, "linear", [1], True],
+    "rope_scaling": [
+        {"type": "linear", "factor": 2.0},
+        {"rope_type": "yarn"},
+        {"rope_type": []},
+        3,
+        "linear",
+        [1],
+        True,
+    ],
     "head_dim": [0, 4, 10**9, "8", 8.5],
     "hidden_act": ["gelu", 3, []],
     "attention_bias": [True, 1, "no"],
@@ -264,11 +272,15 @@ GEOMETRY = [
 @pytest.mark.parametrize(("key", "value"), GEOMETRY, ids=ascii)
 def test_a_geometry_that_cannot_be_is_named(seed2, tmp_path, key, value):
     folder = shutil.copytree(seed2, tmp_path / "c")
-    (folder / "geometry.json").write_text(json.dumps(json.loads((seed2 / "geometry.json").read_text()) | {key: value}))
+    (folder / "geometry.json").write_text(
+        json.dumps(json.loads((seed2 / "geometry.json").read_text()) | {key: value})
+    )
     refused(lambda: load_seed_tokenizer(folder, None, lambda text: None), "geometry.json", key)
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{}", "{", "null", "[" * 100_000, '{"image_size": NaN}', "x" * 100_000])
+@pytest.mark.parametrize(
+    "text", ["", "[]", "{}", "{", "null", "[" * 100_000, '{"image_size": NaN}', "x" * 100_000]
+)
 def test_a_geometry_that_is_no_object_is_named(tmp_path, text):
     (tmp_path / "geometry.json").write_text(text)
     refused(lambda: load_geometry(tmp_path), "geometry.json")
@@ -301,11 +313,16 @@ def test_an_adapters_configuration_that_cannot_be_is_named(tmp_path, key, value)
     refused(lambda: Lora.open(tmp_path), "adapter_config.json")
 
 
-@pytest.mark.parametrize(("a", "b"), [((0, 8), (8, 0)), ((4,), (8, 4)), ((), ()), ((4, 8), (8, 5)), ((4, 8, 1), (8, 4, 1))])
+@pytest.mark.parametrize(
+    ("a", "b"), [((0, 8), (8, 0)), ((4,), (8, 4)), ((), ()), ((4, 8), (8, 5)), ((4, 8, 1), (8, 4, 1))]
+)
 def test_halves_of_another_shape_are_refused(tmp_path, a, b):
     (tmp_path / "adapter_config.json").write_text('{"peft_type": "LORA", "lora_alpha": 16}')
     name = "base_model.model.model.layers.0.self_attn.q_proj.lora_{}.weight"
-    save_file({name.format("A"): torch.zeros(a), name.format("B"): torch.zeros(b)}, tmp_path / "adapter_model.safetensors")
+    save_file(
+        {name.format("A"): torch.zeros(a), name.format("B"): torch.zeros(b)},
+        tmp_path / "adapter_model.safetensors",
+    )
     refused(lambda: Lora.open(tmp_path), "two halves")
 
 
@@ -323,11 +340,29 @@ def test_sources_of_another_shape_are_named(tmp_path, text):
 # ---- the commands -----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("key", "value"), [("rms_norm_eps", -1.0), ("num_hidden_layers", 10**7), ("num_attention_heads", 0)])
+@pytest.mark.parametrize(
+    ("key", "value"), [("rms_norm_eps", -1.0), ("num_hidden_layers", 10**7), ("num_attention_heads", 0)]
+)
 def test_export_says_it_in_one_line_and_lives(llama, tiny, tmp_path, key, value):
     config = json.loads((llama / "config.json").read_text()) | {key: value}
     (llama / "config.json").write_text(json.dumps(config))
-    words = [sys.executable, "-m", "seed_edge", "export", "--ckpt", tiny, "--llm", llama, "--out", tmp_path / "out", "-q"]
+    words = [
+        sys.executable,
+        "-m",
+        "seed_edge",
+        "export",
+        "--ckpt",
+        tiny,
+        "--llm",
+        llama,
+        "--out",
+        tmp_path / "out",
+        "-q",
+    ]
     done = subprocess.run([*map(str, words)], capture_output=True, text=True)
-    assert done.returncode == 1 and len(done.stderr.strip().splitlines()) == 1 and f"config.json: {key}" in done.stderr
+    assert (
+        done.returncode == 1
+        and len(done.stderr.strip().splitlines()) == 1
+        and f"config.json: {key}" in done.stderr
+    )
     assert not (tmp_path / "out").exists()

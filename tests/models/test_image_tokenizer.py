@@ -156,7 +156,9 @@ def test_published_weights_fold_to_the_network_with_batch_norms():
     trunk.load_state_dict(fold_published_weights(published))
     x = torch.randn(1, 3, 33, 33)
     padded = torch.nn.functional.pad(x, (1, 1, 1, 1))
-    expected = norms["_conv_stem"](torch.nn.functional.conv2d(padded, published["_conv_stem.weight"], stride=2))
+    expected = norms["_conv_stem"](
+        torch.nn.functional.conv2d(padded, published["_conv_stem.weight"], stride=2)
+    )
     assert torch.allclose(trunk.stem(x), expected, atol=1e-3)
     del published["_blocks.3._bn1.running_var"]
     with pytest.raises(CheckpointError, match=r"_blocks\.3\._bn1\.running_var"):
@@ -179,7 +181,9 @@ def test_the_pretrained_trunk_tells_pictures_apart_and_is_frozen():
     assert not any(parameter.requires_grad for parameter in trunk.parameters())
     tokens = trunk(torch.randn(2, 3, 64, 64))
     assert tokens.shape == (2, 4, SMALL.vit_width)
-    assert [tap.shape[1] for tap in trunk.taps(torch.zeros(1, 3, 64, 64))] == [40, 112, 320] and len(TAPS) == 3
+    assert [tap.shape[1] for tap in trunk.taps(torch.zeros(1, 3, 64, 64))] == [40, 112, 320] and len(
+        TAPS
+    ) == 3
     assert not torch.allclose(tokens[0], tokens[1], atol=0.1)
 
 
@@ -192,7 +196,10 @@ def checkpoint(model, tmp_path):
 def test_a_checkpoint_comes_back_as_it_was(model, checkpoint):
     loaded = load_image_tokenizer(checkpoint)
     assert loaded.geometry == SMALL
-    assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), loaded.state_dict().values(), strict=True))
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(model.state_dict().values(), loaded.state_dict().values(), strict=True)
+    )
 
 
 def change(folder, edit):

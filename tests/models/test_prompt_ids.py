@@ -14,8 +14,14 @@ REFERENCE = Path(__file__).parent.parent / "fixtures" / "seed2"
 CASES = json.loads((REFERENCE / "prompt_ids.json").read_text())["cases"]
 VOCAB = Vocab(40194, 32000, 8192, 32, 1, 2, 40192, 40193)
 CONVERSATIONS = {
-    "multi-turn, vicuna": lambda image: [Turn("What is this?", (image,), ("A red fox.",)), Turn("Draw it in the snow.")],
-    "multi-turn, llama2": lambda image: [Turn("What is this?", (image,), ("A red fox.",)), Turn("Draw it in the snow.")],
+    "multi-turn, vicuna": lambda image: [
+        Turn("What is this?", (image,), ("A red fox.",)),
+        Turn("Draw it in the snow."),
+    ],
+    "multi-turn, llama2": lambda image: [
+        Turn("What is this?", (image,), ("A red fox.",)),
+        Turn("Draw it in the snow."),
+    ],
     "multi-turn with a drawn image, vicuna": lambda image: [
         Turn("Draw a red fox.", (), ("Here it is. ", image)),
         Turn("Now make it blue."),
@@ -32,7 +38,9 @@ def images_of(case):
     return [np.array(codes) for codes in case["images"] or []]
 
 
-@pytest.mark.parametrize("case", [c for c in CASES if c["text"]], ids=lambda c: f"{c['template']} {c['name']}")
+@pytest.mark.parametrize(
+    "case", [c for c in CASES if c["text"]], ids=lambda c: f"{c['template']} {c['name']}"
+)
 def test_single_turns(case, tokenize):
     ids = TEMPLATES[case["template"]].for_question(VOCAB, tokenize, case["text"], images_of(case))
     assert ids == case["ids"]

@@ -29,7 +29,9 @@ def model(seed2):
 
 def test_codes_and_embeddings_are_those_of_the_original_code(model, maker):
     stored = np.load(REFERENCE / "tiny-7.npz")
-    values = maker["pixel_values"](maker["GEOMETRIES"]["tiny"], len(stored["codes"]), int(stored["pixel_values_seed"]))
+    values = maker["pixel_values"](
+        maker["GEOMETRIES"]["tiny"], len(stored["codes"]), int(stored["pixel_values_seed"])
+    )
     with torch.inference_mode():
         codes = model.encode(torch.from_numpy(values)).numpy()
         assert np.array_equal(codes, stored["codes"])
@@ -39,7 +41,9 @@ def test_codes_and_embeddings_are_those_of_the_original_code(model, maker):
 
 
 @pytest.mark.parametrize("resize_filter", ["bilinear", "bicubic"])
-@pytest.mark.parametrize("name", ["landscape_rgb.png", "portrait_rgb.png", "small_grey.png", "square_rgb.png"])
+@pytest.mark.parametrize(
+    "name", ["landscape_rgb.png", "portrait_rgb.png", "small_grey.png", "square_rgb.png"]
+)
 def test_image_files_give_the_codes_of_the_original_code(model, name, resize_filter):
     wanted = json.loads((REFERENCE / "tiny-7-images.json").read_text())["images"][name][resize_filter]
     values = Preprocessing(56, resize_filter, MEAN, STD)([open_image(REFERENCE / name)])
@@ -50,19 +54,26 @@ def test_image_files_give_the_codes_of_the_original_code(model, name, resize_fil
 
 
 def same(a, b):
-    return all(torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True))
+    return all(
+        torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True)
+    )
 
 
 def test_a_merged_safetensors_file_is_the_same_model(model, seed2, tmp_path):
     merged = dict(read_state(seed2 / "seed_quantizer.pt"))
-    merged |= {f"visual_encoder.{name}": tensor for name, tensor in read_state(seed2 / "eva_vit_g.pth").items()}
+    merged |= {
+        f"visual_encoder.{name}": tensor for name, tensor in read_state(seed2 / "eva_vit_g.pth").items()
+    }
     save_file({name: tensor.contiguous() for name, tensor in merged.items()}, tmp_path / "seed2.safetensors")
     shutil.copy(seed2 / "geometry.json", tmp_path)
     assert same(load(tmp_path), model)
 
 
 def test_the_vit_may_lie_elsewhere_and_half_precision_is_read(model, seed2, tmp_path):
-    state = {name: t.half() if t.is_floating_point() else t for name, t in read_state(seed2 / "seed_quantizer.pt").items()}
+    state = {
+        name: t.half() if t.is_floating_point() else t
+        for name, t in read_state(seed2 / "seed_quantizer.pt").items()
+    }
     torch.save(state, tmp_path / "seed_quantizer.pt")
     shutil.copy(seed2 / "geometry.json", tmp_path)
     with pytest.raises(CheckpointError, match="--vit"):

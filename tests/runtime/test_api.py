@@ -18,7 +18,12 @@ from seed_edge.runtime.drawing import Drawing
 @pytest.fixture
 def photo(tmp_path):
     pixels = np.zeros((16, 16, 3), np.uint8)
-    pixels[:8, :8], pixels[:8, 8:], pixels[8:, :8], pixels[8:, 8:] = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)
+    pixels[:8, :8], pixels[:8, 8:], pixels[8:, :8], pixels[8:, 8:] = (
+        (255, 0, 0),
+        (0, 255, 0),
+        (0, 0, 255),
+        (255, 255, 255),
+    )
     path = tmp_path / "photo.png"
     Image.fromarray(pixels).save(path)
     return path
@@ -103,7 +108,12 @@ def test_other_values_out_of_range_are_refused_by_name(edge):
         edge.draw(["a house"])
     with pytest.raises(ValueError, match="temperature"):
         Sampling(math.nan, 0, 1.0)
-    for options in ({"steps": 1}, {"guidance": math.nan}, {"scheduler": "none"}, {"guided_between": (2.0, 1.0)}):
+    for options in (
+        {"steps": 1},
+        {"guidance": math.nan},
+        {"scheduler": "none"},
+        {"guided_between": (2.0, 1.0)},
+    ):
         with pytest.raises(ValueError, match=next(iter(options)).partition("_")[0]):
             DiffusionOptions(**options)
 
@@ -116,7 +126,18 @@ def test_a_drawing_saves_what_the_command_writes(edge, tiny, tmp_path):
     for ending, options in ((".png", {}), (".jpg", {}), (".webp", {"metadata": False})):
         path, other = tmp_path / f"api{ending}", tmp_path / f"command{ending}"
         assert drawing.save(path, **options) == path
-        arguments = ["draw", "a house", "--seed", "3", "--negative", "a cat", "-o", str(other), "--bundle", str(tiny)]
+        arguments = [
+            "draw",
+            "a house",
+            "--seed",
+            "3",
+            "--negative",
+            "a cat",
+            "-o",
+            str(other),
+            "--bundle",
+            str(tiny),
+        ]
         result = CliRunner().invoke(cli, [*arguments, *(["--no-metadata"] if options else [])])
         assert result.exit_code == 0, result.output
         assert path.read_bytes() == other.read_bytes() and AI_MADE.encode() in path.read_bytes()
@@ -124,7 +145,14 @@ def test_a_drawing_saves_what_the_command_writes(edge, tiny, tmp_path):
     assert drawing.resized(40).image.size == (40, 40) and drawing._repr_png_() == drawing.to_bytes("PNG")
     with pytest.raises(ImageError, match=r"images are written as \.png"):
         drawing.save(tmp_path / "x.gif")
-    assert sorted(path.suffix for path in tmp_path.iterdir()) == [".jpg", ".jpg", ".png", ".png", ".webp", ".webp"]
+    assert sorted(path.suffix for path in tmp_path.iterdir()) == [
+        ".jpg",
+        ".jpg",
+        ".png",
+        ".png",
+        ".webp",
+        ".webp",
+    ]
 
 
 def test_a_drawing_names_its_other_candidates(edge):
@@ -137,9 +165,14 @@ def test_a_drawing_names_its_other_candidates(edge):
 
 def test_several_drawings_are_those_drawn_alone(edge):
     wanted = [
-        (prompt, seed, edge.draw_codes(prompt, seed=seed).tolist()) for prompt in ("a house", "a cat") for seed in (4, 5)
+        (prompt, seed, edge.draw_codes(prompt, seed=seed).tolist())
+        for prompt in ("a house", "a cat")
+        for seed in (4, 5)
     ]
-    found = [(each.prompt, each.seed, each.codes.tolist()) for each in edge.drawings(["a house", "a cat"], n=2, seed=4)]
+    found = [
+        (each.prompt, each.seed, each.codes.tolist())
+        for each in edge.drawings(["a house", "a cat"], n=2, seed=4)
+    ]
     assert found == wanted
     assert [each.seed for each in edge.drawings("a house", seeds=[9, 2])] == [9, 2]
 
@@ -157,7 +190,10 @@ def log_probabilities(edge, prompt, ids):
     """By reading the ids one after another."""
     model, vocab = edge.engine.language_model, edge.bundle.language.vocab
     logits = [model.prefill(prompt, room=len(ids) + 1), *(model.step(token) for token in ids)][: len(ids)]
-    return [row[token] - np.logaddexp.reduce(row[vocab.text_mask()]) for row, token in zip(logits, ids, strict=True)]
+    return [
+        row[token] - np.logaddexp.reduce(row[vocab.text_mask()])
+        for row, token in zip(logits, ids, strict=True)
+    ]
 
 
 @pytest.mark.parametrize("options", [{"beams": 1}, {"beams": 4}, {"temperature": 1.0, "seed": 5}])
@@ -181,8 +217,12 @@ def test_a_caption_with_details_has_the_scores_of_its_text(edge, photo, options)
 
 def test_an_answer_with_details_has_the_scores_of_its_text(edge, photo, monkeypatch):
     language = edge.bundle.language
-    taught = dataclasses.replace(language, prompts=dataclasses.replace(language.prompts, ask="{bos}{images}{text}"))
-    monkeypatch.setattr(edge.engine, "bundle", dataclasses.replace(edge.bundle, manifest=manifest_with(edge, taught)))
+    taught = dataclasses.replace(
+        language, prompts=dataclasses.replace(language.prompts, ask="{bos}{images}{text}")
+    )
+    monkeypatch.setattr(
+        edge.engine, "bundle", dataclasses.replace(edge.bundle, manifest=manifest_with(edge, taught))
+    )
     plain, answer = edge.ask(photo, "what is it?"), edge.ask([photo], "what is it?", details=True)
     assert plain == answer.text == "".join(token.text for token in answer.tokens)
     assert answer.log_probability <= sum(token.log_probability for token in answer.tokens) + 1e-6 <= 1e-6

@@ -56,7 +56,9 @@ def test_what_was_read_is_not_read_again(edge, examples, monkeypatch):
     model, language = edge.engine.language_model, edge.bundle.language
     whole = language.prompts.for_conversation(language.vocab, model.tokenize, talk.turns)
     answered = language.prompts.for_conversation(language.vocab, model.tokenize, talk.turns[:1])
-    assert 0 < read[0] < len(whole) - len(answered) / 2  # the first piece that is read leaves out at least the first prompt
+    assert (
+        0 < read[0] < len(whole) - len(answered) / 2
+    )  # the first piece that is read leaves out at least the first prompt
 
 
 def test_an_exchange_that_is_taken_back_leaves_no_trace(edge):
@@ -147,5 +149,8 @@ def test_a_file_that_is_no_conversation_is_refused_and_loses_nothing(edge, tmp_p
 
 
 def test_a_model_that_was_not_taught_to_converse_is_refused(tiny):
-    with seed_edge.load(tiny, device="cpu") as edge, pytest.raises(PromptError, match="was not taught to converse"):
+    with (
+        seed_edge.load(tiny, device="cpu") as edge,
+        pytest.raises(PromptError, match="was not taught to converse"),
+    ):
         Conversation(edge)

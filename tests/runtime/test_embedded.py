@@ -43,7 +43,10 @@ def test_what_is_kept_does_not_depend_on_memory(edge):
     with seed_edge.load(device="cpu", low_memory=True) as careful:
         for prompt in ("a blue star", "two rockets", "three elephants"):
             for seed in range(3):
-                assert careful.draw_codes(prompt, seed=seed).tolist() == edge.draw_codes(prompt, seed=seed).tolist()
+                assert (
+                    careful.draw_codes(prompt, seed=seed).tolist()
+                    == edge.draw_codes(prompt, seed=seed).tolist()
+                )
 
 
 def test_as_many_as_are_asked_for_are_drawn(edge):

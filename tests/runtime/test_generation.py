@@ -16,7 +16,9 @@ from seed_edge.runtime.generation import (
 )
 from seed_edge.vocab import Vocab
 
-VOCAB = Vocab(size=20, first_code_id=10, codebook_size=8, codes_per_image=4, bos_id=1, eos_id=2, boi_id=18, eoi_id=19)
+VOCAB = Vocab(
+    size=20, first_code_id=10, codebook_size=8, codes_per_image=4, bos_id=1, eos_id=2, boi_id=18, eoi_id=19
+)
 
 
 class Scripted:
@@ -54,9 +56,13 @@ def test_a_caption_is_text_only_and_ends_at_eos():
 
 
 def test_guidance_leaves_behind_what_is_drawn_unasked():
-    asked, unasked = Scripted(11, 12), Scripted(11)  # asked, code 2 comes second; unasked it does not come at all
+    asked, unasked = (
+        Scripted(11, 12),
+        Scripted(11),
+    )  # asked, code 2 comes second; unasked it does not come at all
     wanted = [
-        sample_codes(ClassifierFreeGuidance(asked, unasked, [18], g), VOCAB, [1, 18], GREEDY, 0).tolist() for g in (1, 20)
+        sample_codes(ClassifierFreeGuidance(asked, unasked, [18], g), VOCAB, [1, 18], GREEDY, 0).tolist()
+        for g in (1, 20)
     ]
     assert wanted == [[1] * 4, [2] * 4]
     assert asked.fed == [1, 18, 12, 12, 12] and unasked.fed == [18, 12, 12, 12] and unasked.room == 4
@@ -70,7 +76,9 @@ class Branching(Scripted):
 
 def test_several_drawings_are_written_side_by_side_the_first_as_it_would_be_alone():
     hot, seen = Sampling(2.0, 0, 1.0, best_of=5), []
-    several = sample_codes_batch(Branching(), VOCAB, [1, 18], hot, 3, progress=lambda done, total: seen.append((done, total)))
+    several = sample_codes_batch(
+        Branching(), VOCAB, [1, 18], hot, 3, progress=lambda done, total: seen.append((done, total))
+    )
     assert several.shape == (5, 4) and len({tuple(codes) for codes in several.tolist()}) > 3
     assert several[0].tolist() == sample_codes(Scripted(), VOCAB, [1, 18], hot, 3).tolist()
     assert seen == [(1, 4), (2, 4), (3, 4), (4, 4)]
@@ -80,19 +88,28 @@ def test_several_drawings_are_written_side_by_side_the_first_as_it_would_be_alon
 def test_each_of_several_drawings_follows_its_own_codes():
     model, hot = Branching(), Sampling(1.0, 0, 1.0, best_of=3)
     codes = sample_codes_batch(model, VOCAB, [1, 18], hot, 0)
-    assert model.fed == [1, 18, *(((codes[:, i] + 10).tolist(), [0, 0, 0] if i == 0 else [0, 1, 2]) for i in range(3))]
+    assert model.fed == [
+        1,
+        18,
+        *(((codes[:, i] + 10).tolist(), [0, 0, 0] if i == 0 else [0, 1, 2]) for i in range(3)),
+    ]
     assert model.room == 4
 
 
 def test_guidance_leads_several_drawings_too():
     asked, unasked = Branching(11, 12), Branching(11)
     guided = ClassifierFreeGuidance(asked, unasked, [18], 20)
-    assert sample_codes_batch(guided, VOCAB, [1, 18], Sampling(0.1, 0, 1.0, best_of=2), 0).tolist() == [[2] * 4] * 2
+    assert (
+        sample_codes_batch(guided, VOCAB, [1, 18], Sampling(0.1, 0, 1.0, best_of=2), 0).tolist()
+        == [[2] * 4] * 2
+    )
 
 
 def test_progress_counts_codes():
     seen = []
-    sample_codes(Scripted(12), VOCAB, [18], GREEDY, 0, progress=lambda done, total: seen.append((done, total)))
+    sample_codes(
+        Scripted(12), VOCAB, [18], GREEDY, 0, progress=lambda done, total: seen.append((done, total))
+    )
     assert seen == [(1, 4), (2, 4), (3, 4), (4, 4)]
 
 
@@ -128,7 +145,10 @@ def test_of_the_likeliest_each_is_drawn_as_often_as_it_should_be(top_p, spread):
     kept = top_k_top_p(weights, 0, top_p)
     wanted = np.zeros(40)
     wanted[kept] = weights[kept] / weights[kept].sum()
-    found = np.bincount([sample_token(logits, Sampling(1.0, 0, top_p), rng) for _ in range(6000)], minlength=40) / 6000
+    found = (
+        np.bincount([sample_token(logits, Sampling(1.0, 0, top_p), rng) for _ in range(6000)], minlength=40)
+        / 6000
+    )
     assert set(np.flatnonzero(found)) <= set(kept) and found == pytest.approx(wanted, abs=0.03)
 
 
@@ -149,7 +169,9 @@ class Tree:
         return self._logits(())
 
     def step_branches(self, ids, parents):
-        self.branches = [(*self.branches[parent], token_id) for token_id, parent in zip(ids, parents, strict=True)]
+        self.branches = [
+            (*self.branches[parent], token_id) for token_id, parent in zip(ids, parents, strict=True)
+        ]
         self.widths.append(len(ids))
         return np.stack([self._logits(written) for written in self.branches])
 
@@ -162,7 +184,9 @@ class Tree:
 
 def test_a_likely_whole_beats_a_likely_beginning():
     # 5 begins likelier, but is followed by nothing likely; 6 7 is what is meant. Codes (12) are never text.
-    tree = Tree(**{"": {5: 0.5, 6: 0.4, 12: 0.9}, "_5": {3: 0.2, 4: 0.2, 2: 0.2}, "_6": {7: 0.95}, "_6_7": {2: 0.95}})
+    tree = Tree(
+        **{"": {5: 0.5, 6: 0.4, 12: 0.9}, "_5": {3: 0.2, 4: 0.2, 2: 0.2}, "_6": {7: 0.95}, "_6_7": {2: 0.95}}
+    )
     assert beam_search(tree, VOCAB, [1], 1, 8)[0] == 5
     assert beam_search(tree, VOCAB, [1], 2, 8) == [6, 7]
     assert max(tree.widths) == 2
@@ -174,14 +198,20 @@ def test_one_beam_is_the_likeliest_id_each_time():
 
 
 def test_a_text_that_never_ends_is_cut():
-    assert beam_search(Tree(**{"": {5: 0.6}, "_5": {6: 0.6}, "_5_6": {7: 0.6}}), VOCAB, [1], 2, 3) == [5, 6, 7]
+    assert beam_search(Tree(**{"": {5: 0.6}, "_5": {6: 0.6}, "_5_6": {7: 0.6}}), VOCAB, [1], 2, 3) == [
+        5,
+        6,
+        7,
+    ]
 
 
 def test_a_text_may_be_empty():
     assert beam_search(Tree(**{"": {2: 0.9}}), VOCAB, [1], 2, 8) == []
 
 
-@pytest.mark.parametrize(("top_k", "top_p"), [(0, 0.5), (0, 0.999), (0, 1e-9), (7, 0.8), (7, 1), (5000, 0.9), (300, 1)])
+@pytest.mark.parametrize(
+    ("top_k", "top_p"), [(0, 0.5), (0, 0.999), (0, 1e-9), (7, 0.8), (7, 1), (5000, 0.9), (300, 1)]
+)
 @pytest.mark.parametrize("spread", [0.01, 3.0])
 def test_the_likeliest_are_those_of_a_full_sort(top_k, top_p, spread):
     weights = np.exp(np.random.default_rng(1).normal(0, spread, 3000))
@@ -225,7 +255,16 @@ class Reciting:
 
 
 def test_an_answer_may_hold_text_and_pictures():
-    vocab = Vocab(size=20, first_code_id=10, codebook_size=4, codes_per_image=3, bos_id=1, eos_id=2, boi_id=14, eoi_id=15)
+    vocab = Vocab(
+        size=20,
+        first_code_id=10,
+        codebook_size=4,
+        codes_per_image=3,
+        bos_id=1,
+        eos_id=2,
+        boi_id=14,
+        eoi_id=15,
+    )
     after = 0  # what is said after the last code counts for nothing: EOI follows
     script = [5, vocab.boi_id, 11, 10, 13, after, 6, vocab.boi_id, 12, 12, 12, after, vocab.eos_id]
     model = Reciting(vocab, script)
@@ -238,7 +277,16 @@ def test_an_answer_may_hold_text_and_pictures():
 
 
 def test_a_picture_is_not_begun_where_it_does_not_fit():
-    vocab = Vocab(size=20, first_code_id=10, codebook_size=4, codes_per_image=3, bos_id=1, eos_id=2, boi_id=14, eoi_id=15)
+    vocab = Vocab(
+        size=20,
+        first_code_id=10,
+        codebook_size=4,
+        codes_per_image=3,
+        bos_id=1,
+        eos_id=2,
+        boi_id=14,
+        eoi_id=15,
+    )
     for room, pictures in ((5, 1), (4, 0)):
         model = Reciting(vocab, [vocab.boi_id, 11, 11, 11, *[7] * 9])
         said = list(generate_interleaved(model, vocab, [1], GREEDY, GREEDY, 0, room))

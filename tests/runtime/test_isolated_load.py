@@ -37,7 +37,9 @@ def children(monkeypatch):
     """Commands of the child processes that are started."""
     found, run = [], subprocess.run
     monkeypatch.setattr(
-        isolated_load.subprocess, "run", lambda words, **options: (found.append(words), run(words, **options))[1]
+        isolated_load.subprocess,
+        "run",
+        lambda words, **options: (found.append(words), run(words, **options))[1],
     )
     return found
 
@@ -53,7 +55,9 @@ def with_language_model(folder, change):
     files = manifest.files | {path.name: entry_for(path)}
     text = manifest.to_json()
     for name in ("size", "sha256"):
-        text = text.replace(str(getattr(manifest.files[path.name], name)), str(getattr(files[path.name], name)))
+        text = text.replace(
+            str(getattr(manifest.files[path.name], name)), str(getattr(files[path.name], name))
+        )
     (folder / MANIFEST).write_text(text)
     return Bundle.open(folder)
 
@@ -89,7 +93,9 @@ def test_what_ends_llama_cpp_ends_the_child_alone(bundle, home, monkeypatch, cha
     with pytest.raises(BundleError, match="is not the language model that the manifest describes"):
         ensure_safe(opened, "llm.gguf")
     monkeypatch.setattr(isolated_load, "check_rules", lambda bundle, name: None)
-    with pytest.raises(BundleError, match=r"llm\.gguf ends the process that opens it \(SIG(ABRT|SEGV)\)") as error:
+    with pytest.raises(
+        BundleError, match=r"llm\.gguf ends the process that opens it \(SIG(ABRT|SEGV)\)"
+    ) as error:
         ensure_safe(opened, "llm.gguf")
     assert "\n" not in str(error.value)
 
@@ -117,7 +123,9 @@ def test_what_passed_is_remembered_until_something_changes(bundle, home, childre
     assert len(children) == 3 and children[-1][-1] == DECODER
 
 
-def test_parts_of_a_large_bundle_are_tried_one_by_one_when_they_are_needed(bundle, home, children, monkeypatch):
+def test_parts_of_a_large_bundle_are_tried_one_by_one_when_they_are_needed(
+    bundle, home, children, monkeypatch
+):
     monkeypatch.setattr(isolated_load, "BATCH_SIZE", 100)
     with seed_edge.load(bundle, device="cpu") as edge:
         edge.encode([Image.new("RGB", (16, 16), "red")])
@@ -166,7 +174,9 @@ def test_verify_tries_every_part_and_tells_which_one_fails(bundle, home, childre
     assert part_names(Bundle.open(EMBEDDED)) == ["decoder.onnx", "encoder.onnx", "llm.gguf"]
     try_all(Bundle.open(bundle))
     assert len(children) == 1 and sorted(children[0][-3:]) == sorted(part_names(Bundle.open(bundle)))
-    opened = with_language_model(bundle, kinds(b"output.weight", 30))  # fp16 read as bf16: numbers, if odd ones
+    opened = with_language_model(
+        bundle, kinds(b"output.weight", 30)
+    )  # fp16 read as bf16: numbers, if odd ones
     assert "hashes equal" in selftest.verify(opened, choose_device("cpu"))
 
 

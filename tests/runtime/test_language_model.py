@@ -38,7 +38,9 @@ def model(tiny):
 def test_text_of_a_user_never_becomes_a_code_or_a_control_id(model, vocab, text):
     ids = model.tokenize(text)
     assert ids
-    assert not [i for i in ids if vocab.is_code(i) or i in (0, vocab.bos_id, vocab.eos_id, vocab.boi_id, vocab.eoi_id)]
+    assert not [
+        i for i in ids if vocab.is_code(i) or i in (0, vocab.bos_id, vocab.eos_id, vocab.boi_id, vocab.eoi_id)
+    ]
 
 
 @pytest.mark.parametrize(
@@ -99,7 +101,10 @@ def test_branches_are_what_each_would_be_alone(model):
 
 
 def test_reading_what_was_said_gives_the_numbers_of_one_id_after_the_other(model, vocab):
-    prompt, said = [vocab.bos_id, *model.tokenize("a red"), vocab.boi_id], [vocab.first_code_id + i for i in (3, 1, 2, 7)]
+    prompt, said = (
+        [vocab.bos_id, *model.tokenize("a red"), vocab.boi_id],
+        [vocab.first_code_id + i for i in (3, 1, 2, 7)],
+    )
     alone = [model.prefill(prompt, room=5), *(model.step(token_id) for token_id in said[:3])]
     for _ in range(2):
         assert model.score(prompt, said) == pytest.approx(np.stack(alone), abs=1e-3)
@@ -127,7 +132,11 @@ def test_a_prompt_that_leaves_no_room_is_refused_with_both_numbers(model):
 
 def test_a_context_grows_with_what_is_asked_and_changes_nothing(tiny, monkeypatch, model):
     prompt = [1, *range(30, 50)]
-    expected = [model.prefill(prompt[:5], room=3), model.prefill(prompt, room=20), model.prefill(prompt, room=60)]
+    expected = [
+        model.prefill(prompt[:5], room=3),
+        model.prefill(prompt, room=20),
+        model.prefill(prompt, room=60),
+    ]
     monkeypatch.setattr(language_model, "FIRST_CONTEXT", 16)
     small = LlamaCpp(Bundle.open(tiny).language_model, 96)
     try:
@@ -148,7 +157,9 @@ def test_a_file_llama_cpp_refuses_is_one_clear_error(tmp_path):
         LlamaCpp(path, 64)
 
 
-@pytest.mark.parametrize(("info", "extra"), [(b"AMX_INT8 = 1 | AVX = 1", False), (b"AVX = 1", True), (b"AMX_INT8 = 0", True)])
+@pytest.mark.parametrize(
+    ("info", "extra"), [(b"AMX_INT8 = 1 | AVX = 1", False), (b"AVX = 1", True), (b"AMX_INT8 = 0", True)]
+)
 def test_broken_amx_kernels_are_kept_out(monkeypatch, info, extra):
     real = language_model.llama_cpp
     fake = types.SimpleNamespace(
@@ -170,7 +181,9 @@ def test_broken_amx_kernels_are_kept_out(monkeypatch, info, extra):
     ],
 )
 def test_what_makes_a_machine_slow_is_told_with_what_helps(monkeypatch, info, waiting, gpu, told):
-    fake = types.SimpleNamespace(llama_print_system_info=lambda: info, llama_supports_gpu_offload=lambda: False)
+    fake = types.SimpleNamespace(
+        llama_print_system_info=lambda: info, llama_supports_gpu_offload=lambda: False
+    )
     monkeypatch.setattr(language_model, "llama_cpp", fake)
     monkeypatch.setattr(language_model, "cpu_flags", lambda: ["avx2"])
     monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
@@ -184,7 +197,9 @@ def test_a_model_gives_the_same_numbers_without_extra_buffers(tiny, model, monke
     monkeypatch.setattr(language_model, "amx_in_use", lambda: True)
     other = LlamaCpp(Bundle.open(tiny).language_model, 96)
     try:
-        assert other.prefill([1, 40, 50], room=1) == pytest.approx(model.prefill([1, 40, 50], room=1), abs=2e-3)
+        assert other.prefill([1, 40, 50], room=1) == pytest.approx(
+            model.prefill([1, 40, 50], room=1), abs=2e-3
+        )
     finally:
         other.close()
 
@@ -199,7 +214,9 @@ def test_contexts_are_freed_before_the_weights_that_they_use(tiny, monkeypatch):
     freed, module = [], language_model.llama_cpp
     for name in ("llama_free", "llama_model_free"):
         real = getattr(module, name)
-        monkeypatch.setattr(module, name, lambda pointer, name=name, real=real: (freed.append(name), real(pointer))[1])
+        monkeypatch.setattr(
+            module, name, lambda pointer, name=name, real=real: (freed.append(name), real(pointer))[1]
+        )
     model = LlamaCpp(tiny / "llm.gguf", 96)
     model.cached_context("a")
     model.cached_context("b", 2, 4)

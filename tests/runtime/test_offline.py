@@ -38,7 +38,16 @@ COMMANDS = {
     "manual": (),
 }
 """Every command, run where `photo.png`, `drawn.png` and `codes.json` are; those of training and export are in tests/export."""
-ELSEWHERE = {"export", "tokenize", "eval", "train drawings", "train tokenizer", "train llm", "train merge", "train start"}
+ELSEWHERE = {
+    "export",
+    "tokenize",
+    "eval",
+    "train drawings",
+    "train tokenizer",
+    "train llm",
+    "train merge",
+    "train start",
+}
 LONG = """
 import sys, time
 import seed_edge
@@ -65,7 +74,11 @@ def place(tmp_path_factory, tiny):
 
 
 def environment(folder):
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("XDG_", "ORT_", "HF_", "SEED_"))}
+    kept = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(("XDG_", "ORT_", "HF_", "SEED_"))
+    }
     places = {"HOME": folder / "home", "SEED_EDGE_HOME": folder / "kept", "TMPDIR": folder / "temporary"}
     return kept | {name: str(path) for name, path in places.items()} | {"PYTHONDONTWRITEBYTECODE": "1"}
 
@@ -139,7 +152,9 @@ def test_a_socket_and_a_stray_file_are_seen(place):
     seen = traced([sys.executable, "-c", SOCKET], place / "work", environment(place))
     assert seen.sockets == ["AF_INET"]
     stray = place / "home" / "stray"
-    seen = traced([sys.executable, "-c", f"open({str(stray)!r}, 'w').close()"], place / "work", environment(place))
+    seen = traced(
+        [sys.executable, "-c", f"open({str(stray)!r}, 'w').close()"], place / "work", environment(place)
+    )
     stray.unlink()
     assert outside(seen, place / "work") == [str(stray)]
 

@@ -46,7 +46,9 @@ for _ in range(5):
     taken += time.process_time() - started
 print(taken)
 """
-    return float(subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout)
+    return float(
+        subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
+    )
 
 
 @pytest.mark.parametrize("spec", [encoder_graph(16, 5), encoder_graph(32, 4), pixel_decoder_graph(4, 16)])
@@ -86,7 +88,10 @@ def test_auto_takes_cuda_where_nothing_speaks_against_it(monkeypatch):
 
 
 def test_cuda_asked_for_but_not_loaded_is_an_error(tiny, monkeypatch):
-    if onnx_session.CUDA not in onnx_session.ort.get_available_providers() or onnx_session.cuda_problem() is None:
+    if (
+        onnx_session.CUDA not in onnx_session.ort.get_available_providers()
+        or onnx_session.cuda_problem() is None
+    ):
         monkeypatch.setattr(onnx_session, "CUDA", "MissingExecutionProvider")
     with pytest.raises(DeviceError, match="--device cuda cannot be used"):
         Session(tiny / ENCODER, encoder_graph(16, 4), Device("cuda", "asked for", required=True))

@@ -33,7 +33,10 @@ class Opened:
 @pytest.fixture
 def bundle(tiny):
     opened = Bundle.open(tiny)
-    uses = {ENCODER: MemoryUse(10 * MEGA, 15 * MEGA, 12 * MEGA), DECODER: MemoryUse(20 * MEGA, 20 * MEGA, 26 * MEGA)}
+    uses = {
+        ENCODER: MemoryUse(10 * MEGA, 15 * MEGA, 12 * MEGA),
+        DECODER: MemoryUse(20 * MEGA, 20 * MEGA, 26 * MEGA),
+    }
     return dataclasses.replace(opened, manifest=dataclasses.replace(opened.manifest, memory=uses))
 
 
@@ -98,7 +101,9 @@ def test_what_is_free_at_the_time_decides_without_a_limit(used, monkeypatch, cap
 
 
 def test_a_part_that_does_not_fit_the_limit_is_refused_before_it_is_opened(used):
-    with pytest.raises(MemoryShortError, match=r"decoder\.onnx takes 127 MB .*110 MB are allowed; raise --memory-limit"):
+    with pytest.raises(
+        MemoryShortError, match=r"decoder\.onnx takes 127 MB .*110 MB are allowed; raise --memory-limit"
+    ):
         used(DECODER, limit=110_000_000)
 
 
@@ -128,7 +133,10 @@ def test_parts_on_a_graphics_card_are_reckoned_with_its_memory(bundle, monkeypat
 
 
 def test_captions_and_drawings_are_the_same_with_one_part_at_a_time(tiny, examples, caplog):
-    with seed_edge.load(tiny, device="cpu") as edge, seed_edge.load(tiny, device="cpu", low_memory=True) as low:
+    with (
+        seed_edge.load(tiny, device="cpu") as edge,
+        seed_edge.load(tiny, device="cpu", low_memory=True) as low,
+    ):
         photo = examples / "coffee.jpg"
         assert low.caption(photo) == edge.caption(photo)
         assert low.caption(photo, beams=3) == edge.caption(photo, beams=3)
@@ -142,7 +150,9 @@ def test_captions_and_drawings_are_the_same_with_one_part_at_a_time(tiny, exampl
 def test_weights_are_copied_into_a_faster_layout_only_where_there_is_room(tiny, monkeypatch, spare, copied):
     bundle, asked, params = Bundle.open(tiny), [], language_model.model_params
     monkeypatch.setattr(
-        language_model, "model_params", lambda layers, repack: (asked.append(repack), params(layers, repack))[1]
+        language_model,
+        "model_params",
+        lambda layers, repack: (asked.append(repack), params(layers, repack))[1],
     )
     needed = PartCache(bundle).use_of(bundle.language.file).running + bundle.language_model.stat().st_size
     with SeedEdge(bundle, choose_device("cpu"), memory_limit=BASE + needed - 1 + spare) as edge:
@@ -178,7 +188,8 @@ def test_a_language_model_takes_its_weights_and_a_context(tiny):
     header, context = GgufHeader.read(bundle.language_model), bundle.language.context_length
     weights = sum(tensor.size for tensor in header.tensors.values())
     layers, width, heads, kept = (
-        header.number(key) for key in ("block_count", "embedding_length", "attention.head_count", "attention.head_count_kv")
+        header.number(key)
+        for key in ("block_count", "embedding_length", "attention.head_count", "attention.head_count_kv")
     )
     assert header.kept_bytes() == 2 * 2 * layers * width * kept // heads
     use = language_use(header, context)

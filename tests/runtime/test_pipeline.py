@@ -53,7 +53,10 @@ def test_the_seed_decides_across_processes_too(edge, tiny):
 
 def test_the_prompt_decides(edge):
     sampling = Sampling(0.0, 0, 1.0)
-    drawn = {tuple(edge.draw_codes(p, sampling=sampling)) for p in ("a red fox", "a house", "the cat", "green grass")}
+    drawn = {
+        tuple(edge.draw_codes(p, sampling=sampling))
+        for p in ("a red fox", "a house", "the cat", "green grass")
+    }
     assert len(drawn) > 1
 
 
@@ -64,7 +67,10 @@ def test_more_beams_find_a_likelier_caption(edge):
 
     def mean_log_probability(ids):
         logits = [model.prefill(prompt, room=len(ids) + 1), *(model.step(i) for i in ids)][: len(ids)]
-        each = [row[i] - np.logaddexp.reduce(row[language.vocab.text_mask()]) for row, i in zip(logits, ids, strict=True)]
+        each = [
+            row[i] - np.logaddexp.reduce(row[language.vocab.text_mask()])
+            for row, i in zip(logits, ids, strict=True)
+        ]
         return np.mean(each)
 
     texts = [edge.caption_codes(codes, beams=beams) for beams in (1, 4)]
@@ -79,7 +85,9 @@ def test_more_beams_find_a_likelier_caption(edge):
 
 def test_a_caption_has_to_fit_all_views(edge):
     language = dataclasses.replace(edge.bundle.language, caption_views=4, caption_beams=1, max_caption_ids=3)
-    several = dataclasses.replace(edge.bundle, manifest=dataclasses.replace(edge.bundle.manifest, language=language))
+    several = dataclasses.replace(
+        edge.bundle, manifest=dataclasses.replace(edge.bundle.manifest, language=language)
+    )
     pictures = [quarters(*colours) for colours in itertools.permutations(("red", "lime", "blue", "white"))]
     model, vocab = edge.engine.language_model, language.vocab
     with SeedEdge(several, choose_device("cpu")) as seen:
@@ -97,7 +105,9 @@ def test_a_caption_has_to_fit_all_views(edge):
             differ += not edge.caption(picture, beams=1).startswith(text)
         assert differ
         codes = edge.encode(pictures[:1])[0]
-        assert edge.caption_codes(codes).startswith(seen.caption_codes(codes))  # codes alone cannot be seen otherwise
+        assert edge.caption_codes(codes).startswith(
+            seen.caption_codes(codes)
+        )  # codes alone cannot be seen otherwise
 
 
 def test_a_caption_is_text_and_repeats(edge):
@@ -131,7 +141,9 @@ def test_of_several_drawings_the_one_is_kept_that_is_seen_as_what_was_asked_for(
     def liked(codes):
         ids = [int(code) + vocab.first_code_id for code in edge.encode([edge.decode(codes)])[0]]
         rows = [model.prefill([*prompt, *ids[:i]], room=1) for i in range(len(ids))]
-        return sum(row[i] - np.logaddexp.reduce(row[mask].astype(float)) for row, i in zip(rows, ids, strict=True))
+        return sum(
+            row[i] - np.logaddexp.reduce(row[mask].astype(float)) for row, i in zip(rows, ids, strict=True)
+        )
 
     kept = 0
     for seed in range(6):
@@ -144,12 +156,18 @@ def test_of_several_drawings_the_one_is_kept_that_is_seen_as_what_was_asked_for(
         kept += found != edge.draw_codes("a house", seed=seed, sampling=hot).tolist()
     assert kept
     cold = Sampling(0.0, 0, 1.0, best_of=5)
-    assert edge.draw_codes("a house", sampling=cold).tolist() == edge.draw_codes("a house", sampling=GREEDY).tolist()
+    assert (
+        edge.draw_codes("a house", sampling=cold).tolist()
+        == edge.draw_codes("a house", sampling=GREEDY).tolist()
+    )
 
 
 def test_several_tries_go_with_guidance(edge):
     several = Sampling(1.0, 0, 1.0, guidance=3.0, best_of=4)
-    drawn = [edge.draw_codes("a house", seed=seed, sampling=several, negative="a cat").tolist() for seed in (0, 0, 1, 2, 3)]
+    drawn = [
+        edge.draw_codes("a house", seed=seed, sampling=several, negative="a cat").tolist()
+        for seed in (0, 0, 1, 2, 3)
+    ]
     assert drawn[0] == drawn[1] and len({tuple(codes) for codes in drawn}) > 1
 
 
@@ -198,7 +216,10 @@ def test_a_language_model_of_another_export_is_refused(tiny, tmp_path):
         manifest["language"]["vocab"].update(size=400)
 
     swap_language_model_for(folder, shift)
-    with seed_edge.load(folder, device="cpu") as other, pytest.raises(BundleError, match="310 ids, the manifest says 400"):
+    with (
+        seed_edge.load(folder, device="cpu") as other,
+        pytest.raises(BundleError, match="310 ids, the manifest says 400"),
+    ):
         other.draw("a house")
 
 
@@ -219,7 +240,11 @@ def test_a_graph_of_another_export_is_refused(tiny, tmp_path):
 
 
 def test_several_images_give_the_codes_each_gives_alone(edge):
-    images = [quarters("red", "lime", "blue", "white"), Image.new("RGB", (5, 5), "yellow"), Image.new("RGB", (300, 2))]
+    images = [
+        quarters("red", "lime", "blue", "white"),
+        Image.new("RGB", (5, 5), "yellow"),
+        Image.new("RGB", (300, 2)),
+    ]
     together = edge.encode(images)
     assert np.array_equal(together, np.concatenate([edge.encode([image]) for image in images]))
 
@@ -227,15 +252,21 @@ def test_several_images_give_the_codes_each_gives_alone(edge):
 @pytest.mark.parametrize(("small", "told"), [(0, ["spin"]), (1 << 30, [])])
 def test_a_large_model_tells_what_makes_it_slow(tiny, monkeypatch, caplog, small, told):
     monkeypatch.setattr("seed_edge.runtime.engine.SMALL_MODEL", small)
-    monkeypatch.setattr("seed_edge.runtime.language_model.performance_warnings", lambda gpu: iter(["threads spin"]))
+    monkeypatch.setattr(
+        "seed_edge.runtime.language_model.performance_warnings", lambda gpu: iter(["threads spin"])
+    )
     with seed_edge.load(tiny, device="cpu") as edge:
         edge.caption(quarters("red", "lime", "blue", "white"))
-    assert len(caplog.messages) == len(told) and all(word in line for word, line in zip(told, caplog.messages, strict=True))
+    assert len(caplog.messages) == len(told) and all(
+        word in line for word, line in zip(told, caplog.messages, strict=True)
+    )
 
 
 @pytest.mark.parametrize("options", [{}, {"beams": 3}, {"temperature": 1.0, "seed": 4}])
 def test_captions_written_at_once_are_those_written_one_by_one(edge, monkeypatch, options):
-    pictures = [quarters(*colours) for colours in itertools.permutations(("red", "lime", "blue", "white"))][:7]
+    pictures = [quarters(*colours) for colours in itertools.permutations(("red", "lime", "blue", "white"))][
+        :7
+    ]
     monkeypatch.setattr("seed_edge.runtime.captioning.available_cores", lambda: 1)
     alone = list(edge.captions(pictures, **options))
     monkeypatch.setattr("seed_edge.runtime.captioning.available_cores", lambda: 3)
@@ -243,7 +274,9 @@ def test_captions_written_at_once_are_those_written_one_by_one(edge, monkeypatch
 
 
 def test_groups_are_captioned_in_order_and_the_next_is_encoded_meanwhile(edge, monkeypatch):
-    pictures = [quarters(*colours) for colours in itertools.permutations(("red", "lime", "blue", "white"))][:9]
+    pictures = [quarters(*colours) for colours in itertools.permutations(("red", "lime", "blue", "white"))][
+        :9
+    ]
     alone, groups, encoded = list(edge.captions(pictures)), [pictures[:4], pictures[4:5], pictures[5:]], []
     encode = edge.engine.images.encode_views
 

@@ -6,8 +6,12 @@ from seed_edge.prompts import Prompts
 from seed_edge.runtime.rerank import CODE_WEIGHT, log_probability, rerank
 from seed_edge.vocab import Vocab
 
-VOCAB = Vocab(size=20, first_code_id=10, codebook_size=8, codes_per_image=4, bos_id=1, eos_id=2, boi_id=18, eoi_id=19)
-LANGUAGE = Language("llm.gguf", VOCAB, Prompts("{bos}{images}", "{bos}{text}{boi}"), Sampling(1.0, 0, 1.0), 64, 8)
+VOCAB = Vocab(
+    size=20, first_code_id=10, codebook_size=8, codes_per_image=4, bos_id=1, eos_id=2, boi_id=18, eoi_id=19
+)
+LANGUAGE = Language(
+    "llm.gguf", VOCAB, Prompts("{bos}{images}", "{bos}{text}{boi}"), Sampling(1.0, 0, 1.0), 64, 8
+)
 
 
 class Knowing:
@@ -25,7 +29,9 @@ class Knowing:
 
 
 def chosen(believed, seen, words=()):
-    return rerank(Knowing(believed), lambda text: [5], LANGUAGE, [1, 5, 18], words, [np.array(codes) for codes in seen])
+    return rerank(
+        Knowing(believed), lambda text: [5], LANGUAGE, [1, 5, 18], words, [np.array(codes) for codes in seen]
+    )
 
 
 A, B, C = [0, 1, 2, 3], [4, 4, 4, 4], [7, 6, 5, 4]

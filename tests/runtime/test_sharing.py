@@ -95,7 +95,9 @@ def talking(tiny):
         edge = seed_edge.load(tiny, device="cpu", **options)
         language = edge.bundle.language
         prompts = Prompts(**{**dataclasses.asdict(language.prompts), **taught})
-        manifest = dataclasses.replace(edge.bundle.manifest, language=dataclasses.replace(language, prompts=prompts))
+        manifest = dataclasses.replace(
+            edge.bundle.manifest, language=dataclasses.replace(language, prompts=prompts)
+        )
         edge.engine.bundle = edge.engine.images._bundle = edge.engine.parts._bundle = dataclasses.replace(
             edge.bundle, manifest=manifest
         )

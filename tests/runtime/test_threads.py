@@ -26,7 +26,9 @@ def test_openmp_sleeps_while_it_waits_unless_told_otherwise():
     program = "import seed_edge.runtime.language_model, os; print(os.environ['OMP_WAIT_POLICY'])"
     environment = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
     for given, expected in (({}, "passive"), ({"OMP_WAIT_POLICY": "active"}, "active")):
-        result = subprocess.run([sys.executable, "-c", program], env=environment | given, capture_output=True, text=True)
+        result = subprocess.run(
+            [sys.executable, "-c", program], env=environment | given, capture_output=True, text=True
+        )
         assert result.stdout.strip() == expected, result.stderr
 
 

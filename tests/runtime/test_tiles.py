@@ -26,6 +26,10 @@ def test_what_does_not_depend_on_neighbours_is_the_same_in_tiles():
 
 def test_neighbouring_tiles_are_blended_without_a_seam():
     tones = iter([0.0, 1.0])
-    tiles = in_tiles(lambda t: np.full((1, 3, t.shape[2], t.shape[3]), next(tones), np.float32), np.zeros((1, 4, TILE, 80)), 1)
+    tiles = in_tiles(
+        lambda t: np.full((1, 3, t.shape[2], t.shape[3]), next(tones), np.float32),
+        np.zeros((1, 4, TILE, 80)),
+        1,
+    )
     row = tiles[0, 0, 20]
     assert row[0] == 0 and row[-1] == 1 and np.diff(row).min() >= 0 and np.diff(row).max() < 0.2

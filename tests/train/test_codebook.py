@@ -18,7 +18,9 @@ SMALL = {
 def test_rows_lie_where_vectors_are():
     generator = torch.Generator().manual_seed(0)
     places = torch.tensor([[0.0, 0.0], [10.0, 0.0], [0.0, 10.0], [9.0, 9.0]])
-    vectors = (places.repeat(50, 1) + 0.1 * torch.randn(200, 2, generator=generator))[torch.randperm(200, generator=generator)]
+    vectors = (places.repeat(50, 1) + 0.1 * torch.randn(200, 2, generator=generator))[
+        torch.randperm(200, generator=generator)
+    ]
     rows = k_means(vectors, 4, generator)
     assert torch.cdist(places, rows).min(1).values.max() < 0.1
     assert k_means(vectors[:3], 8, generator).shape == (8, 2)  # fewer vectors than rows
@@ -34,7 +36,9 @@ def test_queries_with_rows_of_their_own_take_no_other():
     for query, (first, end) in enumerate(ranges):
         nearest = torch.cdist(z[:, query], rows[first:end]).argmin(1) + first
         assert torch.equal(codes[:, query], nearest)
-    assert torch.equal(quantizer.codes(z[:, :2]), codes[:, :2]) and torch.equal(quantizer.codes(z[:, :1]), codes[:, :1])
+    assert torch.equal(quantizer.codes(z[:, :2]), codes[:, :2]) and torch.equal(
+        quantizer.codes(z[:, :1]), codes[:, :1]
+    )
     shared = VectorQuantizer(16, 3)
     shared.embedding.weight.data = rows.data
     assert torch.equal(shared.codes(z), torch.cdist(z, rows[None]).argmin(2))
@@ -46,9 +50,13 @@ def test_a_refitted_tokenizer_has_the_same_encoder_and_nearer_rows():
     tokens = torch.randn(300, 4, 1120)
     with torch.inference_mode():
         vectors = model.query_features(tokens)
-        other = refitted(model, vectors.numpy(), CodebookRecipe(rows_per_semantic_query=8, shared_rows=16), seed=0).eval()
+        other = refitted(
+            model, vectors.numpy(), CodebookRecipe(rows_per_semantic_query=8, shared_rows=16), seed=0
+        ).eval()
         mine, theirs = model.state_dict(), other.state_dict()
-        assert all(torch.equal(mine[name], theirs[name]) for name in mine if name != "quantize.embedding.weight")
+        assert all(
+            torch.equal(mine[name], theirs[name]) for name in mine if name != "quantize.embedding.weight"
+        )
         assert torch.allclose(other.query_features(tokens), vectors, atol=1e-5)
         codes = other.quantize.codes(vectors)
         assert other.geometry.codebook_size == 32 and other.geometry.semantic_rows == 8

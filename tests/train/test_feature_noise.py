@@ -22,7 +22,11 @@ def drawings():
     samples, vectors = [], []
     for thing in range(THINGS):
         for style in range(STYLES):
-            samples.append(Sample(f"{thing}-{style}", label=f"thing {thing}", style=f"style {style}", held_out=style == 0))
+            samples.append(
+                Sample(
+                    f"{thing}-{style}", label=f"thing {thing}", style=f"style {style}", held_out=style == 0
+                )
+            )
             vectors += [places[thing] + offsets[style]] * VIEWS
     for photo in range(4):
         samples.append(Sample(f"photo-{photo}", captions=("a photo",)))
@@ -70,8 +74,12 @@ def test_patches_tell_the_colours_they_come_from():
     rng = np.random.default_rng(0)
     samples = [Sample(str(i), label="thing") for i in range(300)]
     features = rng.normal(size=(300 * VIEWS, 4, 1120)).astype(np.float16)
-    shades = rng.normal(size=(300 * VIEWS, 4, 3, 1)).repeat(64, -1) + 0.1 * rng.normal(size=(300 * VIEWS, 4, 3, 64))
-    features[..., -192:] = shades.reshape(300 * VIEWS, 4, 192)  # each token's square has one colour, and some noise
+    shades = rng.normal(size=(300 * VIEWS, 4, 3, 1)).repeat(64, -1) + 0.1 * rng.normal(
+        size=(300 * VIEWS, 4, 3, 64)
+    )
+    features[..., -192:] = shades.reshape(
+        300 * VIEWS, 4, 192
+    )  # each token's square has one colour, and some noise
     samples = [dataclasses.replace(s, held_out=i >= 250) for i, s in enumerate(samples)]
     cache = Cache(samples, features, np.zeros((300 * VIEWS, 16, 16, 3), np.uint8))
     fit_patches(model, cache)

@@ -28,7 +28,20 @@ def refused(call, *words):
 CHANGES = [
     (
         "schedule.steps",
-        ["0", "-1", "1.5", "true", "[1]", "{}", str(2**40), "9" * 5000, "'2'", "2020-01-01", "nan", "[" * 3000],
+        [
+            "0",
+            "-1",
+            "1.5",
+            "true",
+            "[1]",
+            "{}",
+            str(2**40),
+            "9" * 5000,
+            "'2'",
+            "2020-01-01",
+            "nan",
+            "[" * 3000,
+        ],
     ),
     ("schedule.learning_rate", ["0", "-1.0", "nan", "inf", "1e300", "true", "'x'", "[0.1]"]),
     ("schedule.betas", ["[1.0, 0.9]", "[nan, 0.9]", "[0.9]", "0.9", "[-0.1, 0.9]", "[[0.9], 0.9]"]),
@@ -44,7 +57,9 @@ CHANGES = [
 
 
 @pytest.mark.parametrize(
-    ("key", "value"), [(key, value) for key, values in CHANGES for value in values], ids=lambda part: part[:20]
+    ("key", "value"),
+    [(key, value) for key, values in CHANGES for value in values],
+    ids=lambda part: part[:20],
 )
 def test_a_recipe_that_cannot_be_says_where(tmp_path, key, value):
     (tmp_path / "r.toml").write_text(RECIPE)
@@ -89,7 +104,9 @@ def test_coco_of_another_shape_is_named(tmp_path, value):
 
 
 def test_a_line_separator_within_a_caption_ends_no_record(tmp_path):
-    (tmp_path / "a.jsonl").write_text(json.dumps({"image": "a.png", "caption": "one\u2028two"}, ensure_ascii=False), "utf-8")
+    (tmp_path / "a.jsonl").write_text(
+        json.dumps({"image": "a.png", "caption": "one\u2028two"}, ensure_ascii=False), "utf-8"
+    )
     ((sample, _),) = read_samples([tmp_path / "a.jsonl"])
     assert sample.captions == ("one\u2028two",)
 
@@ -112,7 +129,13 @@ def tar(path, name="a.json", content=b"{}", size=None, kind=tarfile.REGTYPE):
 
 @pytest.mark.parametrize(
     "options",
-    [{"size": 2**32}, {"content": b"["}, {"content": b"\xff"}, {"content": b" " * (2 << 20)}, {"content": b"[" * 9000}],
+    [
+        {"size": 2**32},
+        {"content": b"["},
+        {"content": b"\xff"},
+        {"content": b" " * (2 << 20)},
+        {"content": b"[" * 9000},
+    ],
 )
 def test_a_tar_whose_members_lie_is_named(tmp_path, options):
     tar(tmp_path / "a.tar", **options)
@@ -152,7 +175,9 @@ def test_a_sample_with_codes_of_another_shape_is_named(tmp_path, record):
 
 
 BOOKS = {
-    "compressed": lambda path: np.savez_compressed(path, vectors=np.zeros((8, 2**20), np.float32), own_rows=[0, 0]),
+    "compressed": lambda path: np.savez_compressed(
+        path, vectors=np.zeros((8, 2**20), np.float32), own_rows=[0, 0]
+    ),
     "numbers": lambda path: np.savez(path, vectors=np.zeros((8, 2)), own_rows=[0, 0]),
     "objects": lambda path: np.savez(path, vectors=np.array([None]), own_rows=[0, 0]),
     "not finite": lambda path: np.savez(path, vectors=np.full((8, 2), np.nan, np.float32), own_rows=[0, 0]),

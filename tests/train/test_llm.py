@@ -14,7 +14,14 @@ from PIL import Image
 from safetensors.torch import load_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from seed_edge.data.code_shards import Codebook, CodeSample, read_code_shards, read_codebook, tokenized, write_code_shards
+from seed_edge.data.code_shards import (
+    Codebook,
+    CodeSample,
+    read_code_shards,
+    read_codebook,
+    tokenized,
+    write_code_shards,
+)
 from seed_edge.data.samples import Sample
 from seed_edge.errors import CheckpointError, DataError
 from seed_edge.models.llama_files import extended_vocab
@@ -37,7 +44,10 @@ COLOURS = ("red", "green", "blue", "white")
 def base(tmp_path_factory):
     """A small LLaMA that knows no codes yet, in Hugging Face's layout."""
     out = tmp_path_factory.mktemp("base")
-    words = "a red green blue white square which colour is it please provide an accurate description of the given image " * 4
+    words = (
+        "a red green blue white square which colour is it please provide an accurate description of the given image "
+        * 4
+    )
     write_pieces(out / "tokenizer.model", words, PIECES)
     torch.manual_seed(1)
     config = LlamaConfig(
@@ -81,7 +91,9 @@ def chain(base, codes, tmp_path_factory):
     ]
     call("train", "llm", "--recipe", "seed-llama-pretrain", "--llm", base, "--out", out / "lora", *small)
     call("train", "merge", "--llm", base, "--lora", out / "lora", "--out", out / "merged")
-    call("train", "llm", "--recipe", "seed-llama-full", "--llm", out / "merged", "--out", out / "full", *small)
+    call(
+        "train", "llm", "--recipe", "seed-llama-full", "--llm", out / "merged", "--out", out / "full", *small
+    )
     call("train", "llm", "--recipe", "seed-llama-sft", "--llm", out / "full", "--out", out / "sft", *small)
     return out
 
@@ -140,14 +152,30 @@ def test_merging_gives_the_adapters_logits(base, chain):
 
 
 def test_the_full_fine_tune_leaves_the_table_alone(chain):
-    before, after = load_file(chain / "merged" / "model.safetensors"), load_file(chain / "full" / "model.safetensors")
+    before, after = (
+        load_file(chain / "merged" / "model.safetensors"),
+        load_file(chain / "full" / "model.safetensors"),
+    )
     changed = {name for name in before if not torch.equal(before[name], after[name])}
     assert changed == set(before) - {"model.embed_tokens.weight"}
 
 
 def test_weights_may_be_mixed_with_those_before(chain, codes, tmp_path, stopped_when_saved):
-    settings = ["--set=schedule.steps=4", "--set=schedule.batch_size=4", "--set=schedule.save_every=2", "--codes", codes]
-    options = ["--recipe", "seed-llama-full", "--llm", chain / "merged", "--set=schedule.learning_rate=3e-3", *settings]
+    settings = [
+        "--set=schedule.steps=4",
+        "--set=schedule.batch_size=4",
+        "--set=schedule.save_every=2",
+        "--codes",
+        codes,
+    ]
+    options = [
+        "--recipe",
+        "seed-llama-full",
+        "--llm",
+        chain / "merged",
+        "--set=schedule.learning_rate=3e-3",
+        *settings,
+    ]
     half = [*options, "--set=init_weight_share=0.5", "--out", tmp_path / "half"]
     call("train", "llm", *options, "--out", tmp_path / "all")
     with stopped_when_saved():
@@ -170,11 +198,15 @@ def test_added_layers_change_nothing_until_they_have_learnt(base, count):
         add_layers(model, count)
         assert torch.equal(model(ids).logits, wanted)
         start = model(ids[:, :3], use_cache=True)  # each layer keeps a cache of its own
-        torch.testing.assert_close(model(ids[:, 3:], past_key_values=start.past_key_values).logits, wanted[:, 3:])
+        torch.testing.assert_close(
+            model(ids[:, 3:], past_key_values=start.past_key_values).logits, wanted[:, 3:]
+        )
     layers = model.model.layers
     assert len(layers) == model.config.num_hidden_layers == 2 + count
     own = [i for i, each in enumerate(layers) if each.mlp.down_proj.weight.any()]
-    assert len(own) == 2 and all(torch.equal(layers[i].self_attn.q_proj.weight, b) for i, b in zip(own, before, strict=True))
+    assert len(own) == 2 and all(
+        torch.equal(layers[i].self_attn.q_proj.weight, b) for i, b in zip(own, before, strict=True)
+    )
     assert not layers[len(layers) - 1].self_attn.o_proj.weight.any()  # evenly: the last one is new
 
 
@@ -191,16 +223,32 @@ def test_a_deeper_checkpoint_learns_and_keeps_its_codes(chain, codes, tmp_path):
     table = "model.embed_tokens.weight"
     codes_at = slice(PIECES, PIECES + 8)
     assert torch.equal(start[table][codes_at], end[table][codes_at])
-    assert not torch.equal(start[table], end[table]) and not torch.equal(start["lm_head.weight"], end["lm_head.weight"])
+    assert not torch.equal(start[table], end[table]) and not torch.equal(
+        start["lm_head.weight"], end["lm_head.weight"]
+    )
     assert json.loads((deep / "config.json").read_text())["num_hidden_layers"] == 3
     assert end["model.layers.2.mlp.down_proj.weight"].any()
     again = call("train", "llm", "--recipe", recipe, "--llm", deep, "--codes", codes, "--out", deeper)
-    assert "step 3" in again.stderr and json.loads((deeper / "config.json").read_text())["num_hidden_layers"] == 4
+    assert (
+        "step 3" in again.stderr
+        and json.loads((deeper / "config.json").read_text())["num_hidden_layers"] == 4
+    )
 
 
 def test_an_adapter_cannot_be_mixed_with_what_was_before(chain, codes, tmp_path):
-    options = ["--llm", chain / "full", "--codes", codes, "--out", tmp_path / "out", "--set=init_weight_share=0.5"]
-    assert "init_weight_share mixes whole" in call("train", "llm", "--recipe", "seed-llama-sft", *options, fails=True).stderr
+    options = [
+        "--llm",
+        chain / "full",
+        "--codes",
+        codes,
+        "--out",
+        tmp_path / "out",
+        "--set=init_weight_share=0.5",
+    ]
+    assert (
+        "init_weight_share mixes whole"
+        in call("train", "llm", "--recipe", "seed-llama-sft", *options, fails=True).stderr
+    )
 
 
 def test_what_was_tuned_becomes_a_bundle(chain, tiny, tmp_path):
@@ -236,10 +284,13 @@ def test_what_was_known_is_rehearsed_beside_what_is_new(chain, base):
     pieces = sentencepiece.SentencePieceProcessor(model_file=str(base / "tokenizer.model"))
     writer = ExampleBuilder(vocab, pieces.encode, TEMPLATES["own"])
     found = replay_samples(model, writer, 6, 0)
-    assert [each.sample.style for each in found] == ["noto", None] * 3 and not any(each.sample.held_out for each in found)
+    assert [each.sample.style for each in found] == ["noto", None] * 3 and not any(
+        each.sample.held_out for each in found
+    )
     assert all(each.images[0].shape == (4,) and each.images[0].max() < 8 for each in found)
     assert all(
-        np.array_equal(a.images[0], b.images[0]) for a, b in zip(found, replay_samples(model, writer, 6, 0), strict=True)
+        np.array_equal(a.images[0], b.images[0])
+        for a, b in zip(found, replay_samples(model, writer, 6, 0), strict=True)
     )
 
 
@@ -259,12 +310,23 @@ def test_near_codes_begin_near(tmp_path, own):
     codebook = np.repeat(np.random.default_rng(0).normal(size=(4, 3)), 2, axis=0).astype(np.float32)
     codebook[1::2] += 0.01  # rows 0 and 1 are near, 2 and 3, ...
     write_code_shards(tmp_path, SPACE, map(sample, range(3)), Codebook(codebook, own))
-    vocab = Vocab(size=30, first_code_id=10, codebook_size=8, codes_per_image=4, bos_id=1, eos_id=2, boi_id=18, eoi_id=19)
+    vocab = Vocab(
+        size=30,
+        first_code_id=10,
+        codebook_size=8,
+        codes_per_image=4,
+        bos_id=1,
+        eos_id=2,
+        boi_id=18,
+        eoi_id=19,
+    )
     model = new_llama(vocab, LlamaRecipe(30, 32, 1, 2, 32), 0, read_codebook([tmp_path]))
     for layer in (model.get_input_embeddings(), model.get_output_embeddings()):
         rows = layer.weight.detach()[10:18]
         far = torch.cdist(rows, rows)
-        assert far.topk(2, largest=False).indices.sort().values.tolist() == [[i // 2 * 2, i // 2 * 2 + 1] for i in range(8)]
+        assert far.topk(2, largest=False).indices.sort().values.tolist() == [
+            [i // 2 * 2, i // 2 * 2 + 1] for i in range(8)
+        ]
         assert 0.5 < rows.std() / layer.weight.detach()[:10].std() < 2
     table, head = (layer.weight for layer in (model.get_input_embeddings(), model.get_output_embeddings()))
     model(torch.tensor([[1, 12, 5, 19]])).logits.square().mean().backward()
@@ -302,7 +364,18 @@ def test_codes_of_another_kind_or_none_are_refused(codes, tmp_path):
 
 
 def test_variations_are_not_promised_where_there_are_none(tiny, tmp_path):
-    result = call("tokenize", "--data", tmp_path, "--bundle", tiny, "--out", tmp_path / "codes", "--variations", 2, fails=True)
+    result = call(
+        "tokenize",
+        "--data",
+        tmp_path,
+        "--bundle",
+        tiny,
+        "--out",
+        tmp_path / "codes",
+        "--variations",
+        2,
+        fails=True,
+    )
     assert result.exit_code == 2 and "--variations needs a --run without --data" in result.stderr
     assert not (tmp_path / "codes").exists()
 
@@ -314,7 +387,11 @@ def test_a_picture_that_cannot_be_read_is_left_out_and_told(tiny, tmp_path):
     lines = [json.dumps({"file_name": f"{name}.png", "text": f"a {name}"}) for name in "abcd"]
     (tmp_path / "metadata.jsonl").write_text("\n".join(lines))
     result = call("tokenize", "--data", tmp_path, "--bundle", tiny, "--out", tmp_path / "codes")
-    assert "b: left out" in result.stderr and "d: left out" in result.stderr and "2 samples were left out" in result.stderr
+    assert (
+        "b: left out" in result.stderr
+        and "d: left out" in result.stderr
+        and "2 samples were left out" in result.stderr
+    )
     space, folders = read_code_shards([tmp_path / "codes"])
     assert space == SPACE
     assert {s.sample.key: s.images[0].tolist() for s in folders["codes"]} == {"a": [4] * 4, "c": [1] * 4}
@@ -330,7 +407,10 @@ def test_samples_of_several_pictures_keep_theirs():
 def writer(base):
     pieces = sentencepiece.SentencePieceProcessor(model_file=str(base / "tokenizer.model"))
     return ExampleBuilder(
-        extended_vocab(pieces, SPACE.codebook_size, SPACE.codes_per_image), pieces.encode, TEMPLATES["vicuna"], True
+        extended_vocab(pieces, SPACE.codebook_size, SPACE.codes_per_image),
+        pieces.encode,
+        TEMPLATES["vicuna"],
+        True,
     )
 
 
@@ -338,16 +418,29 @@ def test_examples_end_with_their_answer(writer):
     rng, vocab = np.random.default_rng(0), writer.vocab
     picture = vocab.codes_to_ids(sample(1).images[0])
     told, drawn, asked = (make(sample(1), rng) for make in (writer.captioned, writer.drawn, writer.conversed))
-    assert told.ids[-told.answer :] == [*writer.tokenize("a green square."), vocab.eos_id] and told.ids[0] == vocab.bos_id
-    assert told.ids == [*writer.prompts.for_caption(vocab, writer.tokenize, sample(1).images[0]), *told.ids[-told.answer :]]
-    assert drawn.ids[-drawn.answer :] == [*picture[1:], vocab.eos_id] and drawn.ids[-drawn.answer - 1] == vocab.boi_id
-    assert asked.ids[-asked.answer :] in [[*writer.tokenize(text), vocab.eos_id] for text in ("green.", "Yes.")]
+    assert (
+        told.ids[-told.answer :] == [*writer.tokenize("a green square."), vocab.eos_id]
+        and told.ids[0] == vocab.bos_id
+    )
+    assert told.ids == [
+        *writer.prompts.for_caption(vocab, writer.tokenize, sample(1).images[0]),
+        *told.ids[-told.answer :],
+    ]
+    assert (
+        drawn.ids[-drawn.answer :] == [*picture[1:], vocab.eos_id]
+        and drawn.ids[-drawn.answer - 1] == vocab.boi_id
+    )
+    assert asked.ids[-asked.answer :] in [
+        [*writer.tokenize(text), vocab.eos_id] for text in ("green.", "Yes.")
+    ]
 
 
 def test_a_picture_drawn_without_words_does_not_teach_that_it_has_no_caption(writer):
     vocab, own = writer.vocab, dataclasses.replace(writer, prompts=TEMPLATES["own"], uncond_prob=1.0)
     drawn = own.drawn(sample(1), np.random.default_rng(0))
-    assert drawn.ids == own.prompts.for_caption(vocab, own.tokenize, sample(1).images[0])  # a caption could follow
+    assert drawn.ids == own.prompts.for_caption(
+        vocab, own.tokenize, sample(1).images[0]
+    )  # a caption could follow
     assert drawn.answer == vocab.codes_per_image + 1
 
 
@@ -357,7 +450,9 @@ def test_noise_replaces_codes_that_are_read_and_none_that_are_written(writer):
     place = clean.index(writer.vocab.boi_id) + 1
     read = np.array([noisy.captioned(known, rng).ids for _ in range(200)])
     kept = (read == clean).mean(0)
-    assert all(0.4 < share < 0.75 for share in kept[place : place + 4])  # one in eight by chance stays what it was
+    assert all(
+        0.4 < share < 0.75 for share in kept[place : place + 4]
+    )  # one in eight by chance stays what it was
     assert (np.delete(kept, range(place, place + 4)) == 1).all()
     assert noisy.drawn(known, rng).ids[-6:-2] == codes[1:5]
 

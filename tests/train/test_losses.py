@@ -38,7 +38,9 @@ def test_the_text_branch_is_bert(contrastive, maker):
     with torch.inference_mode():
         found = contrastive.Qformer.read(ids, present)
         wanted = bert(ids, attention_mask=present).last_hidden_state
-    assert torch.allclose(found[0], wanted[0], atol=1e-5) and torch.allclose(found[1, :4], wanted[1, :4], atol=1e-5)
+    assert torch.allclose(found[0], wanted[0], atol=1e-5) and torch.allclose(
+        found[1, :4], wanted[1, :4], atol=1e-5
+    )
 
 
 def test_images_come_near_their_texts(contrastive, maker):
@@ -63,16 +65,26 @@ def test_the_loss_is_that_of_the_recipe(contrastive):
     images = torch.eye(4)
     scores = torch.log_softmax(torch.eye(4) / 0.07, 1)
     smoothed = torch.full((4, 4), 0.1 / 4) + 0.9 * torch.eye(4)
-    assert contrastive.loss(images, images).item() == pytest.approx(-(smoothed * scores).sum(1).mean().item(), rel=1e-5)
+    assert contrastive.loss(images, images).item() == pytest.approx(
+        -(smoothed * scores).sum(1).mean().item(), rel=1e-5
+    )
 
 
 def test_losses_of_stage_two_train_what_comes_after_the_queries(trainee, maker):
     vision = trainee.vision_tokens(torch.from_numpy(maker["pixel_values"](maker["GEOMETRIES"]["tiny"], 3, 1)))
     embeds = trainee.decode(trainee.quantize_vision(vision).codes).detach()
     losses = code_losses(trainee, vision.detach(), embeds)
-    assert losses["image"].item() == pytest.approx(0, abs=1e-6) and losses["vq"] > 0 and 0 < losses["reconstruction"] < 4
+    assert (
+        losses["image"].item() == pytest.approx(0, abs=1e-6)
+        and losses["vq"] > 0
+        and 0 < losses["reconstruction"] < 4
+    )
     (losses["vq"] + losses["reconstruction"]).backward()
-    touched = {name.split(".")[0] for name, p in trainee.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0}
+    touched = {
+        name.split(".")[0]
+        for name, p in trainee.named_parameters()
+        if p.grad is not None and p.grad.abs().sum() > 0
+    }
     assert touched == {"encode_task_layer", "decode_task_layer", "quantize", "pos_embed", "blocks"}
 
 

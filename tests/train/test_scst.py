@@ -13,7 +13,9 @@ from seed_edge.train.language.scst import CiderReward, RewardRecipe, reward_loss
 from seed_edge.vocab import Vocab
 
 WORDS = ["dog", "cat", "runs", "sleeps", "red", "blue"]
-VOCAB = Vocab(size=22, first_code_id=10, codebook_size=8, codes_per_image=2, bos_id=1, eos_id=2, boi_id=18, eoi_id=19)
+VOCAB = Vocab(
+    size=22, first_code_id=10, codebook_size=8, codes_per_image=2, bos_id=1, eos_id=2, boi_id=18, eoi_id=19
+)
 SHAPE = RewardRecipe(images_per_step=4, captions_per_image=6, max_length=4)
 
 
@@ -31,7 +33,11 @@ def picture(number, *captions):
 
 @pytest.fixture
 def worth():
-    samples = [picture(0, "red dog runs", "dog runs"), picture(1, "blue cat sleeps", "cat sleeps"), picture(2, "red cat runs")]
+    samples = [
+        picture(0, "red dog runs", "dog runs"),
+        picture(1, "blue cat sleeps", "cat sleeps"),
+        picture(2, "red cat runs"),
+    ]
     samples.append(CodeSample(Sample("label only", label="fox"), (np.array([3, 4]),)))
     return CiderReward(samples, ExampleBuilder(VOCAB, ids_of, TEMPLATES["own"]), detokenize, SHAPE)
 
@@ -39,7 +45,12 @@ def worth():
 def test_what_people_said_is_worth_more_than_what_they_did_not(worth):
     assert len(worth.samples) == 3
     told = torch.tensor(
-        [[*ids_of("dog runs"), 2, 2], [*ids_of("cat sleeps"), 2, 5], [*ids_of("blue cat sleeps"), 2], [2, 2, 2, 2]]
+        [
+            [*ids_of("dog runs"), 2, 2],
+            [*ids_of("cat sleeps"), 2, 5],
+            [*ids_of("blue cat sleeps"), 2],
+            [2, 2, 2, 2],
+        ]
     )
     own, other, whole, nothing = worth.scores([0, 0, 1, 1], told, VOCAB.eos_id).tolist()
     assert whole > own > 1 > 0.1 > other and nothing == 0
@@ -54,8 +65,16 @@ def test_texts_are_drawn_up_to_their_end_and_hold_no_code(worth):
     after = (told == VOCAB.eos_id).long().cumsum(1) > 0
     assert (told[after] == VOCAB.eos_id).all() and not after[:, 0].all()
     with torch.no_grad():  # as likely as without a cache
-        first = model(prompts[:1]).logits[0, -1].masked_fill(~torch.from_numpy(VOCAB.text_mask()), -torch.inf).softmax(-1)
-    often = torch.bincount(told[prompts.eq(prompts[0]).all(1), 0], minlength=VOCAB.size) / prompts.eq(prompts[0]).all(1).sum()
+        first = (
+            model(prompts[:1])
+            .logits[0, -1]
+            .masked_fill(~torch.from_numpy(VOCAB.text_mask()), -torch.inf)
+            .softmax(-1)
+        )
+    often = (
+        torch.bincount(told[prompts.eq(prompts[0]).all(1), 0], minlength=VOCAB.size)
+        / prompts.eq(prompts[0]).all(1).sum()
+    )
     assert (often - first).abs().max() < 0.2
 
 

@@ -48,7 +48,14 @@ def files(tmp_path_factory, maker):
 @pytest.fixture(scope="module")
 def stages(files, seed2, maker):
     geometry = [f"--set=geometry.{name}={value}" for name, value in maker["GEOMETRIES"]["tiny"].items()]
-    shared = ["--data", files / "pictures", "--vit", seed2 / "eva_vit_g.pth", *geometry, "--set=schedule.log_every=5"]
+    shared = [
+        "--data",
+        files / "pictures",
+        "--vit",
+        seed2 / "eva_vit_g.pth",
+        *geometry,
+        "--set=schedule.log_every=5",
+    ]
     fast = [
         "--set=schedule.steps=40",
         "--set=schedule.batch_size=8",
@@ -56,7 +63,18 @@ def stages(files, seed2, maker):
         "--set=schedule.learning_rate=2e-3",
     ]
     one, two = files / "one", files / "two"
-    call("train", "tokenizer", "--recipe", "seed2-stage1", "--bert-vocab", files / "vocab.txt", "--out", one, *shared, *fast)
+    call(
+        "train",
+        "tokenizer",
+        "--recipe",
+        "seed2-stage1",
+        "--bert-vocab",
+        files / "vocab.txt",
+        "--out",
+        one,
+        *shared,
+        *fast,
+    )
     call(
         "train",
         "tokenizer",
@@ -87,7 +105,10 @@ def test_both_stages_learn(stages):
 def test_stage_two_leaves_what_stage_one_learnt(stages):
     from safetensors.torch import load_file
 
-    first, second = load_file(stages[0] / "contrastive.safetensors"), load_file(stages[1] / "seed_quantizer.safetensors")
+    first, second = (
+        load_file(stages[0] / "contrastive.safetensors"),
+        load_file(stages[1] / "seed_quantizer.safetensors"),
+    )
     shared = [name for name in second if name.startswith(("Qformer.", "ln_vision.", "query_tokens"))]
     assert shared and all(torch.equal(first[name], second[name]) for name in shared)
     assert not any(name.startswith("visual_encoder.") for name in second)
@@ -95,7 +116,15 @@ def test_stage_two_leaves_what_stage_one_learnt(stages):
 
 def test_what_comes_out_is_exported_exactly(stages, seed2, tmp_path):
     result = call(
-        "export", "--ckpt", stages[1], "--vit", seed2 / "eva_vit_g.pth", "--image-weights", "fp32", "--out", tmp_path / "b"
+        "export",
+        "--ckpt",
+        stages[1],
+        "--vit",
+        seed2 / "eva_vit_g.pth",
+        "--image-weights",
+        "fp32",
+        "--out",
+        tmp_path / "b",
     )
     assert "100.0% of codes equal" in result.stderr
 
@@ -110,7 +139,17 @@ def test_what_comes_out_is_exported_exactly(stages, seed2, tmp_path):
     ],
 )
 def test_a_file_that_is_missing_is_named(files, tmp_path, recipe, options, says):
-    arguments = ["train", "tokenizer", "--recipe", recipe, "--data", files / "pictures", "--out", tmp_path / "o", *options]
+    arguments = [
+        "train",
+        "tokenizer",
+        "--recipe",
+        recipe,
+        "--data",
+        files / "pictures",
+        "--out",
+        tmp_path / "o",
+        *options,
+    ]
     result = call(*arguments, fails=True)
     assert says in result.stderr
 

@@ -42,7 +42,10 @@ class Regression(LossModule):
 
     def forward(self, batch):
         x = batch["x"]
-        return {"squared": (self.model(self.norm(x)) - x.sum(1, keepdim=True)).square().mean() * batch.get("factor", 1)}
+        return {
+            "squared": (self.model(self.norm(x)) - x.sum(1, keepdim=True)).square().mean()
+            * batch.get("factor", 1)
+        }
 
     def frozen_modules(self):
         return [self.frozen]
@@ -52,7 +55,10 @@ class Regression(LossModule):
 
 
 def batch_of(step, rng):
-    return {"keys": [f"k{i}" for i in range(16)], "x": torch.from_numpy(rng.standard_normal((16, 4)).astype(np.float32))}
+    return {
+        "keys": [f"k{i}" for i in range(16)],
+        "x": torch.from_numpy(rng.standard_normal((16, 4)).astype(np.float32)),
+    }
 
 
 def test_the_rate_warms_up_and_falls():
@@ -67,7 +73,9 @@ def test_what_muon_does_not_train_may_have_a_rate_of_its_own(tmp_path):
     for number, factor in enumerate((1.0, 4.0)):
         model = Regression()
         before = [p.detach().clone() for p in model.model.parameters()]
-        Trainer(tmp_path / str(number), dataclasses.replace(schedule, embedding_lr_scale=factor), silent).run(model, batch_of)
+        Trainer(tmp_path / str(number), dataclasses.replace(schedule, embedding_lr_scale=factor), silent).run(
+            model, batch_of
+        )
         moved.append([(p - q).norm().item() for p, q in zip(model.model.parameters(), before, strict=True)])
     matrices, biases = [0, 2], [1, 3]
     assert all(moved[1][i] == pytest.approx(moved[0][i], rel=1e-4) for i in matrices)
@@ -115,13 +123,19 @@ def test_two_batches_make_one_step(tmp_path):
     twice, once = Plain(), Plain()
     Trainer(tmp_path / "a", schedule, silent).run(twice, remembered)
     joined = {"x": torch.cat([part["x"] for part in parts])}
-    Trainer(tmp_path / "b", replace(schedule, gradient_accumulation_steps=1), silent).run(once, lambda step, rng: joined)
-    assert torch.allclose(twice.weights(), once.weights(), atol=1e-6) and not torch.equal(twice.weights(), Plain().weights())
+    Trainer(tmp_path / "b", replace(schedule, gradient_accumulation_steps=1), silent).run(
+        once, lambda step, rng: joined
+    )
+    assert torch.allclose(twice.weights(), once.weights(), atol=1e-6) and not torch.equal(
+        twice.weights(), Plain().weights()
+    )
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_names_step_and_samples(tmp_path):
     spoilt = lambda step, rng: batch_of(step, rng) | {"factor": float("nan") if step == 3 else 1}  # noqa: E731
-    with pytest.raises(DataError, match=r"step 3: the loss is not finite \(squared nan\) on k0, k1, .* and 8 more"):
+    with pytest.raises(
+        DataError, match=r"step 3: the loss is not finite \(squared nan\) on k0, k1, .* and 8 more"
+    ):
         Trainer(tmp_path, SCHEDULE, silent).run(Regression(), spoilt)
 
 
@@ -137,7 +151,11 @@ def test_another_seed_or_another_model_does_not_continue_a_run(tmp_path):
 
 def test_what_is_found_after_a_checkpoint_is_logged(tmp_path):
     Trainer(tmp_path, SCHEDULE, silent).run(Regression(), batch_of, lambda step: {"unseen": step / 10})
-    found = [line["unseen"] for line in map(json.loads, (tmp_path / "log.jsonl").read_text().splitlines()) if "unseen" in line]
+    found = [
+        line["unseen"]
+        for line in map(json.loads, (tmp_path / "log.jsonl").read_text().splitlines())
+        if "unseen" in line
+    ]
     assert found == [1.0, 2.0, 3.0]
 
 
@@ -145,19 +163,35 @@ def test_matrices_go_to_muon_and_tables_heads_and_norms_never_decay():
     class Parts(LossModule):
         def __init__(self):
             super().__init__()
-            parts = {"table": torch.nn.Embedding(4, 4), "linear": torch.nn.Linear(4, 4), "norm": torch.nn.LayerNorm(4)}
-            self.parts = torch.nn.ModuleDict(parts | {"conv": torch.nn.Conv2d(2, 2, 3), "head": torch.nn.Linear(4, 9)})
+            parts = {
+                "table": torch.nn.Embedding(4, 4),
+                "linear": torch.nn.Linear(4, 4),
+                "norm": torch.nn.LayerNorm(4),
+            }
+            self.parts = torch.nn.ModuleDict(
+                parts | {"conv": torch.nn.Conv2d(2, 2, 3), "head": torch.nn.Linear(4, 9)}
+            )
 
         def adamw_modules(self):
             return [self.parts["head"]]
 
     objective = Parts()
     names = {id(parameter): name for name, parameter in objective.parts.named_parameters()}
-    muon, adamw = optimizers_for(objective, Schedule(steps=1, batch_size=1, learning_rate=1.0, weight_decay=0.1))
+    muon, adamw = optimizers_for(
+        objective, Schedule(steps=1, batch_size=1, learning_rate=1.0, weight_decay=0.1)
+    )
     assert [names[id(p)] for g in muon.param_groups for p in g["params"]] == ["linear.weight"]
     decayed, kept = ({names[id(p)] for p in group["params"]} for group in adamw.param_groups)
     assert decayed == {"conv.weight"}
-    assert kept == {"table.weight", "linear.bias", "norm.weight", "norm.bias", "conv.bias", "head.weight", "head.bias"}
+    assert kept == {
+        "table.weight",
+        "linear.bias",
+        "norm.weight",
+        "norm.bias",
+        "conv.bias",
+        "head.weight",
+        "head.bias",
+    }
     assert [group["weight_decay"] for group in adamw.param_groups] == [0.1, 0.0]
     (alone,) = optimizers_for(
         objective, Schedule(steps=1, batch_size=1, learning_rate=1.0, weight_decay=0.1, optimizer="adamw")
@@ -185,7 +219,9 @@ def test_a_recipe_is_read_and_changed(tmp_path):
     plain = load_recipe(kinds, str(path))
     assert plain.schedule.steps == 3 and plain.tasks == {"pair": 1.0} and plain.lora is None
     changed = load_recipe(
-        kinds, str(path), ["schedule.steps=7", "lora.rank=4", "template=vicuna", "lora.modules_to_save=['norm']"]
+        kinds,
+        str(path),
+        ["schedule.steps=7", "lora.rank=4", "template=vicuna", "lora.modules_to_save=['norm']"],
     )
     assert (changed.schedule.steps, changed.lora.rank, changed.template, changed.lora.modules_to_save) == (
         7,
@@ -238,7 +274,9 @@ def test_every_renamed_key_leads_to_a_key_of_a_recipe():
     assert set(RENAMED_KEYS.values()) <= keys
 
 
-@pytest.mark.parametrize("path", sorted((Path(seed_edge.__file__).parent / "recipes").glob("*.toml")), ids=lambda p: p.stem)
+@pytest.mark.parametrize(
+    "path", sorted((Path(seed_edge.__file__).parent / "recipes").glob("*.toml")), ids=lambda p: p.stem
+)
 def test_every_recipe_of_the_package_can_be_read(path):
     from seed_edge.train.language.recipes import NewLlamaRecipe, TuneRecipe
     from seed_edge.train.pixel.recipes import PixelTokenizerRecipe

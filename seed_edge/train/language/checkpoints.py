@@ -35,7 +35,9 @@ def open_llama(path: Path, space: CodeSpace, bf16: bool = False) -> tuple[LlamaF
     else:
         vocab = extended_vocab(pieces, space.codebook_size, space.codes_per_image)
     if vocab.codes != space:
-        raise CheckpointError(f"{path} knows {vocab.codes}, the samples have {space}; they belong to different tokenizers")
+        raise CheckpointError(
+            f"{path} knows {vocab.codes}, the samples have {space}; they belong to different tokenizers"
+        )
     model = load_llama(path, bf16)
     if size != vocab.size:
         model.resize_token_embeddings(vocab.size, mean_resizing=False)
@@ -60,7 +62,8 @@ def load_llama(path: Path, bf16: bool) -> LlamaForCausalLM:
         raise CheckpointError(f"{path} cannot be read ({reason_of(error)})") from error
     if info["missing_keys"]:  # transformers would go on with random weights
         raise CheckpointError(
-            f"{path} cannot be read (tensor {min(info['missing_keys'])} is missing); copy or download it again"
+            f"{path} cannot be read (tensor {min(info['missing_keys'])} is missing); copy or download it "
+            "again"
         )
     return model
 

@@ -18,8 +18,8 @@ def code_slice(vocab: Vocab) -> slice:
 def freeze_rows(model: LlamaForCausalLM, rows: slice) -> None:
     """Exclude `rows` of the embedding table from training.
 
-    Similar codes have similar rows at first. A model that may change each row on its own memorises its training images and
-    recognises fewer things in unseen styles (`docs/embedded-model.md`).
+    Similar codes have similar rows at first. A model that may change each row on its own memorises its
+    training images and recognises fewer things in unseen styles (`docs/embedded-model.md`).
     """
 
     def zero_rows(gradient: Tensor) -> Tensor:
@@ -33,9 +33,9 @@ def freeze_rows(model: LlamaForCausalLM, rows: slice) -> None:
 def code_row_vectors(codebook: Codebook, width: int) -> Tensor:
     """Initial embeddings (codebook_size, width) of codes, with mean square 1: similar codes get similar rows.
 
-    The codes of each query that has rows of its own are mapped onto directions that other queries do not use, as far as
-    `width` allows, so that the mean over an image preserves each of them. Half of a row is a random vector of its query.
-    Random numbers come from PyTorch's global generator.
+    The codes of each query that has rows of its own are mapped onto directions that other queries do not use,
+    as far as `width` allows, so that the mean over an image preserves each of them. Half of a row is a random
+    vector of its query. Random numbers come from PyTorch's global generator.
     """
     vectors = torch.from_numpy((codebook.vectors - codebook.vectors.mean(0)) / codebook.vectors.std())
     (queries, count), dim = codebook.own_rows, vectors.shape[1]

@@ -66,8 +66,8 @@ class ExampleBuilder:
     def drawn(self, sample: CodeSample, rng: np.random.Generator) -> Example:
         """An example of drawing: a request, then the codes of the image.
 
-        An example without a request does not end with EOS: its ids could also begin a captioning example, and the
-        model would then predict an empty caption.
+        An example without a request does not end with EOS: its ids could also begin a captioning example, and
+        the model would then predict an empty caption.
         """
         text = request(sample.sample, rng, not self.prompts.lowercase)
         picture = self.vocab.codes_to_ids(sample.images[0])[1:]
@@ -90,13 +90,21 @@ class ExampleBuilder:
     def conversed(self, sample: CodeSample, rng: np.random.Generator) -> Example:
         """A conversation about the images up to a random answer, which is predicted.
 
-        The last images are the answers that are `<image>`; the images before them belong to the first question.
+        The last images are the answers that are `<image>`; the images before them belong to the first
+        question.
         """
         number = int(rng.integers(len(sample.sample.turns)))
         drawn = sum(answer == IMAGE_MARK for _, answer in sample.sample.turns)
-        shown, waiting = sample.images[: len(sample.images) - drawn], iter(sample.images[len(sample.images) - drawn :])
+        shown, waiting = (
+            sample.images[: len(sample.images) - drawn],
+            iter(sample.images[len(sample.images) - drawn :]),
+        )
         turns = [
-            Turn(question, images=() if place else shown, answer=(next(waiting) if answer == IMAGE_MARK else answer,))
+            Turn(
+                question,
+                images=() if place else shown,
+                answer=(next(waiting) if answer == IMAGE_MARK else answer,),
+            )
             for place, (question, answer) in enumerate(sample.sample.turns[: number + 1])
         ]
         if self.prompts.turn:
@@ -127,7 +135,8 @@ def has_text(sample: CodeSample) -> bool:
 
 
 TASKS: Mapping[
-    str, tuple[Callable[[CodeSample], bool], Callable[[ExampleBuilder, CodeSample, np.random.Generator], Example]]
+    str,
+    tuple[Callable[[CodeSample], bool], Callable[[ExampleBuilder, CodeSample, np.random.Generator], Example]],
 ] = {
     "caption": (has_text, ExampleBuilder.captioned),
     "draw": (has_text, ExampleBuilder.drawn),
@@ -165,7 +174,9 @@ class Mixture:
             if chosen and weight > 0:
                 self.tasks.append((make, chosen, weight))
         if not self.tasks:
-            raise DataError(f"no sample has what {' or '.join(tasks)} needs: a caption, a label, or a conversation")
+            raise DataError(
+                f"no sample has what {' or '.join(tasks)} needs: a caption, a label, or a conversation"
+            )
 
     def example(self, rng: np.random.Generator) -> tuple[str, Example]:
         """Key of a random sample, and an example made of it."""
@@ -178,7 +189,9 @@ class Mixture:
 
 
 def collated(examples: Sequence[Example], max_length: int) -> tuple[Tensor, Tensor]:
-    """Ids and labels, both (examples, length) int64; labels are `IGNORED_LABEL` where nothing is predicted."""
+    """Ids and labels, both (examples, length) int64; labels are `IGNORED_LABEL` where nothing is
+    predicted.
+    """
     cut = [example.cut(max_length) for example in examples]
     length = max(len(example.ids) for example in cut)
     ids = torch.zeros(len(cut), length, dtype=torch.long)
@@ -191,6 +204,8 @@ def collated(examples: Sequence[Example], max_length: int) -> tuple[Tensor, Tens
 
 
 def without_blocked_terms(samples: Sequence[CodeSample], blocked: Sequence[str]) -> list[CodeSample]:
-    """Samples without the texts that contain one of the terms `blocked`; samples that lose all texts are left out."""
+    """Samples without the texts that contain one of the terms `blocked`; samples that lose all texts are left
+    out.
+    """
     cleaned = ((item, without(item.sample, blocked)) for item in samples)
     return [dataclasses.replace(item, sample=sample) for item, sample in cleaned if sample is not None]

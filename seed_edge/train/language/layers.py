@@ -40,7 +40,8 @@ def trainable_weights(model: nn.Module) -> list[Tensor]:
 
 @contextmanager
 def interpolated(model: nn.Module, share: float, before: Sequence[Tensor]) -> Iterator[None]:
-    """Within the context, trained parameters are `share * before + (1 - share) * own`; afterwards they are restored.
+    """Within the context, trained parameters are `share * before + (1 - share) * own`; afterwards they are
+    restored.
 
     Args:
         share: in [0, 1].

@@ -54,7 +54,8 @@ def _check_adapter(folder: Path) -> None:
     """Check the configuration of an adapter, and that its archives are not compressed.
 
     Raises:
-        CheckpointError: the configuration is missing or out of range, or an archive would unpack to more than its size.
+        CheckpointError: the configuration is missing or out of range, or an archive would unpack to more than
+        its size.
     """
     fields = Fields.read(folder / "adapter_config.json")
     fields.bounded()

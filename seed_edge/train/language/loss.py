@@ -23,13 +23,21 @@ class LanguageLoss(LossModule):
     """Next-token losses `text` and `codes`; with a reward, the losses of `scst` as well."""
 
     def __init__(
-        self, model: PreTrainedModel | PeftModel, vocab: Vocab, text_weight: float = 1.0, reward: CiderReward | None = None
+        self,
+        model: PreTrainedModel | PeftModel,
+        vocab: Vocab,
+        text_weight: float = 1.0,
+        reward: CiderReward | None = None,
     ) -> None:
         super().__init__()
         self.model, self.vocab, self._text_weight, self.reward = model, vocab, text_weight, reward
 
     def adamw_modules(self) -> list[nn.Module]:
-        return [module for name, module in self.model.named_modules() if "lm_head" in name and isinstance(module, nn.Linear)]
+        return [
+            module
+            for name, module in self.model.named_modules()
+            if "lm_head" in name and isinstance(module, nn.Linear)
+        ]
 
     def frozen_modules(self) -> list[nn.Module]:
         return [self.model]
@@ -39,7 +47,9 @@ class LanguageLoss(LossModule):
         predicted = targets != IGNORED_LABEL
         llama = self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
         groups = list(length_groups(predicted))
-        hidden = torch.cat([llama.model(batch["ids"][rows, :end]).last_hidden_state[chosen] for rows, end, chosen in groups])
+        hidden = torch.cat(
+            [llama.model(batch["ids"][rows, :end]).last_hidden_state[chosen] for rows, end, chosen in groups]
+        )
         targets = torch.cat([targets[rows, :end][chosen] for rows, end, chosen in groups])
         losses_per_id = F.cross_entropy(llama.lm_head(hidden).float(), targets, reduction="none")
         first = self.vocab.first_code_id

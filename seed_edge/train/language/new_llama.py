@@ -24,8 +24,12 @@ from seed_edge.train.trainer import Report
 from seed_edge.vocab import Vocab
 
 
-def new_llama(vocab: Vocab, shape: LlamaRecipe, seed: int, codebook: Codebook | None = None) -> LlamaForCausalLM:
-    """A LLaMA with random weights; with a `codebook`, similar codes start with similar rows in its table and head."""
+def new_llama(
+    vocab: Vocab, shape: LlamaRecipe, seed: int, codebook: Codebook | None = None
+) -> LlamaForCausalLM:
+    """A LLaMA with random weights; with a `codebook`, similar codes start with similar rows in its table and
+    head.
+    """
     torch.manual_seed(seed)
     model = LlamaForCausalLM(
         LlamaConfig(
@@ -62,7 +66,9 @@ def train_new_llama(
     """
     claim(out, "run", codes, RUN_SIGNS)
     space, folders = read_code_shards(codes)
-    samples = [item for folder in folders.values() for item in without_blocked_terms(folder, recipe.blocked_terms)]
+    samples = [
+        item for folder in folders.values() for item in without_blocked_terms(folder, recipe.blocked_terms)
+    ]
     seed = recipe.schedule.seed
     pieces = train_pieces([item.sample for item in samples], recipe.model.text_vocab_size, out, seed)
     vocab = extended_vocab(pieces, space.codebook_size, space.codes_per_image)
@@ -77,10 +83,15 @@ def train_new_llama(
         chosen = [item for item in samples if item.sample.held_out == held_out]
         known = [item.sample for item in chosen]
         pools = {
-            task: [([chosen[number] for number in numbers], share) for numbers, share in shared_pools(known, wanted)]
+            task: [
+                ([chosen[number] for number in numbers], share)
+                for numbers, share in shared_pools(known, wanted)
+            ]
             for task, wanted in shares.items()
         }
         return Mixture(builder, {"caption": 1 - recipe.draw_share, "draw": recipe.draw_share}, pools)
 
     loss_module = LanguageLoss(model, vocab, recipe.text_weight)
-    train_language_model(loss_module, builder, mixture_of, recipe.schedule, recipe.model.max_length, out, report, preview)
+    train_language_model(
+        loss_module, builder, mixture_of, recipe.schedule, recipe.model.max_length, out, report, preview
+    )

@@ -31,13 +31,21 @@ class Preview:
     """Codes (codes_per_image,) -> image."""
 
 
-def write_preview(model: PreTrainedModel | PeftModel, builder: ExampleBuilder, preview: Preview, path: Path) -> None:
-    """Draw each prompt of `preview` with the model as it is now; write the images side by side as PNG to `path`."""
-    images = [preview.decode(sample_codes(model, builder, text, seed)) for seed, text in enumerate(preview.prompts)]
+def write_preview(
+    model: PreTrainedModel | PeftModel, builder: ExampleBuilder, preview: Preview, path: Path
+) -> None:
+    """Draw each prompt of `preview` with the model as it is now; write the images side by side as PNG to
+    `path`.
+    """
+    images = [
+        preview.decode(sample_codes(model, builder, text, seed)) for seed, text in enumerate(preview.prompts)
+    ]
     save_contact_sheet(path, contact_sheet(images, columns=len(images)))
 
 
-def sample_codes(model: PreTrainedModel | PeftModel, builder: ExampleBuilder, text: str, seed: int) -> NDArray[np.int64]:
+def sample_codes(
+    model: PreTrainedModel | PeftModel, builder: ExampleBuilder, text: str, seed: int
+) -> NDArray[np.int64]:
     """Sample the codes (codes_per_image,) of an image for a prompt; the model must be in eval mode.
 
     Args:

@@ -39,7 +39,8 @@ class LlamaRecipe:
                 raise DataError(f"model.{name} is {getattr(self, name)}; it must lie in 1 to {most:,}")
         if self.hidden_size % self.num_heads or self.hidden_size // self.num_heads % 2:
             raise DataError(
-                f"model.num_heads is {self.num_heads}; hidden_size ({self.hidden_size}) must be a multiple of twice that"
+                f"model.num_heads is {self.num_heads}; hidden_size ({self.hidden_size}) must be a "
+                "multiple of twice that"
             )
 
 
@@ -67,7 +68,9 @@ class NewLlamaRecipe:
     draw_share: float = 0.5
     """Share of drawing examples in [0, 1]; the others are captioning examples."""
     uncond_prob: float = 0.1
-    """Share of drawing examples without a prompt in [0, 1]: classifier-free guidance needs an unconditional model."""
+    """Share of drawing examples without a prompt in [0, 1]: classifier-free guidance needs an unconditional
+    model.
+    """
     code_noise: float = 0.1
     """Share of the input codes of captioning examples that are replaced with random codes, in [0, 1]."""
     text_weight: float = 1.0
@@ -78,7 +81,9 @@ class NewLlamaRecipe:
 
 @dataclass(frozen=True)
 class LoraRecipe:
-    """Low-rank adapters (Hu et al. 2021, arXiv:2106.09685), and the modules that are trained in full beside them."""
+    """Low-rank adapters (Hu et al. 2021, arXiv:2106.09685), and the modules that are trained in full beside
+    them.
+    """
 
     rank: int = 16
     alpha: int = 32
@@ -114,17 +119,21 @@ class TuneRecipe:
     dialogues: bool = False
     """Add dialogues made from labels and captions (`data.dialogues`) to the task `converse`."""
     pool_shares: dict[str, dict[str, float]] = field(default_factory=dict)
-    """For a task, weights of the pools of samples (`data.subsets.POOLS`) in place of `folder_weights`. With `dialogues`, those
-    of `converse` select the samples that dialogues are about."""
+    """For a task, weights of the pools of samples (`data.subsets.POOLS`) in place of `folder_weights`. With
+    `dialogues`, those of `converse` select the samples that dialogues are about.
+    """
     folder_weights: dict[str, float] = field(default_factory=dict)
     """Weight of each folder of codes, by its name; the default is the number of its samples."""
     replay_count: int = 0
-    """Images of everyday things that the model draws before training and learns again during it (`replay`)."""
+    """Images of everyday things that the model draws before training and learns again during it
+    (`replay`).
+    """
     reward: RewardRecipe | None = None
     """Train captions with a CIDEr reward as well (`scst`)."""
     init_weight_share: float = 0.0
-    """Share of the initial weights in the saved ones, in [0, 1]; preserves earlier abilities (Wortsman et al. 2022,
-    arXiv:2109.01903). Not with LoRA."""
+    """Share of the initial weights in the saved ones, in [0, 1]; preserves earlier abilities (Wortsman et al.
+    2022, arXiv:2109.01903). Not with LoRA.
+    """
     added_layers: int = 0
     """Layers inserted between those of the checkpoint (`layers.add_layers`)."""
     bf16_frozen: bool = False

@@ -15,8 +15,11 @@ from seed_edge.train.language.examples import ExampleBuilder
 from seed_edge.train.language.preview import evaluating, sample_codes
 
 
-def replay_samples(model: PreTrainedModel, builder: ExampleBuilder, count: int, seed: int) -> list[CodeSample]:
-    """Draw `count` everyday things with the model as it is now, every second one as a photo, the others as drawings.
+def replay_samples(
+    model: PreTrainedModel, builder: ExampleBuilder, count: int, seed: int
+) -> list[CodeSample]:
+    """Draw `count` everyday things with the model as it is now, every second one as a photo, the others as
+    drawings.
 
     The model learns these samples again beside the new ones; its original training data is not needed.
     """

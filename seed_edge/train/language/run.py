@@ -35,7 +35,8 @@ def train_language_model(
     preview: Preview | None,
     checkpoint_weights: Callable[[], AbstractContextManager[None]] = nullcontext,
 ) -> None:
-    """Train on the samples that are not held out; at each checkpoint measure the loss on some held-out batches.
+    """Train on the samples that are not held out; at each checkpoint measure the loss on some held-out
+    batches.
 
     Args:
         mixture_of: whether samples are held out -> the mixture of these samples.
@@ -57,7 +58,9 @@ def train_language_model(
     except DataError:  # no sample is held out
         held_out_batches = []
     else:
-        held_out_batches = [batch_from(held_out, np.random.default_rng(number)) for number in range(HELD_OUT_BATCHES)]
+        held_out_batches = [
+            batch_from(held_out, np.random.default_rng(number)) for number in range(HELD_OUT_BATCHES)
+        ]
 
     def batch_of(step: int, rng: np.random.Generator) -> Batch:
         batch = batch_from(training, rng)
@@ -81,4 +84,7 @@ def held_out_losses(loss_module: LanguageLoss, batches: Sequence[Batch]) -> dict
         return value.to(device) if isinstance(value, Tensor) else value
 
     losses = [loss_module({name: placed(value) for name, value in batch.items()}) for batch in batches]
-    return {f"held_out_{name}": float(np.mean([found[name].item() for found in losses])) for name in (losses or [{}])[0]}
+    return {
+        f"held_out_{name}": float(np.mean([found[name].item() for found in losses]))
+        for name in (losses or [{}])[0]
+    }

@@ -1,4 +1,5 @@
-"""Self-critical sequence training of captions (Rennie et al. 2017, arXiv:1612.00563) with CIDEr-D as the reward.
+"""Self-critical sequence training of captions (Rennie et al. 2017, arXiv:1612.00563) with CIDEr-D as the
+reward.
 
 Several captions are sampled for each image; the baseline of each is the mean reward of the others (Luo 2020,
 arXiv:2003.09971).
@@ -57,10 +58,14 @@ class CiderReward:
         """
         self.samples = [item for item in samples if item.sample.captions and len(item.images) == 1]
         if not self.samples:
-            raise DataError("reward: no sample has sentences; give codes of such pictures, or a recipe without reward")
+            raise DataError(
+                "reward: no sample has sentences; give codes of such pictures, or a recipe without reward"
+            )
         self._builder, self._detokenize, self.recipe = builder, detokenize, recipe
         self._cider = Cider([item.sample.captions for item in self.samples])
-        self._references = [[self._cider.weighted(text) for text in item.sample.captions] for item in self.samples]
+        self._references = [
+            [self._cider.weighted(text) for text in item.sample.captions] for item in self.samples
+        ]
 
     def batch(self, rng: np.random.Generator) -> Batch:
         """Prompts (images, length), and the numbers of their samples."""
@@ -69,16 +74,24 @@ class CiderReward:
         return {"shown": numbers.tolist(), "prompts": torch.tensor(prompts)}
 
     def scores(self, numbers: Sequence[int], sampled: Tensor, eos_id: int) -> Tensor:
-        """CIDEr-D in [0, 10] of captions, (captions,), given as ids (captions, length) and numbers of their samples."""
+        """CIDEr-D in [0, 10] of captions, (captions,), given as ids (captions, length) and numbers of their
+        samples.
+        """
         scores = []
         for number, row in zip(numbers, sampled.tolist(), strict=True):
             ids = row[: row.index(eos_id)] if eos_id in row else row
-            scores.append(self._cider.score(self._cider.weighted(self._detokenize(ids)), self._references[number]))
+            scores.append(
+                self._cider.score(self._cider.weighted(self._detokenize(ids)), self._references[number])
+            )
         return torch.tensor(scores, device=sampled.device)
 
 
-def reward_losses(model: LlamaForCausalLM, vocab: Vocab, reward: CiderReward, batch: Batch) -> dict[str, Tensor]:
-    """Sample captions and return two losses: `reward`, and `missed` = 10 - mean CIDEr-D, which has no gradient."""
+def reward_losses(
+    model: LlamaForCausalLM, vocab: Vocab, reward: CiderReward, batch: Batch
+) -> dict[str, Tensor]:
+    """Sample captions and return two losses: `reward`, and `missed` = 10 - mean CIDEr-D, which has no
+    gradient.
+    """
     recipe = reward.recipe
     prompts = batch["prompts"].repeat_interleave(recipe.captions_per_image, 0)
     numbers = np.repeat(batch["shown"], recipe.captions_per_image).tolist()
@@ -99,8 +112,11 @@ def reward_losses(model: LlamaForCausalLM, vocab: Vocab, reward: CiderReward, ba
 
 
 @torch.no_grad()
-def sample_texts(model: LlamaForCausalLM, prompts: Tensor, text: Tensor, eos_id: int, max_length: int) -> Tensor:
-    """Sample continuations (prompts, up to `max_length`) of prompts of one length, text ids only, at temperature 1.
+def sample_texts(
+    model: LlamaForCausalLM, prompts: Tensor, text: Tensor, eos_id: int, max_length: int
+) -> Tensor:
+    """Sample continuations (prompts, up to `max_length`) of prompts of one length, text ids only, at
+    temperature 1.
 
     Ids after the end of a text are EOS.
 

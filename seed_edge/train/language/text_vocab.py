@@ -17,7 +17,9 @@ from seed_edge.models.llama_files import PIECES_FILE
 BOS_ID, EOS_ID = 1, 2
 
 
-def train_pieces(samples: Sequence[Sample], count: int, folder: Path, seed: int) -> sentencepiece.SentencePieceProcessor:
+def train_pieces(
+    samples: Sequence[Sample], count: int, folder: Path, seed: int
+) -> sentencepiece.SentencePieceProcessor:
     """Train `folder/tokenizer.model` on captions and requests; a finished tokenizer there is opened instead.
 
     Args:
@@ -32,7 +34,9 @@ def train_pieces(samples: Sequence[Sample], count: int, folder: Path, seed: int)
         shown = [sample for sample in samples if not sample.held_out]
         texts = [text.lower() for sample in shown for text in sample.captions]
         for sample in shown:
-            texts += [text for text in (caption(sample, rng), request(sample, rng), request(sample, rng)) if text]
+            texts += [
+                text for text in (caption(sample, rng), request(sample, rng), request(sample, rng)) if text
+            ]
         _train(texts, count, path)
     return sentencepiece.SentencePieceProcessor(model_file=str(path))
 

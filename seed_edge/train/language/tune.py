@@ -38,12 +38,17 @@ REPLAY_FOLDER = "/replay"
 
 
 def tune_llama(
-    llm: Path, codes: Sequence[Path], out: Path, recipe: TuneRecipe, report: Report, preview: Preview | None = None
+    llm: Path,
+    codes: Sequence[Path],
+    out: Path,
+    recipe: TuneRecipe,
+    report: Report,
+    preview: Preview | None = None,
 ) -> None:
     """Train a checkpoint further on folders of codes; write an adapter, or the whole model, into `out`.
 
-    A checkpoint without codes gets rows for them in its embedding table and its output head. After an interruption, the same
-    call resumes at the last checkpoint.
+    A checkpoint without codes gets rows for them in its embedding table and its output head. After an
+    interruption, the same call resumes at the last checkpoint.
 
     Raises:
         CheckpointError: the checkpoint is incomplete, or has other codes than the folders.
@@ -60,9 +65,16 @@ def tune_llama(
     pieces = read_pieces(llm)
     trained = _prepared(model, vocab, recipe)
     builder = ExampleBuilder(
-        vocab, pieces.encode, TEMPLATES[recipe.template], recipe.end_with_full_stop, recipe.uncond_prob, recipe.code_noise
+        vocab,
+        pieces.encode,
+        TEMPLATES[recipe.template],
+        recipe.end_with_full_stop,
+        recipe.uncond_prob,
+        recipe.code_noise,
     )
-    folders = {name: without_blocked_terms(samples, recipe.blocked_terms) for name, samples in folders.items()}
+    folders = {
+        name: without_blocked_terms(samples, recipe.blocked_terms) for name, samples in folders.items()
+    }
     if recipe.replay_count:
         report(f"replay: drawing {recipe.replay_count} everyday things")
         folders[REPLAY_FOLDER] = replay_samples(model, builder, recipe.replay_count, recipe.schedule.seed)
@@ -113,8 +125,13 @@ def _mixture(
     builder: ExampleBuilder, folders: Mapping[str, Sequence[CodeSample]], recipe: TuneRecipe, held_out: bool
 ) -> Mixture:
     """Examples of the recipe's tasks, of the samples that are held out or of those that are not."""
-    chosen = {name: [item for item in samples if item.sample.held_out == held_out] for name, samples in folders.items()}
-    weighted = [(samples, recipe.folder_weights.get(name, float(len(samples)))) for name, samples in chosen.items()]
+    chosen = {
+        name: [item for item in samples if item.sample.held_out == held_out]
+        for name, samples in folders.items()
+    }
+    weighted = [
+        (samples, recipe.folder_weights.get(name, float(len(samples)))) for name, samples in chosen.items()
+    ]
     pools = dict.fromkeys(TASKS, weighted)
     every = [item for samples in chosen.values() for item in samples]
     about = {task: [(item.sample, item) for item in every] for task in TASKS}

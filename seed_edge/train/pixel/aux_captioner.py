@@ -1,7 +1,9 @@
-"""A small captioner that is trained with the semantic queries, so that their codes describe the content of an image.
+"""A small captioner that is trained with the semantic queries, so that their codes describe the content of an
+image.
 
-It is not part of the finished tokenizer: the language model is trained later, on codes that no longer change. Its vocabulary
-consists of whole words. SEED's later tokenizers and CoCa (Yu et al. 2022, arXiv:2205.01917) are trained with captions as well.
+It is not part of the finished tokenizer: the language model is trained later, on codes that no longer change.
+Its vocabulary consists of whole words. SEED's later tokenizers and CoCa (Yu et al. 2022, arXiv:2205.01917)
+are trained with captions as well.
 """
 
 from __future__ import annotations
@@ -32,8 +34,12 @@ class WordList:
         return len(self._ids) + UNKNOWN + 1
 
     def batch(self, texts: Sequence[str | None]) -> tuple[Tensor, Tensor]:
-        """Input ids and target ids of texts, both (texts, length) int64; targets are -100 where nothing is predicted."""
-        rows = [[self._ids.get(word, UNKNOWN) for word in split_words(text or "")][:MAX_WORDS] for text in texts]
+        """Input ids and target ids of texts, both (texts, length) int64; targets are -100 where nothing is
+        predicted.
+        """
+        rows = [
+            [self._ids.get(word, UNKNOWN) for word in split_words(text or "")][:MAX_WORDS] for text in texts
+        ]
         length = max(map(len, rows)) + 1
         inputs = torch.full((len(rows), length), END)
         targets = torch.full_like(inputs, -100)
@@ -47,12 +53,16 @@ class WordList:
 class AuxiliaryCaptioner(nn.Module):
     """A causal transformer over the features of semantic codes, followed by words."""
 
-    def __init__(self, words: int, prefix: int, width: int, depth: int = 2, heads: int = 8, dropout: float = 0.15) -> None:
+    def __init__(
+        self, words: int, prefix: int, width: int, depth: int = 2, heads: int = 8, dropout: float = 0.15
+    ) -> None:
         super().__init__()
         self.embedding = nn.Embedding(words, width)
         nn.init.normal_(self.embedding.weight, std=0.02)
         self.positions = nn.Parameter(torch.randn(1, prefix + MAX_WORDS + 1, width) * 0.02)
-        layer = nn.TransformerEncoderLayer(width, heads, 2 * width, 0.0, F.gelu, batch_first=True, norm_first=True)
+        layer = nn.TransformerEncoderLayer(
+            width, heads, 2 * width, 0.0, F.gelu, batch_first=True, norm_first=True
+        )
         self.dropout = nn.Dropout(dropout)
         self.layers = nn.TransformerEncoder(layer, depth, enable_nested_tensor=False)
         self.norm = nn.LayerNorm(width)
@@ -71,4 +81,8 @@ class AuxiliaryCaptioner(nn.Module):
         mask = nn.Transformer.generate_square_subsequent_mask(x.shape[1], dtype=x.dtype)
         x = self.norm(self.layers(x, mask=mask, is_causal=True)[:, features.shape[1] :])
         predicted = targets != -100
-        return F.cross_entropy(self.head(x[predicted]).float(), targets[predicted]) if predicted.any() else x.new_zeros(())
+        return (
+            F.cross_entropy(self.head(x[predicted]).float(), targets[predicted])
+            if predicted.any()
+            else x.new_zeros(())
+        )

@@ -42,12 +42,16 @@ STOP_WORDS = frozenset(
 
 
 def words_of(sample: Sample) -> Counter[str]:
-    """Weighted words of all texts of a sample; keywords of a drawing have a third of the weight of its label."""
+    """Weighted words of all texts of a sample; keywords of a drawing have a third of the weight
+    of its label.
+    """
     words: Counter[str] = Counter()
     for text in sample.captions:
         words.update(set(re.findall(r"[a-z]+", text.lower())) - STOP_WORDS)
     if sample.label:
-        words.update({word: 3 for word in re.findall(r"[a-z]+", sample.label.lower()) if word not in STOP_WORDS})
+        words.update(
+            {word: 3 for word in re.findall(r"[a-z]+", sample.label.lower()) if word not in STOP_WORDS}
+        )
         words.update({word: 1 for word in sample.tags if word.isalpha()})
     for phrase in sample.phrases:
         words.update(set(re.findall(r"[a-z]+", phrase)) - STOP_WORDS)
@@ -68,7 +72,8 @@ class WordTargets:
         index = {word: i for i, word in enumerate(self.words)}
         inverse = np.array([np.log(1 + len(samples) / documents[word]) for word in self.words], np.float32)
         self._bags = [
-            [(index[word], count * inverse[index[word]]) for word, count in bag.items() if word in index] for bag in bags
+            [(index[word], count * inverse[index[word]]) for word, count in bag.items() if word in index]
+            for bag in bags
         ]
 
     def __call__(self, numbers: Sequence[int]) -> Tensor:

@@ -12,7 +12,9 @@ from seed_edge.data.subsets import shared_pools
 
 
 class BatchSource:
-    """Draws numbers of training samples; each batch holds the same number of samples of each pool, pool after pool."""
+    """Draws numbers of training samples; each batch holds the same number of samples of each pool, pool after
+    pool.
+    """
 
     def __init__(self, samples: Sequence[Sample], batch: int, shares: Mapping[str, float]) -> None:
         """
@@ -27,4 +29,6 @@ class BatchSource:
         self.counts = np.diff(edges, prepend=0)
 
     def __call__(self, rng: np.random.Generator) -> NDArray[np.int64]:
-        return np.concatenate([rng.choice(pool, n) for pool, n in zip(self.pools, self.counts, strict=True) if n])
+        return np.concatenate(
+            [rng.choice(pool, n) for pool, n in zip(self.pools, self.counts, strict=True) if n]
+        )

@@ -1,7 +1,7 @@
 """The codebook of a finished encoder, by k-means, with separate rows for each semantic query.
 
-While the encoder is trained, all queries share the rows, so that none stays unused. Separate rows are easier for a language
-model: a code then has the same meaning wherever it occurs.
+While the encoder is trained, all queries share the rows, so that none stays unused. Separate rows are easier
+for a language model: a code then has the same meaning wherever it occurs.
 """
 
 from __future__ import annotations
@@ -41,7 +41,9 @@ def refitted_geometry(geometry: PixelGeometry, recipe: CodebookRecipe) -> PixelG
     return dataclasses.replace(geometry, codebook_size=rows, semantic_rows=recipe.rows_per_semantic_query)
 
 
-def refitted(model: PixelTokenizer, vectors: NDArray[np.float32], recipe: CodebookRecipe, seed: int) -> PixelTokenizer:
+def refitted(
+    model: PixelTokenizer, vectors: NDArray[np.float32], recipe: CodebookRecipe, seed: int
+) -> PixelTokenizer:
     """The same encoder with a new codebook; the decoder has to be trained for it afterwards.
 
     Args:
@@ -62,13 +64,17 @@ def refitted(model: PixelTokenizer, vectors: NDArray[np.float32], recipe: Codebo
 
 
 def k_means(vectors: Tensor, count: int, generator: torch.Generator) -> Tensor:
-    """Centres (count, dim) of vectors (m, dim): k-means++, then Lloyd's algorithm; empty centres are drawn again."""
+    """Centres (count, dim) of vectors (m, dim): k-means++, then Lloyd's algorithm; empty centres are drawn
+    again.
+    """
     chosen = torch.randperm(len(vectors), generator=generator)[: SAMPLE * count]
     seen = vectors[chosen].float()
     rows, far = seen[:1], torch.full((len(seen),), torch.inf)
     for _ in range(count - 1):  # the farther from all rows so far, the likelier the next
         far = torch.minimum(far, (seen - rows[-1]).square().sum(1))
-        place = torch.searchsorted(far.cumsum(0), torch.rand(1, generator=generator) * far.sum()).clamp(max=len(seen) - 1)
+        place = torch.searchsorted(far.cumsum(0), torch.rand(1, generator=generator) * far.sum()).clamp(
+            max=len(seen) - 1
+        )
         rows = torch.cat([rows, seen[place]])
     for _ in range(ROUNDS):
         nearest = torch.cat([_nearest(part, rows) for part in seen.split(AT_ONCE)])

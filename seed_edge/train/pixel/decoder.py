@@ -1,6 +1,7 @@
 """Trains the decoder on fixed codes: pixel loss (L1), perceptual loss, and optionally a critic.
 
-Codes are fixed by then: while codes still change, a decoder learns the mean of the images that a code may come to stand for.
+Codes are fixed by then: while codes still change, a decoder learns the mean of the images that a code may
+come to stand for.
 """
 
 from __future__ import annotations
@@ -55,7 +56,10 @@ class DecoderLoss(LossModule):
         stride = max(1, len(truth) // recipe.perceptual_images)
         some = slice(None, None, stride)  # images of every pool, since those of one pool are adjacent
         found, wanted = self.trunk_features(decoded[some], truth[some])
-        losses = {"l1": F.l1_loss(decoded, truth), "perceptual": recipe.perceptual_weight * perceptual_distance(found, wanted)}
+        losses = {
+            "l1": F.l1_loss(decoded, truth),
+            "perceptual": recipe.perceptual_weight * perceptual_distance(found, wanted),
+        }
         if self.critic is not None and batch["done"] >= recipe.critic_start:
             losses["critic"], adversarial = self.critic.losses(found, wanted)
             losses["adversarial"] = recipe.critic_weight * adversarial
@@ -63,7 +67,12 @@ class DecoderLoss(LossModule):
 
 
 def train_decoder(
-    model: PixelTokenizer, cache: Cache, extra: ExtraImages | None, out: Path, recipe: DecoderRecipe, report: Report
+    model: PixelTokenizer,
+    cache: Cache,
+    extra: ExtraImages | None,
+    out: Path,
+    recipe: DecoderRecipe,
+    report: Report,
 ) -> None:
     """Train everything behind the codebook on the present codes; nothing in front of it changes.
 
@@ -87,7 +96,9 @@ def train_decoder(
         of_cache = numbers < cached
         shown, varied = every[numbers], (rng.random(len(numbers)) < recipe.feature_noise_share) & of_cache
         if varied.any():
-            shown[varied, :semantic] = codebook.codes(torch.from_numpy(variations(numbers[varied] * VIEWS, rng)))
+            shown[varied, :semantic] = codebook.codes(
+                torch.from_numpy(variations(numbers[varied] * VIEWS, rng))
+            )
         pixels = np.empty((len(numbers), *cache.pixels.shape[1:]), np.uint8)
         pixels[of_cache] = cache.pixels[numbers[of_cache] * VIEWS]
         if extra is not None:

@@ -18,8 +18,12 @@ VECTORS_FILE = "vectors.npz"
 
 
 @torch.inference_mode()
-def vectors_of_cache(model: PixelTokenizer, cache: Cache, path: Path, batch: int = 256) -> NDArray[np.float32]:
-    """Vectors of every cached row before quantization, (rows, n, code_dim) float32; stored at `path` for this encoder."""
+def vectors_of_cache(
+    model: PixelTokenizer, cache: Cache, path: Path, batch: int = 256
+) -> NDArray[np.float32]:
+    """Vectors of every cached row before quantization, (rows, n, code_dim) float32; stored at `path` for this
+    encoder.
+    """
     encoder = encoder_sum(model)
     if path.exists():
         with np.load(path) as stored:
@@ -38,7 +42,11 @@ def vectors_of_cache(model: PixelTokenizer, cache: Cache, path: Path, batch: int
 def encoder_sum(model: PixelTokenizer) -> int:
     """Checksum of the parameters of the encoder."""
     modules = (model.encode_task_layer, model.glance, model.patches)
-    parts = (model.query_tokens, *model.code_norm.buffers(), *(p for module in modules for p in module.parameters()))
+    parts = (
+        model.query_tokens,
+        *model.code_norm.buffers(),
+        *(p for module in modules for p in module.parameters()),
+    )
     return zlib.crc32(b"".join(part.detach().cpu().numpy().tobytes() for part in parts))
 
 
@@ -52,4 +60,6 @@ def codes_of(model: PixelTokenizer, vectors: NDArray[np.float32], batch: int = 1
     """Codes (rows, n) int64 of vectors (rows, n, code_dim)."""
     device = model.vision_mean.device
     parts = (vectors[start : start + batch] for start in range(0, len(vectors), batch))
-    return np.concatenate([model.quantize.codes(torch.from_numpy(part).to(device)).cpu().numpy() for part in parts])
+    return np.concatenate(
+        [model.quantize.codes(torch.from_numpy(part).to(device)).cpu().numpy() for part in parts]
+    )

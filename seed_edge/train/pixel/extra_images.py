@@ -54,12 +54,16 @@ def extra_images(
     if not (folder / KEYS_FILE).exists():
         _compute(model, found, folder, report)
     elif (folder / KEYS_FILE).read_text("utf-8").splitlines() != keys:
-        raise DataError(f"{folder} was made from other images than --decoder-data has now; remove it, or give the same")
+        raise DataError(
+            f"{folder} was made from other images than --decoder-data has now; remove it, or give the same"
+        )
     pixels, codes = np.load(folder / PIXELS_FILE, mmap_mode="r"), np.load(folder / CODES_FILE)
     return ExtraImages([sample for sample, _ in found], pixels, codes)
 
 
-def _compute(model: PixelTokenizer, found: Sequence[tuple[Sample, tuple[Picture, ...]]], folder: Path, report: Report) -> None:
+def _compute(
+    model: PixelTokenizer, found: Sequence[tuple[Sample, tuple[Picture, ...]]], folder: Path, report: Report
+) -> None:
     geometry, preprocessing = model.geometry, preprocessing_of(model.geometry)
     size = geometry.output_size
     shape = (len(found), size, size, 3)

@@ -1,6 +1,8 @@
-"""Trunk features of all training images, computed once: the trunk is frozen, and running it is most of the work.
+"""Trunk features of all training images, computed once: the trunk is frozen, and running it is most of the
+work.
 
-Each sample has two views: view 0 as the runtime preprocesses it, view 1 randomly cropped, shifted, tilted, relit or mirrored.
+Each sample has two views: view 0 as the runtime preprocesses it, view 1 randomly cropped, shifted, tilted,
+relit or mirrored.
 """
 
 from __future__ import annotations
@@ -36,7 +38,9 @@ CACHE_FOLDER = "cache"
 SAMPLES_FILE, FEATURES_FILE, PIXELS_FILE = "samples.jsonl", "features.f16", "pixels.u8"
 
 
-def view(image: Image.Image, size: int, rng: np.random.Generator | None, mirrored: bool = True) -> Image.Image:
+def view(
+    image: Image.Image, size: int, rng: np.random.Generator | None, mirrored: bool = True
+) -> Image.Image:
     """The image as a square RGB image of `size` pixels; with `rng`, a random view of it.
 
     Args:
@@ -117,10 +121,15 @@ def open_cache(folder: Path, geometry: PixelGeometry) -> Cache:
     """
     if not (folder / SAMPLES_FILE).exists():
         raise DataError(f"{folder} holds no finished features; `seed-edge train tokenizer` makes them")
-    samples = [_saved(f"{folder / SAMPLES_FILE}: line {number}", line) for number, line in _lines(folder / SAMPLES_FILE)]
+    samples = [
+        _saved(f"{folder / SAMPLES_FILE}: line {number}", line)
+        for number, line in _lines(folder / SAMPLES_FILE)
+    ]
     features, pixels = _shapes(len(samples), geometry)
     return Cache(
-        samples, _opened(folder / FEATURES_FILE, np.float16, features), _opened(folder / PIXELS_FILE, np.uint8, pixels)
+        samples,
+        _opened(folder / FEATURES_FILE, np.float16, features),
+        _opened(folder / PIXELS_FILE, np.uint8, pixels),
     )
 
 
@@ -146,7 +155,10 @@ def require_disk_space(folder: Path, needed: int, what: str) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(folder).free
     if free < needed:
-        raise DataError(f"{folder}: {what} need {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are free; choose another --output")
+        raise DataError(
+            f"{folder}: {what} need {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are free; choose another "
+            "--output"
+        )
 
 
 def _shapes(samples: int, geometry: PixelGeometry) -> tuple[tuple[int, ...], tuple[int, ...]]:

@@ -1,8 +1,9 @@
-"""Feature noise: varied semantic vectors of an image, made from the differences between other images of one thing.
+"""Feature noise: varied semantic vectors of an image, made from the differences between other images of one
+thing.
 
-Drawings of one thing differ by style; views of one photo differ by crop and lighting. Such differences, of other images,
-are added before quantization. A language model thus sees a thing in hundreds of variants instead of a few, and no image has to
-be encoded again.
+Drawings of one thing differ by style; views of one photo differ by crop and lighting. Such differences, of
+other images, are added before quantization. A language model thus sees a thing in hundreds of variants
+instead of a few, and no image has to be encoded again.
 """
 
 from __future__ import annotations
@@ -44,7 +45,9 @@ class Variations:
         self._by_view = np.flatnonzero(seen & ~drawn)
 
     def __call__(self, rows: NDArray[np.int64], rng: np.random.Generator) -> NDArray[np.float32]:
-        """Varied vectors (rows, semantic_queries, code_dim) of rows of the cache; the strength of the noise is random."""
+        """Varied vectors (rows, semantic_queries, code_dim) of rows of the cache; the strength of the noise
+        is random.
+        """
         own = self._vectors[rows]
         result = own.copy()
         strength = rng.random((len(rows), 1, 1), dtype=np.float32)

@@ -1,7 +1,7 @@
 """Map of the queries with a grid cell: principal components of the colours in their patches.
 
-A few components describe most of a patch (first its mean colour, then gradients across it), and similar patches get similar
-codes, which a language model learns faster than unrelated ones.
+A few components describe most of a patch (first its mean colour, then gradients across it), and similar
+patches get similar codes, which a language model learns faster than unrelated ones.
 """
 
 from __future__ import annotations
@@ -18,7 +18,9 @@ SAMPLE = 6000
 
 
 def fit_patches(model: PixelTokenizer, cache: Cache, seed: int = 0) -> None:
-    """Set the weights of `model.patches` from the cache; all components have one scale, which preserves distances."""
+    """Set the weights of `model.patches` from the cache; all components have one scale, which preserves
+    distances.
+    """
     rows = cache.rows(held_out=False)
     rows = np.random.default_rng(seed).permutation(rows)[:SAMPLE]
     tokens = torch.from_numpy(cache.features[rows][..., -3 * COLOUR_SIDE**2 :].astype(np.float32))
@@ -26,7 +28,10 @@ def fit_patches(model: PixelTokenizer, cache: Cache, seed: int = 0) -> None:
     mean = seen.mean(0)
     centred = seen - mean
     values, vectors = torch.linalg.eigh(centred.T @ centred / len(centred))
-    components = vectors[:, -model.patches.out_features :].flip(1).T / values[-model.patches.out_features :].mean().sqrt()
+    components = (
+        vectors[:, -model.patches.out_features :].flip(1).T
+        / values[-model.patches.out_features :].mean().sqrt()
+    )
     with torch.no_grad():
         model.patches.weight.copy_(components)
         model.patches.bias.copy_(-components @ mean)

@@ -16,7 +16,9 @@ from seed_edge.train.pixel.feature_cache import VIEWS, Cache
 
 
 @torch.inference_mode()
-def reconstruct(model: PixelTokenizer, features: NDArray[np.float16]) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+def reconstruct(
+    model: PixelTokenizer, features: NDArray[np.float16]
+) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
     """Codes (m, n) and pixels (m, 3, H, W) of cached features (m, tokens, vit_width)."""
     vision = torch.from_numpy(features.astype(np.float32)).to(model.vision_mean.device)
     codes = model.quantize.codes(model.query_features(vision))
@@ -24,7 +26,9 @@ def reconstruct(model: PixelTokenizer, features: NDArray[np.float16]) -> tuple[N
 
 
 def write_reconstructions(model: PixelTokenizer, cache: Cache, path: Path, columns: int = 16) -> None:
-    """Write random held-out images above their reconstructions as PNG: two rows of drawings, then two of photos."""
+    """Write random held-out images above their reconstructions as PNG: two rows of drawings, then two of
+    photos.
+    """
     rng, rows = np.random.default_rng(1), cache.rows(held_out=True)
     if not len(rows):
         rows = cache.rows(held_out=False)

@@ -21,7 +21,9 @@ from seed_edge.train.trainer import Report
 from seed_edge.vocab import CodeSpace
 
 
-def codes_of_run(run: Path, variations: int, report: Report) -> tuple[CodeSpace, Iterator[CodeSample], Codebook]:
+def codes_of_run(
+    run: Path, variations: int, report: Report
+) -> tuple[CodeSpace, Iterator[CodeSample], Codebook]:
     """Code space of a run, its samples with the codes of their views, and its codebook.
 
     Args:
@@ -48,7 +50,11 @@ def codes_of_run(run: Path, variations: int, report: Report) -> tuple[CodeSpace,
             yield CodeSample(sample, (first,), (*views, *(other[number] for other in others)))
 
     space = CodeSpace(model.geometry.codebook_size, model.geometry.num_queries)
-    return space, samples(), Codebook(model.quantize.embedding.weight.detach().float().numpy(), model.geometry.own_rows)
+    return (
+        space,
+        samples(),
+        Codebook(model.quantize.embedding.weight.detach().float().numpy(), model.geometry.own_rows),
+    )
 
 
 def encoder_of_run(run: Path) -> tuple[CodeSpace, Callable[[Sequence[Image.Image]], NDArray[np.int64]]]:

@@ -1,8 +1,9 @@
-"""Start of the semantic queries: the linear map of pooled features that predicts words best, by canonical correlation (CCA).
+"""Start of the semantic queries: the linear map of pooled features that predicts words best, by canonical
+correlation (CCA).
 
-With one label per image, CCA is linear discriminant analysis (Fisher 1936): directions along which things differ, in units of
-the spread within one thing. Several styles of one thing show which differences are style. Gradient descent takes hours to find
-a comparable map.
+With one label per image, CCA is linear discriminant analysis (Fisher 1936): directions along which things
+differ, in units of the spread within one thing. Several styles of one thing show which differences are style.
+Gradient descent takes hours to find a comparable map.
 """
 
 from __future__ import annotations
@@ -25,17 +26,23 @@ SEVERAL = 12
 SENTENCE_WEIGHT, PHRASE_WEIGHT = 0.3, 0.2
 """Weights of photos with sentences, and of drawings of several things; a labelled image has up to 1."""
 SHRINKAGE, RIDGE = 0.1, 2.0
-"""Added to the spread within things, as a fraction of its mean; and ridge regularisation of the regression on words."""
+"""Added to the spread within things, as a fraction of its mean; and ridge regularisation of the regression on
+words.
+"""
 
 
 def init_semantic_map(model: PixelTokenizer, cache: Cache, seed: int = 0, chunk: int = 2000) -> None:
-    """Set the weights of `model.glance` from the cache; `vision_mean` and `vision_std` must have been measured."""
+    """Set the weights of `model.glance` from the cache; `vision_mean` and `vision_std` must have been
+    measured.
+    """
     rows = cache.rows(held_out=False)
     numbers = rows // VIEWS
     wanted, weights = targets_of([cache.samples[number] for number in numbers])
     rows = np.concatenate([rows + view for view in range(VIEWS)])
     wanted, weights = np.tile(wanted, (VIEWS, 1)), np.tile(weights, VIEWS)
-    pooled = np.concatenate([_pooled(model, cache.features[rows[i : i + chunk]]) for i in range(0, len(rows), chunk)])
+    pooled = np.concatenate(
+        [_pooled(model, cache.features[rows[i : i + chunk]]) for i in range(0, len(rows), chunk)]
+    )
     directions = cca_directions(pooled, wanted, weights, model.glance.out_features)
     turned, _ = np.linalg.qr(
         np.random.default_rng(seed).standard_normal((directions.shape[1],) * 2)
@@ -52,7 +59,10 @@ def _pooled(model: PixelTokenizer, features: NDArray[np.float16]) -> NDArray[np.
 
 def targets_of(samples: list[Sample]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Targets (samples, labels and words) in [0, 1], and weights (samples,), both float32."""
-    names = [(sample.style is None, sample.label) if sample.label and not sample.phrases else None for sample in samples]
+    names = [
+        (sample.style is None, sample.label) if sample.label and not sample.phrases else None
+        for sample in samples
+    ]
     frequency = Counter(name for name in names if name)
     place: dict[tuple[bool, str] | str, int] = {name: number for number, name in enumerate(frequency)}
     bags = [words_of(sample) if sample.captions or sample.phrases else Counter() for sample in samples]
@@ -75,7 +85,8 @@ def targets_of(samples: list[Sample]) -> tuple[NDArray[np.float32], NDArray[np.f
 def cca_directions(
     features: NDArray[np.float32], targets: NDArray[np.float32], weights: NDArray[np.float32], count: int
 ) -> NDArray[np.float64]:
-    """Directions (channels, count) of `features` that predict `targets` best, best first, scaled by their correlation.
+    """Directions (channels, count) of `features` that predict `targets` best, best first, scaled by their
+    correlation.
 
     Args:
         features: (samples, channels).

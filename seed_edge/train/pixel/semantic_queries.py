@@ -1,7 +1,7 @@
 """Trains the semantic queries on words: their codes have to predict the words of the texts of an image.
 
-Losses: vector quantization; a bag of words (Joulin et al. 2016, arXiv:1511.02251); and whole texts, which a small auxiliary
-language model has to predict from the codes (`aux_captioner`).
+Losses: vector quantization; a bag of words (Joulin et al. 2016, arXiv:1511.02251); and whole texts, which a
+small auxiliary language model has to predict from the codes (`aux_captioner`).
 """
 
 from __future__ import annotations
@@ -39,12 +39,16 @@ LAST_REVIVAL = 0.8
 
 
 class AuxiliaryHeads(nn.Module):
-    """Modules that only training needs: they predict words from semantic codes, and count how often codebook rows are used."""
+    """Modules that only training needs: they predict words from semantic codes, and count how often codebook
+    rows are used.
+    """
 
     def __init__(self, geometry: PixelGeometry, bag_words: int, list_words: int) -> None:
         super().__init__()
         count, width = geometry.semantic_queries, geometry.qformer_width
-        self.bag = nn.Sequential(nn.Flatten(), nn.Linear(count * width, 2 * width), nn.GELU(), nn.Linear(2 * width, bag_words))
+        self.bag = nn.Sequential(
+            nn.Flatten(), nn.Linear(count * width, 2 * width), nn.GELU(), nn.Linear(2 * width, bag_words)
+        )
         self.captioner = AuxiliaryCaptioner(list_words, count, width, heads=geometry.qformer_heads)
         self.usage: Tensor
         self.register_buffer("usage", torch.zeros(geometry.codebook_size))
@@ -108,7 +112,9 @@ class TextTargets:
     def __init__(self, cache: Cache, recipe: PixelTokenizerRecipe) -> None:
         self.cache, self.bag = cache, WordTargets(cache.samples, recipe.num_words)
         rng = np.random.default_rng(recipe.semantic.seed)
-        texts = [caption(sample, rng) or "" for sample in cache.samples for _ in range(3) if not sample.held_out]
+        texts = [
+            caption(sample, rng) or "" for sample in cache.samples for _ in range(3) if not sample.held_out
+        ]
         self.list = WordList(texts, recipe.num_words)
 
     def batch(self, rows: NDArray[np.int64], rng: np.random.Generator) -> Batch:
@@ -133,7 +139,9 @@ class TextTargets:
         rng = np.random.default_rng(0)
         batch = self.batch(rng.choice(rows, HELD_OUT_IMAGES), rng) | {"done": 1.0, "revive": False}
         device = loss_module.model.vision_mean.device
-        placed = {name: value.to(device) if isinstance(value, Tensor) else value for name, value in batch.items()}
+        placed = {
+            name: value.to(device) if isinstance(value, Tensor) else value for name, value in batch.items()
+        }
         loss_module.eval()
         with torch.inference_mode():
             losses = SemanticLoss.forward(loss_module, placed)
@@ -160,5 +168,7 @@ def train_semantic_queries(loss_module: SemanticLoss, texts: TextTargets, out: P
 
 
 def is_revival_step(step: int, recipe: PixelTokenizerRecipe, steps: int) -> bool:
-    """Whether unused rows of the codebook are moved at this step: at intervals, and not near the end of the stage."""
+    """Whether unused rows of the codebook are moved at this step: at intervals, and not near the end of the
+    stage.
+    """
     return step % recipe.revive_every == 0 and step < LAST_REVIVAL * steps

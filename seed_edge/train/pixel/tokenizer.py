@@ -1,6 +1,7 @@
 """Trains an image tokenizer that decodes to pixels, on cached trunk features, in four stages.
 
-1. Closed forms: the linear map that starts the semantic queries (`semantic_init`), and the principal components of colour
+1. Closed forms: the linear map that starts the semantic queries (`semantic_init`), and the principal
+components of colour
    patches (`patch_pca`).
 2. The semantic queries, on words (`semantic_queries`).
 3. The codebook, by k-means (`codebook`).
@@ -83,12 +84,14 @@ def train_pixel_tokenizer(
 def with_codebook(
     model: PixelTokenizer, cache: Cache, out: Path, recipe: PixelTokenizerRecipe, report: Report
 ) -> PixelTokenizer:
-    """The tokenizer with its final codebook, written into `out`; a tokenizer there with this very encoder is kept."""
+    """The tokenizer with its final codebook, written into `out`; a tokenizer there with this very encoder is
+    kept.
+    """
     if is_run(out):
         finished = load_image_tokenizer(out)
-        if finished.geometry == refitted_geometry(model.geometry, recipe.codebook) and encoder_sum(finished) == encoder_sum(
-            model
-        ):
+        if finished.geometry == refitted_geometry(model.geometry, recipe.codebook) and encoder_sum(
+            finished
+        ) == encoder_sum(model):
             channels_last(finished.pixel_head)
             return finished
     report("codebook: k-means")
@@ -99,7 +102,9 @@ def with_codebook(
 
 
 def measure_channels(model: PixelTokenizer, cache: Cache, sample: int = 1000) -> None:
-    """Set mean and standard deviation of the trunk's channels in `model`, from about `sample` rows of the cache."""
+    """Set mean and standard deviation of the trunk's channels in `model`, from about `sample` rows of the
+    cache.
+    """
     step = max(1, len(cache.features) // sample)
     some = torch.from_numpy(cache.features[::step].astype(np.float32))
     model.vision_mean.copy_(some.mean((0, 1)))

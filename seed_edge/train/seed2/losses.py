@@ -1,4 +1,5 @@
-"""Losses of SEED-2: contrastive (stage 1); codebook, image embedding and reconstruction of the queries (stage 2).
+"""Losses of SEED-2: contrastive (stage 1); codebook, image embedding and reconstruction of the queries (stage
+2).
 
 Sources: SEED, Ge et al. 2023, arXiv:2307.08041; BLIP-2, Li et al. 2023, arXiv:2301.12597.
 """
@@ -44,7 +45,9 @@ class ContrastiveQFormer(nn.Module):
         return F.normalize(self.text_proj(self.Qformer.read(ids, present)[:, 0]), dim=-1)
 
     def loss(self, images: Tensor, texts: Tensor) -> Tensor:
-        """Symmetric contrastive loss, a scalar: row i of `images` belongs to row i of `texts`, other rows are negatives."""
+        """Symmetric contrastive loss, a scalar: row i of `images` belongs to row i of `texts`, other rows are
+        negatives.
+        """
         scores, own = images @ texts.T / self.temp, torch.arange(len(images), device=images.device)
         ways = [F.cross_entropy(s, own, label_smoothing=LABEL_SMOOTHING) for s in (scores, scores.T)]
         return torch.stack(ways).mean()

@@ -1,8 +1,9 @@
-"""Trains SEED-2's tokenizer: contrastive training of the Q-Former (stage 1), then codebook and de-tokenizer (stage 2).
+"""Trains SEED-2's tokenizer: contrastive training of the Q-Former (stage 1), then codebook and de-tokenizer
+(stage 2).
 
-The trunk is frozen and comes from its own file. Stage 1 writes a file that stage 2 starts from; stage 2 writes the official
-layout, which `seed-edge export --ckpt` reads. Recipes as in SEED (Ge et al. 2023, arXiv:2307.08041); details missing there
-are those of BLIP-2.
+The trunk is frozen and comes from its own file. Stage 1 writes a file that stage 2 starts from; stage 2
+writes the official layout, which `seed-edge export --ckpt` reads. Recipes as in SEED (Ge et al. 2023,
+arXiv:2307.08041); details missing there are those of BLIP-2.
 """
 
 from __future__ import annotations
@@ -68,8 +69,12 @@ class CodesRecipe:
 class Pairs:
     """Random batches of images, cropped and mirrored at random, each with one of its texts."""
 
-    def __init__(self, paths: Sequence[Path], images: Path | None, geometry: SeedGeometry, min_crop_area: float) -> None:
-        found = [(sample, pictures[0]) for sample, pictures in read_samples(paths, images) if len(pictures) == 1]
+    def __init__(
+        self, paths: Sequence[Path], images: Path | None, geometry: SeedGeometry, min_crop_area: float
+    ) -> None:
+        found = [
+            (sample, pictures[0]) for sample, pictures in read_samples(paths, images) if len(pictures) == 1
+        ]
         self.samples: list[tuple[Sample, Picture]] = [pair for pair in found if not pair[0].held_out]
         if not self.samples:
             raise DataError("no sample has one picture; give pairs of pictures and captions with --data")
@@ -81,7 +86,10 @@ class Pairs:
         chosen = [self.samples[i] for i in rng.integers(len(self.samples), size=count)]
         seeds = rng.integers(2**31, size=count)
         views = list(self.pool.map(self._view, (picture for _, picture in chosen), seeds))
-        texts = [str(rng.choice(sample.captions)) if sample.captions else sample.label or "" for sample, _ in chosen]
+        texts = [
+            str(rng.choice(sample.captions)) if sample.captions else sample.label or ""
+            for sample, _ in chosen
+        ]
         keys = [sample.key for sample, _ in chosen]
         return {"keys": keys, "pixel_values": torch.from_numpy(self.preprocessing(views)), "texts": texts}
 
@@ -90,9 +98,14 @@ class Pairs:
 
 
 def cropped(image: Image.Image, smallest: float, rng: np.random.Generator) -> Image.Image:
-    """A random crop of at least the share `smallest` of the area, with sides 3:4 to 4:3, mirrored with probability 1/2."""
+    """A random crop of at least the share `smallest` of the area, with sides 3:4 to 4:3, mirrored with
+    probability 1/2.
+    """
     width, height = image.size
-    area, ratio = width * height * rng.uniform(smallest, 1.0), np.exp(rng.uniform(np.log(3 / 4), np.log(4 / 3)))
+    area, ratio = (
+        width * height * rng.uniform(smallest, 1.0),
+        np.exp(rng.uniform(np.log(3 / 4), np.log(4 / 3))),
+    )
     w, h = min(width, round(np.sqrt(area * ratio))), min(height, round(np.sqrt(area / ratio)))
     x, y = int(rng.integers(width - w + 1)), int(rng.integers(height - h + 1))
     part = image.crop((x, y, x + w, y + h))
@@ -153,7 +166,8 @@ def train_contrastive(
     report: Report,
     images: Path | None = None,
 ) -> None:
-    """Train stage 1 on pairs of images and captions; write `contrastive.safetensors` and `geometry.json` into `out`.
+    """Train stage 1 on pairs of images and captions; write `contrastive.safetensors` and `geometry.json` into
+    `out`.
 
     Args:
         vit: `eva_vit_g.pth`.
@@ -172,7 +186,9 @@ def train_contrastive(
     def batch_of(step: int, rng: np.random.Generator) -> Batch:
         batch = pairs.batch(recipe.schedule.batch_size, rng)
         texts = [cleaned(text) for text in batch.pop("texts")]
-        read = pieces(texts, padding=True, truncation=True, max_length=recipe.max_text_length, return_tensors="pt")
+        read = pieces(
+            texts, padding=True, truncation=True, max_length=recipe.max_text_length, return_tensors="pt"
+        )
         return batch | {"ids": read["input_ids"], "present": read["attention_mask"]}
 
     def after(step: int) -> None:
@@ -206,7 +222,11 @@ def train_codes(
     path = start / STAGE_ONE_FILE if start.is_dir() else start
     state = read_state(path)
     for part in ("ln_vision", "Qformer"):
-        of_part = {name.removeprefix(part + "."): tensor for name, tensor in state.items() if name.startswith(part + ".")}
+        of_part = {
+            name.removeprefix(part + "."): tensor
+            for name, tensor in state.items()
+            if name.startswith(part + ".")
+        }
         fill(getattr(model, part), of_part, path)
     fill_parameter(model.query_tokens, state, "query_tokens", path)
     objective = CodesLoss(model, open_clip(clip, recipe.geometry))
@@ -256,10 +276,13 @@ def open_clip(path: Path, geometry: SeedGeometry) -> CLIPVisionModelWithProjecti
     try:
         clip = CLIPVisionModelWithProjection.from_pretrained(path)
     except (OSError, ValueError, RuntimeError) as error:
-        raise CheckpointError(f"{path} cannot be read as CLIP's image encoder ({str(error).splitlines()[0]})") from error
+        raise CheckpointError(
+            f"{path} cannot be read as CLIP's image encoder ({str(error).splitlines()[0]})"
+        ) from error
     if clip.config.projection_dim != geometry.image_embed_dim:
         raise CheckpointError(
-            f"{path} gives {clip.config.projection_dim} values, the geometry asks for {geometry.image_embed_dim}"
+            f"{path} gives {clip.config.projection_dim} values, the geometry asks for "
+            f"{geometry.image_embed_dim}"
         )
     return clip.eval().requires_grad_(False)
 
@@ -281,7 +304,9 @@ def fill_parameter(own: Tensor, state: Mapping[str, Tensor], name: str, path: Pa
     if tensor is None:
         raise CheckpointError(f"{path}: tensor {name} is missing")
     if tensor.shape != own.shape:
-        raise CheckpointError(f"{path}: tensor {name} has shape {tuple(tensor.shape)}, it must be {tuple(own.shape)}")
+        raise CheckpointError(
+            f"{path}: tensor {name} has shape {tuple(tensor.shape)}, it must be {tuple(own.shape)}"
+        )
     own.copy_(tensor)
 
 
