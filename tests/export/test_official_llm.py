@@ -12,7 +12,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from seed_edge.errors import CheckpointError
 from seed_edge.export.gguf import LlamaFolder, write_gguf
-from seed_edge.export.gguf_quantize import DIRECT, quantize, weight_types
+from seed_edge.export.gguf_quantize import DIRECT_TYPES, quantize, weight_types
 from seed_edge.export.hf_weights import Shards
 from seed_edge.export.llama_reference import logits
 from seed_edge.runtime.language_model import LlamaCpp
@@ -43,7 +43,7 @@ def folder(request, tmp_path_factory):
 def logits_of(path):
     model = LlamaCpp(path, 64, precise=True)
     try:
-        return np.stack([model.start(IDS[:1], room=0), *(model.step(i) for i in IDS[1:])])
+        return np.stack([model.prefill(IDS[:1], room=0), *(model.step(i) for i in IDS[1:])])
     finally:
         model.close()
 
@@ -278,7 +278,7 @@ def test_smaller_types_load_generate_and_keep_the_rows_of_codes_at_q8(folder, tm
 
 
 def test_every_type_of_llama_cpp_is_offered_and_one_it_refuses_is_explained(folder, tmp_path):
-    assert set(DIRECT) | {"Q4_K_M", "Q4_0", "Q5_1", "IQ4_NL", "TQ1_0"} <= set(weight_types())
+    assert set(DIRECT_TYPES) | {"Q4_K_M", "Q4_0", "Q5_1", "IQ4_NL", "TQ1_0"} <= set(weight_types())
     source = convert(folder, tmp_path / "f16.gguf", "F16")
     with pytest.raises(CheckpointError, match="cannot write IQ1_S"):
         quantize(source, tmp_path / "llm.gguf", "IQ1_S", threads=1)
