@@ -28,7 +28,7 @@ from seed_edge.atomic import is_special
 from seed_edge.bundle import Bundle
 from seed_edge.display import printable
 from seed_edge.errors import BundleError, ImageError
-from seed_edge.image_files import opened
+from seed_edge.image_files import open_image_file
 from seed_edge.inputs import parse_json
 from seed_edge.manifest import MANIFEST, parse
 
@@ -234,7 +234,7 @@ def encode_image(image: Image, kind: str, record: Record | None) -> bytes:
 
 
 def record_of(image: Image, name: str) -> Record:
-    """The record in an image that was opened and not converted.
+    """The record in an image that was open_image_file and not converted.
 
     Args:
         name: of the file, for errors.
@@ -303,7 +303,7 @@ def record_in(path: str | os.PathLike[str]) -> Record:
     Raises:
         ImageError: it cannot be read as a picture, or carries none.
     """
-    with opened(path, sys.maxsize) as image:
+    with open_image_file(path, sys.maxsize) as image:
         return record_of(image, os.fspath(path))
 
 
@@ -313,7 +313,7 @@ def drawn_here(path: str | os.PathLike[str]) -> bool:
     An image that another program saved again is not, even if that program kept the metadata.
     """
     try:
-        with opened(path, sys.maxsize) as image:
+        with open_image_file(path, sys.maxsize) as image:
             return OUR_PACKET.fullmatch(_xmp_of(image)) is not None
     except ImageError:
         return False

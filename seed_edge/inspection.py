@@ -35,14 +35,14 @@ def describe(name: str) -> dict[str, Any]:
         return describe_bundle(Bundle.open(find(name)))
     if path.name == MANIFEST:
         return describe_bundle(Bundle.open(path.parent))
-    from seed_edge.image_files import HEAD, READERS, format_of
+    from seed_edge.image_formats import HEAD_BYTES, READERS, detect_format
 
     with open_regular(path, BundleError) as file:
-        head = file.read(HEAD)
+        head = file.read(HEAD_BYTES)
     if head.startswith(MAGIC):
         return describe_language_model(path)
-    if format_of(head) in READERS:
-        return describe_picture(path)
+    if detect_format(head) in READERS:
+        return describe_image(path)
     try:
         return describe_graph(path)
     except BundleError as error:
@@ -124,7 +124,7 @@ def describe_graph(path: Path) -> dict[str, Any]:
     }
 
 
-def describe_picture(path: Path) -> dict[str, Any]:
+def describe_image(path: Path) -> dict[str, Any]:
     """Describe a drawn image by its metadata."""
     from seed_edge.image_metadata import record_in
 

@@ -19,10 +19,8 @@ from numpy.typing import NDArray
 from PIL import Image, ImageEnhance, ImageOps
 
 from seed_edge.errors import ImageError
-from seed_edge.image_files import FORMATS as FORMATS
-from seed_edge.image_files import IMAGE_ENDINGS as IMAGE_ENDINGS
-from seed_edge.image_files import MAX_PIXELS as MAX_PIXELS
-from seed_edge.image_files import frames_of, loaded, name_of, opened
+from seed_edge.image_decoding import count_frames, decode_image
+from seed_edge.image_files import MAX_PIXELS, display_name, open_image_file
 
 log = logging.getLogger("seed_edge")
 
@@ -157,15 +155,15 @@ def open_image(source: str | os.PathLike[str] | IO[bytes], max_pixels: int = MAX
     Raises:
         ImageError: no such file, not a regular one, not an image, damaged, or too large.
     """
-    with opened(source, max_pixels) as image:
-        name = name_of(source)
-        frames = frames_of(image)
+    with open_image_file(source, max_pixels) as image:
+        name = display_name(source)
+        frames = count_frames(image)
         if frames > 1:
             log.warning("%s has %s frames or pages; the first is taken", name, frames)
         if image.format == "JPEG" and image.width * image.height > DRAFT_PIXELS:
             image.draft("RGB", (image.width // 2, image.height // 2))
         try:
-            return in_srgb(loaded(image))
+            return in_srgb(decode_image(image))
         except ImageError as error:
             raise ImageError(f"{name}: {error}") from error
 

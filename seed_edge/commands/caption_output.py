@@ -27,7 +27,7 @@ from seed_edge.display import json_line, printable
 from seed_edge.errors import ImageError, SeedEdgeError
 from seed_edge.file_lock import lock_file
 from seed_edge.inputs import parse_json, read_text
-from seed_edge.output_checks import refuse_input, why
+from seed_edge.output_checks import check_not_input, write_error_message
 
 MAX_LINE_BYTES = 1 << 20
 """Bytes of a line of captions, with its end."""
@@ -67,7 +67,7 @@ CUT = rb"(?:\\(?:u[0-9a-fA-F]{0,3})?)?"
 """An escape that was not written to its end."""
 
 
-class Unkept(SeedEdgeError):
+class CaptionNotSaved(SeedEdgeError):
     """The caption of one image cannot be kept where it was asked for; those of other images can."""
 
 
@@ -78,14 +78,14 @@ class Sink(Protocol):
         """Whether the image has its caption already.
 
         Raises:
-            Unkept: it can have none there.
+            CaptionNotSaved: it can have none there.
         """
 
     def put(self, path: Path, caption: str) -> None:
         """Keep a caption; it is on disk, whole, when this returns.
 
         Raises:
-            Unkept: it cannot be kept.
+            CaptionNotSaved: it cannot be kept.
         """
 
 
@@ -170,11 +170,13 @@ class Sidecars:
                 return True
             if _unlikeliness(path) == NEVER_READ:
                 return False  # it fails when it is opened, for a better reason
-            raise Unkept(self._shared(path))
+            raise CaptionNotSaved(self._shared(path))
         found = self._found(beside)
         if found is None:
             if os.path.isdir(beside.parent) and not os.access(beside.parent, os.W_OK):
-                raise Unkept(f"{path}: the folder cannot be written, so there can be no {beside.name}")
+                raise CaptionNotSaved(
+                    f"{path}: the folder cannot be written, so there can be no {beside.name}"
+                )
             return False
         if self.overwrite:
             return False
@@ -183,7 +185,7 @@ class Sidecars:
                 f"{beside} exists already; go on with --resume, or replace with --overwrite"
             )
         if not os.path.isfile(beside):
-            raise Unkept(f"{path}: {beside} exists already, and is no file")
+            raise CaptionNotSaved(f"{path}: {beside} exists already, and is no file")
         return True
 
     def _shared(self, path: Path) -> str:
@@ -193,7 +195,7 @@ class Sidecars:
     def put(self, path: Path, caption: str) -> None:
         beside = self._beside(path)
         if self._of[beside] != path:
-            raise Unkept(self._shared(path))
+            raise CaptionNotSaved(self._shared(path))
 
         def write(partial: Path) -> None:
             partial.write_bytes(f"{caption}\n".encode())
@@ -205,13 +207,13 @@ class Sidecars:
                 with replacing(beside) as partial:
                     write(partial)
         except FileExistsError:
-            raise Unkept(f"{path}: {beside} exists already; it was made a moment ago") from None
+            raise CaptionNotSaved(f"{path}: {beside} exists already; it was made a moment ago") from None
         except OSError as error:
             if error.errno in DISK_FULL:
                 raise click.ClickException(
-                    f"{why(error, beside)}; make room and go on with --resume"
+                    f"{write_error_message(error, beside)}; make room and go on with --resume"
                 ) from error
-            raise Unkept(f"{path}: {why(error, beside)}") from error
+            raise CaptionNotSaved(f"{path}: {write_error_message(error, beside)}") from error
         found = _identity(beside)
         if found is not None:
             self._written.add(found)
@@ -223,25 +225,26 @@ class Sidecars:
         """What is there, None for nothing.
 
         Raises:
-            Unkept: an input is, or what cannot be a caption and yet is to be replaced; or the name is none.
+            CaptionNotSaved: an input is, or what cannot be a caption and yet is to be replaced; or the name
+                is none.
         """
         try:
             found = beside.lstat()
         except FileNotFoundError:
             return None
         except OSError as error:
-            raise Unkept(why(error, beside)) from error
+            raise CaptionNotSaved(write_error_message(error, beside)) from error
         if _identity(beside) in self._inputs:
-            raise Unkept(f"{beside} is itself read by this command, and is not written to")
+            raise CaptionNotSaved(f"{beside} is itself read by this command, and is not written to")
         if self.overwrite:
             if (found.st_dev, found.st_ino) in self._written:
-                raise Unkept(
+                raise CaptionNotSaved(
                     f"{beside} holds the caption of another image already; --full-names writes one for each"
                 )
             if not stat.S_ISREG(found.st_mode):
-                raise Unkept(f"{beside} is a link or no plain file, and is not replaced")
-            if "\0" in read_text(beside, MAX_SIDECAR, Unkept):
-                raise Unkept(f"{beside} is no text, and is not replaced")
+                raise CaptionNotSaved(f"{beside} is a link or no plain file, and is not replaced")
+            if "\0" in read_text(beside, MAX_SIDECAR, CaptionNotSaved):
+                raise CaptionNotSaved(f"{beside} is no text, and is not replaced")
         return found
 
 
@@ -249,14 +252,10 @@ def _unlikeliness(image: Path) -> int:
     """How unlikely a file is one that is read, by its ending: 0, 1 where that takes a plug-in,
     `NEVER_READ`.
     """
-    from seed_edge.image_files import IMAGE_ENDINGS_BY_FORMAT
+    from seed_edge.image_formats import EXTENSIONS_BY_FORMAT
 
     kind = next(
-        (
-            kind
-            for kind, endings in IMAGE_ENDINGS_BY_FORMAT.items()
-            if image.suffix.lower() in endings.split()
-        ),
+        (kind for kind, endings in EXTENSIONS_BY_FORMAT.items() if image.suffix.lower() in endings.split()),
         "",
     )
     return NEVER_READ if kind in ("others", "RAW") else int(kind in ("HEIC", "AVIF"))
@@ -283,7 +282,9 @@ class Lines:
     def put(self, path: Path, caption: str) -> None:
         line = json_line(_record(path, caption)).encode() + b"\n"
         if len(line) > MAX_LINE_BYTES:
-            raise Unkept(f"{path}: its line has {len(line):,} bytes, over the limit of {MAX_LINE_BYTES:,}")
+            raise CaptionNotSaved(
+                f"{path}: its line has {len(line):,} bytes, over the limit of {MAX_LINE_BYTES:,}"
+            )
         self._write(line)
 
     def _write(self, rest: bytes) -> None:
@@ -315,7 +316,7 @@ class Lines:
             SeedEdgeError: it is an input.
             click.ClickException: it cannot be written, or holds something else.
         """
-        refuse_input(path, inputs, "--output")
+        check_not_input(path, inputs, "--output")
         if os.path.isdir(path):
             raise click.ClickException(f"{path} is a folder; give a file name")
         if is_special(path):
@@ -499,7 +500,7 @@ class Chosen:
     """Endings of files in folders that are none of images, and how many have them."""
 
 
-def chosen_images(names: tuple[str, ...], stdin0: bool) -> Chosen:
+def find_inputs(names: tuple[str, ...], stdin0: bool) -> Chosen:
     """Image files that were asked for; folders are searched.
 
     Raises:

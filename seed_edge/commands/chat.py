@@ -23,7 +23,7 @@ from seed_edge.commands.common import (
     runtime_options,
 )
 from seed_edge.commands.draw import ImageWriter, image_writer
-from seed_edge.commands.image_output import Output, with_diffusion_options, with_finish_options
+from seed_edge.commands.image_output import Output, with_diffusion_options, with_save_options
 from seed_edge.display import printable
 from seed_edge.errors import PromptError, SeedEdgeError
 
@@ -72,7 +72,7 @@ HELP = """Write a message. An image goes with it: /image PATH, or drop its file 
 )
 @click.option("--load", type=click.Path(path_type=Path), help="Load a conversation that /save wrote.")
 @with_diffusion_options
-@with_finish_options
+@with_save_options
 @runtime_options
 def chat(
     output: Path,
@@ -80,7 +80,7 @@ def chat(
     seed: int,
     load: Path | None,
     diffusion: dict[str, Any],
-    finish: dict[str, Any],
+    saving: dict[str, Any],
     engine: RuntimeOptions,
 ) -> None:
     """Chat with a model about images; it can draw images, too. Only drawn images and what /save writes are
@@ -97,7 +97,7 @@ def chat(
         conversation = Conversation(edge, temperature=temperature, seed=seed)
         if load is not None:
             conversation.load(load)
-        chat = Chat(conversation, image_writer(edge, engine, diffusion, finish), output, seed)
+        chat = Chat(conversation, image_writer(edge, engine, diffusion, saving), output, seed)
         if terminal:
             engine.note("/help tells what can be done here")
         while chat.going:
@@ -177,7 +177,7 @@ class Chat:
             elif command.startswith("/") and not os.path.exists(command):
                 note(f"{command} is no command; /help tells them", quiet=False)
             else:
-                text = self.take_paths(line)
+                text = self.attach_leading_paths(line)
                 if text:
                     self.say(text)
         except KeyboardInterrupt:
@@ -199,14 +199,14 @@ class Chat:
         self._images.append(open_image(_path(match) if match else name))
         note(f"{len(self._images)} with the next message", quiet=False)
 
-    def take_paths(self, line: str) -> str:
+    def attach_leading_paths(self, line: str) -> str:
         """What is left of a line when the image files it begins with are attached."""
-        from seed_edge.preprocess import IMAGE_ENDINGS
+        from seed_edge.image_formats import IMAGE_EXTENSIONS
 
         while (match := WORD.match(line)) is not None:
             path = _path(match)
             if (
-                os.path.splitext(path)[1].lower() not in IMAGE_ENDINGS
+                os.path.splitext(path)[1].lower() not in IMAGE_EXTENSIONS
                 or not os.path.exists(path)
                 or os.path.isdir(path)
             ):
@@ -241,7 +241,7 @@ class Chat:
 
     def keep(self, text: str, codes: list[int]) -> None:
         """Save and show a picture of an answer."""
-        output = Output(self.folder / "chat.png", free=True)
+        output = Output(self.folder / "chat.png", numbered=True)
         seed = self.seed + len(self.conversation.turns) - 1
         path = self.writer.save(self.writer.render(codes, seed, output.path, text), output)
         print_path(path)

@@ -1,6 +1,4 @@
-"""What commands that make pictures share: options of a diffusion, where pictures and what is half done are
-kept.
-"""
+"""Output of the commands that write images: diffusion options, output paths, image files, latents."""
 
 from __future__ import annotations
 
@@ -20,9 +18,15 @@ import click
 from click.core import ParameterSource
 
 from seed_edge.atomic import is_special, replacing, write_new
-from seed_edge.commands.common import MOST_GUIDANCE, SCHEDULERS, Number, option
+from seed_edge.commands.common import MAX_GUIDANCE, SCHEDULERS, Number, option
 from seed_edge.errors import SeedEdgeError
-from seed_edge.output_checks import is_stdout, refuse_input, refuse_inside, regular_stdin, why
+from seed_edge.output_checks import (
+    check_not_input,
+    check_not_inside,
+    is_stdout,
+    regular_stdin,
+    write_error_message,
+)
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -36,11 +40,11 @@ log = logging.getLogger("seed_edge")
 
 LATENTS = ".npy"
 MAX_SIDE = {"PNG": (1 << 31) - 1, "WEBP": 16_383, "JPEG": 65_500}
-"""Pixels a side that a picture of each format can have, as Pillow writes it."""
+"""Maximum side of an image in pixels that Pillow writes, by format."""
 MAX_STEM = 120
-"""Bytes of a prompt in a file name; names have 255 at most, in some file systems 143."""
+"""Maximum bytes of a prompt in a file name; file systems allow names of 255 bytes, some only 143."""
 RESERVED = re.compile(r"con|prn|aux|nul|com[0-9]|lpt[0-9]")
-"""Names of devices on Windows, with any ending."""
+"""Names that Windows reserves for devices, with any ending."""
 
 overwrite_option = option(
     "--overwrite",
@@ -49,7 +53,7 @@ overwrite_option = option(
     help="Replace a file at -o that seed-edge did not draw.",
 )
 
-finish_options = (
+save_options = (
     click.option(
         "--size",
         "side",
@@ -78,7 +82,7 @@ diffusion_options = (
         "--guidance",
         "--cfg-scale",
         "guidance",
-        type=Number(1, MOST_GUIDANCE),
+        type=Number(1, MAX_GUIDANCE),
         help="Guidance scale of the diffusion; 1 turns guidance off.  [default: set by the bundle]",
     ),
     click.option(
@@ -94,33 +98,42 @@ diffusion_options = (
 )
 
 
-def together(
+def option_group(
     name: str, options: Sequence[Callable[..., Any]], keys: Sequence[str]
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Add options to a command, which gets them together in a dictionary of that name."""
+    """Return a decorator that adds options to a command and passes their values as one dictionary.
+
+    Args:
+        name: parameter of the command that receives the dictionary.
+        keys: parameter names of the options.
+    """
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
         @functools.wraps(command)
-        def collected(**given: Any) -> None:
-            command(**{name: {key: given.pop(key) for key in keys}}, **given)
+        def wrapper(**values: Any) -> None:
+            command(**{name: {key: values.pop(key) for key in keys}}, **values)
 
-        for add in reversed(options):
-            collected = add(collected)
-        return collected
+        for add_option in reversed(options):
+            wrapper = add_option(wrapper)
+        return wrapper
 
     return decorate
 
 
-with_diffusion_options = together(
+with_diffusion_options = option_group(
     "diffusion", diffusion_options, ("fast", "steps", "guidance", "scheduler", "tiled")
 )
-"""Adds the options of a diffusion, as `diffusion`."""
-with_finish_options = together("finish", finish_options, ("side", "metadata", "show"))
-"""Adds the options of what is saved, as `finish`."""
+"""Decorator that adds the diffusion options; the command receives them as `diffusion`."""
+with_save_options = option_group("saving", save_options, ("side", "metadata", "show"))
+"""Decorator that adds the options for saving an image; the command receives them as `saving`."""
 
 
-def diffusion_options_of(edge: SeedEdge, diffusion: dict[str, Any]) -> DiffusionOptions:
-    """Options of a diffusion; refused for a bundle that has none."""
+def make_diffusion_options(edge: SeedEdge, diffusion: dict[str, Any]) -> DiffusionOptions:
+    """Return the `DiffusionOptions` for the values of `with_diffusion_options`.
+
+    Raises:
+        click.ClickException: options were given on the command line, and the bundle has no diffusion.
+    """
     import dataclasses
 
     from seed_edge.runtime.unclip import FAST, DiffusionOptions
@@ -137,82 +150,135 @@ def diffusion_options_of(edge: SeedEdge, diffusion: dict[str, Any]) -> Diffusion
 
 
 def check_grid(count: int, side: int, path: Path) -> None:
-    """Refuse a grid that is too large to be kept in memory, saved, or opened again; before anything is drawn.
+    """Check that a grid can be held in memory, saved and opened again.
 
     Args:
-        side: of each picture, in pixels.
+        count: number of images.
+        side: side of each image in pixels.
+        path: path of the grid; its ending gives the format.
 
     Raises:
-        click.ClickException: it is.
+        click.ClickException: the grid is too large.
     """
     from seed_edge.contact_sheet import columns_and_rows
+    from seed_edge.image_files import MAX_PIXELS
     from seed_edge.memory import available_memory
-    from seed_edge.preprocess import MAX_PIXELS
 
     width, height = (side * number for number in columns_and_rows(count))
-    longest = MAX_SIDE[kind_of_picture(path)]
-    needed, free = 2 * 3 * width * height, available_memory()  # the sheet, and what it becomes in its file
+    max_side = MAX_SIDE[image_format(path)]
+    needed, free = 2 * 3 * width * height, available_memory()  # RGB of the grid, and its encoded file
     if width * height > MAX_PIXELS:
-        fault = f"over the limit of {MAX_PIXELS:,} in all"
-    elif max(width, height) > longest:
-        fault = f"over the {longest:,} a side that {path.suffix} can have"
+        reason = f"over the limit of {MAX_PIXELS:,} pixels in total"
+    elif max(width, height) > max_side:
+        reason = f"over the limit of {max_side:,} per side of {path.suffix}"
     elif free is not None and needed > free:
-        fault = f"which takes {needed:,} bytes, {free:,} are free"
+        reason = f"and needs {needed:,} bytes of memory, but {free:,} are free"
     else:
         return
     raise click.ClickException(
-        f"a grid of {count} pictures of {side} pixels a side has {width:,} x {height:,} pixels, {fault}; "
+        f"a grid of {count} images of {side} pixels per side has {width:,} x {height:,} pixels, {reason}; "
         "draw fewer, choose a smaller --size, or leave out --grid"
     )
 
 
 @dataclass(frozen=True)
 class Output:
-    """Where a picture goes."""
+    """Destination of an image."""
 
     path: Path
-    free: bool = False
-    """Whether the first name like it is taken that no file has."""
+    numbered: bool = False
+    """Whether a number is added to the name if a file of that name exists; then no file is replaced."""
     overwrite: bool = False
-    """Whether a file may be replaced that seed-edge did not draw."""
+    """Whether a file that seed-edge did not draw may be replaced."""
 
 
-def kind_of_picture(path: Path) -> str:
-    """Pillow's name of the format for a file name; PNG for standard output, pipes and devices.
+def folder_or_file(output: str | None, always_folder: bool = False) -> tuple[Path | None, Path | None]:
+    """Return the value of -o as (folder, None) or (None, file); (None, None) without a value.
+
+    A folder ends with a slash or exists.
+
+    Args:
+        always_folder: treat any value as a folder.
+    """
+    if output is None:
+        return None, None
+    if always_folder or output.endswith(("/", os.sep)) or os.path.isdir(output):
+        return Path(output), None
+    return None, Path(output)
+
+
+def make_folder(folder: Path, engine: RuntimeOptions) -> None:
+    """Create the folder of -o, unless it exists.
 
     Raises:
-        ImageError: images are not written with this ending.
+        click.ClickException: its parent does not exist, or it is a file.
+        SeedEdgeError: it lies in the bundle.
+    """
+    check_not_inside(folder, bundle_path(engine), "-o")
+    try:
+        folder.mkdir(exist_ok=True)
+    except OSError as error:
+        raise click.ClickException(
+            f"{folder}: the folder cannot be created ({error.strerror}); choose another -o"
+        ) from error
+
+
+def resolve_output(output: str | None, default: Path, overwrite: bool, engine: RuntimeOptions) -> Output:
+    """Return the destination for a value of -o: a file, or a file of the default name in a folder.
+
+    The folder is created.
+
+    Args:
+        default: file name in a folder, or without -o in the working directory; numbered if it exists.
+
+    Raises:
+        click.ClickException: the folder cannot be created.
+        SeedEdgeError: the folder lies in the bundle.
+    """
+    folder, path = folder_or_file(output)
+    if folder is not None:
+        make_folder(folder, engine)
+    if path is not None:
+        return Output(path, overwrite=overwrite)
+    return Output((folder or Path()) / default, numbered=True, overwrite=overwrite)
+
+
+def image_format(path: Path) -> str:
+    """Return Pillow's name of the format for a file name; PNG for standard output, pipes and devices.
+
+    Raises:
+        ImageError: the file name has no ending of an image format that can be written.
     """
     from seed_edge.image_metadata import FORMATS_BY_ENDING, format_of_name
 
     return FORMATS_BY_ENDING.get(path.suffix.lower(), "PNG") if is_stdout(path) else format_of_name(path)
 
 
-def save_picture(image: Image, output: Output, record: Record | None) -> Path:
-    """Write a picture so that it appears under its name only when complete; return that name.
+def write_image(image: Image, output: Output, record: Record | None) -> Path:
+    """Write an image file, which appears only when it is complete, and return its path.
 
     Args:
-        record: how it was made, which the file is to carry; None to tell only that a machine made it.
+        record: provenance to store in the file; None stores only the mark of an AI-made image.
 
     Raises:
-        click.ClickException: it cannot be written, or a file would be lost.
+        click.ClickException: the file cannot be written, or would replace one that must not be replaced.
     """
     from seed_edge.image_metadata import encode_image
 
     path = output.path
     try:
-        data = encode_image(image, kind_of_picture(path), record)
+        data = encode_image(image, image_format(path), record)
         if is_stdout(path):
             sys.stdout.buffer.write(data)
             sys.stdout.buffer.flush()
-        elif output.free and not is_special(path):
-            return write_new(path, lambda partial: _write(partial, data), alike(path))
+        elif output.numbered and not is_special(path):
+            return write_new(path, lambda partial: _write(partial, data), numbered_names(path))
         else:
-            refuse_foreign(output)
+            check_replaceable(output)
             with replacing(path) as partial:
                 _write(partial, data)
     except OSError as error:
-        raise click.ClickException(why(error, path)) from error
+        raise click.ClickException(write_error_message(error, path)) from error
     return path
 
 
@@ -220,33 +286,37 @@ def _write(path: Path, data: bytes) -> None:
     path.write_bytes(data)
 
 
-def show_picture(image: Image, wanted: bool | None) -> None:
-    """Show a picture in the terminal, where it is wanted; where nothing is said, if stdout is a terminal."""
+def show_image(image: Image, show: bool | None) -> None:
+    """Print an image in the terminal.
+
+    Args:
+        show: None prints it only if stdout is a terminal.
+    """
     from shutil import get_terminal_size
 
-    from seed_edge.terminal import BLOCKS_256, protocol, shown
+    from seed_edge.terminal import BLOCKS_256, detect_protocol, render
 
-    how = None if wanted is False else protocol(sys.stdout)
-    if how is None and wanted:
-        how = BLOCKS_256  # asked for, whatever stdout is
-    if how is not None:
-        click.echo(shown(image, how, get_terminal_size().columns), nl=False, color=True)
+    protocol = None if show is False else detect_protocol(sys.stdout)
+    if protocol is None and show:
+        protocol = BLOCKS_256  # --show also applies to a stdout that is not a terminal
+    if protocol is not None:
+        click.echo(render(image, protocol, get_terminal_size().columns), nl=False, color=True)
 
 
-def bundle_place(engine: RuntimeOptions) -> Path:
-    """Folder of the bundle that a command runs.
+def bundle_path(engine: RuntimeOptions) -> Path:
+    """Return the folder of the bundle that a command runs.
 
     Raises:
-        BundleError: there is none.
+        BundleError: there is no such bundle.
     """
     from seed_edge.bundle import EMBEDDED, find
 
     return EMBEDDED if engine.bundle is None else find(engine.bundle)
 
 
-def read_files(engine: RuntimeOptions) -> list[Path]:
-    """Files that a command reads besides its arguments: settings, the bundle's files, a file on stdin. None
-    may be written to.
+def files_in_use(engine: RuntimeOptions) -> list[Path]:
+    """Return the files that a command reads besides its arguments: settings, the bundle's files, a file on
+    stdin. No output may replace them.
 
     Raises:
         BundleError: there is no such bundle.
@@ -254,47 +324,48 @@ def read_files(engine: RuntimeOptions) -> list[Path]:
     from seed_edge.user_dirs import CONFIG, folder
 
     config = click.get_current_context().find_root().params.get("config")
-    bundle = bundle_place(engine)
+    bundle = bundle_path(engine)
     return [config or folder("config") / CONFIG, *sorted(bundle.iterdir()), *regular_stdin()]
 
 
 def check_output(output: Output, engine: RuntimeOptions, *inputs: str | Path) -> None:
-    """Refuse an output that cannot be written or may not be, before any work.
+    """Check that an output can be written and replaces nothing that must stay; called before any work.
 
     Args:
         inputs: files that the command reads.
 
     Raises:
-        click.ClickException: the name, the folder or what is there stands against it.
-        SeedEdgeError: it is an input, or lies in the bundle.
+        click.ClickException: the name is invalid, the folder cannot be written, or the file must not be
+            replaced.
+        SeedEdgeError: the output is an input, or lies in the bundle.
     """
     path = output.path
     if is_stdout(path):
         if sys.stdout.isatty():
             raise click.ClickException(
-                "stdout is a terminal; lead it into a file or a program, or choose another -o"
+                "stdout is a terminal; redirect it to a file or a program, or choose another -o"
             )
         return
-    kind_of_picture(path)
+    image_format(path)
     if not is_special(path):
         check_name(path)
-        refuse_inside(path, bundle_place(engine), "-o")
-    refuse_input(path, (*map(Path, inputs), *read_files(engine)), "-o")
-    if not output.free:
-        refuse_foreign(output)
+        check_not_inside(path, bundle_path(engine), "-o")
+    check_not_input(path, (*map(Path, inputs), *files_in_use(engine)), "-o")
+    if not output.numbered:
+        check_replaceable(output)
 
 
 def check_name(path: Path) -> None:
-    """Refuse a name that no file can have.
+    """Check that a file of this name can be created.
 
     Raises:
-        click.ClickException: it is a folder's, too long, or in a folder that is not there or cannot be
-        written.
+        click.ClickException: the path is a folder, the name is too long, or the parent folder does not exist
+            or cannot be written.
     """
     if os.path.isdir(path):
         raise click.ClickException(f"{path} is a folder; give a file name")
     if not os.path.isdir(path.parent):
-        raise click.ClickException(f"{path.parent}: no such folder; make it first, or choose another -o")
+        raise click.ClickException(f"{path.parent}: no such folder; create it first, or choose another -o")
     if not os.access(path.parent, os.W_OK):
         raise click.ClickException(f"{path.parent}: the folder cannot be written; choose another -o")
     try:
@@ -302,14 +373,14 @@ def check_name(path: Path) -> None:
     except FileNotFoundError:
         return
     except OSError as error:
-        raise click.ClickException(why(error, path)) from error
+        raise click.ClickException(write_error_message(error, path)) from error
 
 
-def refuse_foreign(output: Output) -> None:
-    """Refuse to replace a file that seed-edge did not draw, unless that was asked for.
+def check_replaceable(output: Output) -> None:
+    """Check that an existing file was drawn by seed-edge, unless it may be overwritten.
 
     Raises:
-        click.ClickException: such a file is there.
+        click.ClickException: another file exists at the path.
     """
     from seed_edge.image_metadata import drawn_here
 
@@ -320,8 +391,8 @@ def refuse_foreign(output: Output) -> None:
         )
 
 
-def name_of(prompt: str, folder: Path | None = None) -> Path:
-    """A file name made of the prompt: `a-red-fox.png`."""
+def prompt_file_name(prompt: str, folder: Path | None = None) -> Path:
+    """Return a file name made from a prompt, such as `a-red-fox.png`, in `folder`."""
     stem = re.sub(r"[^\w]+", "-", prompt.lower()).strip("-")[:60]
     stem = stem.encode()[:MAX_STEM].decode("utf-8", "ignore") or "picture"
     if RESERVED.fullmatch(stem):
@@ -330,30 +401,35 @@ def name_of(prompt: str, folder: Path | None = None) -> Path:
 
 
 def numbered(path: Path, number: int) -> Path:
-    """`fox.png` -> `fox-1.png`."""
+    """Return `fox-1.png` for `fox.png` and 1."""
     return path.with_stem(f"{path.stem}-{number}")
 
 
-def alike(path: Path) -> Iterator[Path]:
-    """`fox.png`, `fox-2.png`, `fox-3.png`, ...; without end."""
+def numbered_names(path: Path) -> Iterator[Path]:
+    """Yield `fox.png`, `fox-2.png`, `fox-3.png`, ... without end."""
     yield path
     for number in itertools.count(2):
         yield numbered(path, number)
 
 
 @contextmanager
-def kept_latents(output: Path) -> Iterator[Callable[[Any], None]]:
-    """Keeps the latents of a picture in a file beside it while the last stage works, which may run out of
-    memory.
+def backup_latents(output: Path) -> Iterator[Callable[[Any], None]]:
+    """Save the latents of an image next to it during the last stage, which may run out of memory.
+
+    Yields a function that writes the latents. The file stays if the block fails, and is deleted otherwise.
+
+    Raises:
+        click.ClickException: the block failed after the latents were saved; the message has the command that
+            decodes them.
     """
-    beside = (
+    latents_path = (
         output.with_suffix(LATENTS)
         if not is_stdout(output) and not is_special(output)
         else Path("picture" + LATENTS)
     )
-    kept: list[Path] = []
+    saved: list[Path] = []
 
-    def keep(latents: Any) -> None:
+    def save(latents: Any) -> None:
         import numpy as np
 
         def write(partial: Path) -> None:
@@ -361,21 +437,21 @@ def kept_latents(output: Path) -> Iterator[Callable[[Any], None]]:
                 np.save(file, latents)
 
         try:
-            kept.append(write_new(beside, write, alike(beside)))
+            saved.append(write_new(latents_path, write, numbered_names(latents_path)))
         except OSError as error:
-            log.warning("what is half drawn is not kept: %s", why(error, beside))
+            log.warning("the latents are not saved: %s", write_error_message(error, latents_path))
 
     try:
-        yield keep
+        yield save
     except (SeedEdgeError, MemoryError) as error:
-        if not kept:
+        if not saved:
             raise
         import shlex
 
-        again = f"seed-edge decode {shlex.quote(str(kept.pop()))} -o {shlex.quote(str(output))} --tiled"
+        command = f"seed-edge decode {shlex.quote(str(saved.pop()))} -o {shlex.quote(str(output))} --tiled"
         raise click.ClickException(
-            f"{error}; what was drawn is kept: try `{again}` with the same --bundle"
+            f"{error}; the latents are saved: try `{command}` with the same --bundle"
         ) from error
     finally:
-        for path in kept:
+        for path in saved:
             path.unlink(missing_ok=True)

@@ -20,7 +20,9 @@ from PIL import Image
 from seed_edge.data.webdataset import IMAGE_TYPES, Member, list_shard
 from seed_edge.display import printable, shown
 from seed_edge.errors import DataError, ImageError, SeedEdgeError
-from seed_edge.image_files import IMAGE_ENDINGS, loaded, opened
+from seed_edge.image_decoding import decode_image
+from seed_edge.image_files import open_image_file
+from seed_edge.image_formats import IMAGE_EXTENSIONS
 from seed_edge.inputs import parse_json, read_text
 
 VALIDATION_SHARE = 10
@@ -188,14 +190,13 @@ def _turns(key: str, record: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
 def read_samples(
     paths: Sequence[Path], images: Path | None = None
 ) -> Iterator[tuple[Sample, tuple[Picture, ...]]]:
-    """Samples of all paths in order, with the locations of their images, which are not opened yet.
+    """Samples of all paths in order, with the locations of their images, which are not open_image_file yet.
 
     Args:
         paths: `.tar`, COCO's or LLaVA's `.json`, `.jsonl`, folders with `metadata.jsonl`, or folders of
-        images with text
-            files (`01.jpg` beside `01.txt` or `01.jpg.txt`).
+            images with text files (`01.jpg` beside `01.txt` or `01.jpg.txt`).
         images: folder that file names in `.json` and `.jsonl` are relative to; by default where the file
-        lies.
+            lies.
 
     Raises:
         DataError: a path is missing or of another kind, a record is incomplete, or there is no sample at all.
@@ -246,7 +247,7 @@ def _of_folder(path: Path) -> Iterator[tuple[str, Mapping[str, Any], tuple[Pictu
     not read.
     """
     images = sorted(
-        entry for entry in path.iterdir() if entry.suffix.lower() in IMAGE_ENDINGS and entry.is_file()
+        entry for entry in path.iterdir() if entry.suffix.lower() in IMAGE_EXTENSIONS and entry.is_file()
     )
     if not images:
         raise DataError(
@@ -357,8 +358,8 @@ def load_picture(picture: Picture) -> Image.Image:
         ImageError: the file is missing, damaged or not an image.
     """
     if isinstance(picture, Path):
-        with opened(picture) as image:
-            return loaded(image)
+        with open_image_file(picture) as image:
+            return decode_image(image)
     name = f"{picture.tar}: {picture.name}"
     try:
         content = picture.read()
@@ -366,5 +367,5 @@ def load_picture(picture: Picture) -> Image.Image:
         raise
     except OSError as error:
         raise ImageError(f"{printable(name)}: cannot be read ({error.strerror})") from error
-    with opened(io.BytesIO(content), name=name) as image:
-        return loaded(image)
+    with open_image_file(io.BytesIO(content), name=name) as image:
+        return decode_image(image)

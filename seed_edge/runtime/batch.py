@@ -16,8 +16,10 @@ from pathlib import Path
 from PIL import Image
 
 from seed_edge.errors import ImageError
+from seed_edge.image_files import MAX_PIXELS
+from seed_edge.image_formats import IMAGE_EXTENSIONS
 from seed_edge.inputs import kind_of
-from seed_edge.preprocess import IMAGE_ENDINGS, MAX_PIXELS, open_image
+from seed_edge.preprocess import open_image
 from seed_edge.runtime.pipeline import SeedEdge
 from seed_edge.runtime.threads import available_cores
 
@@ -56,7 +58,7 @@ def find_images(folder: Path, failed: list[tuple[Path, str]], left_out: Counter[
             path = Path(place, name)
             if name.startswith("."):
                 continue
-            if path.suffix.lower() not in IMAGE_ENDINGS:
+            if path.suffix.lower() not in IMAGE_EXTENSIONS:
                 left_out[path.suffix.lower() or NO_ENDING] += 1
             elif kind := kind_of(path):
                 failed.append((path, f"{path}: {kind}, not a regular file"))

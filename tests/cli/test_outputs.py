@@ -21,16 +21,16 @@ from seed_edge.cli import cli
 from seed_edge.commands.caption_output import BEFORE_ENDING, SIDECAR_ENDINGS
 from seed_edge.display import json_line
 from seed_edge.errors import DataError
-from seed_edge.image_files import IMAGE_ENDINGS
+from seed_edge.image_formats import IMAGE_EXTENSIONS
 from seed_edge.manifest import MANIFEST
-from seed_edge.output_checks import claim, refuse_any
+from seed_edge.output_checks import check_new_file, prepare_output_folder
 from seed_edge.user_dirs import bundles_folder
 
 # ---- random trees, random commands -------------------------------------------------------------------------------
 
 FOLDERS = ["", "more", "more/deep", ".hidden"]
 STEMS = ["a", "b", "c", "a house", "n" * 244, os.fsdecode(b"caf\xe9"), "tab\tline\n"]
-IMAGE_ENDINGS_BY_FORMAT = [
+EXTENSIONS_BY_FORMAT = [
     ".jpg",
     ".PNG",
     ".png",
@@ -152,7 +152,7 @@ def caption_words(
             for path in found
             if path == place
             or (
-                path.suffix.lower() in IMAGE_ENDINGS
+                path.suffix.lower() in IMAGE_EXTENSIONS
                 and not any(part[0] == "." for part in path.relative_to(place).parts)
             )
         }
@@ -233,7 +233,7 @@ seen: Counter[str] = Counter()
         st.tuples(
             st.sampled_from(FOLDERS),
             st.sampled_from(STEMS),
-            st.sampled_from(IMAGE_ENDINGS_BY_FORMAT),
+            st.sampled_from(EXTENSIONS_BY_FORMAT),
             st.sampled_from(KINDS),
         ),
         min_size=4,
@@ -417,13 +417,13 @@ def test_a_file_put_into_a_bundle_while_it_is_deleted_is_kept(kept, monkeypatch)
 
 def test_a_folder_is_claimed_once_and_stays_ours(tmp_path):
     out = tmp_path / "deep" / "out"
-    claim(out, "run")
+    prepare_output_folder(out, "run")
     (out / "config.json").write_text("ours")
-    claim(out, "run")
+    prepare_output_folder(out, "run")
     (tmp_path / "empty").mkdir()
-    claim(tmp_path / "empty", "codes")
+    prepare_output_folder(tmp_path / "empty", "codes")
     with pytest.raises(DataError, match="no folder of codes"):
-        claim(out, "codes")
+        prepare_output_folder(out, "codes")
 
 
 @pytest.mark.parametrize(
@@ -433,14 +433,14 @@ def test_a_folder_with_anything_in_it_is_not_claimed(tmp_path, name):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / name).write_text("mine")
     with pytest.raises(DataError, match="choose a new folder"):
-        claim(tmp_path / "out", "run", signs=("state.pt", "*/state.pt"))
+        prepare_output_folder(tmp_path / "out", "run", signs=("state.pt", "*/state.pt"))
     assert os.listdir(tmp_path / "out") == [name]
 
 
 def test_a_run_of_an_earlier_version_goes_on(tmp_path):
     (tmp_path / "state").mkdir()
     (tmp_path / "state" / "state.pt").write_text("ours")
-    claim(tmp_path, "run", signs=("state.pt", "*/state.pt"))
+    prepare_output_folder(tmp_path, "run", signs=("state.pt", "*/state.pt"))
 
 
 @pytest.mark.parametrize("kind", ["file", "dangling link", "pipe", "planted mark"])
@@ -456,7 +456,7 @@ def test_what_is_no_folder_is_not_claimed(tmp_path, kind):
     else:
         out.symlink_to("nowhere")
     with pytest.raises(DataError):
-        claim(out, "run")
+        prepare_output_folder(out, "run")
     assert not (tmp_path / "nowhere").exists()
 
 
@@ -465,18 +465,18 @@ def test_an_input_is_no_folder_for_output(tmp_path):
     (tmp_path / "link").symlink_to("data")
     for out in ("data", "link"):
         with pytest.raises(DataError, match="read by this command"):
-            claim(tmp_path / out, "run", [None, tmp_path / "data"])
+            prepare_output_folder(tmp_path / out, "run", [None, tmp_path / "data"])
     assert os.listdir(tmp_path / "data") == []
 
 
 def test_a_file_that_exists_is_not_written_again(tmp_path):
-    refuse_any(tmp_path / "new.tar")
-    refuse_any(Path("/dev/null"))
+    check_new_file(tmp_path / "new.tar")
+    check_new_file(Path("/dev/null"))
     (tmp_path / "link").symlink_to("nowhere")
     (tmp_path / "mine.tar").write_text("mine")
     for name in ("mine.tar", "link", ""):
         with pytest.raises(DataError, match="choose another --out"):
-            refuse_any(tmp_path / name)
+            check_new_file(tmp_path / name)
     assert stat.S_ISLNK((tmp_path / "link").lstat().st_mode)
 
 

@@ -21,7 +21,9 @@ from PIL import Image, ImageCms
 from seed_edge import image_files, native, preprocess
 from seed_edge.data.samples import load_picture
 from seed_edge.errors import ImageError
-from seed_edge.image_files import IMAGE_ENDINGS, format_of, opened, orientation_in, readable
+from seed_edge.image_decoding import exif_orientation
+from seed_edge.image_files import can_read_format, open_image_file
+from seed_edge.image_formats import IMAGE_EXTENSIONS, detect_format
 from seed_edge.image_metadata import drawn_here, record_in
 from seed_edge.preprocess import Preprocessing, open_image
 
@@ -273,7 +275,7 @@ def test_file_objects_of_any_kind_are_read(kind, name):
 
 
 def test_a_stream_is_read_up_to_a_limit(monkeypatch):
-    monkeypatch.setattr(image_files, "MAX_STREAM", 100)
+    monkeypatch.setattr(image_files, "MAX_STREAM_BYTES", 100)
     with pytest.raises(ImageError, match="image: over 100 bytes"):
         open_image(Stream(FILES["rgb.png"][0] + bytes(2 << 20)))
 
@@ -371,23 +373,23 @@ def test_raw_photos_in_the_form_of_tiff_are_not_taken_for_their_previews(tags):
     ],
 )
 def test_heic_and_avif_are_told_apart_by_their_brands(brands, kind):
-    assert format_of(boxes(*brands)) == kind
+    assert detect_format(boxes(*brands)) == kind
 
 
 def test_heic_without_its_plug_in_says_how_to_get_it(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "pillow_heif", None)
     monkeypatch.setitem(sys.modules, "PIL.AvifImagePlugin", None)
-    image_files._reader.cache_clear()
+    image_files._isolated_reader.cache_clear()
     path = tmp_path / "IMG_1.HEIC"
     path.write_bytes(boxes(b"heic", b"mif1"))
     with pytest.raises(
         ImageError,
-        match=re.escape(f'{path}: HEIC is read with a plug-in only: pip install "seed-edge[heif]"'),
+        match=re.escape(f'{path}: HEIC needs a plug-in: pip install "seed-edge[heif]"'),
     ):
         open_image(path)
-    with pytest.raises(ImageError, match="AVIF is not read by the Pillow that is installed"):
+    with pytest.raises(ImageError, match="the installed Pillow does not read AVIF"):
         open_image(io.BytesIO(boxes(b"avif")))
-    image_files._reader.cache_clear()
+    image_files._isolated_reader.cache_clear()
 
 
 @pytest.mark.parametrize("turn", [1, 6])
@@ -410,7 +412,7 @@ def test_heic_is_read_upright_where_its_plug_in_is_installed(turn, tmp_path):
 
 @pytest.mark.parametrize("turn", [1, 6])
 def test_avif_is_read_upright_where_pillow_reads_it(turn):
-    if not readable("AVIF"):
+    if not can_read_format("AVIF"):
         pytest.skip("this Pillow reads no AVIF")
     exif = Image.Exif()
     exif[0x0112] = turn
@@ -441,12 +443,12 @@ def test_avif_is_read_upright_where_pillow_reads_it(turn):
     ],
 )
 def test_endings_of_pictures_are_known_in_small_letters(ending):
-    assert ending in IMAGE_ENDINGS
+    assert ending in IMAGE_EXTENSIONS
 
 
 @pytest.mark.parametrize("ending", [".txt", ".json", ".pdf", ".mp4", ".npy", "", ".xmp"])
 def test_endings_of_other_files_are_none_of_pictures(ending):
-    assert ending not in IMAGE_ENDINGS
+    assert ending not in IMAGE_EXTENSIONS
 
 
 # ---- remarks
@@ -604,9 +606,9 @@ def test_the_direction_is_read_in_both_byte_orders(order, number):
     exif = mark + struct.pack(
         order + "HIHHHIHHHHIHHI", 42, 8, 2, 0x0100, 3, 1, 9, 0, 0x0112, 3, 1, number, 0, 0
     )
-    assert orientation_in(b"Exif\0\0" + exif) == orientation_in(exif) == number
+    assert exif_orientation(b"Exif\0\0" + exif) == exif_orientation(exif) == number
     for end in range(len(exif) - 6):
-        assert orientation_in(exif[:end]) in (None, number)
+        assert exif_orientation(exif[:end]) in (None, number)
 
 
 # ---- memory
@@ -637,6 +639,6 @@ def test_a_gif_that_grows_behind_its_header_is_held_to_the_limit():
 
 
 def test_the_header_of_a_picture_is_enough_for_its_record():
-    with opened(io.BytesIO(FILES["half.png"][0])) as image:
+    with open_image_file(io.BytesIO(FILES["half.png"][0])) as image:
         assert image.size == (64, 64)
     assert drawn_here("/nowhere") is False

@@ -17,7 +17,7 @@ from PIL import Image
 
 from seed_edge import native
 from seed_edge.errors import ImageError
-from seed_edge.image_files import readable
+from seed_edge.image_files import can_read_format
 from seed_edge.image_metadata import Drawn, Record, drawn_here, record_in, saving_options
 from seed_edge.preprocess import Preprocessing, open_image
 
@@ -48,9 +48,9 @@ def seeds() -> list[bytes]:
     found += [saved(noise, "TIFF", big_tiff=True), saved(noise, "PNG", interlace=1)]
     record = Record("a fox", (Drawn(1, (1, 2, 3)),), "mini", "0" * 64, temperature=0.5)
     found += [saved(noise, kind, **saving_options(kind, record, noise)) for kind in ("PNG", "JPEG", "WEBP")]
-    if readable("AVIF"):
+    if can_read_format("AVIF"):
         found += [saved(flag(), "AVIF"), saved(_as(noise, "RGBA"), "AVIF")]
-    if readable("HEIC"):
+    if can_read_format("HEIC"):
         import pillow_heif
 
         buffer = io.BytesIO()
