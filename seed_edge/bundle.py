@@ -31,7 +31,7 @@ from seed_edge.manifest import (
     Manifest,
 )
 from seed_edge.onnx_header import OnnxHeader
-from seed_edge.output_checks import refuse_around
+from seed_edge.output_checks import check_not_around
 from seed_edge.user_dirs import BUNDLE_NAME, Checked, bundle_folder, bundle_names
 
 EMBEDDED = Path(__file__).parent / "bundles" / "mini"
@@ -120,7 +120,7 @@ class Bundle:
 
         Raises:
             BundleError: no bundle there, or a file is missing, resized, changed, broken, unlisted, or not a
-            plain file.
+                plain file.
         """
         bundle = cls.read(EMBEDDED if path is None else find(path))
         try:
@@ -261,13 +261,13 @@ def add(source: Bundle, name: str, replace: bool = False) -> Bundle:
 
     Raises:
         BundleError: a file is not the one that was exported, the name is taken or is none, or the disk is too
-        small.
+            small.
     """
     folder = bundle_folder(name)
     if name == EMBEDDED.name:
         raise BundleError(f"{name} is the name of the embedded bundle; choose another")
-    refuse_existing(folder, replace)
-    refuse_around(folder, [source.path], "--name", BundleError)
+    check_replaceable_bundle(folder, replace)
+    check_not_around(folder, [source.path], "--name", BundleError)
     source.check_hashes()
     needed = sum(entry.size for entry in source.manifest.files.values())
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -291,7 +291,7 @@ def remove(name: str) -> Path:
         raise BundleError(
             f"{name}: no such bundle in {folder.parent}; there are: {', '.join(bundle_names()) or 'none'}"
         )
-    foreign = foreign_in(folder)
+    foreign = reason_to_keep(folder)
     if foreign is not None:
         raise BundleError(
             f"{folder} is not removed: {foreign}; look at it, and remove it yourself if it can go"
@@ -312,7 +312,7 @@ def staging(out: Path, replace: bool = False) -> Iterator[Path]:
     Raises:
         BundleError: `out` exists and may not be replaced, or its parent cannot be written.
     """
-    refuse_existing(out, replace)
+    check_replaceable_bundle(out, replace)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         folder = create_temporary_folder(out)
@@ -328,7 +328,7 @@ def staging(out: Path, replace: bool = False) -> Iterator[Path]:
         raise
 
 
-def refuse_existing(out: Path, replace: bool) -> None:
+def check_replaceable_bundle(out: Path, replace: bool) -> None:
     """Refuse an output path that exists, unless it is a bundle and `replace` is set.
 
     Raises:
@@ -340,14 +340,14 @@ def refuse_existing(out: Path, replace: bool) -> None:
         return
     except OSError as error:
         raise BundleError(f"{out} cannot be written ({error.strerror}); choose another --output") from error
-    foreign = foreign_in(out)
+    foreign = reason_to_keep(out)
     if foreign is not None:
         raise BundleError(f"{out} exists already, and {foreign}; choose another --output")
     if not replace:
         raise BundleError(f"{out} exists already; use --overwrite, or another --output")
 
 
-def foreign_in(folder: Path) -> str | None:
+def reason_to_keep(folder: Path) -> str | None:
     """What in a folder is not a bundle's, so that it is neither replaced nor deleted; None where all of it
     is.
 
@@ -400,7 +400,7 @@ def _discard(folder: Path) -> None:
     outer = create_temporary_folder(folder)
     doomed = outer / folder.name
     os.replace(folder, doomed)  # gone at once, however long the rest takes
-    if foreign_in(doomed) is not None:
+    if reason_to_keep(doomed) is not None:
         raise BundleError(f"{folder} was changed while it was to be deleted; it is in {doomed} now")
     for name in _listed_in(doomed / MANIFEST):
         (doomed / name).unlink(missing_ok=True)
@@ -418,7 +418,7 @@ def publish(folder: Path, out: Path, replace: bool = False) -> None:
     for name in os.listdir(folder):
         _flush(folder / name)
     _flush(folder)
-    refuse_existing(out, replace)
+    check_replaceable_bundle(out, replace)
     if out.exists():
         _discard(out)
     try:

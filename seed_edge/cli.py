@@ -14,7 +14,7 @@ from typing import IO, Any
 import click
 
 from seed_edge import __version__, native
-from seed_edge.commands.config import FILE, LEVELS, defaults_in, json_log, log_to_stderr
+from seed_edge.commands.config import FILE, LEVELS, json_log, log_to_stderr, read_defaults
 from seed_edge.commands.exit_codes import EXIT_CODES, INTERRUPTED
 from seed_edge.display import printable
 from seed_edge.errors import SeedEdgeError
@@ -201,7 +201,7 @@ def cli(context: click.Context, log_level: str, log_json: bool, config: Path | N
     if config is not None or path.exists():
         assert isinstance(context.command, click.Group)
         context.meta[FILE] = printable(str(path))
-        context.default_map = defaults_in(path, context.command)
+        context.default_map = read_defaults(path, context.command)
 
 
 def main() -> None:

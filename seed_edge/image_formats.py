@@ -46,7 +46,7 @@ READERS = {
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 """Formats that every installation reads; Pillow's other readers are never used."""
 MISSING_READER = {
-    "HEIC": 'HEIC needs a plug-in: pip install "seed-edge[heif]"',
+    "HEIC": 'HEIC needs a plug-in: pip install "pillow-heif>=1.1,<2"',
     "AVIF": "the installed Pillow does not read AVIF: pip install --upgrade pillow",
 }
 """Message for each format of `READERS` whose reader may not be installed."""

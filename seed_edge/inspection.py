@@ -126,9 +126,9 @@ def describe_graph(path: Path) -> dict[str, Any]:
 
 def describe_image(path: Path) -> dict[str, Any]:
     """Describe a drawn image by its metadata."""
-    from seed_edge.image_metadata import record_in
+    from seed_edge.image_metadata import read_record
 
-    made = dataclasses.asdict(record_in(path))
+    made = dataclasses.asdict(read_record(path))
     return {"is": "drawn picture", "path": str(path), "bytes": path.stat().st_size} | made
 
 

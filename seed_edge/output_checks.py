@@ -14,7 +14,7 @@ from seed_edge.errors import DataError, SeedEdgeError
 
 STDOUT = Path("-")
 """Name of standard output on the command line."""
-RUN_SIGNS = ("state.pt", "*/state.pt", "cache/samples.jsonl")
+RUN_FILES = ("state.pt", "*/state.pt", "cache/samples.jsonl")
 """Files by which a run of an earlier version is known, which had no mark."""
 MARK = ".seed-edge-{}"
 """Name of the empty file that marks a folder of seed-edge; it contains the purpose of the folder."""
@@ -36,7 +36,7 @@ def regular_stdin() -> list[Path]:
     return [name] if name.is_file() else []
 
 
-def refuse_input(
+def check_not_input(
     out: Path, inputs: Iterable[Path], option: str, error: type[SeedEdgeError] = SeedEdgeError
 ) -> None:
     """Refuse an output that is one of the inputs, links included.
@@ -53,7 +53,7 @@ def refuse_input(
             raise error(f"{names} is read by this command and is never written to; choose another {option}")
 
 
-def refuse_around(
+def check_not_around(
     out: Path, inputs: Iterable[Path], option: str, error: type[SeedEdgeError] = SeedEdgeError
 ) -> None:
     """Refuse an output folder that is an input or in which one lies, for commands that replace the folder.
@@ -62,12 +62,14 @@ def refuse_around(
         SeedEdgeError: it is.
     """
     for given in inputs:
-        refuse_input(out, [given], option, error)
+        check_not_input(out, [given], option, error)
         if any(same_file(out, parent) for parent in Path(os.path.realpath(given)).parents):
             raise error(f"{given} lies in {out} and is read by this command; choose another {option}")
 
 
-def refuse_inside(out: Path, folder: Path, option: str, error: type[SeedEdgeError] = SeedEdgeError) -> None:
+def check_not_inside(
+    out: Path, folder: Path, option: str, error: type[SeedEdgeError] = SeedEdgeError
+) -> None:
     """Refuse an output in a folder whose files are all accounted for, such as a bundle's.
 
     Raises:
@@ -78,7 +80,9 @@ def refuse_inside(out: Path, folder: Path, option: str, error: type[SeedEdgeErro
         raise error(f"{out} lies in the bundle {folder}, which holds nothing else; choose another {option}")
 
 
-def claim(out: Path, kind: str, inputs: Iterable[Path | None] = (), signs: Sequence[str] = ()) -> None:
+def prepare_output_folder(
+    out: Path, kind: str, inputs: Iterable[Path | None] = (), signs: Sequence[str] = ()
+) -> None:
     """Make `out` a folder of ours, unless it is one already; files in it are replaced by what is written
     later.
 
@@ -92,9 +96,9 @@ def claim(out: Path, kind: str, inputs: Iterable[Path | None] = (), signs: Seque
 
     Raises:
         DataError: `out` is an input, no folder, or holds what seed-edge did not write; or it cannot be
-        written.
+            written.
     """
-    refuse_input(out, [path for path in inputs if path is not None], "--output", DataError)
+    check_not_input(out, [path for path in inputs if path is not None], "--output", DataError)
     mark = out / MARK.format(kind)
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -124,13 +128,13 @@ def _is_plain(path: Path) -> bool:
         return False
 
 
-def refuse_any(out: Path, inputs: Iterable[Path] = (), option: str = "--output") -> None:
+def check_new_file(out: Path, inputs: Iterable[Path] = (), option: str = "--output") -> None:
     """Refuse an existing file; devices and pipes are allowed.
 
     Raises:
         DataError: it exists, or is an input.
     """
-    refuse_input(out, inputs, option, DataError)
+    check_not_input(out, inputs, option, DataError)
     try:
         mode = out.lstat().st_mode
     except FileNotFoundError:
@@ -141,7 +145,7 @@ def refuse_any(out: Path, inputs: Iterable[Path] = (), option: str = "--output")
         raise DataError(f"{out} exists already; choose another {option}")
 
 
-def why(error: OSError, path: Path) -> str:
+def write_error_message(error: OSError, path: Path) -> str:
     """Message of a failed write: the path and the reason of the system."""
     if error.errno == errno.ENAMETOOLONG:
         return f"{printable(path.name[:60])}...: the name is too long for a file system"

@@ -1,5 +1,5 @@
-"""Pictures in a terminal: by the protocols of kitty, iTerm2 and sixel where it knows one, else as coloured
-half blocks.
+"""Images in a terminal, by the protocol of kitty, iTerm2 or sixel if the terminal has one, otherwise as
+coloured half blocks.
 """
 
 from __future__ import annotations
@@ -19,47 +19,50 @@ if TYPE_CHECKING:
 
 KITTY, ITERM, SIXEL, BLOCKS, BLOCKS_256 = "kitty", "iterm", "sixel", "blocks", "blocks-256"
 CHUNK = 4096
-"""Most base64 characters of one of kitty's messages."""
+"""Maximum number of base64 characters in a message of kitty's protocol."""
 MAX_COLUMNS = 48
+"""Maximum width of an image in characters."""
 SIXEL_SIDE, SIXEL_COLOURS = 384, 128
+"""Maximum side of a sixel image in pixels, and number of its colours."""
 ANSWER_SECONDS = 0.2
+"""Time to wait for each part of a terminal's answer, in seconds."""
 ESCAPE = "\x1b"
 HALF = "\N{UPPER HALF BLOCK}"
 
 
-def protocol(stream: IO[str], environ: Mapping[str, str] = os.environ) -> str | None:
-    """How pictures are shown on a stream; None where they cannot be, or where colours are not wanted
-    (https://no-color.org).
+def detect_protocol(stream: IO[str], environ: Mapping[str, str] = os.environ) -> str | None:
+    """Return the best protocol for images on a stream; None if it is no terminal, or if colours are turned
+    off (https://no-color.org).
     """
     term, program = environ.get("TERM", ""), environ.get("TERM_PROGRAM", "")
     if not stream.isatty() or term == "dumb" or environ.get("NO_COLOR"):
         return None
     blocks = BLOCKS if environ.get("COLORTERM") in ("truecolor", "24bit") else BLOCKS_256
     if "TMUX" in environ or term.startswith(("screen", "tmux")):
-        return blocks  # what stands between passes nothing else on
+        return blocks  # terminal multiplexers do not pass image protocols on
     if "KITTY_WINDOW_ID" in environ or term in ("xterm-kitty", "xterm-ghostty") or program == "ghostty":
         return KITTY
     if program in ("iTerm.app", "WezTerm") or environ.get("LC_TERMINAL") == "iTerm2":
         return ITERM
-    return SIXEL if _answers_sixel() else blocks
+    return SIXEL if _supports_sixel() else blocks
 
 
-def shown(image: Image, how: str, columns: int) -> str:
-    """What to write so that a picture appears, with the line's end behind it.
+def render(image: Image, protocol: str, columns: int) -> str:
+    """Return the text that shows an image in a terminal, with a final newline.
 
     Args:
-        how: as `protocol` says.
-        columns: width of the terminal, in characters.
+        protocol: one of the constants of this module; see `detect_protocol`.
+        columns: width of the terminal in characters.
     """
     width = max(1, min(columns - 1, MAX_COLUMNS))
-    picture = image.convert("RGB")
-    if how in (KITTY, ITERM):
-        data = _png(picture)
-        return _kitty(data, width) if how == KITTY else _iterm(data, width)
-    return _sixel(picture) if how == SIXEL else _half_blocks(picture, width, how == BLOCKS)
+    rgb = image.convert("RGB")
+    if protocol in (KITTY, ITERM):
+        data = _png_base64(rgb)
+        return _kitty(data, width) if protocol == KITTY else _iterm(data, width)
+    return _sixel(rgb) if protocol == SIXEL else _half_blocks(rgb, width, protocol == BLOCKS)
 
 
-def _png(image: Image) -> str:
+def _png_base64(image: Image) -> str:
     buffer = io.BytesIO()
     image.save(buffer, "PNG")
     return base64.b64encode(buffer.getvalue()).decode()
@@ -81,7 +84,7 @@ def _iterm(data: str, width: int) -> str:
 
 
 def _sixel(image: Image) -> str:
-    """Six rows at a time, a colour at a time (DEC STD 070, chapter 9)."""
+    """Encode bands of six rows, one colour after the other (DEC STD 070, chapter 9)."""
     import numpy as np
     from PIL.Image import Quantize
 
@@ -99,21 +102,21 @@ def _sixel(image: Image) -> str:
         bits = 1 << np.arange(len(band))[:, None]
         rows = []
         for colour in sorted(set(band.ravel().tolist())):
-            found = ((band == colour) * bits).sum(0)
+            sixels = ((band == colour) * bits).sum(0)
             rows.append(
                 f"#{colour}"
-                + "".join(_run(chr(63 + int(value)), len(list(same))) for value, same in groupby(found))
+                + "".join(_run_length(chr(63 + int(value)), len(list(run))) for value, run in groupby(sixels))
             )
         out.append("$".join(rows) + "-")
     return "".join(out) + f"{ESCAPE}\\\n"
 
 
-def _run(letter: str, count: int) -> str:
-    return f"!{count}{letter}" if count > 3 else letter * count
+def _run_length(character: str, count: int) -> str:
+    return f"!{count}{character}" if count > 3 else character * count
 
 
 def _half_blocks(image: Image, width: int, true_colour: bool) -> str:
-    """Two pixels in each character: the upper one its colour, the lower one its ground."""
+    """Draw two pixels per character: the upper as its foreground, the lower as its background colour."""
     import numpy as np
     from PIL.Image import Resampling
 
@@ -123,21 +126,23 @@ def _half_blocks(image: Image, width: int, true_colour: bool) -> str:
     for upper, lower in zip(pixels[::2], pixels[1::2], strict=True):
         pairs = zip(upper, lower, strict=True)
         cells = [
-            _colour(38, above, true_colour) + _colour(48, below, true_colour) + HALF for above, below in pairs
+            _colour(38, upper_rgb, true_colour) + _colour(48, lower_rgb, true_colour) + HALF
+            for upper_rgb, lower_rgb in pairs
         ]
         lines.append("".join(cells) + f"{ESCAPE}[0m")
     return "\n".join(lines) + "\n"
 
 
-def _colour(kind: int, rgb: list[int], true_colour: bool) -> str:
+def _colour(ground: int, rgb: list[int], true_colour: bool) -> str:
+    """Return the escape sequence of a foreground (38) or background (48) colour."""
     if true_colour:
-        return f"{ESCAPE}[{kind};2;{rgb[0]};{rgb[1]};{rgb[2]}m"
+        return f"{ESCAPE}[{ground};2;{rgb[0]};{rgb[1]};{rgb[2]}m"
     red, green, blue = (round(value * 5 / 255) for value in rgb)
-    return f"{ESCAPE}[{kind};5;{16 + 36 * red + 6 * green + blue}m"
+    return f"{ESCAPE}[{ground};5;{16 + 36 * red + 6 * green + blue}m"
 
 
-def _answers_sixel() -> bool:
-    """Whether the terminal says that it shows sixels, when asked what it is (DA1)."""
+def _supports_sixel() -> bool:
+    """Whether the terminal lists sixel graphics in its device attributes (DA1)."""
     if not (sys.stdin.isatty() and sys.stdout.isatty()):
         return False
     try:
@@ -146,7 +151,7 @@ def _answers_sixel() -> bool:
     except ImportError:  # Windows
         return False
     handle = sys.stdin.fileno()
-    before = termios.tcgetattr(handle)
+    attributes = termios.tcgetattr(handle)
     answer = ""
     try:
         tty.setcbreak(handle, termios.TCSANOW)
@@ -155,5 +160,5 @@ def _answers_sixel() -> bool:
         while not answer.endswith("c") and select.select([handle], [], [], ANSWER_SECONDS)[0]:
             answer += os.read(handle, 64).decode("ascii", "replace")
     finally:
-        termios.tcsetattr(handle, termios.TCSANOW, before)
+        termios.tcsetattr(handle, termios.TCSANOW, attributes)
     return "4" in re.findall(r"[?;](\d+)", answer)[1:]

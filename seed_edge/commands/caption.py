@@ -11,37 +11,37 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import click
 
 from seed_edge.commands.caption_output import (
+    CaptionNotSaved,
     Chosen,
     FileProgress,
     Lines,
     Printed,
     Sidecars,
     Sink,
-    Unkept,
-    chosen_images,
+    find_inputs,
     sidecar_ending,
 )
-from seed_edge.commands.codes_input import paths_of
+from seed_edge.commands.codes_input import read_file_names
 from seed_edge.commands.common import (
     SEED,
     TEMPERATURE,
     TEXT,
     RuntimeOptions,
-    given,
     json_option,
     max_pixels_option,
     output_option,
     overwrite_option,
+    present,
     print_json,
     print_path,
     runtime_options,
 )
 from seed_edge.commands.config import write_stderr
 from seed_edge.commands.exit_codes import SOME_FAILED
-from seed_edge.commands.image_output import bundle_place, read_files
+from seed_edge.commands.image_output import bundle_path, files_in_use
 from seed_edge.display import printable
 from seed_edge.errors import ImageError
-from seed_edge.output_checks import is_stdout, refuse_inside
+from seed_edge.output_checks import check_not_inside, is_stdout
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -73,7 +73,7 @@ files_from_option = click.option(
 
 def with_files_from(images: tuple[str, ...], files_from: str | None) -> tuple[str, ...]:
     """The arguments and the names in the file of --files-from."""
-    return images if files_from is None else (*images, *paths_of(files_from))
+    return images if files_from is None else (*images, *read_file_names(files_from))
 
 
 @click.command()
@@ -139,21 +139,21 @@ def caption(
             Printed(as_json, alone=True).put(Path("-"), prefix + edge.caption(picture, **options) + append)
         return
     single_file = len(images) == 1 and files_from is None and not stdin0 and not os.path.isdir(images[0])
-    chosen = chosen_images(with_files_from(images, files_from), stdin0)
-    tell_left_out(chosen, engine)
+    chosen = find_inputs(with_files_from(images, files_from), stdin0)
+    report_skipped(chosen, engine)
     alone = single_file and len(chosen.paths) == 1 and not chosen.failed
     with ExitStack() as stack:
         sink: Sink
         if sidecar is not None:
-            sink = Sidecars(sidecar, full_names, resume, overwrite, chosen.paths, read_files(engine))
+            sink = Sidecars(sidecar, full_names, resume, overwrite, chosen.paths, files_in_use(engine))
         elif out is None or is_stdout(out):
             sink = Printed(as_json or out is not None, alone)
         else:
-            refuse_inside(out, bundle_place(engine), "--output")
+            check_not_inside(out, bundle_path(engine), "--output")
             sink = stack.enter_context(
-                Lines.opened(out, resume, overwrite, (*chosen.paths, *read_files(engine)))
+                Lines.opened(out, resume, overwrite, (*chosen.paths, *files_in_use(engine)))
             )
-        waiting, failed = still_to_do(chosen.paths, sink, alone)
+        waiting, failed = select_pending(chosen.paths, sink, alone)
         had = len(chosen.paths) - len(waiting) - len(failed)
         if had:
             engine.note(f"{had:,} of {len(chosen.paths):,} have their caption")
@@ -169,15 +169,15 @@ def caption(
                 alone,
                 engine.quiet,
                 **options,
-                **given(max_pixels=max_pixels),
+                **present(max_pixels=max_pixels),
             )
     if out is not None and not is_stdout(out):
         print_path(out)
     if failed:
-        refuse_failed(failed, f"{len(failed):,} of {total:,} images have no caption:")
+        exit_with_failures(failed, f"{len(failed):,} of {total:,} images have no caption:")
 
 
-def refuse_failed(failed: list[tuple[Path, str]], heading: str) -> NoReturn:
+def exit_with_failures(failed: list[tuple[Path, str]], heading: str) -> NoReturn:
     """List images that failed, with the reasons, and exit with code 3."""
     write_stderr(heading, "error")
     for path, error in failed:
@@ -185,7 +185,7 @@ def refuse_failed(failed: list[tuple[Path, str]], heading: str) -> NoReturn:
     raise click.exceptions.Exit(SOME_FAILED)
 
 
-def tell_left_out(chosen: Chosen, engine: RuntimeOptions) -> None:
+def report_skipped(chosen: Chosen, engine: RuntimeOptions) -> None:
     """Write a message about the files of folders that were skipped."""
     counts = [
         f"{printable(ending)} {count:,}"
@@ -197,14 +197,14 @@ def tell_left_out(chosen: Chosen, engine: RuntimeOptions) -> None:
         engine.note(f"skipped files that are not images, by ending: {', '.join(counts)}{more}")
 
 
-def still_to_do(paths: list[Path], sink: Sink, alone: bool) -> tuple[list[Path], list[tuple[Path, str]]]:
+def select_pending(paths: list[Path], sink: Sink, alone: bool) -> tuple[list[Path], list[tuple[Path, str]]]:
     """Images that have no caption yet, and those that can have none, with the reason."""
     waiting, failed = [], []
     for path in paths:
         try:
             if not sink.has(path):
                 waiting.append(path)
-        except Unkept as error:
+        except CaptionNotSaved as error:
             if alone:
                 raise
             failed.append((path, str(error)))
@@ -232,7 +232,7 @@ def caption_all(
                 if each.caption is None:
                     raise ImageError(str(each.error))
                 sink.put(each.path, prefix + each.caption + append)
-            except (ImageError, Unkept) as error:
+            except (ImageError, CaptionNotSaved) as error:
                 if alone:
                     raise
                 failed.append((each.path, str(error)))
@@ -254,7 +254,7 @@ def image_on_stdin(max_pixels: int | None) -> Image:
         data: bytes = file.read(STDIN_LIMIT + 1)
     if len(data) > STDIN_LIMIT:
         raise ImageError(f"stdin holds over {STDIN_LIMIT:,} bytes; give a file instead")
-    return open_image(io.BytesIO(data), **given(max_pixels=max_pixels))
+    return open_image(io.BytesIO(data), **present(max_pixels=max_pixels))
 
 
 @click.command()
@@ -283,8 +283,8 @@ def encode(
             print_codes("-", edge.encode([picture])[0].tolist(), as_json)
         return
     single_file = len(images) == 1 and files_from is None and not os.path.isdir(images[0])
-    chosen = chosen_images(with_files_from(images, files_from), False)
-    tell_left_out(chosen, engine)
+    chosen = find_inputs(with_files_from(images, files_from), False)
+    report_skipped(chosen, engine)
     failed, total = list(chosen.failed), len(chosen.paths) + len(chosen.failed)
     with engine.opened() as edge:
         for path in chosen.paths:
@@ -295,7 +295,7 @@ def encode(
                     raise
                 failed.append((path, str(error)))
     if failed:
-        refuse_failed(failed, f"{len(failed):,} of {total:,} images were not encoded:")
+        exit_with_failures(failed, f"{len(failed):,} of {total:,} images were not encoded:")
 
 
 def codes_of(edge: SeedEdge, path: Path, max_pixels: int | None) -> list[int]:
@@ -306,7 +306,7 @@ def codes_of(edge: SeedEdge, path: Path, max_pixels: int | None) -> list[int]:
     """
     from seed_edge.preprocess import open_image
 
-    codes: list[int] = edge.encode([open_image(str(path), **given(max_pixels=max_pixels))])[0].tolist()
+    codes: list[int] = edge.encode([open_image(str(path), **present(max_pixels=max_pixels))])[0].tolist()
     return codes
 
 
@@ -338,7 +338,7 @@ def ask(
     """Answer QUESTION about one or several IMAGES."""
     from seed_edge.preprocess import open_image
 
-    pictures = [open_image(image, **given(max_pixels=max_pixels)) for image in images]
+    pictures = [open_image(image, **present(max_pixels=max_pixels)) for image in images]
     with engine.opened() as edge:
         text = edge.ask(pictures, question, temperature=temperature, seed=seed)
     record = {"images": list(images), "question": question, "answer": text}

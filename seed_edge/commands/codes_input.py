@@ -1,6 +1,4 @@
-"""Inputs of commands besides images: codes, latents, prompts and file names; from a file, or from stdin for
-`-`.
-"""
+"""Inputs of commands other than images: codes, latents, prompts and file names, from a file or from stdin."""
 
 from __future__ import annotations
 
@@ -31,57 +29,65 @@ NPY = re.compile(
     rb"\{'descr': '(?P<type>[<>]f[248])', 'fortran_order': (?P<fortran>True|False), 'shape': "
     rb"\((?P<shape>[0-9]{1,6}(?:, [0-9]{1,6}){3}),?\), \} *\n"
 )
-"""Beginning of a .npy file of real numbers in four dimensions, as `numpy.save` writes it."""
+"""Header of a .npy file that contains a four-dimensional array of real numbers, as `numpy.save` writes it."""
 MAX_HEADER = 512
+"""Maximum size of that header in bytes."""
 INTEGER = re.compile(r"-?[0-9]{1,18}")
 
 
 def read_codes(name: str) -> str:
-    """Text of a codes file, or of stdin for `-`.
+    """Return the text of a codes file, or of stdin for `-`.
 
     Raises:
-        CodesError: it cannot be read, is no text, or is far too large.
+        CodesError: the file cannot be read, is not UTF-8 text, or exceeds `CODES_FILE_LIMIT` bytes.
     """
-    data = _content(name, CODES_FILE_LIMIT, CodesError)
+    data = _read_input(name, CODES_FILE_LIMIT, CodesError)
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError:
-        raise CodesError(f"{printable(name)} is no text; give a file that `seed-edge encode` wrote") from None
+        raise CodesError(
+            f"{printable(name)} is not a text file; give a file that `seed-edge encode` wrote"
+        ) from None
 
 
 def parse_codes(text: str, name: str) -> list[int]:
-    """Codes of one image: JSON with `codes`, a JSON list, or numbers with spaces between.
+    """Parse the codes of one image: a JSON object with `codes`, a JSON list, or integers separated by spaces.
+
+    Args:
+        name: file name for messages.
 
     Raises:
-        CodesError: none of these.
+        CodesError: the text has another format.
     """
     try:
-        value = parse_json(text, name, CodesError) if text.lstrip()[:1] in ("{", "[") else _numbers(text)
+        value = parse_json(text, name, CodesError) if text.lstrip()[:1] in ("{", "[") else _integers(text)
     except CodesError as error:
-        raise CodesError(f"{printable(name)} holds no codes ({error}); {ADVICE}") from error
+        raise CodesError(f"{printable(name)} holds no codes ({error}); {CODES_ADVICE}") from error
     value = value.get("codes") if isinstance(value, dict) else value
     if not isinstance(value, list) or not value or not all(type(code) is int for code in value):
-        raise CodesError(f"{printable(name)} holds no codes; {ADVICE}")
+        raise CodesError(f"{printable(name)} holds no codes; {CODES_ADVICE}")
     return value
 
 
-ADVICE = "give a file that `seed-edge encode --json` wrote, of one image"
+CODES_ADVICE = "give a file that `seed-edge encode --json` wrote for one image"
 
 
-def _numbers(text: str) -> list[int] | None:
-    """Integers with white space between; None where a word is no integer of at most 64 bits."""
+def _integers(text: str) -> list[int] | None:
+    """Parse integers separated by white space; None if a word is not an integer of at most 18 digits."""
     words = text.split()
     return [int(word) for word in words] if all(map(INTEGER.fullmatch, words)) else None
 
 
-def parse_many(text: str, name: str) -> list[list[int]]:
-    """Codes of one or several images.
+def parse_code_lists(text: str, name: str) -> list[list[int]]:
+    """Parse the codes of one or several images.
 
-    Several images are JSON lines, as `encode --json` writes them; one image is anything that `parse_codes`
-    reads.
+    Several images are JSON lines, as `encode --json` writes them; for one image see `parse_codes`.
+
+    Args:
+        name: file name for messages.
 
     Raises:
-        CodesError: `text` holds no codes, or one of its lines does not.
+        CodesError: `text`, or one of several lines, holds no codes.
     """
     lines = [line for line in text.splitlines() if line.strip()]
     if len(lines) < 2 or not all(line.startswith("{") and line.rstrip().endswith("}") for line in lines):
@@ -89,33 +95,33 @@ def parse_many(text: str, name: str) -> list[list[int]]:
     return [parse_codes(line, f"{name}: line {number}") for number, line in enumerate(lines, 1)]
 
 
-def paths_of(name: str) -> list[str]:
-    """File names in a text file, one per line, or on stdin for `-`; empty lines are skipped.
+def read_file_names(name: str) -> list[str]:
+    """Read file names, one per line, from a file, or from stdin for `-`; empty lines are skipped.
 
-    Names are bytes of the file system, as the lines of `find` and `ls`.
-
-    Raises:
-        ImageError: the file cannot be read, or holds no name.
-    """
-    data = _content(name, PROMPTS_FILE_LIMIT, ImageError)
-    found = [os.fsdecode(line) for line in data.splitlines() if line.strip()]
-    if not found:
-        raise ImageError(f"{printable(name)} holds no file names; write one on each line")
-    return found
-
-
-def lines_of(name: str) -> Iterator[str]:
-    """Lines of a UTF-8 text file, or of stdin for `-`; empty lines are skipped.
+    Names are in the encoding of the file system, as `find` and `ls` print them.
 
     Raises:
-        PromptError: it cannot be read, holds nothing, or a line is no prompt.
+        ImageError: the file cannot be read, or holds no names.
     """
-    data = _content(name, PROMPTS_FILE_LIMIT, PromptError)
-    found = []
+    data = _read_input(name, PROMPTS_FILE_LIMIT, ImageError)
+    names = [os.fsdecode(line) for line in data.splitlines() if line.strip()]
+    if not names:
+        raise ImageError(f"{printable(name)} holds no file names; write one per line")
+    return names
+
+
+def read_prompts(name: str) -> Iterator[str]:
+    """Read prompts, one per line of UTF-8 text, from a file, or from stdin for `-`; empty lines are skipped.
+
+    Raises:
+        PromptError: the file cannot be read, holds no prompts, or a line is not a valid prompt.
+    """
+    data = _read_input(name, PROMPTS_FILE_LIMIT, PromptError)
+    prompts = []
     for number, line in enumerate(data.removeprefix(b"\xef\xbb\xbf").splitlines(), 1):
         where = f"{printable(name)}: line {number}"
         if len(line) > MAX_PROMPT:
-            raise PromptError(f"{where} has {len(line):,} bytes; a prompt has at most {MAX_PROMPT:,}")
+            raise PromptError(f"{where} has {len(line):,} bytes; a prompt may have at most {MAX_PROMPT:,}")
         try:
             text = line.decode("utf-8").strip()
         except UnicodeDecodeError as error:
@@ -124,19 +130,20 @@ def lines_of(name: str) -> Iterator[str]:
             ) from None
         if "\0" in text:
             raise PromptError(f"{where} holds a NUL character; write the prompts as plain UTF-8 text")
-        found.append(text)
-    if not any(found):
-        raise PromptError(f"{printable(name)} holds no prompts; write one on each line")
-    yield from filter(None, found)
+        prompts.append(text)
+    if not any(prompts):
+        raise PromptError(f"{printable(name)} holds no prompts; write one per line")
+    yield from filter(None, prompts)
 
 
 def read_latents(path: Path) -> NDArray[np.float32]:
-    """Latents (1, channels, height, width) that `kept_latents` kept. Type and size are known before an array
-    is made.
+    """Read the latents, (1, channels, height, width) in fp32, from a file that `backup_latents` wrote.
+
+    The header is checked before an array is allocated.
 
     Raises:
-        CodesError: the file is missing, or holds anything but one array of finite real numbers of such a
-        shape.
+        CodesError: the file is missing, or is not a .npy file with one array of finite real numbers of such a
+            shape and at most `LATENTS_FILE_LIMIT` bytes.
     """
     import numpy as np
 
@@ -145,31 +152,34 @@ def read_latents(path: Path) -> NDArray[np.float32]:
         header = NPY.match(_read(file, MAX_HEADER, name))
         if header is None:
             raise CodesError(
-                f"{name} cannot be read as latents (it is no array of real numbers in four dimensions); "
-                f"{KEPT}"
+                f"{name} cannot be read as latents (it is not a four-dimensional array of real numbers); "
+                f"{LATENTS_ADVICE}"
             )
-        kind, shape = (
+        dtype, shape = (
             np.dtype(header["type"].decode()),
             tuple(int(side) for side in header["shape"].split(b", ")),
         )
-        size = kind.itemsize * math.prod(shape)
+        size = dtype.itemsize * math.prod(shape)
         if shape[0] != 1 or not 0 < size <= LATENTS_FILE_LIMIT:
             raise CodesError(
-                f"{name} cannot be read as latents (its shape is {shape}, not that of one picture); {KEPT}"
+                f"{name} cannot be read as latents (its shape {shape} is not that of one image); "
+                f"{LATENTS_ADVICE}"
             )
         file.seek(header.end())
         data = _read(file, size + 1, name)
     if len(data) != size:
-        raise CodesError(f"{name} cannot be read as latents (its size is not that of {shape}); {KEPT}")
-    values = np.frombuffer(data, kind).reshape(shape, order="F" if header["fortran"] == b"True" else "C")
+        raise CodesError(
+            f"{name} cannot be read as latents (its size does not match its shape {shape}); {LATENTS_ADVICE}"
+        )
+    values = np.frombuffer(data, dtype).reshape(shape, order="F" if header["fortran"] == b"True" else "C")
     with np.errstate(over="ignore"):
         values = np.ascontiguousarray(values, np.float32)
     if not np.isfinite(values).all():
-        raise CodesError(f"{name} cannot be read as latents (they are not finite); {KEPT}")
+        raise CodesError(f"{name} cannot be read as latents (they are not finite); {LATENTS_ADVICE}")
     return values
 
 
-KEPT = "give a file that `draw` kept"
+LATENTS_ADVICE = "give a file of latents that `draw` wrote"
 
 
 def _read(file: IO[bytes], size: int, name: str) -> bytes:
@@ -179,7 +189,7 @@ def _read(file: IO[bytes], size: int, name: str) -> bytes:
         raise CodesError(f"{name} cannot be read ({error.strerror})") from error
 
 
-def _file(path: Path, limit: int, error: type[SeedEdgeError]) -> bytes:
+def _read_file(path: Path, limit: int, error: type[SeedEdgeError]) -> bytes:
     name = printable(str(path))
     try:
         size = path.stat().st_size
@@ -192,10 +202,10 @@ def _file(path: Path, limit: int, error: type[SeedEdgeError]) -> bytes:
     return read_bytes(path, limit, error)
 
 
-def _content(name: str, limit: int, error: type[SeedEdgeError]) -> bytes:
-    """Content of a regular file, or of stdin for `-`; at most `limit` bytes."""
+def _read_input(name: str, limit: int, error: type[SeedEdgeError]) -> bytes:
+    """Read a regular file, or stdin for `-`; at most `limit` bytes."""
     if name != STDIN:
-        return _file(Path(name), limit, error)
+        return _read_file(Path(name), limit, error)
     stream: Any = sys.stdin
     if stream is None:
         raise error("stdin is closed; give a file")

@@ -30,7 +30,7 @@ Command = TypeVar("Command", bound=Callable[..., Any] | click.Command)
 MAX_SEED = (1 << 63) - 1
 MAX_BYTES = (1 << 63) - 1
 MAX_COUNT = 10**9
-MOST_TEMPERATURE, MOST_GUIDANCE = 100.0, 1000.0
+MAX_TEMPERATURE, MAX_GUIDANCE = 100.0, 1000.0
 """As in `manifest`, which is not imported for `--help`; a test compares them."""
 DEVICES, SCHEDULERS, STORAGE_TYPES = (
     ("auto", "cpu", "cuda"),
@@ -122,7 +122,7 @@ def shortened(value: Any) -> str:
 SEED, COUNT, TEMPERATURE, TEXT = (
     Integer(0, MAX_SEED),
     Integer(1, MAX_COUNT),
-    Number(0, MOST_TEMPERATURE),
+    Number(0, MAX_TEMPERATURE),
     Text(),
 )
 
@@ -322,7 +322,7 @@ def need(extra: str, *modules: str) -> None:
         )
 
 
-def given(**options: int | None) -> dict[str, Any]:
+def present(**options: int | None) -> dict[str, Any]:
     """The options that are not None."""
     return {name: value for name, value in options.items() if value is not None}
 

@@ -24,13 +24,13 @@ FILE = "seed_edge.settings"
 """Key of a context's `meta`: path of the settings file."""
 
 
-class ValueRefused(click.ClickException):
+class InvalidValue(click.ClickException):
     """Invalid value of an option in a settings file: exit code 2, as on the command line."""
 
     exit_code = 2
 
 
-def defaults_in(path: Path, group: click.Group) -> dict[str, Any]:
+def read_defaults(path: Path, group: click.Group) -> dict[str, Any]:
     """Defaults of options, by command, for click's `default_map`.
 
     A key is the long name of an option without dashes. At the top it counts for every command that has the
@@ -39,7 +39,7 @@ def defaults_in(path: Path, group: click.Group) -> dict[str, Any]:
 
     Raises:
         click.ClickException: the file is no TOML, or names what is no command or option.
-        ValueRefused: a value is not what its option takes.
+        InvalidValue: a value is not what its option takes.
     """
     import tomllib
 
@@ -109,13 +109,13 @@ def _check(option: click.Option, value: Any, where: str) -> None:
     """Refuse a value that an option does not take.
 
     Raises:
-        ValueRefused: it is of another type, or outside the option's range.
+        InvalidValue: it is of another type, or outside the option's range.
     """
     if not option.multiple:
         _check_one(option, value, where)
         return
     if not isinstance(value, list):
-        raise ValueRefused(
+        raise InvalidValue(
             f"{where}: {_shown(value)} is not an array; expected an array, each value {_expected(option)}"
         )
     for each in value:
@@ -124,15 +124,15 @@ def _check(option: click.Option, value: Any, where: str) -> None:
 
 def _check_one(option: click.Option, value: Any, where: str) -> None:
     if type(value) not in _types(option):
-        raise ValueRefused(f"{where}: {_shown(value)} is {_kind(value)}; expected {_expected(option)}")
+        raise InvalidValue(f"{where}: {_shown(value)} is {_kind(value)}; expected {_expected(option)}")
     if isinstance(value, str) and "\0" in value:
-        raise ValueRefused(f"{where}: it holds a NUL character; expected {_expected(option)}")
+        raise InvalidValue(f"{where}: it holds a NUL character; expected {_expected(option)}")
     if isinstance(value, bool):
         return
     try:
         option.type.convert(value, option, None)
     except click.UsageError as error:
-        raise ValueRefused(f"{where}: {printable(error.message)}; expected {_expected(option)}") from error
+        raise InvalidValue(f"{where}: {printable(error.message)}; expected {_expected(option)}") from error
 
 
 def _types(option: click.Option) -> tuple[type, ...]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -13,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from seed_edge.commands.caption_output import FileProgress
-from seed_edge.commands.codes_input import lines_of, parse_many, read_codes, read_latents
+from seed_edge.commands.codes_input import parse_code_lists, read_codes, read_latents, read_prompts
 from seed_edge.commands.common import (
     MAX_SEED,
     SEED,
@@ -21,11 +20,11 @@ from seed_edge.commands.common import (
     TEXT,
     Progress,
     RuntimeOptions,
-    given,
     json_option,
     max_pixels_option,
     note,
     option,
+    present,
     print_json,
     print_path,
     runtime_options,
@@ -33,17 +32,20 @@ from seed_edge.commands.common import (
 from seed_edge.commands.image_output import (
     LATENTS,
     Output,
+    backup_latents,
     check_grid,
     check_output,
-    diffusion_options_of,
-    kept_latents,
-    name_of,
+    folder_or_file,
+    make_diffusion_options,
+    make_folder,
     numbered,
     overwrite_option,
-    save_picture,
-    show_picture,
+    prompt_file_name,
+    resolve_output,
+    show_image,
     with_diffusion_options,
-    with_finish_options,
+    with_save_options,
+    write_image,
 )
 from seed_edge.errors import PromptError
 from seed_edge.output_checks import is_stdout
@@ -53,16 +55,20 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from PIL.Image import Image
 
-    from seed_edge.image_metadata import Drawn, Record
+    from seed_edge.image_metadata import DrawnImage, Record
     from seed_edge.manifest import Sampling
     from seed_edge.runtime.drawing import Drawing
     from seed_edge.runtime.pipeline import SeedEdge
     from seed_edge.runtime.unclip import DiffusionOptions
 
-MAX_PICTURES_AT_ONCE = 1000
+MAX_IMAGES = 1000
 
 output_option = click.option(
-    "-o", "--output", type=click.Path(path_type=Path), required=True, help="Image to write; - for stdout."
+    "-o",
+    "--output",
+    type=click.Path(),
+    required=True,
+    help="Image to write; - for stdout; FOLDER/ for an image named after the input.",
 )
 seed_option = click.option(
     "-s", "--seed", type=SEED, help="Random seed.  [default: a random one, printed on stderr]"
@@ -100,7 +106,7 @@ class StageProgress:
 
 @dataclasses.dataclass(frozen=True)
 class ImageWriter:
-    """Draws with the options of one command line, and writes the image files."""
+    """Draws images with the options of a command line, and writes them to files."""
 
     edge: SeedEdge
     options: DiffusionOptions
@@ -111,7 +117,7 @@ class ImageWriter:
     """Side of a saved image in pixels; None for the side of the drawn image."""
     metadata: bool
     show: bool | None
-    """Whether saved images are shown in the terminal; None if stdout is a terminal."""
+    """Whether saved images are shown in the terminal; None shows them if stdout is a terminal."""
     quiet: bool
 
     def draw(self, prompt: str, seed: int, path: Path) -> Drawing:
@@ -154,20 +160,20 @@ class ImageWriter:
 
     @contextmanager
     def _decoding(self, path: Path) -> Iterator[dict[str, Any]]:
-        """Callbacks of a drawing. If the last stage of a diffusion fails, its latents are kept in a file
-        beside `path`.
+        """Yield the callbacks of a drawing. If the last stage of a diffusion fails, its latents are saved
+        next to `path`.
         """
-        with StageProgress(self.quiet) as progress, kept_latents(path) as on_latents:
+        with StageProgress(self.quiet) as progress, backup_latents(path) as on_latents:
             yield {"progress": progress, "on_latents": on_latents}
 
     def _sized(self, drawing: Drawing) -> Drawing:
         return drawing if self.side is None else drawing.resized(self.side)
 
     def save(self, drawing: Drawing, output: Output) -> Path:
-        """Write the image file, show the image where that is wanted, and return the path."""
-        path = save_picture(drawing.image, output, drawing.provenance if self.metadata else None)
+        """Write the image file, show the image if `show` asks for it, and return the path."""
+        path = write_image(drawing.image, output, drawing.provenance if self.metadata else None)
         if not is_stdout(path):
-            show_picture(drawing.image, self.show)
+            show_image(drawing.image, self.show)
         return path
 
     def drawn_side(self) -> int:
@@ -176,7 +182,7 @@ class ImageWriter:
 
 
 class ContactSheet:
-    """Drawings of one size in one image, whose provenance lists them all."""
+    """A contact sheet of drawings of one size; its provenance lists all of them."""
 
     def __init__(self, count: int) -> None:
         """
@@ -186,7 +192,7 @@ class ContactSheet:
         from seed_edge.contact_sheet import ImageGrid
 
         self._grid = ImageGrid(count)
-        self._drawn: list[Drawn] = []
+        self._drawn: list[DrawnImage] = []
         self._last: Drawing | None = None
 
     def add(self, drawing: Drawing) -> None:
@@ -199,7 +205,7 @@ class ContactSheet:
         return len(self._drawn)
 
     def drawing(self) -> Drawing:
-        """The sheet of at least one drawing, with the settings of the last one."""
+        """Return the sheet, with the settings of the last drawing; at least one was added."""
         assert self._last is not None
         provenance = dataclasses.replace(self._last.provenance, drawn=tuple(self._drawn))
         return dataclasses.replace(self._last, image=self._grid.image(), provenance=provenance)
@@ -209,27 +215,29 @@ def image_writer(
     edge: SeedEdge,
     engine: RuntimeOptions,
     diffusion: dict[str, Any],
-    finish: dict[str, Any],
+    saving: dict[str, Any],
     *,
     temperature: float | None = None,
     best_of: int | None = None,
     negative: str | None = None,
 ) -> ImageWriter:
-    """An `ImageWriter` for the options of a command line; options that do not apply to the bundle are
-    refused.
+    """Return an `ImageWriter` for the options of a command line.
 
     Args:
         diffusion: see `with_diffusion_options`.
-        finish: see `with_finish_options`.
+        saving: see `with_save_options`.
+
+    Raises:
+        click.ClickException: options do not apply to the bundle.
     """
-    options = diffusion_options_of(edge, diffusion)
+    options = make_diffusion_options(edge, diffusion)
     edge.require_decoder()
     sampling = edge.generator.sampling
     if temperature is not None:
         sampling = dataclasses.replace(sampling, temperature=temperature)
     if best_of is not None:
         sampling = dataclasses.replace(sampling, best_of=best_of)
-    return ImageWriter(edge, options, sampling, negative, quiet=engine.quiet, **finish)
+    return ImageWriter(edge, options, sampling, negative, quiet=engine.quiet, **saving)
 
 
 @click.command()
@@ -245,7 +253,7 @@ def image_writer(
 @click.option(
     "-n",
     "--count",
-    type=click.IntRange(1, MAX_PICTURES_AT_ONCE),
+    type=click.IntRange(1, MAX_IMAGES),
     default=1,
     show_default=True,
     help="Number of images.",
@@ -267,7 +275,7 @@ def image_writer(
     help="Number of candidates, of which the model's most likely one is kept.  [default: set by the bundle]",
 )
 @with_diffusion_options
-@with_finish_options
+@with_save_options
 @runtime_options
 @json_option
 def draw(
@@ -284,7 +292,7 @@ def draw(
     temperature: float | None,
     best_of: int | None,
     diffusion: dict[str, Any],
-    finish: dict[str, Any],
+    saving: dict[str, Any],
     engine: RuntimeOptions,
     as_json: bool,
 ) -> None:
@@ -293,106 +301,80 @@ def draw(
     With -n, the seed of each further image is one higher. The metadata of an image holds prompt, seed, codes
     and bundle, so that --from draws it again, and the mark of an AI-made image.
     """
-    finish = unshown(finish) if as_json else finish
-    if sum(value is not None for value in (prompt, prompt_option, prompts, source)) != 1:
+    saving = without_display(saving) if as_json else saving
+    if len(present(prompt=prompt, prompt_option=prompt_option, prompts=prompts, source=source)) != 1:
         raise click.UsageError(
             'give one of: a PROMPT such as "a red fox", -p PROMPT, --prompts FILE, --from IMAGE'
         )
     prompt = prompt if prompt_option is None else prompt_option
     folder, path = folder_or_file(output, prompts is not None)
-    refuse_json_beside_picture(path, as_json)
+    check_stdout_is_free(path, as_json)
     if path is not None and is_stdout(path) and count > 1 and not grid:
-        raise click.UsageError("stdout takes one picture; add --grid, or choose another -o")
+        raise click.UsageError("stdout takes one image; add --grid, or choose another -o")
     if source is not None:
-        from seed_edge.image_metadata import record_in
+        from seed_edge.image_metadata import read_record
 
-        record = record_in(source)
-        if folder is not None:
-            make_folder(folder)
-        target = Output(path or name_of(record.prompt or Path(source).stem, folder), path is None, overwrite)
+        record = read_record(source)
+        default = prompt_file_name(record.prompt or Path(source).stem)
+        target = resolve_output(output, default, overwrite, engine)
         check_output(target, engine, source)
         with engine.opened() as edge:
-            refuse_other_bundle(edge, record, source)
+            check_same_bundle(edge, record, source)
             negative = record.negative or None
             writer = image_writer(
-                edge, engine, diffusion, finish, temperature=record.temperature, negative=negative
+                edge, engine, diffusion, saving, temperature=record.temperature, negative=negative
             )
-            draw_again(as_recorded(writer, record), record, target, as_json)
+            redraw(with_recorded_options(writer, record), record, target, as_json)
         return
     if folder is not None:
-        make_folder(folder)
-    named = None if path is None else Output(path, count > 1 and not grid, overwrite)
+        make_folder(folder, engine)
+    file_output = None if path is None else Output(path, count > 1 and not grid, overwrite)
     check_output(
-        named or Output(name_of("", folder), free=True),
+        file_output or Output(prompt_file_name("", folder), numbered=True),
         engine,
         *([prompts] if prompts not in (None, "-") else []),
     )
-    asked = [prompt] if prompt is not None else list(lines_of(str(prompts)))
+    prompt_texts = [prompt] if prompt is not None else list(read_prompts(str(prompts)))
     seed = new_seed(engine) if seed is None else seed
     if seed + count - 1 > MAX_SEED:
-        raise click.UsageError(f"--seed {seed} with -n {count} counts past 2**63 - 1; choose a lower seed")
+        raise click.UsageError(f"--seed {seed} with -n {count} exceeds 2**63 - 1; choose a lower seed")
     failed = 0
     with engine.opened() as edge:
         writer = image_writer(
-            edge, engine, diffusion, finish, temperature=temperature, best_of=best_of, negative=negative
+            edge, engine, diffusion, saving, temperature=temperature, best_of=best_of, negative=negative
         )
         if grid:
-            check_grid(count, writer.drawn_side(), (named or Output(name_of(""))).path)
-        for text in asked:
-            target = named or Output(name_of(text, folder), free=True)
+            check_grid(count, writer.drawn_side(), (file_output or Output(prompt_file_name(""))).path)
+        for text in prompt_texts:
+            target = file_output or Output(prompt_file_name(text, folder), numbered=True)
             try:
                 (draw_grid if grid else draw_each)(writer, text, range(seed, seed + count), target, as_json)
             except PromptError as error:
-                if len(asked) == 1:
+                if len(prompt_texts) == 1:
                     raise
                 failed += 1
                 note(f"{text[:60]!r} was not drawn: {error}", False)
     if failed:
-        raise click.ClickException(f"{failed} of {len(asked)} prompts were not drawn")
+        raise click.ClickException(f"{failed} of {len(prompt_texts)} prompts were not drawn")
 
 
-def folder_or_file(output: str | None, always_folder: bool) -> tuple[Path | None, Path | None]:
-    """The value of -o as a folder or as a file; at most one of the two is not None.
-
-    Args:
-        always_folder: a folder is meant, also without a slash at the end.
-    """
-    if output is None:
-        return None, None
-    if always_folder or output.endswith(("/", os.sep)):
-        return Path(output), None
-    return None, Path(output)
+def without_display(saving: dict[str, Any]) -> dict[str, Any]:
+    """Return the save options with images shown only for --show, because a program reads stdout."""
+    return saving | {"show": bool(saving["show"])}
 
 
-def make_folder(folder: Path) -> None:
-    """Make the folder of -o, unless it exists.
+def check_stdout_is_free(output: Path | None, as_json: bool) -> None:
+    """Check that JSON and an image are not both written to stdout.
 
     Raises:
-        click.ClickException: its parent does not exist, or it is a file.
+        click.UsageError: they are.
     """
-    try:
-        folder.mkdir(exist_ok=True)
-    except OSError as error:
-        raise click.ClickException(
-            f"{folder}: the folder cannot be made ({error.strerror}); choose another -o"
-        ) from error
-
-
-def unshown(finish: dict[str, Any]) -> dict[str, Any]:
-    """The same, with pictures shown only where that was asked for: stdout is for a program."""
-    return finish | {"show": bool(finish["show"])}
-
-
-def refuse_json_beside_picture(output: Path | None, as_json: bool) -> None:
-    """Refuse JSON where the picture goes to stdout."""
     if as_json and output is not None and is_stdout(output):
-        raise click.UsageError(
-            "stdout takes the picture and nothing else: leave out --json, or choose another -o"
-        )
+        raise click.UsageError("stdout takes the image only; leave out --json, or choose another -o")
 
 
 def new_seed(engine: RuntimeOptions) -> int:
-    """A seed nobody asked for, said so that the picture can be drawn again."""
+    """Return a random seed, and print it on stderr so that the image can be drawn again."""
     import secrets
 
     seed = secrets.randbelow(2**31)
@@ -402,36 +384,34 @@ def new_seed(engine: RuntimeOptions) -> int:
 
 def draw_each(writer: ImageWriter, prompt: str, seeds: range, output: Output, as_json: bool) -> None:
     """Draw and write the images of a prompt, one for each seed."""
-    pace = FileProgress(len(seeds), writer.quiet or len(seeds) == 1 or sys.stderr.isatty())
+    progress = FileProgress(len(seeds), writer.quiet or len(seeds) == 1 or sys.stderr.isatty())
     for number, seed in enumerate(seeds, 1):
-        own = output if len(seeds) == 1 else Output(numbered(output.path, number), free=True)
-        drawing = writer.draw(prompt, seed, own.path)
-        report_output(writer.save(drawing, own), drawing, as_json)
-        pace.step()
+        target = output if len(seeds) == 1 else Output(numbered(output.path, number), numbered=True)
+        drawing = writer.draw(prompt, seed, target.path)
+        report_output(writer.save(drawing, target), drawing, as_json)
+        progress.step()
 
 
 def draw_grid(writer: ImageWriter, prompt: str, seeds: range, output: Output, as_json: bool) -> None:
-    """Draw the images of a prompt, one for each seed, into one contact sheet. Stopped, it writes those that
-    are done.
+    """Draw the images of a prompt, one for each seed, into one contact sheet. If this is interrupted, the
+    sheet of the finished images is written.
     """
-    sheet, pace = ContactSheet(len(seeds)), FileProgress(len(seeds), writer.quiet or sys.stderr.isatty())
+    sheet, progress = ContactSheet(len(seeds)), FileProgress(len(seeds), writer.quiet or sys.stderr.isatty())
     try:
         for seed in seeds:
             sheet.add(writer.draw(prompt, seed, output.path))
-            pace.step()
+            progress.step()
     finally:
         if len(sheet):
             drawing = sheet.drawing()
             path = writer.save(drawing, output)
             report_output(path, drawing, as_json)
         if 0 < len(sheet) < len(seeds):
-            note(f"{len(sheet)} of {len(seeds)} pictures were drawn, and are kept in {path}", False)
+            note(f"{len(sheet)} of {len(seeds)} images were drawn, and are saved in {path}", False)
 
 
 def report_output(path: Path, drawing: Drawing, as_json: bool) -> None:
-    """Print the path of a written image, or its JSON record, on stdout; nothing where the image went to
-    stdout.
-    """
+    """Print the path of a written image, or its JSON record, on stdout; nothing if stdout is the image."""
     if is_stdout(path):
         return
     if not as_json:
@@ -441,37 +421,40 @@ def report_output(path: Path, drawing: Drawing, as_json: bool) -> None:
     seed, codes = drawn[0].seed, list(drawn[0].codes)
     record: dict[str, Any] = {"image": str(path), "prompt": drawing.prompt, "seed": seed, "codes": codes}
     if len(drawn) > 1:
-        record |= {"seed": [each.seed for each in drawn], "codes": [list(each.codes) for each in drawn]}
+        record |= {"seed": [entry.seed for entry in drawn], "codes": [list(entry.codes) for entry in drawn]}
     print_json(record)
 
 
-def refuse_other_bundle(edge: SeedEdge, record: Record, source: str) -> None:
-    """Refuse a bundle that is not the one a picture was drawn by."""
+def check_same_bundle(edge: SeedEdge, record: Record, source: str) -> None:
+    """Check that the bundle is the one an image was drawn by.
+
+    Raises:
+        click.ClickException: the image was drawn by another bundle.
+    """
     from seed_edge.image_metadata import bundle_hash
 
     if bundle_hash(edge.bundle) != record.bundle_hash:
         raise click.ClickException(
             f"{source} was drawn by the bundle {record.bundle} ({record.bundle_hash[:10]}), not by "
-            f"{edge.bundle.path}; "
-            "say where that is with --bundle"
+            f"{edge.bundle.path}; give that bundle with --bundle"
         )
 
 
-def as_recorded(writer: ImageWriter, record: Record) -> ImageWriter:
-    """The writer with the diffusion settings of a record, except those given on the command line."""
+def with_recorded_options(writer: ImageWriter, record: Record) -> ImageWriter:
+    """Return the writer with the diffusion settings of a record, except those given on the command line."""
     options = writer.options
     recorded = {name: getattr(record, name) for name in ("steps", "guidance", "scheduler", "guided_between")}
     missing = {name: value for name, value in recorded.items() if getattr(options, name) is None}
     return dataclasses.replace(writer, options=dataclasses.replace(options, **missing))
 
 
-def draw_again(writer: ImageWriter, record: Record, output: Output, as_json: bool) -> None:
+def redraw(writer: ImageWriter, record: Record, output: Output, as_json: bool) -> None:
     """Draw the images of a record again, from their codes."""
     if len(record.drawn) > 1:
         check_grid(len(record.drawn), writer.drawn_side(), output.path)
     sheet = ContactSheet(len(record.drawn))
-    for each in record.drawn:
-        sheet.add(writer.render(each.codes, each.seed, output.path, record.prompt))
+    for drawn in record.drawn:
+        sheet.add(writer.render(drawn.codes, drawn.seed, output.path, record.prompt))
     drawing = sheet.drawing()
     report_output(writer.save(drawing, output), drawing, as_json)
 
@@ -482,26 +465,29 @@ def draw_again(writer: ImageWriter, record: Record, output: Output, as_json: boo
 @click.option(
     "-o",
     "--output",
-    type=click.Path(path_type=Path),
-    help="Image to write; - for stdout.  [default: named after the instruction]",
+    type=click.Path(),
+    help=(
+        "Image to write; - for stdout; FOLDER/ for an image in a folder.  "
+        "[default: named after the instruction]"
+    ),
 )
 @overwrite_option
 @seed_option
 @temperature_option
 @with_diffusion_options
-@with_finish_options
+@with_save_options
 @max_pixels_option
 @runtime_options
 @json_option
 def edit(
     image: str,
     instruction: str,
-    output: Path | None,
+    output: str | None,
     overwrite: bool,
     seed: int | None,
     temperature: float | None,
     diffusion: dict[str, Any],
-    finish: dict[str, Any],
+    saving: dict[str, Any],
     max_pixels: int | None,
     engine: RuntimeOptions,
     as_json: bool,
@@ -509,15 +495,15 @@ def edit(
     """Edit IMAGE by INSTRUCTION, such as "make the fox blue"."""
     from seed_edge.preprocess import open_image
 
-    finish = unshown(finish) if as_json else finish
-    target = Output(output or name_of(instruction), output is None, overwrite)
-    refuse_json_beside_picture(output, as_json)
+    saving = without_display(saving) if as_json else saving
+    check_stdout_is_free(folder_or_file(output)[1], as_json)
+    target = resolve_output(output, prompt_file_name(instruction), overwrite, engine)
     check_output(target, engine, image)
-    picture = open_image(image, **given(max_pixels=max_pixels))
+    source = open_image(image, **present(max_pixels=max_pixels))
     seed = new_seed(engine) if seed is None else seed
     with engine.opened() as edge:
-        writer = image_writer(edge, engine, diffusion, finish, temperature=temperature)
-        drawing = writer.edit(picture, instruction, seed, target.path)
+        writer = image_writer(edge, engine, diffusion, saving, temperature=temperature)
+        drawing = writer.edit(source, instruction, seed, target.path)
         path = writer.save(drawing, target)
     report_output(path, drawing, as_json)
 
@@ -528,28 +514,28 @@ def edit(
 @overwrite_option
 @click.option("-s", "--seed", type=SEED, default=0, show_default=True, help="Random seed of a diffusion.")
 @with_diffusion_options
-@with_finish_options
+@with_save_options
 @max_pixels_option
 @runtime_options
 def reconstruct(
     image: str,
-    output: Path,
+    output: str,
     overwrite: bool,
     seed: int,
     diffusion: dict[str, Any],
-    finish: dict[str, Any],
+    saving: dict[str, Any],
     max_pixels: int | None,
     engine: RuntimeOptions,
 ) -> None:
     """Encode IMAGE and decode its codes: what the language model sees of it."""
     from seed_edge.preprocess import open_image
 
-    target = Output(output, overwrite=overwrite)
+    target = resolve_output(output, Path(f"{Path(image).stem}.png"), overwrite, engine)
     check_output(target, engine, image)
-    picture = open_image(image, **given(max_pixels=max_pixels))
+    source = open_image(image, **present(max_pixels=max_pixels))
     with engine.opened() as edge:
-        writer = image_writer(edge, engine, diffusion, finish)
-        drawing = writer.render(edge.encode([picture])[0].tolist(), seed, output)
+        writer = image_writer(edge, engine, diffusion, saving)
+        drawing = writer.render(edge.encode([source])[0].tolist(), seed, target.path)
         path = writer.save(drawing, target)
     report_output(path, drawing, as_json=False)
 
@@ -560,15 +546,15 @@ def reconstruct(
 @overwrite_option
 @click.option("-s", "--seed", type=SEED, default=0, show_default=True, help="Random seed of a diffusion.")
 @with_diffusion_options
-@with_finish_options
+@with_save_options
 @runtime_options
 def decode(
     codes: str,
-    output: Path,
+    output: str,
     overwrite: bool,
     seed: int,
     diffusion: dict[str, Any],
-    finish: dict[str, Any],
+    saving: dict[str, Any],
     engine: RuntimeOptions,
 ) -> None:
     """Decode CODES, the output of `encode`, to an image.
@@ -576,34 +562,37 @@ def decode(
     CODES is a file, or - for stdin. The images of several JSON lines are written as NAME-1.png, NAME-2.png,
     and so on. CODES can also be a file of latents (.npy), which `draw` writes if the VAE decoder fails.
     """
-    target = Output(output, overwrite=overwrite)
+    default = Path("decoded.png" if codes == "-" else f"{Path(codes).stem}.png")
+    target = resolve_output(output, default, overwrite, engine)
     check_output(target, engine, *([codes] if codes != "-" else []))
     latents = read_latents(Path(codes)) if Path(codes).suffix == LATENTS else None
-    several = parse_many(read_codes(codes), codes) if latents is None else []
-    if len(several) > 1 and is_stdout(output):
+    code_lists = parse_code_lists(read_codes(codes), codes) if latents is None else []
+    if len(code_lists) > 1 and is_stdout(target.path):
         raise click.UsageError(
-            f"stdout takes one image, {codes} holds the codes of {len(several)}; choose another -o"
+            f"stdout takes one image, {codes} holds the codes of {len(code_lists)}; choose another -o"
         )
     with engine.opened() as edge:
-        writer = image_writer(edge, engine, diffusion, finish)
+        writer = image_writer(edge, engine, diffusion, saving)
         if latents is not None:
             decode_latents(writer, latents, diffusion["tiled"], target)
-        for number, numbers in enumerate(several, 1):
-            own = target if len(several) == 1 else Output(numbered(output, number), free=True)
-            drawing = writer.render(numbers, seed, own.path)
-            report_output(writer.save(drawing, own), drawing, as_json=False)
+        for number, code_list in enumerate(code_lists, 1):
+            image_output = (
+                target if len(code_lists) == 1 else Output(numbered(target.path, number), numbered=True)
+            )
+            drawing = writer.render(code_list, seed, image_output.path)
+            report_output(writer.save(drawing, image_output), drawing, as_json=False)
 
 
 def decode_latents(
     writer: ImageWriter, latents: NDArray[np.float32], tiled: bool | None, output: Output
 ) -> None:
-    """Decode the latents of a diffusion, and write the image without provenance: a latents file does not hold
-    it.
+    """Decode the latents of a diffusion, and write the image without provenance, which latents do not
+    contain.
     """
     from seed_edge.runtime.drawing import resized
 
     image = resized(writer.edge.decode_latents(latents, tiled=tiled), writer.side)
-    path = save_picture(image, output, None)
+    path = write_image(image, output, None)
     if not is_stdout(path):
-        show_picture(image, writer.show)
+        show_image(image, writer.show)
         print_path(path)

@@ -249,9 +249,9 @@ def image_format(path: Path) -> str:
     Raises:
         ImageError: the file name has no ending of an image format that can be written.
     """
-    from seed_edge.image_metadata import FORMATS_BY_ENDING, format_of_name
+    from seed_edge.image_metadata import FORMATS_BY_EXTENSION, format_for_path
 
-    return FORMATS_BY_ENDING.get(path.suffix.lower(), "PNG") if is_stdout(path) else format_of_name(path)
+    return FORMATS_BY_EXTENSION.get(path.suffix.lower(), "PNG") if is_stdout(path) else format_for_path(path)
 
 
 def write_image(image: Image, output: Output, record: Record | None) -> Path:
@@ -382,10 +382,10 @@ def check_replaceable(output: Output) -> None:
     Raises:
         click.ClickException: another file exists at the path.
     """
-    from seed_edge.image_metadata import drawn_here
+    from seed_edge.image_metadata import is_seed_edge_image
 
     path = output.path
-    if not output.overwrite and path.exists() and not is_special(path) and not drawn_here(path):
+    if not output.overwrite and path.exists() and not is_special(path) and not is_seed_edge_image(path):
         raise click.ClickException(
             f"{path} was not drawn by seed-edge; choose another -o, or add --overwrite"
         )

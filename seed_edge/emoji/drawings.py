@@ -22,7 +22,7 @@ from seed_edge.data.webdataset import ShardWriter
 from seed_edge.emoji.colours import recoloured
 from seed_edge.emoji.composites import composed
 from seed_edge.emoji.packages import Drawing, singles
-from seed_edge.output_checks import refuse_any
+from seed_edge.output_checks import check_new_file
 
 PEOPLE = {0, 1}
 """Emoji groups of faces and people: these are never recoloured and not part of composites."""
@@ -54,10 +54,11 @@ def write_drawings(
 
     Args:
         recolours: in how many other colours a thing of one colour is given too; one in styles that are not
-        `CANONICAL_STYLE`. composites: how many pictures of several things. only_made: without the drawings as
-        their designers made them.
+            `CANONICAL_STYLE`.
+        composites: how many pictures of several things.
+        only_made: without the drawings as their designers made them.
     """
-    refuse_any(out, [folder])
+    check_new_file(out, [folder])
     count, things = 0, []
     with ShardWriter(out) as shard:
 

@@ -1,4 +1,4 @@
-"""From checkpoints to a bundle: export each part, compare it, write the manifest, rename into place."""
+"""Exports checkpoints to a bundle: converts and compares parts, writes the manifest, renames the folder."""
 
 from __future__ import annotations
 
@@ -17,7 +17,14 @@ from seed_edge.bundle import Bundle, entry_for
 from seed_edge.display import shown
 from seed_edge.errors import BundleError, CheckpointError
 from seed_edge.export.diffusion import UnclipFolder
-from seed_edge.export.estimate import Need, announce, of_copies, of_diffusion, of_language, of_tokenizer
+from seed_edge.export.estimate import (
+    Estimate,
+    estimate_copies,
+    estimate_diffusion,
+    estimate_language,
+    estimate_tokenizer,
+    report_estimates,
+)
 from seed_edge.export.gguf import LlamaFolder
 from seed_edge.export.gguf_quantize import write_as
 from seed_edge.export.onnx import export_image_tokenizer
@@ -48,18 +55,18 @@ from seed_edge.models.efficientnet import preprocessing_of
 from seed_edge.models.fields import Fields, read_checked_json
 from seed_edge.models.image_tokenizer import PixelTokenizer, SeedTokenizer
 from seed_edge.models.llama_files import LLM_FOLDER, TEMPLATE
-from seed_edge.output_checks import refuse_around
+from seed_edge.output_checks import check_not_around
 from seed_edge.preprocess import CLIP_MEAN, CLIP_STD, Preprocessing, open_image
 from seed_edge.prompts import TEMPLATES, Prompts, template_name
 from seed_edge.vocab import CodeSpace
 
-OWN_SAMPLING = Sampling(temperature=0.4, top_k=50, top_p=0.9, guidance=1.0, best_of=6)
-OWN_BEAMS = 5
-OWN_VIEWS = 4
+EMBEDDED_SAMPLING = Sampling(temperature=0.4, top_k=50, top_p=0.9, guidance=1.0, best_of=6)
+EMBEDDED_BEAMS = 5
+EMBEDDED_VIEWS = 4
 REFERENCE_SAMPLING = Sampling(temperature=1.0, top_k=0, top_p=0.5)
 PARITY_IMAGES = 8
 MAX_SOURCES_BYTES = 1 << 20
-"""Bytes of a list of sources."""
+"""Maximum size of a list of sources, in bytes."""
 PARITY_CONTEXT = 128
 Report = Callable[[str], None]
 
@@ -71,9 +78,9 @@ class Parts:
     tokenizer: Path
     """A run of `seed-edge train`, or SEED-2's tokenizer folder."""
     vit: Path | None = None
-    """`eva_vit_g.pth`; by default looked for in `tokenizer`."""
+    """`eva_vit_g.pth`; the default is the one in `tokenizer`."""
     llm: Path | None = None
-    """A LLaMA folder; by default that of the run, if `tokenizer` is one."""
+    """A LLaMA folder; the default is that of the run, if `tokenizer` is a run."""
     lora: Path | None = None
     """An adapter for it, merged before conversion."""
     diffusion: Path | None = None
@@ -92,7 +99,7 @@ class ExportOptions:
     decoder_weights: str | None = None
     """Storage type of the decoder, if it differs."""
     resize_filter: str = "bilinear"
-    """What SEED-2's scripts use; its tokenizer class alone uses bicubic."""
+    """SEED-2's scripts use bilinear; its tokenizer class alone uses bicubic."""
     template: str | None = None
     """Prompt template; by default derived from the checkpoint."""
     max_caption_ids: int = 48
@@ -108,13 +115,13 @@ class ExportOptions:
 
 
 def export_bundle(parts: Parts, out: Path, options: ExportOptions, report: Report) -> Manifest:
-    """Export to a bundle at `out`, which appears only when every comparison has passed.
+    """Export to a bundle at `out`, which appears only after every comparison has passed.
 
     Raises:
         CheckpointError: a part is missing or does not fit the others.
-        ParityError: an exported file does not give the checkpoint's numbers.
+        ParityError: an exported file differs from its checkpoint by more than the tolerance.
     """
-    given = (
+    inputs = (
         parts.tokenizer,
         parts.vit,
         parts.llm,
@@ -123,11 +130,11 @@ def export_bundle(parts: Parts, out: Path, options: ExportOptions, report: Repor
         options.sources,
         *options.photos,
     )
-    refuse_around(out, [path for path in given if path is not None], "--output", BundleError)
+    check_not_around(out, [path for path in inputs if path is not None], "--output", BundleError)
     key = fingerprint(options, parts.tokenizer, parts.vit, parts.llm, parts.lora, parts.diffusion)
     with resumable(out, options.replace, key, report) as stages:
         folder = stages.folder
-        announce(plan(parts, options), out, stages.size, report)
+        report_estimates(plan(parts, options), out, stages.size, report)
         base = Bundle.open(parts.tokenizer) if is_bundle(parts.tokenizer) else None
         if base is None:
             images = stages.run("image tokenizer", lambda: export_images(parts, folder, options, report))
@@ -142,22 +149,22 @@ def export_bundle(parts: Parts, out: Path, options: ExportOptions, report: Repor
         diffusion, output_size = base.manifest.diffusion if base else None, int(images["output_size"])
         if parts.diffusion is not None:
             source = parts.diffusion
-            drawn = stages.run(
+            exported = stages.run(
                 "diffusion", lambda: export_diffusion(source, embed_dim, folder, options, report)
             )
             diffusion, output_size = (
-                parse(Diffusion, drawn["diffusion"], "diffusion"),
-                int(drawn["output_size"]),
+                parse(Diffusion, exported["diffusion"], "diffusion"),
+                int(exported["output_size"]),
             )
-            parity["diffusion"] = drawn["parity"]
+            parity["diffusion"] = exported["parity"]
         language = None
         if parts.llm is not None or (parts.tokenizer / LLM_FOLDER).is_dir():
-            spoken = stages.run(
+            exported = stages.run(
                 "language model", lambda: export_language(parts, codes, folder, options, report, base)
             )
             language, parity["language"] = (
-                parse(Language, spoken["language"], "language model"),
-                spoken["parity"],
+                parse(Language, exported["language"], "language model"),
+                exported["parity"],
             )
         manifest = Manifest(
             format=FORMAT,
@@ -184,29 +191,38 @@ def export_bundle(parts: Parts, out: Path, options: ExportOptions, report: Repor
     return manifest
 
 
-def plan(parts: Parts, options: ExportOptions) -> list[Need]:
-    """Estimate of each part; opens the checkpoints as far as needed, so that a wrong path is an error before
-    any work.
+def plan(parts: Parts, options: ExportOptions) -> list[Estimate]:
+    """Estimate each part. Opens the checkpoints as far as needed, so that a wrong path is an error before any
+    work.
+
+    Raises:
+        CheckpointError: a part is missing or damaged, or the parts cannot be combined.
     """
     folder = parts.tokenizer
     if is_bundle(folder):
         if parts.llm is None:
-            raise CheckpointError(f"{folder} is a bundle; with its encoder and decoder goes another --llm")
+            raise CheckpointError(
+                f"{folder} is a bundle; its encoder and decoder are copied, so give another --llm"
+            )
         if parts.diffusion is not None:
-            raise CheckpointError(f"{folder} is a bundle; its decoder stays, so leave out --diffusion")
-        needs = [of_copies([folder / name for name in image_files(Bundle.open(folder))])]
+            raise CheckpointError(f"{folder} is a bundle; its decoder is copied, so leave out --diffusion")
+        estimates = [estimate_copies([folder / name for name in image_files(Bundle.open(folder))])]
     elif is_run(folder):
-        needs = [of_tokenizer(load_geometry(folder), [folder / IMAGE_TOKENIZER_FILE], options.image_weights)]
+        estimates = [
+            estimate_tokenizer(load_geometry(folder), [folder / IMAGE_TOKENIZER_FILE], options.image_weights)
+        ]
     else:
         geometry, main, vit = find_seed_tokenizer(folder, parts.vit)
-        needs = [of_tokenizer(geometry, [main] if vit is None else [main, vit], options.image_weights)]
+        estimates = [
+            estimate_tokenizer(geometry, [main] if vit is None else [main, vit], options.image_weights)
+        ]
     if parts.diffusion is not None:
-        needs.append(of_diffusion(parts.diffusion, options.image_weights))
+        estimates.append(estimate_diffusion(parts.diffusion, options.image_weights))
     if parts.llm is not None or (folder / LLM_FOLDER).is_dir():
-        needs.append(of_language(open_language(parts), options.weight_type))
+        estimates.append(estimate_language(open_language(parts), options.weight_type))
     elif parts.lora is not None:
-        raise CheckpointError(f"{parts.lora}: an adapter changes a language model; give that with --llm")
-    return needs
+        raise CheckpointError(f"{parts.lora}: an adapter is merged into a language model; give it with --llm")
+    return estimates
 
 
 def is_bundle(folder: Path) -> bool:
@@ -215,18 +231,18 @@ def is_bundle(folder: Path) -> bool:
 
 
 def image_files(base: Bundle) -> list[str]:
-    """Files of a bundle other than its language model."""
-    spoken = base.manifest.language
-    return [name for name in base.manifest.files if spoken is None or name != spoken.file]
+    """Names of the files of a bundle other than its language model."""
+    language = base.manifest.language
+    return [name for name in base.manifest.files if language is None or name != language.file]
 
 
 def copy_images(base: Bundle, folder: Path, report: Report) -> dict[str, Any]:
-    """Take encoder, decoder and diffusion from a bundle; return what the manifest says of them, as JSON."""
+    """Copy encoder, decoder and diffusion from a bundle; return their entries of the manifest, as JSON."""
     base.check_hashes()
     for name in image_files(base):
         shutil.copyfile(base.path / name, folder / name)
     manifest = base.manifest
-    report(f"image tokenizer: that of {manifest.name}")
+    report(f"image tokenizer: copied from {manifest.name}")
     preprocessing = dataclasses.asdict(manifest.preprocessing)
     return {
         "codes": dataclasses.asdict(manifest.codes),
@@ -238,12 +254,12 @@ def copy_images(base: Bundle, folder: Path, report: Report) -> dict[str, Any]:
 
 
 def open_language(parts: Parts) -> LlamaFolder:
-    """The language model's folder; small files are read, weights are not."""
+    """Open the language model's folder; the weights are not read."""
     return LlamaFolder.open(parts.llm or parts.tokenizer / LLM_FOLDER, parts.tokenizer, parts.lora)
 
 
 def export_images(parts: Parts, folder: Path, options: ExportOptions, report: Report) -> dict[str, Any]:
-    """Write encoder and decoder; return what the manifest says of them, as JSON."""
+    """Write encoder and decoder; return their entries of the manifest, as JSON."""
     report("image tokenizer: reading")
     model, preprocessing = open_tokenizer(parts, options, report)
     geometry = model.geometry
@@ -272,16 +288,16 @@ def export_images(parts: Parts, folder: Path, options: ExportOptions, report: Re
 def open_tokenizer(
     parts: Parts, options: ExportOptions, report: Report
 ) -> tuple[PixelTokenizer | SeedTokenizer, Preprocessing]:
-    """The image tokenizer and how it wants its pixels; which kind it is, the folder's files tell."""
+    """Load the image tokenizer, of the kind that the files in its folder belong to, and its preprocessing."""
     if is_run(parts.tokenizer):
-        own = load_image_tokenizer(parts.tokenizer)
-        return own, preprocessing_of(own.geometry)
+        pixel = load_image_tokenizer(parts.tokenizer)
+        return pixel, preprocessing_of(pixel.geometry)
     seed = load_seed_tokenizer(parts.tokenizer, parts.vit, report)
     return seed, Preprocessing(seed.geometry.image_size, options.resize_filter, CLIP_MEAN, CLIP_STD)
 
 
 def decoder_spec(model: PixelTokenizer | SeedTokenizer) -> GraphSpec:
-    """Inputs and outputs of the decoder's graph."""
+    """Return the inputs and outputs of the decoder's graph."""
     if isinstance(model, PixelTokenizer):
         return pixel_decoder_graph(model.geometry.num_queries, model.geometry.output_size)
     return embedding_decoder_graph(model.geometry.num_queries, model.geometry.image_embed_dim)
@@ -290,7 +306,7 @@ def decoder_spec(model: PixelTokenizer | SeedTokenizer) -> GraphSpec:
 def export_diffusion(
     path: Path, embed_dim: int, folder: Path, options: ExportOptions, report: Report
 ) -> dict[str, Any]:
-    """Write the diffusion's files; return what the manifest says of it, as JSON."""
+    """Write the diffusion's files; return its entries of the manifest, as JSON."""
     report("diffusion: reading")
     unclip = UnclipFolder.open(path)
     if unclip.image_embed_dim != embed_dim:
@@ -317,10 +333,10 @@ def export_language(
     report: Report,
     base: Bundle | None = None,
 ) -> dict[str, Any]:
-    """Write the language model; return what the manifest says of it, as JSON.
+    """Write the language model; return its entries of the manifest, as JSON.
 
     Args:
-        base: the bundle that the encoder is taken from; without a template given, its prompts stay too.
+        base: the bundle that the encoder is copied from; its prompts are kept if no template is given.
     """
     llama = open_language(parts)
     vocab = llama.vocab(codes.codes_per_image)
@@ -330,16 +346,18 @@ def export_language(
             "tokenizer has "
             f"{codes.codebook_size}; the two parts come from different runs"
         )
-    for remark in llama.remarks():
-        report(f"language model: {remark}")
-    before = base.manifest.language if base else None
-    if before is not None and options.template is None and TEMPLATE not in llama.config:
-        family, prompts = template_name(before.prompts) or "its own", before.prompts
+    for correction in llama.corrections():
+        report(f"language model: {correction}")
+    previous = base.manifest.language if base else None
+    if previous is not None and options.template is None and TEMPLATE not in llama.config:
+        family, prompts = template_name(previous.prompts) or "its own", previous.prompts
     else:
-        family, prompts = choose_prompts(llama, options.template, own=parts.llm is None)
-    own = family.startswith("own")
-    told = "" if options.template or own else ", told from its name and layers; --template says otherwise"
-    report(f"language model: exporting as {options.weight_type}, prompts of family {family}{told}")
+        family, prompts = choose_prompts(llama, options.template, embedded=parts.llm is None)
+    embedded = family.startswith("own")
+    guessed = (
+        "" if options.template or embedded else ", guessed from its name and layers; --template overrides it"
+    )
+    report(f"language model: exporting as {options.weight_type}, prompts of family {family}{guessed}")
     file = folder / ("llm.gguf" if parts.llm is None else llama.file_name(options.weight_type))
     write_as(llama, vocab, file, options.weight_type, options.name, options.threads)
     context = min(llama.context_length, PARITY_CONTEXT)
@@ -349,30 +367,34 @@ def export_language(
         file=file.name,
         vocab=vocab,
         prompts=prompts,
-        sampling=before.sampling if before else OWN_SAMPLING if own else REFERENCE_SAMPLING,
+        sampling=previous.sampling if previous else EMBEDDED_SAMPLING if embedded else REFERENCE_SAMPLING,
         context_length=llama.context_length,
         max_caption_ids=options.max_caption_ids,
-        caption_beams=before.caption_beams if before else OWN_BEAMS if own else 1,
-        caption_views=before.caption_views if before else OWN_VIEWS if own else 1,
+        caption_beams=previous.caption_beams if previous else EMBEDDED_BEAMS if embedded else 1,
+        caption_views=previous.caption_views if previous else EMBEDDED_VIEWS if embedded else 1,
     )
     return {"language": dataclasses.asdict(language), "parity": parity}
 
 
-def choose_prompts(llama: LlamaFolder, template: str | None, own: bool) -> tuple[str, Prompts]:
-    """Family and prompts: as told, or as the checkpoint's configuration, kind and name say.
+def choose_prompts(llama: LlamaFolder, template: str | None, embedded: bool) -> tuple[str, Prompts]:
+    """Return the name of the prompt template, and its prompts.
+
+    Args:
+        template: None: derived from the checkpoint's configuration, name and number of layers.
+        embedded: the language model comes from a run of `seed-edge train`.
 
     Raises:
-        CheckpointError: the family is unknown, or cannot be told.
+        CheckpointError: the template is unknown, or cannot be determined.
     """
     if template is None:
-        template = llama.config.get(TEMPLATE) or ("own" if own else None)
+        template = llama.config.get(TEMPLATE) or ("own" if embedded else None)
     if template is None:
         name = llama.path.resolve().name.lower()
         instructed = {32: "vicuna", 40: "llama2"}.get(int(llama.config["num_hidden_layers"]))
         template = "plain" if "pretrain" in name else instructed
     if template not in TEMPLATES:
         raise CheckpointError(
-            f"{llama.path}: which prompts the model knows cannot be told; give --template, one of "
+            f"{llama.path}: the prompt template cannot be determined; give --template, one of "
             f"{', '.join(TEMPLATES)}"
         )
     return template, TEMPLATES[template]
@@ -382,13 +404,13 @@ def read_sources(path: Path) -> tuple[Source, ...]:
     """Read a list of sources.
 
     Raises:
-        CheckpointError: the file is missing or is no such list.
+        CheckpointError: the file is missing or is not such a list.
     """
     try:
         value = read_checked_json(path, MAX_SOURCES_BYTES)
         if not isinstance(value, list):
-            raise CheckpointError("it is no list")
-        return tuple(_source(Fields.of(each, f"source {number}")) for number, each in enumerate(value, 1))
+            raise CheckpointError("it is not a list")
+        return tuple(_source(Fields.of(item, f"source {number}")) for number, item in enumerate(value, 1))
     except (CheckpointError, BundleError) as error:
         raise CheckpointError(
             f"{path} must be a JSON list of objects with name, license and role ({error})"
@@ -404,9 +426,9 @@ def _source(fields: Fields) -> Source:
 
 
 def smooth_images(count: int, preprocessing: Preprocessing, seed: int = 0) -> NDArray[np.float32]:
-    """Random smooth pictures, normalised: (count, 3, size, size)."""
+    """Return random smooth images, normalised: (count, 3, size, size)."""
     rng, size = np.random.default_rng(seed), preprocessing.image_size
-    coarse = [Image.fromarray(rng.integers(0, 256, (6, 6, 3), dtype=np.uint8)) for _ in range(count)]
+    small = [Image.fromarray(rng.integers(0, 256, (6, 6, 3), dtype=np.uint8)) for _ in range(count)]
     return preprocessing.normalise(
-        np.stack([np.asarray(i.resize((size, size), Image.Resampling.BICUBIC)) for i in coarse])
+        np.stack([np.asarray(i.resize((size, size), Image.Resampling.BICUBIC)) for i in small])
     )

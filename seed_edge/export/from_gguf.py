@@ -1,6 +1,6 @@
-"""The language model of a bundle back as a folder in Hugging Face's layout, to be trained on.
+"""Converts the language model of a bundle back to a folder in Hugging Face's layout, for further training.
 
-What quantization took away stays away: weights come back rounded as they are in the file.
+Weights keep the rounding of the quantized file.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from sentencepiece import sentencepiece_model_pb2 as proto
 from seed_edge.atomic import replacing
 from seed_edge.bundle import Bundle
 from seed_edge.errors import BundleError
-from seed_edge.export.gguf import gguf_names
+from seed_edge.export.gguf import gguf_names, rotary_heads_of
 from seed_edge.models.llama_files import CONFIG_FILE, PIECES_FILE, TEMPLATE, write_added_tokens
-from seed_edge.output_checks import claim
+from seed_edge.output_checks import prepare_output_folder
 from seed_edge.prompts import template_name
 from seed_edge.vocab import Vocab
 
@@ -40,17 +40,17 @@ def unpack_language(bundle: Bundle, out: Path) -> None:
     Raises:
         BundleError: the bundle has no language model, or one of another architecture.
     """
-    claim(out, "model", [bundle.path])
+    prepare_output_folder(out, "model", [bundle.path])
     vocab, path = bundle.language.vocab, bundle.language_model
     reader = gguf.GGUFReader(path)
 
     def field(name: str) -> Any:
-        found = reader.get_field(name)
-        if found is None:
+        value = reader.get_field(name)
+        if value is None:
             raise BundleError(
                 f"{path} has no {name}; only LLaMA files that `seed-edge export` wrote can be unpacked"
             )
-        return found.contents()
+        return value.contents()
 
     if field("general.architecture") != "llama":
         raise BundleError(f"{path} is {field('general.architecture')}, not llama")
@@ -77,15 +77,14 @@ def unpack_language(bundle: Bundle, out: Path) -> None:
         config[TEMPLATE] = family
     stored = {tensor.name: tensor for tensor in reader.tensors}
     weights = {}
-    for theirs, ours in gguf_names(layers).items():
-        if ours not in stored:
-            raise BundleError(f"{path} has no tensor {ours}")
-        weight = gguf.quants.dequantize(stored[ours].data, stored[ours].tensor_type).astype(np.float32)
-        rotated = (
-            heads if ours.endswith("attn_q.weight") else kv_heads if ours.endswith("attn_k.weight") else 0
-        )
-        weights[theirs] = torch.from_numpy(
-            np.ascontiguousarray(unpermuted(weight, rotated) if rotated else weight)
+    for hf_name, gguf_name in gguf_names(layers).items():
+        if gguf_name not in stored:
+            raise BundleError(f"{path} has no tensor {gguf_name}")
+        tensor = stored[gguf_name]
+        weight = gguf.quants.dequantize(tensor.data, tensor.tensor_type).astype(np.float32)
+        rotary_heads = rotary_heads_of(gguf_name, heads, kv_heads)
+        weights[hf_name] = torch.from_numpy(
+            np.ascontiguousarray(unpermute(weight, rotary_heads) if rotary_heads else weight)
         )
     (out / PIECES_FILE).write_bytes(pieces_of(field, vocab))
     write_added_tokens(vocab, out)
@@ -94,15 +93,15 @@ def unpack_language(bundle: Bundle, out: Path) -> None:
         save_file(weights, partial, metadata={"format": "pt"})
 
 
-def unpermuted(weight: NDArray[Any], heads: int) -> NDArray[Any]:
-    """What `permute` of the exporter undoes: rows of q or k from pairs back to halves per head."""
+def unpermute(weight: NDArray[Any], heads: int) -> NDArray[Any]:
+    """Invert `gguf.permute`: bring rows of q or k from pairs back to halves per head."""
     rows, columns = weight.shape
     return weight.reshape(heads, rows // heads // 2, 2, columns).swapaxes(1, 2).reshape(rows, columns)
 
 
 def pieces_of(field: Any, vocab: Vocab) -> bytes:
-    """A SentencePiece model of the text pieces in the file: BPE with byte fallback, nothing normalised, as
-    LLaMA's.
+    """Return a SentencePiece model of the file's text pieces: BPE with byte fallback and without
+    normalisation, like LLaMA's.
     """
     model = proto.ModelProto()
     tokens, scores, types = (field(f"tokenizer.ggml.{name}") for name in ("tokens", "scores", "token_type"))

@@ -14,7 +14,7 @@ from typing import Any
 
 import seed_edge
 from seed_edge.atomic import OPEN_FLAGS, TEMPORARY, replacing, sweep
-from seed_edge.bundle import publish, refuse_existing
+from seed_edge.bundle import check_replaceable_bundle, publish
 from seed_edge.errors import BundleError
 from seed_edge.file_lock import lock_file
 from seed_edge.inputs import read_json
@@ -29,13 +29,13 @@ class Stages:
     """Finished stages of the export in one folder, with what each returned."""
 
     def __init__(self, folder: Path, key: str, report: Callable[[str], None]) -> None:
-        """Read what an earlier run left; all of it is dropped if `key` differs.
+        """Read what an earlier run left; its files are deleted if `key` differs.
 
         Args:
             folder: locked by the caller.
 
         Raises:
-            BundleError: the folder holds anything, and is not one that an export left.
+            BundleError: the folder is not empty and was not left by an export.
         """
         self.folder, self._report = folder, report
         self._record: dict[str, Any] = {"key": key, "done": {}}
@@ -44,14 +44,13 @@ class Stages:
         if record is not None and record["key"] == key:
             self._record = record
             for entry in folder.iterdir():
-                if (
-                    entry.is_dir() and not entry.is_symlink()
-                ):  # scratch of a stage that was killed; a bundle has no folders
+                # temporary folder of a stage that was killed; a bundle has no folders
+                if entry.is_dir() and not entry.is_symlink():
                     remove(entry)
             return
         if record is not None:
             if record["done"]:
-                report("other inputs or options than last time: starting anew")
+                report("the inputs or options have changed: starting from the beginning")
             for name in os.listdir(folder):
                 if name != LOCK:
                     remove(folder / name)
@@ -59,18 +58,18 @@ class Stages:
 
     @property
     def size(self) -> int:
-        """Bytes that finished stages have written."""
+        """Size of the files in the folder, in bytes."""
         return sum(entry.stat().st_size for entry in self.folder.iterdir() if entry.is_file())
 
     @property
     def any_done(self) -> bool:
-        """Whether an interrupted run would save anything."""
+        """Whether a stage is finished."""
         return bool(self._record["done"])
 
     def run(self, name: str, work: Callable[[], Any]) -> Any:
-        """The JSON value that `work` returns, or the value of an earlier run that finished the stage."""
+        """Return the JSON value of `work`, or the value of an earlier run that finished the stage."""
         if name in self._record["done"]:
-            self._report(f"{name}: done before")
+            self._report(f"{name}: already done")
         else:
             self._record["done"][name] = work()
             self._save()
@@ -82,10 +81,10 @@ class Stages:
 
 
 def _record_in(folder: Path) -> dict[str, Any] | None:
-    """What an earlier export into this folder wrote down; None for an empty folder.
+    """Return the record of an earlier export into this folder; None for an empty folder.
 
     Raises:
-        BundleError: the folder holds anything, and is not one that an export left.
+        BundleError: the folder is not empty and was not left by an export.
     """
     path = folder / RECORD
     others = [
@@ -93,57 +92,55 @@ def _record_in(folder: Path) -> dict[str, Any] | None:
     ]
     if not path.exists() and not path.is_symlink() and not others:
         return None
-    refusal = f"{folder} was not left by an export, and is in its way; remove it, or choose another --output"
+    message = f"{folder} exists and was not left by an export; remove it, or choose another --output"
     if path.is_symlink() or not path.is_file():
-        raise BundleError(refusal)
+        raise BundleError(message)
     record = read_json(path, RECORD_LIMIT, BundleError)
     if not isinstance(record, dict) or record.keys() != {"key", "done"}:
-        raise BundleError(refusal)
+        raise BundleError(message)
     if not isinstance(record["key"], str) or not isinstance(record["done"], dict):
-        raise BundleError(refusal)
+        raise BundleError(message)
     return record
 
 
 def remove(path: Path) -> None:
-    """Delete a file, a link, or a folder with all that is in it; what links point to stays."""
+    """Delete a file, a link, or a folder with its content; targets of links are kept."""
     shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
 
 
 def fingerprint(options: Any, *paths: Path | None) -> str:
-    """A text that changes when the options or any file at or below the paths does."""
-    found = []
+    """Return a hash that changes when the options or any file at or below the paths changes."""
+    signatures: list[tuple[str, int, int]] = []
     for path in paths:
         files = (
             []
             if path is None
             else sorted(p for p in ([path] if path.is_file() else path.rglob("*")) if p.is_file())
         )
-        found += [
+        signatures += [
             (str(f.resolve()), f.stat().st_size, f.stat().st_mtime_ns)
             for f in files
             if "cache" not in f.parts
         ]
     plain = {k: str(v) for k, v in dataclasses.asdict(options).items() if k != "replace"}
-    return hashlib.sha256(json.dumps([seed_edge.__version__, plain, found]).encode()).hexdigest()
+    return hashlib.sha256(json.dumps([seed_edge.__version__, plain, signatures]).encode()).hexdigest()
 
 
 @contextmanager
 def resumable(out: Path, replace: bool, key: str, report: Callable[[str], None]) -> Iterator[Stages]:
-    """Stages in a hidden folder beside `out`, which takes the name `out` when the block ends without an
-    error.
+    """Yield the stages of an export into a hidden folder beside `out`, which is renamed to `out` at the end.
 
-    Otherwise the folder stays if a stage was finished, and the next run with the same `key` goes on there.
+    After an error the folder is kept if a stage is finished, and the next run with the same `key` resumes
+    there.
 
     Raises:
         BundleError: `out` exists and may not be replaced, its parent cannot be written, or another export
-        runs there.
+            runs there.
     """
-    refuse_existing(out, replace)
+    check_replaceable_bundle(out, replace)
     folder = out.parent / f".{out.name}.export"
     if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
-        raise BundleError(
-            f"{folder} is a link or no folder, and is in the way; remove it, or choose another --output"
-        )
+        raise BundleError(f"{folder} exists and is not a plain folder; remove it, or choose another --output")
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -154,13 +151,13 @@ def resumable(out: Path, replace: bool, key: str, report: Callable[[str], None])
         stages = Stages(folder, key, report)
         try:
             yield stages
-            refuse_existing(out, replace)
+            check_replaceable_bundle(out, replace)
             (folder / RECORD).unlink()
             (folder / LOCK).unlink()
             publish(folder, out, replace)
         except BaseException:
             if stages.any_done:
-                report(f"finished stages are kept in {folder}; the same command goes on there")
+                report(f"finished stages are kept in {folder}; the same command resumes the export")
             else:
                 remove(folder)
             raise
@@ -175,9 +172,7 @@ def _exclusive(folder: Path) -> Iterator[None]:
     """
     path = folder / LOCK
     if path.is_symlink() or (path.exists() and not path.is_file()):
-        raise BundleError(
-            f"{path} is a link or no plain file, and is in the way; remove it, or choose another --output"
-        )
+        raise BundleError(f"{path} exists and is not a plain file; remove it, or choose another --output")
     flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | OPEN_FLAGS
     with os.fdopen(os.open(path, flags, 0o666), "r+b") as file:
         try:

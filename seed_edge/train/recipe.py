@@ -129,8 +129,9 @@ def load_recipe(kinds: Mapping[str, type[T]], name: str, changes: Sequence[str] 
     """Read a recipe; its `kind` says which of the dataclasses in `kinds` it becomes.
 
     Args:
-        name: of a recipe that comes with the package, or the path of a file. changes: `key=value` with dots
-        between tables, such as `schedule.steps=100`; values as TOML writes them.
+        name: of a recipe that comes with the package, or the path of a file.
+        changes: `key=value` with dots between tables, such as `schedule.steps=100`; values as TOML writes
+            them.
 
     Raises:
         DataError: there is no such recipe, a key is unknown or missing, or a value is of the wrong type.

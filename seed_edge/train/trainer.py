@@ -134,13 +134,14 @@ class Trainer:
         """Train to the end of the schedule.
 
         Args:
-            objective: moved to the device; trained in place. batch_of: step and random generator -> a batch
-            of this process. after: called with the step after each checkpoint, by the first process; the
-            figures that it returns are logged.
+            objective: moved to the device; trained in place.
+            batch_of: step and random generator -> a batch of this process.
+            after: called with the step after each checkpoint, by the first process; the figures that it
+                returns are logged.
 
         Raises:
             DataError: a loss is not finite (step and samples are named), or the saved state is that of
-            another run.
+                another run.
         """
         accelerator, schedule = self.accelerator, self.schedule
         objective.to(accelerator.device)

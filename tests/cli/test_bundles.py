@@ -89,7 +89,7 @@ def test_inspect_tells_how_a_picture_was_made(run, tiny, tmp_path):
     assert (told["prompt"], told["bundle"], told["drawn"][0]["seed"]) == ("a thing", "tiny", 5)
     assert "prompt: a thing" in run("inspect", picture).stdout
     run("draw", "a thing", "--no-metadata", "-o", picture, "--bundle", tiny)
-    assert "does not say how it was made" in run("inspect", picture, code=1).stderr
+    assert "has no seed-edge metadata" in run("inspect", picture, code=1).stderr
 
 
 def test_inspect_reads_graphs_and_language_models_anywhere(run, tiny, tmp_path):

@@ -16,9 +16,9 @@ from PIL import Image
 
 from seed_edge.bundle import Bundle
 from seed_edge.cli import cli
-from seed_edge.commands.image_output import name_of, numbered
+from seed_edge.commands.image_output import numbered, prompt_file_name
 from seed_edge.errors import ImageError
-from seed_edge.image_metadata import AI_MADE, Drawn, Record, bundle_hash, record_in, saving_options
+from seed_edge.image_metadata import AI_MADE, DrawnImage, Record, bundle_hash, read_record, save_options
 from seed_edge.manifest import MANIFEST
 
 
@@ -58,7 +58,7 @@ def photo(tmp_path):
 def test_several_pictures_count_their_seeds_up(run):
     told = run("draw", "a house", "-n", 3, "-o", "h.png", "--seed", 5).stdout.split()
     assert told == ["h-1.png", "h-2.png", "h-3.png"]
-    assert [record_in(name).drawn[0].seed for name in told] == [5, 6, 7]
+    assert [read_record(name).drawn[0].seed for name in told] == [5, 6, 7]
     run("draw", "a house", "-o", "alone.png", "--seed", 6)
     assert Path("h-2.png").read_bytes() == Path("alone.png").read_bytes()
 
@@ -97,9 +97,9 @@ def test_a_prompt_that_cannot_be_drawn_does_not_stop_the_others(run, tmp_path):
         (("a house", "--from", "x.png"), "give one of"),
         (("--prompts", "none.txt"), "none.txt cannot be read"),
         (("--prompts", "empty.txt"), "holds no prompts"),
-        (("--prompts", "empty.txt", "-o", "no/where"), "the folder cannot be made"),
+        (("--prompts", "empty.txt", "-o", "no/where"), "the folder cannot be created"),
         (("--from", "none.png"), "no such file"),
-        (("--from", "photo.png"), "does not say how it was made"),
+        (("--from", "photo.png"), "has no seed-edge metadata"),
         (("--from", "empty.txt"), "not an image"),
     ],
 )
@@ -119,7 +119,7 @@ def test_negative_words_change_what_is_drawn(run):
         drawn("a"), drawn("b", "--negative", "a cat"), drawn("c", "--negative", "a cat"), drawn("d", "--negative", "green grass")
     )  # fmt: skip
     assert none != cat == again != grass
-    assert record_in("b-1.png").negative == "a cat"
+    assert read_record("b-1.png").negative == "a cat"
     run("draw", "--from", "b-1.png", "-o", "again.png")
     assert Path("again.png").read_bytes() == Path("b-1.png").read_bytes()
 
@@ -141,7 +141,7 @@ def test_a_size_is_that_of_the_file(run):
 @pytest.mark.parametrize("name", ["a.png", "a.jpg", "a.webp"])
 def test_a_file_tells_how_it_was_made_and_that_a_machine_did(run, tiny, name):
     run("draw", "a <red> & blue house", "--seed", 9, "-o", name)
-    record = record_in(name)
+    record = read_record(name)
     assert (record.prompt, record.drawn[0].seed, len(record.drawn[0].codes)) == ("a <red> & blue house", 9, 4)
     assert record.bundle == "tiny" and record.bundle_hash == bundle_hash(Bundle.open(tiny))
     image = Image.open(name)
@@ -152,8 +152,8 @@ def test_a_file_tells_how_it_was_made_and_that_a_machine_did(run, tiny, name):
     run("draw", "a house", "--seed", 9, "-o", f"bare-{name}", "--no-metadata")
     bare = Path(f"bare-{name}").read_bytes()
     assert AI_MADE.encode() in bare and b"house" not in bare
-    with pytest.raises(ImageError, match="does not say how"):
-        record_in(f"bare-{name}")
+    with pytest.raises(ImageError, match="has no seed-edge metadata"):
+        read_record(f"bare-{name}")
 
 
 def test_a_picture_of_another_bundle_is_not_drawn_again(run, taught):
@@ -173,10 +173,10 @@ def test_a_picture_of_another_bundle_is_not_drawn_again(run, taught):
 )
 def test_a_damaged_record_is_refused(tmp_path, change):
     image = Image.new("RGB", (8, 8))
-    record = Record("a house", (Drawn(1, (1, 2, 3, 4)),), "tiny", "0" * 64)
-    info = saving_options("PNG", record, image)["pnginfo"]
+    record = Record("a house", (DrawnImage(1, (1, 2, 3, 4)),), "tiny", "0" * 64)
+    info = save_options("PNG", record, image)["pnginfo"]
     image.save(tmp_path / "whole.png", pnginfo=info)
-    assert record_in(str(tmp_path / "whole.png")) == record
+    assert read_record(str(tmp_path / "whole.png")) == record
     import dataclasses
     import html
 
@@ -187,14 +187,14 @@ def test_a_damaged_record_is_refused(tmp_path, change):
     broken.add_itxt("XML:com.adobe.xmp", f"<seed:record>{text}</seed:record>")
     image.save(tmp_path / "broken.png", pnginfo=broken)
     with pytest.raises(ImageError, match="is damaged"):
-        record_in(str(tmp_path / "broken.png"))
+        read_record(str(tmp_path / "broken.png"))
 
 
 def test_a_picture_is_rebuilt_from_its_codes(run, photo):
     run("reconstruct", photo, "-o", "r.png")
     run("encode", photo, "--json")
     codes = json.loads(run("encode", photo, "--json").stdout)["codes"]
-    assert record_in("r.png").drawn[0].codes == tuple(codes)
+    assert read_record("r.png").drawn[0].codes == tuple(codes)
     assert Image.open("r.png").getpixel((2, 12)) == (255, 0, 0) and Image.open("r.png").getpixel((12, 2)) == (
         0,
         0,
@@ -206,7 +206,7 @@ def test_a_picture_is_changed_by_words(run, photo, taught):
     line = json.loads(
         run("edit", photo, "make it green", "--seed", 2, "--json", "-o", "e.png", bundle=taught).stdout
     )
-    assert len(line["codes"]) == 4 and record_in("e.png").prompt == "make it green"
+    assert len(line["codes"]) == 4 and read_record("e.png").prompt == "make it green"
     again = json.loads(
         run("edit", photo, "make it green", "--seed", 2, "--json", "-o", "f.png", bundle=taught).stdout
     )
@@ -230,10 +230,60 @@ def test_a_picture_is_shown_where_it_is_asked_for_or_stdout_is_a_terminal(run, m
     block = "\N{UPPER HALF BLOCK}"
     assert block not in run("draw", "a thing", "-o", "a.png").stdout
     assert block in run("draw", "a thing", "-o", "b.png", "--show").stdout
-    monkeypatch.setattr("seed_edge.terminal.protocol", lambda stream: "blocks")
+    monkeypatch.setattr("seed_edge.terminal.detect_protocol", lambda stream: "blocks")
     assert block in run("draw", "a thing", "-o", "c.png").stdout
     assert block not in run("draw", "a thing", "-o", "d.png", "--no-show").stdout
     assert block not in run("draw", "a thing", "-o", "e.png", "--json").stdout
+
+
+# ---- a folder as output --------------------------------------------------------------------------------------------
+
+
+FOLDER_OUTPUTS = {
+    "a-house": ("draw", "a house", "--seed", 1),
+    "make-it-green": ("edit", "photo.png", "make it green", "--seed", 1),
+    "photo": ("reconstruct", "photo.png"),
+    "Fox 1": ("decode", "Fox 1.json"),
+    "decoded": ("decode", "-"),
+}
+
+
+@pytest.mark.parametrize("stem", FOLDER_OUTPUTS)
+@pytest.mark.parametrize("folder", ["new/", "existing", "existing/"])
+def test_a_folder_as_output_holds_an_image_named_after_the_input(run, photo, taught, stem, folder):
+    Path("existing").mkdir()
+    Path("Fox 1.json").write_text("[0, 1, 2, 3]")
+    place = Path(folder)
+    for option in ((), ("--overwrite",)):
+        existing = content(place)
+        result = run(*FOLDER_OUTPUTS[stem], "-o", folder, *option, bundle=taught, input="[0, 1, 2, 3]")
+        name = f"{stem}-2.png" if existing else f"{stem}.png"
+        assert result.stdout == f"{place / name}\n"
+        assert content(place).keys() - existing.keys() == {Path(name)}
+        assert existing.items() <= content(place).items()
+    run(*FOLDER_OUTPUTS[stem], "-o", "expected.png", bundle=taught, input="[0, 1, 2, 3]")
+    assert (place / f"{stem}.png").read_bytes() == Path("expected.png").read_bytes()
+
+
+def test_the_codes_of_several_images_are_decoded_into_a_folder(run):
+    lines = "".join(json.dumps({"image": name, "codes": [0, 1, 2, 3]}) + "\n" for name in "ab")
+    Path("codes.jsonl").write_text(lines)
+    assert run("decode", "codes.jsonl", "-o", "out/").stdout.split() == ["out/codes-1.png", "out/codes-2.png"]
+
+
+@pytest.mark.parametrize("stem", FOLDER_OUTPUTS)
+def test_an_output_folder_that_cannot_be_created_is_an_error(run, photo, taught, stem):
+    Path("Fox 1.json").write_text("[0, 1, 2, 3]")
+    before = content(taught)
+    for folder, message in (
+        ("photo.png/", "photo.png: the folder cannot be created"),
+        ("no/where/", "no/where: the folder cannot be created"),
+        (f"{taught}/new/", "lies in the bundle"),
+        (f"{taught}/", "lies in the bundle"),
+    ):
+        result = run(*FOLDER_OUTPUTS[stem], "-o", folder, bundle=taught, fails=True, input="[0, 1, 2, 3]")
+        assert message in result.stderr
+    assert content(taught) == before and not (taught / "new").exists()
 
 
 # ---- no file of the user's is lost -------------------------------------------------------------------------------
@@ -279,7 +329,7 @@ def test_an_input_is_never_the_output(run, inputs, tiny, taught, name, how, opti
     before = content(inputs)
     result = run(*words, "-o", out, *option, bundle=taught if name == "edited" else tiny, fails=True)
     assert content(inputs) == before and len(result.stderr.strip().splitlines()) == 1
-    assert "choose another -o" in result.stderr or "-o is a folder" in result.stderr
+    assert "choose another -o" in result.stderr
 
 
 def test_nothing_is_written_into_the_bundle(run, taught):
@@ -350,7 +400,7 @@ def test_pictures_drawn_at_the_same_moment_all_get_a_name(tiny, tmp_path, extra)
     every = [name for names in told for name in names]
     assert sorted(every) == sorted(os.listdir(tmp_path)) and len(set(every)) == 36
     for number, names in enumerate(told):
-        assert [record_in(tmp_path / name).drawn[0].seed for name in names] == [
+        assert [read_record(tmp_path / name).drawn[0].seed for name in names] == [
             100 * number + n for n in range(12)
         ]
 
@@ -360,8 +410,8 @@ def test_a_picture_goes_to_stdout(run, inputs):
         before = set(os.listdir())
         picture = Image.open(io.BytesIO(run(*words, "-o", "-", "-q", "--show").stdout_bytes))
         assert picture.format == "PNG" and picture.size[0] in (16, 32) and set(os.listdir()) == before
-    assert "stdout takes one picture" in run("draw", "a house", "-n", 2, "-o", "-", fails=True).stderr
-    assert "stdout takes the picture" in run("draw", "a house", "--json", "-o", "-", fails=True).stderr
+    assert "stdout takes one image" in run("draw", "a house", "-n", 2, "-o", "-", fails=True).stderr
+    assert "stdout takes the image only" in run("draw", "a house", "--json", "-o", "-", fails=True).stderr
 
 
 def test_a_picture_goes_into_pipes_and_devices(run, tmp_path, tiny):
@@ -409,7 +459,7 @@ def test_a_picture_goes_into_pipes_and_devices(run, tmp_path, tiny):
     ],
 )
 def test_a_prompt_makes_a_name_that_file_systems_take(tmp_path, prompt, name):
-    path = name_of(prompt, tmp_path)
+    path = prompt_file_name(prompt, tmp_path)
     longest = numbered(numbered(path, 1000), 1000)  # the last of many, of which there are many already
     longest.touch()
     assert os.listdir(tmp_path) == [longest.name] and len(os.fsencode(longest.name)) <= 143
@@ -425,7 +475,7 @@ def test_a_name_that_is_too_long_is_told_before_any_work(run, name, monkeypatch)
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        (("-n", 64, "--size", 4096), "over the limit of 200,000,000 in all"),
+        (("-n", 64, "--size", 4096), "over the limit of 200,000,000 pixels in total"),
         (("-n", 900, "--size", 600, "-o", "g.webp"), "over the limit"),
         (("-n", 2, "--size", 4096), None),
         (("-n", 1000, "--size", 17, "-o", "g.webp"), None),
@@ -451,7 +501,7 @@ def test_a_grid_has_the_sides_its_format_can_have_and_the_memory_there_is(monkey
 
     from seed_edge.commands.image_output import check_grid
 
-    for path, count, side, says in (("a.webp", 4, 8_192, "16,383 a side"), ("a.png", 4, 7_000, "")):
+    for path, count, side, says in (("a.webp", 4, 8_192, "16,383 per side"), ("a.png", 4, 7_000, "")):
         if says:
             with pytest.raises(ClickException, match=says):
                 check_grid(count, side, Path(path)) if side * side * count <= 200_000_000 else check_grid(
@@ -484,29 +534,29 @@ def test_a_grid_that_is_stopped_keeps_what_was_drawn(run, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(ImageWriter, "draw", draw)
         result = run("draw", "a house", "-n", 16, "--grid", "-o", "g.png", "--seed", 1, fails=True)
-    assert "5 of 16 pictures were drawn" in result.stderr and Image.open("g.png").size == (48, 32)
-    assert [each.seed for each in record_in("g.png").drawn] == [1, 2, 3, 4, 5]
+    assert "5 of 16 images were drawn" in result.stderr and Image.open("g.png").size == (48, 32)
+    assert [each.seed for each in read_record("g.png").drawn] == [1, 2, 3, 4, 5]
 
 
 def test_latents_are_kept_under_a_name_of_their_own(tmp_path, monkeypatch):
     import numpy as np
     from click import ClickException
 
-    from seed_edge.commands.image_output import kept_latents
+    from seed_edge.commands.image_output import backup_latents
 
     monkeypatch.chdir(tmp_path)
     Path("fox.npy").write_bytes(b"dear")
-    with kept_latents(Path("fox.png")) as keep:
+    with backup_latents(Path("fox.png")) as keep:
         keep(np.zeros(3))
         Path("fox-3.npy").write_bytes(b"dear")  # a name that would have come next
         assert sorted(os.listdir()) == ["fox-2.npy", "fox-3.npy", "fox.npy"]
     assert sorted(os.listdir()) == ["fox-3.npy", "fox.npy"] and Path("fox.npy").read_bytes() == b"dear"
     for output, name in (("fox.png", "fox-2.npy"), ("-", "picture.npy")):
-        with pytest.raises(ClickException, match=name), kept_latents(Path(output)) as keep:
+        with pytest.raises(ClickException, match=name), backup_latents(Path(output)) as keep:
             keep(np.ones(3))
             raise ImageError("no memory")
         assert np.load(name).sum() == 3
-    with kept_latents(tmp_path / "none" / "fox.png") as keep:
+    with backup_latents(tmp_path / "none" / "fox.png") as keep:
         keep(np.zeros(3))  # said, and no reason to lose the picture
 
 

@@ -17,10 +17,10 @@ from seed_edge.commands import common
 from seed_edge.commands.codes_input import (
     CODES_FILE_LIMIT,
     MAX_PROMPT,
-    lines_of,
     parse_codes,
     read_codes,
     read_latents,
+    read_prompts,
 )
 from seed_edge.commands.config import options_by_name
 from seed_edge.errors import CodesError, PromptError
@@ -104,13 +104,15 @@ def test_largest_values_that_are_taken():
 
 
 def test_bounds_are_those_of_the_manifest():
-    assert (
-        common.MOST_TEMPERATURE == manifest.MAX_TEMPERATURE and common.MOST_GUIDANCE == manifest.MAX_GUIDANCE
-    )
+    assert common.MAX_TEMPERATURE == manifest.MAX_TEMPERATURE and common.MAX_GUIDANCE == manifest.MAX_GUIDANCE
 
 
 def test_seeds_that_would_count_past_64_bits_are_refused(run, tiny):
-    told(run("draw", "x", "-o", "x.png", "-n", 2, "--seed", 2**63 - 1, "--bundle", tiny), 2, "counts past")
+    told(
+        run("draw", "x", "-o", "x.png", "-n", 2, "--seed", 2**63 - 1, "--bundle", tiny),
+        2,
+        "exceeds 2**63 - 1",
+    )
 
 
 # ---- settings files ---------------------------------------------------------------------------------------------
@@ -373,7 +375,7 @@ def test_latents_come_back_as_they_were(tmp_path, kind, order):
 
 def test_prompts_of_a_file(tmp_path):
     (tmp_path / "p.txt").write_bytes(b"\xef\xbb\xbfa fox\r\n\r\n  a house \n\xec\x97\xac\xec\x9a\xb0")
-    assert list(lines_of(str(tmp_path / "p.txt"))) == ["a fox", "a house", "여우"]
+    assert list(read_prompts(str(tmp_path / "p.txt"))) == ["a fox", "a house", "여우"]
 
 
 @pytest.mark.parametrize(
@@ -391,7 +393,7 @@ def test_prompts_of_a_file(tmp_path):
 def test_prompts_that_are_none_are_one_line(run, tiny, tmp_path, data, words):
     (tmp_path / "p.txt").write_bytes(data)
     with pytest.raises(PromptError, match=words):
-        list(lines_of("p.txt"))
+        list(read_prompts("p.txt"))
     told(run("draw", "--prompts", "p.txt", "--bundle", tiny), 1, words)
 
 

@@ -24,7 +24,7 @@ from seed_edge.errors import ImageError
 from seed_edge.image_decoding import exif_orientation
 from seed_edge.image_files import can_read_format, open_image_file
 from seed_edge.image_formats import IMAGE_EXTENSIONS, detect_format
-from seed_edge.image_metadata import drawn_here, record_in
+from seed_edge.image_metadata import is_seed_edge_image, read_record
 from seed_edge.preprocess import Preprocessing, open_image
 
 FILES = corpus()
@@ -84,7 +84,7 @@ def test_threads_that_open_pictures_touch_no_global_of_pillow_or_warnings(tmp_pa
     def work(which: int):
         for number in range(600):
             path = tmp_path / names[(which + number) % len(names)]
-            for read in (open_image, record_in, load_picture):
+            for read in (open_image, read_record, load_picture):
                 with contextlib.suppress(ImageError):
                     read(path)
 
@@ -225,7 +225,7 @@ def bound(path: Path) -> Path:
     return path
 
 
-@pytest.mark.parametrize("read", [open_image, record_in, load_picture], ids=lambda read: read.__name__)
+@pytest.mark.parametrize("read", [open_image, read_record, load_picture], ids=lambda read: read.__name__)
 @pytest.mark.parametrize(
     ("make", "words"),
     [
@@ -384,7 +384,7 @@ def test_heic_without_its_plug_in_says_how_to_get_it(monkeypatch, tmp_path):
     path.write_bytes(boxes(b"heic", b"mif1"))
     with pytest.raises(
         ImageError,
-        match=re.escape(f'{path}: HEIC needs a plug-in: pip install "seed-edge[heif]"'),
+        match=re.escape(f'{path}: HEIC needs a plug-in: pip install "pillow-heif>=1.1,<2"'),
     ):
         open_image(path)
     with pytest.raises(ImageError, match="the installed Pillow does not read AVIF"):
@@ -641,4 +641,4 @@ def test_a_gif_that_grows_behind_its_header_is_held_to_the_limit():
 def test_the_header_of_a_picture_is_enough_for_its_record():
     with open_image_file(io.BytesIO(FILES["half.png"][0])) as image:
         assert image.size == (64, 64)
-    assert drawn_here("/nowhere") is False
+    assert is_seed_edge_image("/nowhere") is False

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from seed_edge import terminal
-from seed_edge.terminal import protocol, shown
+from seed_edge.terminal import detect_protocol, render
 
 
 class Terminal(io.StringIO):
@@ -40,25 +40,25 @@ def picture():
     ],
 )
 def test_the_terminal_is_known_by_what_it_says(environ, how, monkeypatch):
-    monkeypatch.setattr(terminal, "_answers_sixel", lambda: False)
-    assert protocol(Terminal(), environ) == how
-    assert protocol(io.StringIO(), environ) is None
+    monkeypatch.setattr(terminal, "_supports_sixel", lambda: False)
+    assert detect_protocol(Terminal(), environ) == how
+    assert detect_protocol(io.StringIO(), environ) is None
 
 
 def test_a_terminal_that_answers_to_sixel_gets_it(monkeypatch):
-    monkeypatch.setattr(terminal, "_answers_sixel", lambda: True)
-    assert protocol(Terminal(), {"TERM": "xterm"}) == "sixel"
+    monkeypatch.setattr(terminal, "_supports_sixel", lambda: True)
+    assert detect_protocol(Terminal(), {"TERM": "xterm"}) == "sixel"
 
 
 def test_kitty_and_iterm_get_the_very_picture(picture):
     rng = np.random.default_rng(0)
     large = Image.fromarray(rng.integers(0, 256, (100, 100, 3), np.uint8))  # more than one message
     for image in (picture, large):
-        messages = re.findall(r"\x1b_G([^;]*);([^\x1b]*)\x1b\\", shown(image, "kitty", 80))
+        messages = re.findall(r"\x1b_G([^;]*);([^\x1b]*)\x1b\\", render(image, "kitty", 80))
         assert [header.endswith("m=1") for header, _ in messages] == [True] * (len(messages) - 1) + [False]
         assert max(len(data) for _, data in messages) <= 4096
         inline = re.fullmatch(
-            r"\x1b\]1337;File=inline=1;width=48;preserveAspectRatio=1:(.*)\x07\n", shown(image, "iterm", 80)
+            r"\x1b\]1337;File=inline=1;width=48;preserveAspectRatio=1:(.*)\x07\n", render(image, "iterm", 80)
         )
         for data in ("".join(data for _, data in messages), inline[1]):
             assert Image.open(io.BytesIO(base64.b64decode(data))).tobytes() == image.tobytes()
@@ -90,7 +90,7 @@ def from_sixel(text):
 
 
 def test_sixels_show_the_picture(picture):
-    assert np.abs(from_sixel(shown(picture, "sixel", 80)) - np.asarray(picture)).max() < 3
+    assert np.abs(from_sixel(render(picture, "sixel", 80)) - np.asarray(picture)).max() < 3
 
 
 @pytest.mark.parametrize(
@@ -98,7 +98,7 @@ def test_sixels_show_the_picture(picture):
     [("blocks", 200, 48), ("blocks", 11, 10), ("blocks-256", 11, 10), ("blocks", 1, 1)],
 )
 def test_half_blocks_show_the_picture(picture, how, columns, width):
-    text = shown(picture, how, columns)
+    text = render(picture, how, columns)
     lines = text.splitlines()
     assert all(line.count("\u2580") == width and line.endswith("\x1b[0m") for line in lines)
     if width == 10:

@@ -17,8 +17,8 @@ import numpy as np
 from click.testing import CliRunner
 
 from seed_edge.cli import cli
-from seed_edge.commands.codes_input import lines_of, parse_codes, read_codes, read_latents
-from seed_edge.commands.config import defaults_in
+from seed_edge.commands.codes_input import parse_codes, read_codes, read_latents, read_prompts
+from seed_edge.commands.config import read_defaults
 from seed_edge.data.samples import read_samples
 from seed_edge.errors import SeedEdgeError
 from seed_edge.models.llama_files import read_config
@@ -128,7 +128,8 @@ def check(data: bytes, folder: Path) -> bool:
     """Read an input as the commands do, and run a command with it where it is a settings file; whether it was taken.
 
     Raises:
-        AssertionError: the message is not one line, or reading took too long. Any other exception is a fault as well.
+        AssertionError: the message is not one line, or reading took too long. Any other exception is a fault
+            as well.
     """
     started = time.perf_counter()
     name, _, content = data.partition(b"\n")
@@ -150,13 +151,13 @@ def _read(kind: str, data: bytes, folder: Path) -> None:
     path = folder / {"settings": "s.toml", "config": "config.json", "latents": "a.npy"}.get(kind, kind)
     path.write_bytes(data)
     if kind == "settings":
-        defaults_in(path, cli)
+        read_defaults(path, cli)
     elif kind == "codes":
         parse_codes(read_codes(str(path)), str(path))
     elif kind == "latents":
         read_latents(path)
     elif kind == "prompts":
-        list(lines_of(str(path)))
+        list(read_prompts(str(path)))
     elif kind == "config":
         read_config(folder)
     elif kind == "talk":

@@ -11,7 +11,7 @@ from peft import PeftModel
 from transformers import LlamaForCausalLM, PreTrainedModel
 
 from seed_edge.errors import CheckpointError
-from seed_edge.models.checkpoints import UNREADABLE, reason_of, refuse_inflated
+from seed_edge.models.checkpoints import UNREADABLE, check_not_inflated, reason_of
 from seed_edge.models.llama_files import (
     ADDED_TOKENS_FILE,
     extended_vocab,
@@ -53,7 +53,7 @@ def load_llama(path: Path, bf16: bool) -> LlamaForCausalLM:
     """
     read_config(path)
     for weights in path.glob("*.bin"):
-        refuse_inflated(weights)
+        check_not_inflated(weights)
     try:
         model, info = LlamaForCausalLM.from_pretrained(
             path, dtype=torch.bfloat16 if bf16 else torch.float32, output_loading_info=True

@@ -8,10 +8,10 @@ from pathlib import Path
 from peft import LoraConfig, PeftModel
 
 from seed_edge.errors import CheckpointError
-from seed_edge.models.checkpoints import UNREADABLE, reason_of, refuse_inflated
+from seed_edge.models.checkpoints import UNREADABLE, check_not_inflated, reason_of
 from seed_edge.models.fields import Fields
 from seed_edge.models.llama_files import ADDED_TOKENS_FILE, PIECES_FILE, read_added_tokens, read_pieces
-from seed_edge.output_checks import claim
+from seed_edge.output_checks import prepare_output_folder
 from seed_edge.train.language.checkpoints import load_llama, save_checkpoint
 from seed_edge.train.language.recipes import LoraRecipe
 
@@ -34,7 +34,7 @@ def merge_lora(llm: Path, adapter: Path, out: Path) -> None:
     Raises:
         CheckpointError: a file is missing or damaged.
     """
-    claim(out, "model", (llm, adapter))
+    prepare_output_folder(out, "model", (llm, adapter))
     model = load_llama(llm, bf16=False)
     added = read_added_tokens(adapter)
     size = read_pieces(adapter).get_piece_size() + len(added)
@@ -55,7 +55,7 @@ def _check_adapter(folder: Path) -> None:
 
     Raises:
         CheckpointError: the configuration is missing or out of range, or an archive would unpack to more than
-        its size.
+            its size.
     """
     fields = Fields.read(folder / "adapter_config.json")
     fields.bounded()
@@ -63,4 +63,4 @@ def _check_adapter(folder: Path) -> None:
     fields.integer("r", 1, 1 << 14)
     fields.number("lora_alpha", -1e6, 1e6)
     for weights in folder.glob("*.bin"):
-        refuse_inflated(weights)
+        check_not_inflated(weights)

@@ -11,7 +11,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from seed_edge.data.code_shards import Codebook, read_code_shards, read_codebook
 from seed_edge.data.subsets import shared_pools
 from seed_edge.models.llama_files import extended_vocab, write_added_tokens
-from seed_edge.output_checks import RUN_SIGNS, claim
+from seed_edge.output_checks import RUN_FILES, prepare_output_folder
 from seed_edge.prompts import TEMPLATES
 from seed_edge.train.language.code_embeddings import code_row_vectors, code_slice, freeze_rows
 from seed_edge.train.language.examples import ExampleBuilder, Mixture, without_blocked_terms
@@ -64,7 +64,7 @@ def train_new_llama(
     Raises:
         DataError: the folders cannot be read, or their texts are too few for the text vocabulary.
     """
-    claim(out, "run", codes, RUN_SIGNS)
+    prepare_output_folder(out, "run", codes, RUN_FILES)
     space, folders = read_code_shards(codes)
     samples = [
         item for folder in folders.values() for item in without_blocked_terms(folder, recipe.blocked_terms)

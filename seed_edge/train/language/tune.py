@@ -17,7 +17,7 @@ from seed_edge.data.dialogues import dialogues_about
 from seed_edge.data.subsets import shared_pools
 from seed_edge.errors import DataError
 from seed_edge.models.llama_files import PIECES_FILE, TEMPLATE, read_pieces, write_added_tokens
-from seed_edge.output_checks import RUN_SIGNS, claim
+from seed_edge.output_checks import RUN_FILES, prepare_output_folder
 from seed_edge.prompts import TEMPLATES
 from seed_edge.train.language.checkpoints import open_llama
 from seed_edge.train.language.code_embeddings import code_slice, freeze_rows
@@ -54,7 +54,7 @@ def tune_llama(
         CheckpointError: the checkpoint is incomplete, or has other codes than the folders.
         DataError: the recipe contradicts itself, or the folders cannot be read.
     """
-    claim(out, "run", (llm, *codes), RUN_SIGNS)
+    prepare_output_folder(out, "run", (llm, *codes), RUN_FILES)
     space, folders = read_code_shards(codes)
     if recipe.template not in TEMPLATES:
         raise DataError(f"template is {recipe.template!r}; it must be one of {', '.join(TEMPLATES)}")

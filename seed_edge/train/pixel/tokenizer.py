@@ -1,8 +1,7 @@
 """Trains an image tokenizer that decodes to pixels, on cached trunk features, in four stages.
 
 1. Closed forms: the linear map that starts the semantic queries (`semantic_init`), and the principal
-components of colour
-   patches (`patch_pca`).
+   components of colour patches (`patch_pca`).
 2. The semantic queries, on words (`semantic_queries`).
 3. The codebook, by k-means (`codebook`).
 4. The decoder, on fixed codes (`decoder`).
@@ -20,7 +19,7 @@ from seed_edge.models.checkpoints import is_run, load_image_tokenizer, save_imag
 from seed_edge.models.efficientnet import pretrained_trunk
 from seed_edge.models.image_tokenizer import PixelTokenizer
 from seed_edge.models.memory_layout import channels_last
-from seed_edge.output_checks import RUN_SIGNS, claim
+from seed_edge.output_checks import RUN_FILES, prepare_output_folder
 from seed_edge.train.pixel.codebook import refitted, refitted_geometry
 from seed_edge.train.pixel.decoder import train_decoder
 from seed_edge.train.pixel.encoding import VECTORS_FILE, codebook_sum, encoder_sum, vectors_of_cache
@@ -55,7 +54,7 @@ def train_pixel_tokenizer(
     Args:
         decoder_data: further images for the decoder only; only their pixels and codes are stored.
     """
-    claim(out, "run", (*paths, *decoder_data, images), RUN_SIGNS)
+    prepare_output_folder(out, "run", (*paths, *decoder_data, images), RUN_FILES)
     torch.manual_seed(recipe.semantic.seed)
     trunk = pretrained_trunk(trunk_weights)
     cache = build_cache(paths, out / CACHE_FOLDER, trunk, recipe.geometry, report, images)

@@ -29,7 +29,7 @@ from seed_edge.models.checkpoints import VIT_PREFIX, read_state
 from seed_edge.models.config import SeedGeometry
 from seed_edge.models.eva import EvaViT
 from seed_edge.models.image_tokenizer import SeedTokenizer
-from seed_edge.output_checks import RUN_SIGNS, claim
+from seed_edge.output_checks import RUN_FILES, prepare_output_folder
 from seed_edge.preprocess import CLIP_MEAN, CLIP_STD, Preprocessing, to_rgb
 from seed_edge.train.recipe import Schedule
 from seed_edge.train.seed2.losses import ContrastiveQFormer, code_losses
@@ -174,7 +174,7 @@ def train_contrastive(
         bert_vocab: `vocab.txt` of bert-base-uncased.
         start: BLIP-2's `blip2_pretrained.pth`, or what this stage wrote before; without it, random weights.
     """
-    claim(out, "run", (*paths, images, vit, bert_vocab, start), RUN_SIGNS)
+    prepare_output_folder(out, "run", (*paths, images, vit, bert_vocab, start), RUN_FILES)
     torch.manual_seed(recipe.schedule.seed)
     pairs = Pairs(paths, images, recipe.geometry, recipe.min_crop_area)
     pieces = open_bert_vocab(bert_vocab)
@@ -214,7 +214,7 @@ def train_codes(
         clip: folder of CLIP's ViT-H, such as `image_encoder` of stable-diffusion-2-1-unclip.
         start: folder or file that stage 1 wrote, or SEED-2's own checkpoint.
     """
-    claim(out, "run", (*paths, images, vit, clip, start), RUN_SIGNS)
+    prepare_output_folder(out, "run", (*paths, images, vit, clip, start), RUN_FILES)
     torch.manual_seed(recipe.schedule.seed)
     pairs = Pairs(paths, images, recipe.geometry, recipe.min_crop_area)
     model = SeedTokenizer(recipe.geometry, training=True)
