@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import sys
 from pathlib import Path
 
@@ -18,6 +19,8 @@ def place(tmp_path_factory):
     for name in ("home", "kept", "work", "temporary"):
         (folder / name).mkdir()
     shapes(folder / "work" / "shapes.tar")
+    # samples that `eval` takes as held out
+    shutil.copy(folder / "work" / "shapes.tar", folder / "work" / "shapes-val.tar")
     return folder
 
 
@@ -71,7 +74,7 @@ def test_training_export_and_evaluation_are_quiet(trained, place):
     trained(
         "eval",
         "--data",
-        "shapes.tar",
+        "shapes-val.tar",
         "--bundle",
         "bundle",
         "--limit",
