@@ -1,3 +1,3 @@
-"""Training data: samples, shards, codes, captions and requests in English, dialogues. Needs the `train`
+"""Training data: samples, shards, codes, English captions and requests, dialogues; needs the `train`
 extra.
 """

@@ -1,6 +1,6 @@
 """Folders of samples with the codes of their images: the training data of language models.
 
-A folder has tars with one JSON object per sample, `codes.json` with the code space, and, where it is known,
+A folder contains tars with one JSON object per sample, `codes.json` with the code space, and, if it is known,
 the codebook. `seed-edge tokenize` writes it.
 """
 
@@ -57,7 +57,7 @@ class Codebook:
     vectors: NDArray[np.float32]
     """(codebook_size, code_dim)."""
     own_rows: tuple[int, int] = (0, 0)
-    """Number of first codes of an image that have codebook rows of their own, and number of these rows per
+    """Number of leading codes of an image that have separate codebook rows, and number of these rows per
     code.
     """
 
@@ -103,18 +103,18 @@ def _record(sample: CodeSample) -> dict[str, object]:
 
 
 def read_code_shards(folders: Sequence[Path]) -> tuple[CodeSpace, dict[str, list[CodeSample]]]:
-    """Code space, and samples by folder name, of folders that `seed-edge tokenize` wrote.
+    """Read folders that `seed-edge tokenize` wrote; return the code space, and the samples by folder name.
 
     Raises:
         DataError: a folder has no finished codes, has another code space than the folders before it, or has
             no samples at all.
     """
     space: CodeSpace | None = None
-    found: dict[str, list[CodeSample]] = {}
+    by_folder: dict[str, list[CodeSample]] = {}
     for folder in folders:
         try:
             fields = Fields.read(folder / INFO, error=DataError)
-            own = CodeSpace(
+            folder_space = CodeSpace(
                 fields.integer("codebook_size", 1, MAX_CODEBOOK),
                 fields.integer("codes_per_image", 1, MAX_CODES),
             )
@@ -122,31 +122,31 @@ def read_code_shards(folders: Sequence[Path]) -> tuple[CodeSpace, dict[str, list
             raise DataError(
                 f"{folder} holds no finished codes ({error}); make them with `seed-edge tokenize`"
             ) from error
-        if space not in (None, own):
+        if space not in (None, folder_space):
             raise DataError(
-                f"{folder} has {own}, the folders before have {space}; tokenize all with one bundle"
+                f"{folder} has {folder_space}, earlier folders have {space}; tokenize all with one bundle"
             )
-        space = own
-        samples = found.setdefault(folder.resolve().name, [])
+        space = folder_space
+        samples = by_folder.setdefault(folder.resolve().name, [])
         for path in sorted(folder.glob(SHARDS)):
             for key, files in list_shard(path):
-                samples.append(_from_record(f"{path}: {key}", _record_in(f"{path}: {key}", files), own))
-    if space is None or not any(found.values()):
+                samples.append(_from_record(f"{path}: {key}", _read_record(f"{path}: {key}", files), space))
+    if space is None or not any(by_folder.values()):
         raise DataError(f"no samples in {', '.join(map(str, folders))}; make them with `seed-edge tokenize`")
-    return space, found
+    return space, by_folder
 
 
 def read_codebook(folders: Sequence[Path]) -> Codebook | None:
-    """The codebook of the first folder that has one; None if no folder has one.
+    """Read the codebook of the first folder that has one; return None if no folder has one.
 
     Raises:
         DataError: the codebook is damaged.
     """
-    found = next((folder / CODEBOOK for folder in folders if (folder / CODEBOOK).exists()), None)
-    if found is None:
+    path = next((folder / CODEBOOK for folder in folders if (folder / CODEBOOK).exists()), None)
+    if path is None:
         return None
     try:
-        vectors, own_rows = _arrays(found)
+        vectors, own_rows = _read_arrays(path)
     except SeedEdgeError:
         raise
     except (
@@ -158,10 +158,10 @@ def read_codebook(folders: Sequence[Path]) -> Codebook | None:
         zipfile.BadZipFile,
         struct.error,
     ) as error:
-        raise DataError(f"{found} holds no codebook ({error}); tokenize again") from error
+        raise DataError(f"{path} does not hold a codebook ({error}); tokenize again") from error
     if vectors.dtype != np.float32 or vectors.ndim != 2 or not np.isfinite(vectors).all():
         raise DataError(
-            f"{found} holds no codebook (its vectors are {vectors.dtype} of shape {vectors.shape}); "
+            f"{path} does not hold a codebook (its vectors are {vectors.dtype} of shape {vectors.shape}); "
             "tokenize again"
         )
     if (
@@ -170,42 +170,44 @@ def read_codebook(folders: Sequence[Path]) -> Codebook | None:
         or not 0 <= own_rows.min() <= own_rows.max() <= MAX_CODEBOOK
     ):
         raise DataError(
-            f"{found} holds no codebook (own_rows is {own_rows.dtype} of shape {own_rows.shape}); "
+            f"{path} does not hold a codebook (own_rows is {own_rows.dtype} of shape {own_rows.shape}); "
             "tokenize again"
         )
     return Codebook(vectors, (int(own_rows[0]), int(own_rows[1])))
 
 
-def _arrays(path: Path) -> tuple[NDArray[Any], NDArray[Any]]:
-    """The arrays `vectors` and `own_rows`; compressed archives are refused: they may be far larger than their
-    file.
+def _read_arrays(path: Path) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Read the arrays `vectors` and `own_rows`. Compressed archives are an error, since they may expand far
+    beyond their size.
     """
     with open_regular(path, DataError) as file:
         size = file.seek(0, 2)
         with zipfile.ZipFile(file) as archive:
             members = archive.infolist()
-        if size > MAX_CODEBOOK_BYTES or any(each.compress_type != zipfile.ZIP_STORED for each in members):
+        if size > MAX_CODEBOOK_BYTES or any(member.compress_type != zipfile.ZIP_STORED for member in members):
             raise ValueError("it is compressed, or too large")
-        if sum(each.file_size for each in members) > size:
+        if sum(member.file_size for member in members) > size:
             raise ValueError("its parts are larger than the file")
         file.seek(0)
         with np.load(file, allow_pickle=False) as arrays:
             return arrays["vectors"], arrays["own_rows"]
 
 
-def _record_in(where: str, files: Mapping[str, Member]) -> dict[str, Any]:
-    """The JSON object of a sample.
+def _read_record(where: str, files: Mapping[str, Member]) -> dict[str, Any]:
+    """Read the JSON object of a sample.
 
     Raises:
-        DataError: it is missing, too large, or no object.
+        DataError: it is missing, too large, or not an object.
     """
     member = files.get("json")
     if member is None or member.size > MAX_RECORD:
-        raise DataError(f"{where} is no sample with codes (its JSON is missing or too large); tokenize again")
+        raise DataError(
+            f"{where} is not a sample with codes (its JSON is missing or too large); tokenize again"
+        )
     try:
         text = member.read().decode("utf-8")
     except UnicodeDecodeError as error:
-        raise DataError(f"{where} is no sample with codes ({error}); tokenize again") from error
+        raise DataError(f"{where} is not a sample with codes ({error}); tokenize again") from error
     return dict(Fields.of(parse_json(text, where, DataError), where, DataError).values)
 
 
@@ -214,7 +216,7 @@ def _from_record(where: str, record: dict[str, Any], space: CodeSpace) -> CodeSa
         images, views = (tuple(space.check(codes) for codes in record.pop(n, ())) for n in ("codes", "views"))
         return CodeSample(Sample.from_saved(record.pop("key"), record), images, views)
     except (CodesError, DataError, KeyError, TypeError, ValueError) as error:
-        raise DataError(f"{where} is no sample with codes ({error}); tokenize again") from error
+        raise DataError(f"{where} is not a sample with codes ({error}); tokenize again") from error
 
 
 def tokenized(
@@ -222,7 +224,7 @@ def tokenized(
     encode: Callable[[Sequence[Picture]], Codes],
     failed: Callable[[str, str], None],
 ) -> Iterator[CodeSample]:
-    """Samples with the codes of their images, encoded in batches.
+    """Yield samples with the codes of their images, encoded in batches.
 
     Args:
         encode: images -> codes (images, codes_per_image).
@@ -239,15 +241,15 @@ def _encoded(
     encode: Callable[[Sequence[Picture]], Codes],
     failed: Callable[[str, str], None],
 ) -> Iterator[CodeSample]:
-    pictures = [picture for _, some in chunk for picture in some]
+    pictures = [picture for _, sample_pictures in chunk for picture in sample_pictures]
     try:
         codes = iter(encode(pictures) if pictures else ())
     except ImageError as error:
-        if len(chunk) > 1:  # find the one
-            for each in chunk:
-                yield from _encoded([each], encode, failed)
+        if len(chunk) > 1:  # find the image that cannot be read
+            for item in chunk:
+                yield from _encoded([item], encode, failed)
         else:
             failed(chunk[0][0].key, str(error))
         return
-    for sample, some in chunk:
-        yield CodeSample(sample, tuple(islice(codes, len(some))))
+    for sample, sample_pictures in chunk:
+        yield CodeSample(sample, tuple(islice(codes, len(sample_pictures))))

@@ -1,6 +1,6 @@
 """Dialogues made from labels and captions: questions with answers, and edit requests with the edited image.
 
-They train a model to answer questions and to edit images without written conversations. Names, colours,
+They train a model to answer questions and to edit images without human-written conversations. Names, colours,
 counts and positions come from labels and from the phrases of composites; an edit leads from a drawing to a
 recoloured drawing or to a composite.
 """
@@ -96,7 +96,7 @@ class Facts:
 
 
 def facts_of(sample: Sample) -> Facts | None:
-    """The content of a composite, from its first phrase; None for other samples."""
+    """Return the content of a composite, from its first phrase; None for other samples."""
     for kind, form in FORMS.items():
         match = form.fullmatch(sample.phrases[0]) if sample.phrases else None
         if match is not None:
@@ -115,7 +115,7 @@ def definite(name: str) -> str:
 
 
 def questions(sample: Sample, rng: np.random.Generator, labels: Sequence[str]) -> list[Talk]:
-    """Questions about an image with their answers, in random order.
+    """Return questions about an image with their answers, in random order.
 
     Args:
         labels: names of other things, for questions whose answer is no.
@@ -124,113 +124,113 @@ def questions(sample: Sample, rng: np.random.Generator, labels: Sequence[str]) -
     def one(forms: Sequence[str], answer: str, **names: str) -> Talk:
         return str(rng.choice(list(forms))).format(**names), answer
 
-    facts, found = facts_of(sample), list[Talk]()
+    facts, talks = facts_of(sample), list[Talk]()
     if facts is not None:
         a, b = facts.first, facts.second
         names = {"a": bare(a), "b": bare(b)}
         if facts.kind == "beside":
-            found += [one(LEFT, a, **names), one(RIGHT, b, **names), one(NAMED, f"{a} and {b}")]
+            talks += [one(LEFT, a, **names), one(RIGHT, b, **names), one(NAMED, f"{a} and {b}")]
         elif facts.kind == "above":
-            found += [one(TOP, a, **names), one(BOTTOM, b, **names), one(NAMED, f"{a} and {b}")]
+            talks += [one(TOP, a, **names), one(BOTTOM, b, **names), one(NAMED, f"{a} and {b}")]
         elif facts.kind == "count":
-            found += [one(HOW_MANY, a, a=b), one(NAMED, f"{a} {b}")]
+            talks += [one(HOW_MANY, a, a=b), one(NAMED, f"{a} {b}")]
         else:
-            found += [one(GROUND, b), one(NAMED, a)]
+            talks += [one(GROUND, b), one(NAMED, a)]
     elif sample.label is not None:
         name = with_article(plain(sample.label))
-        found.append(one(NAMED, name))
-        found.append(one(KIND, "a drawing" if sample.style else "a photo"))
+        talks.append(one(NAMED, name))
+        talks.append(one(KIND, "a drawing" if sample.style else "a photo"))
         if rng.random() < 0.5:
-            found.append(one(IS_IT, "yes", a=name))
+            talks.append(one(IS_IT, "yes", a=name))
         else:
             other = plain(str(rng.choice(list(labels))))
             if other != plain(sample.label):
-                found.append(one(IS_IT, "no", a=with_article(other)))
+                talks.append(one(IS_IT, "no", a=with_article(other)))
         if sample.colour is not None:
-            found.append(one(COLOUR, sample.colour, a=bare(name)))
+            talks.append(one(COLOUR, sample.colour, a=bare(name)))
     elif sample.captions:
-        found.append(one(SENTENCE, plain(str(rng.choice(sample.captions)))))
-        found.append(one(KIND, "a photo"))
-    return [found[i] for i in rng.permutation(len(found))]
+        talks.append(one(SENTENCE, plain(str(rng.choice(sample.captions)))))
+        talks.append(one(KIND, "a photo"))
+    return [talks[i] for i in rng.permutation(len(talks))]
 
 
-def changes(
+def edits(
     samples: Sequence[CodeSample], rng: np.random.Generator
 ) -> Iterator[tuple[CodeSample, str, CodeSample]]:
-    """Edits: an image, the edit request, and the edited image."""
+    """Yield edits: an image, the edit request, and the edited image."""
     singles: Known = {
-        (each.sample.style, with_article(plain(each.sample.label))): each
-        for each in samples
-        if each.sample.style and each.sample.label and not each.sample.recoloured
+        (item.sample.style, with_article(plain(item.sample.label))): item
+        for item in samples
+        if item.sample.style and item.sample.label and not item.sample.recoloured
     }
     countable = (
-        (style, bare(name), each) for (style, name), each in singles.items() if is_countable(bare(name))
+        (style, bare(name), item) for (style, name), item in singles.items() if is_countable(bare(name))
     )
-    many: Known = {(style, plural(name)): each for style, name, each in countable}
+    many: Known = {(style, plural(name)): item for style, name, item in countable}
 
-    def wish(forms: Sequence[str], **names: str) -> str:
+    def edit_request(forms: Sequence[str], **names: str) -> str:
         return str(rng.choice(list(forms))).format(**names)
 
-    for each in samples:
-        sample, facts = each.sample, facts_of(each.sample)
+    for item in samples:
+        sample, facts = item.sample, facts_of(item.sample)
         if sample.recoloured and sample.label and sample.colour:
             before = singles.get((sample.style, with_article(plain(sample.label))))
             if before is not None:
-                yield before, wish(TO_COLOUR, a=plain(sample.label), c=sample.colour), each
+                yield before, edit_request(TO_COLOUR, a=plain(sample.label), c=sample.colour), item
         elif facts is not None:
-            yield from _of_composite(each, facts, singles, many, wish)
+            yield from _composite_edits(item, facts, singles, many, edit_request)
 
 
-def _of_composite(
-    each: CodeSample, facts: Facts, singles: Known, many: Known, wish: Callable[..., str]
+def _composite_edits(
+    item: CodeSample, facts: Facts, singles: Known, many: Known, edit_request: Callable[..., str]
 ) -> Iterator[tuple[CodeSample, str, CodeSample]]:
-    """Edits that lead to a composite, or from it to one of its things."""
-    style = each.sample.style
+    """Yield edits that lead to a composite, or from it to one of its things."""
+    style = item.sample.style
     first, second = singles.get((style, facts.first)), singles.get((style, facts.second))
     if facts.kind == "count":
         one = many.get((style, facts.second))
         if one is not None:
-            yield one, wish(TO_MANY, n=facts.first), each
+            yield one, edit_request(TO_MANY, n=facts.first), item
         return
     if facts.kind == "ground":
         if first is not None:
-            yield first, wish(TO_GROUND, c=facts.second, a_c=with_article(facts.second)), each
+            yield first, edit_request(TO_GROUND, c=facts.second, a_c=with_article(facts.second)), item
         return
     behind, before = (TO_BESIDE, TO_LEFT) if facts.kind == "beside" else (TO_BELOW, TO_ABOVE)
     if first is not None:
-        yield first, wish(behind, b=facts.second), each
-        yield each, wish(TO_ONE, b=definite(facts.second)), first
+        yield first, edit_request(behind, b=facts.second), item
+        yield item, edit_request(TO_ONE, b=definite(facts.second)), first
     if second is not None:
-        yield second, wish(before, b=facts.first), each
-        yield each, wish(TO_ONE, b=definite(facts.first)), second
+        yield second, edit_request(before, b=facts.first), item
+        yield item, edit_request(TO_ONE, b=definite(facts.first)), second
 
 
 def dialogues_about(samples: Sequence[CodeSample], seed: int) -> list[tuple[Sample, CodeSample]]:
-    """Dialogues about samples: one for each sample with a question, and one for each edit.
+    """Make dialogues about samples: one for each sample with a question, and one for each edit.
 
     Each is returned as a pair with the sample that it is about; for an edit this is the edited image. Answers
     are text, or `<image>` for the next of the last images; the images before those belong to the first
     question.
     """
     rng = np.random.default_rng(seed)
-    labels = sorted({each.sample.label for each in samples if each.sample.label})
-    found = []
-    for each in samples:
-        asked = questions(each.sample, rng, labels)
-        if not asked or len(each.images) != 1:
+    labels = sorted({item.sample.label for item in samples if item.sample.label})
+    dialogues = []
+    for item in samples:
+        asked = questions(item.sample, rng, labels)
+        if not asked or len(item.images) != 1:
             continue
         turns = asked[: 1 + int(rng.integers(2))]
-        if rng.random() < 0.25 and (text := request(each.sample, rng)):
-            turns = [(text, IMAGE_MARK), *turns]  # drawn first, then talked about
-        found.append((each.sample, _talk(each, turns, [each])))
-    for before, text, after in changes(samples, rng):
+        if rng.random() < 0.25 and (text := request(item.sample, rng)):
+            turns = [(text, IMAGE_MARK), *turns]  # drawn first, then discussed
+        dialogues.append((item.sample, _talk(item, turns, [item])))
+    for before, text, after in edits(samples, rng):
         turns, shown = [(text, IMAGE_MARK)], [before, after]
         if rng.random() < 0.3 and (drawn := request(before.sample, rng)):
             turns = [(drawn, IMAGE_MARK), *turns]
-        found.append((after.sample, _talk(after, turns, shown)))
-    return found
+        dialogues.append((after.sample, _talk(after, turns, shown)))
+    return dialogues
 
 
 def _talk(about: CodeSample, turns: Sequence[Talk], pictures: Sequence[CodeSample]) -> CodeSample:
     sample = Sample(key=f"{about.sample.key}-talk", turns=tuple(turns), held_out=about.sample.held_out)
-    return CodeSample(sample, tuple(each.images[0] for each in pictures))
+    return CodeSample(sample, tuple(item.images[0] for item in pictures))

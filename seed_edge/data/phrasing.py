@@ -14,17 +14,17 @@ from seed_edge.prompts import DRAWN
 COLOURS = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "brown", "black", "white", "gray")
 """Colour words of requests, labels and training drawings."""
 
-COLOURED_ANYWAY = 0.15
+RANDOM_COLOUR_SHARE = 0.15
 """Share of requests for a thing without a dominant colour that name a random colour. The image is unchanged;
-a model that has never seen such a request draws a jumble for it.
+a model that is not trained on such requests draws noise for them.
 """
 
-COLOURED_BEHIND = 0.25
+COLOUR_AFTER_SHARE = 0.25
 """Share of requests for a coloured thing that name the colour after the thing."""
-BEHIND = ("{} in {colour}", "{} that is {colour}", "{} painted {colour}", "{} which is {colour}")
+COLOUR_AFTER_FORMS = ("{} in {colour}", "{} that is {colour}", "{} painted {colour}", "{} which is {colour}")
 """Phrasings of such requests; `{}` is the thing with its article."""
 
-REWORDED = 0.3
+REWORDING_PROBABILITY = 0.3
 """Probability that a word of `OTHER_WORDS` is replaced in a request for an image of several things."""
 OTHER_WORDS = {
     "next to": ("near", "by", "alongside", "close to"),
@@ -148,7 +148,7 @@ def head_noun(name: str) -> str:
 
 
 def is_countable(name: str) -> bool:
-    """Whether the name denotes a countable thing in the singular."""
+    """Whether a name denotes a countable thing in the singular."""
     head = head_noun(name)
     return head not in MASS_OR_PLURAL and not (head.endswith("s") and not head.endswith(("ss", "us", "is")))
 
@@ -161,7 +161,7 @@ def with_article(name: str) -> str:
 
 
 def plural(name: str) -> str:
-    """`red apple` -> `red apples`, `glass of milk` -> `glasses of milk`; for names that are countable."""
+    """`red apple` -> `red apples`, `glass of milk` -> `glasses of milk`; for countable names."""
     head = head_noun(name)
     if head in IRREGULAR:
         many = IRREGULAR[head]
@@ -171,35 +171,35 @@ def plural(name: str) -> str:
         many = head[:-1] + "ies"
     else:
         many = head + "s"
-    found = re.match(rf"(?:.*? )??{re.escape(head)}(?= (?:of|with|in|on|and) |$)", name)
-    assert found is not None  # `head` is a word of `name`
-    end = found.end()
+    match = re.match(rf"(?:.*? )??{re.escape(head)}(?= (?:of|with|in|on|and) |$)", name)
+    assert match is not None  # `head` is a word of `name`
+    end = match.end()
     return name[: end - len(head)] + many + name[end:]
 
 
 def split_words(text: str) -> list[str]:
-    """Words and numbers of a text in lower case, without punctuation but apostrophes."""
+    """Return the words and numbers of a text in lower case, without punctuation except apostrophes."""
     return re.findall(r"[a-z0-9']+", text.lower())
 
 
 def without(sample: Sample, blocked: Collection[str]) -> Sample | None:
-    """A sample without the texts that contain one of these words or phrases; None if no text of it is left.
+    """Return a sample without the texts that contain one of these words or phrases; None if no text is left.
 
-    Whole words are compared, in any case.
+    Whole words are compared; case is ignored.
     """
     if not blocked:
         return sample
     pattern = re.compile(rf"\b(?:{'|'.join(map(re.escape, blocked))})\b", re.IGNORECASE)
 
-    def left(texts: tuple[str, ...]) -> tuple[str, ...]:
+    def allowed(texts: tuple[str, ...]) -> tuple[str, ...]:
         return tuple(text for text in texts if not pattern.search(text))
 
     label = sample.label if sample.label and not pattern.search(sample.label) else None
-    captions, phrases, turns = left(sample.captions), left(sample.phrases), sample.turns
+    captions, phrases, turns = allowed(sample.captions), allowed(sample.phrases), sample.turns
     if any(pattern.search(text) for turn in turns for text in turn):
         turns = ()
-    had = bool(sample.captions or sample.phrases or sample.turns or sample.label)
-    if had and not (captions or phrases or turns or label):
+    had_text = bool(sample.captions or sample.phrases or sample.turns or sample.label)
+    if had_text and not (captions or phrases or turns or label):
         return None
     return dataclasses.replace(
         sample,
@@ -207,25 +207,29 @@ def without(sample: Sample, blocked: Collection[str]) -> Sample | None:
         captions=captions,
         phrases=phrases,
         turns=turns,
-        synonyms=left(sample.synonyms),
-        tags=left(sample.tags),
+        synonyms=allowed(sample.synonyms),
+        tags=allowed(sample.tags),
     )
 
 
 def plain(text: str) -> str:
-    """Lower case, single spaces, no full stop."""
+    """Return a text in lower case, with single spaces and without a full stop."""
     return " ".join(text.lower().replace(" .", "").replace(" ,", ",").split()).rstrip(". ")
 
 
 STYLE_WORDS = {"fluent-3d": ("3d {}", "{} in 3d"), "fluent-flat": ("flat {}", "{} in flat style")}
-"""Ways to ask for a style that is not drawn unasked; `{}` is the thing without article."""
+"""Phrasings of a request for a style other than the canonical one; `{}` is the thing without article."""
 
 
 def name_of(
     sample: Sample, colour: bool, rng: np.random.Generator, synonyms: float = 0.0, style: bool = False
 ) -> str:
-    """The thing with article, with its colour if wanted or if its own colour was changed, with its style if
-    wanted.
+    """Return the thing with article.
+
+    Args:
+        colour: name the colour, if it is known; a recoloured thing always has it.
+        synonyms: probability of an everyday name instead of the label.
+        style: name the style, if it has a phrasing.
     """
     name = plain(sample.label or "")
     if sample.synonyms and rng.random() < synonyms:
@@ -239,10 +243,10 @@ def name_of(
 
 
 def caption(sample: Sample, rng: np.random.Generator, as_written: bool = False) -> str | None:
-    """A random caption; None for a sample without captions, phrases and label.
+    """Return a random caption; None for a sample without captions, phrases and label.
 
     Args:
-        as_written: keep case and full stop of sentences; by default they are made plain.
+        as_written: keep case and full stop of sentences; the default is `plain` text.
     """
     if sample.captions:
         return _sentence(sample, rng, as_written)
@@ -260,8 +264,8 @@ def _sentence(sample: Sample, rng: np.random.Generator, as_written: bool) -> str
 
 
 def request(sample: Sample, rng: np.random.Generator, as_written: bool = False) -> str | None:
-    """A random request for the image; None for a sample without captions, phrases and label. `as_written` as
-    in `caption`.
+    """Return a random request for the image; None for a sample without captions, phrases and label.
+    `as_written` as in `caption`.
     """
     if sample.captions:
         return _sentence(sample, rng, as_written)
@@ -272,23 +276,23 @@ def request(sample: Sample, rng: np.random.Generator, as_written: bool = False) 
     if sample.style is None:
         return str(rng.choice(PHOTO_OPENERS)).format(name_of(sample, colour=False, rng=rng))
     label_words = set(split_words(sample.label))
-    if sample.colour is None and not label_words.intersection(COLOURS) and rng.random() < COLOURED_ANYWAY:
+    if sample.colour is None and not label_words.intersection(COLOURS) and rng.random() < RANDOM_COLOUR_SHARE:
         sample = dataclasses.replace(sample, colour=str(rng.choice(COLOURS)), recoloured=True)
     coloured = sample.colour is not None and (sample.recoloured or rng.random() < 0.3)
-    behind = coloured and sample.colour not in label_words and rng.random() < COLOURED_BEHIND
-    if behind:
+    colour_after = coloured and sample.colour not in label_words and rng.random() < COLOUR_AFTER_SHARE
+    if colour_after:
         uncoloured = dataclasses.replace(sample, colour=None)
         name = name_of(uncoloured, colour=False, rng=rng, synonyms=0.2, style=True)
-        name = str(rng.choice(BEHIND)).format(name, colour=sample.colour)
+        name = str(rng.choice(COLOUR_AFTER_FORMS)).format(name, colour=sample.colour)
     else:
         name = name_of(sample, colour=coloured, rng=rng, synonyms=0.2, style=True)
     return str(rng.choice(OPENERS)).format(name)
 
 
 def reworded(text: str, rng: np.random.Generator) -> str:
-    """The text with some of its words replaced by `OTHER_WORDS`."""
+    """Return the text with some of its words replaced by `OTHER_WORDS`."""
 
-    def other(found: re.Match[str]) -> str:
-        return str(rng.choice(OTHER_WORDS[found[0]])) if rng.random() < REWORDED else found[0]
+    def replacement(match: re.Match[str]) -> str:
+        return str(rng.choice(OTHER_WORDS[match[0]])) if rng.random() < REWORDING_PROBABILITY else match[0]
 
-    return re.sub(rf"\b(?:{'|'.join(OTHER_WORDS)})\b", other, text)
+    return re.sub(rf"\b(?:{'|'.join(OTHER_WORDS)})\b", replacement, text)

@@ -74,11 +74,11 @@ class Sample:
 
     @classmethod
     def from_record(cls, key: str, record: Mapping[str, Any], held_out: bool) -> Sample:
-        """From a JSON object: `captions`, `caption` or `text`; `label`; `conversations`; `question` with
-        `answer`.
+        """Make a sample from a JSON object: `captions`, `caption` or `text`; `label`; `conversations`;
+        `question` with `answer`.
 
         Raises:
-            DataError: one of them is of another type.
+            DataError: a value has the wrong type.
         """
         label, style = _text_in(key, record, "label"), _text_in(key, record, "style")
         photo_of_label = label is not None and style is None
@@ -101,21 +101,23 @@ class Sample:
         )
 
     def to_record(self) -> dict[str, Any]:
-        """All fields but the key that differ from their defaults, as a JSON object; `from_saved` reads it."""
+        """Return the fields that differ from their defaults, without the key, as a JSON object for
+        `from_saved`.
+        """
         fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         return {name: value for name, value in fields.items() if name != "key" and value}
 
     @classmethod
     def from_saved(cls, key: str, record: Mapping[str, Any]) -> Sample:
-        """The sample that `to_record` wrote.
+        """Make a sample from a JSON object that `to_record` returned.
 
         Raises:
-            DataError: a field is unknown, or of another type.
+            DataError: a field is unknown or has the wrong type.
         """
         known = {field.name: field for field in dataclasses.fields(cls) if field.name != "key"}
         unknown = next((name for name in record if name not in known), None)
         if unknown is not None:
-            raise DataError(f"{key}: {shown(unknown)} is no field of a sample")
+            raise DataError(f"{key}: {shown(unknown)} is not a field of a sample")
         fields: dict[str, Any] = {}
         for name in record:
             default = known[name].default
@@ -129,7 +131,7 @@ class Sample:
 
 
 def _text_in(key: str, record: Mapping[str, Any], name: str) -> str | None:
-    """A text, or a number as text; None where it is missing, null or empty."""
+    """Return a text, or a number as text; None if it is missing, null or empty."""
     value = record.get(name)
     if value is None or value == "":
         return None
@@ -142,7 +144,7 @@ def _texts_in(key: str, record: Mapping[str, Any], name: str) -> tuple[str, ...]
     value = record.get(name)
     if value is None:
         return ()
-    if not isinstance(value, list) or not all(type(each) in (str, int, float) for each in value):
+    if not isinstance(value, list) or not all(type(item) in (str, int, float) for item in value):
         raise DataError(f"{key}: {name} is {shown(value)}; it must be a list of texts")
     return tuple(map(str, value))
 
@@ -155,7 +157,7 @@ def _flag_in(key: str, record: Mapping[str, Any], name: str) -> bool:
 
 
 def _pairs_in(key: str, record: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
-    """Saved turns: pairs of texts."""
+    """Return saved turns: pairs of texts."""
     value = record["turns"]
     pairs = isinstance(value, list) and all(isinstance(pair, list) and len(pair) == 2 for pair in value)
     if not pairs or not all(isinstance(text, str) for pair in value for text in pair):
@@ -190,7 +192,7 @@ def _turns(key: str, record: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
 def read_samples(
     paths: Sequence[Path], images: Path | None = None
 ) -> Iterator[tuple[Sample, tuple[Picture, ...]]]:
-    """Samples of all paths in order, with the locations of their images, which are not open_image_file yet.
+    """Yield the samples of all paths in order, with the locations of their images, which are not opened yet.
 
     Args:
         paths: `.tar`, COCO's or LLaVA's `.json`, `.jsonl`, folders with `metadata.jsonl`, or folders of
@@ -201,35 +203,35 @@ def read_samples(
     Raises:
         DataError: a path is missing or of another kind, a record is incomplete, or there is no sample at all.
     """
-    found = False
+    empty = True
     for path in paths:
         held_out = VALIDATION_NAME in path.name
         for key, record, pictures in _records(path, images):
-            found = True
+            empty = False
             yield Sample.from_record(key, record, held_out), pictures
-    if not found:
-        raise DataError(f"no pictures in {', '.join(map(str, paths))}; give data with --data")
+    if empty:
+        raise DataError(f"no samples in {', '.join(map(str, paths))}; give data with --data")
 
 
 def _records(path: Path, images: Path | None) -> Iterator[tuple[str, Mapping[str, Any], tuple[Picture, ...]]]:
     if path.suffix == ".tar":
-        yield from _of_tar(path)
+        yield from _read_tar(path)
     elif path.is_dir():
-        yield from _of_lines(path / METADATA, path) if (path / METADATA).exists() else _of_folder(path)
+        yield from _read_lines(path / METADATA, path) if (path / METADATA).exists() else _read_folder(path)
     elif path.suffix == ".jsonl":
-        yield from _of_lines(path, images or path.parent)
+        yield from _read_lines(path, images or path.parent)
     elif path.suffix == ".json":
         content = _json(path, _text(path))
-        of = _of_coco if isinstance(content, dict) else _of_list
-        yield from of(path, content, images or path.parent)
+        read = _read_coco if isinstance(content, dict) else _read_list
+        yield from read(path, content, images or path.parent)
     else:
-        what = "is none of .tar, .json, .jsonl" if path.exists() else "is missing"
+        reason = "is none of .tar, .json, .jsonl" if path.exists() else "is missing"
         raise DataError(
-            f"{path} {what}; --data takes these, or a folder of images with {METADATA} or text files"
+            f"{path} {reason}; --data takes these, or a folder of images with {METADATA} or text files"
         )
 
 
-def _of_tar(path: Path) -> Iterator[tuple[str, Mapping[str, Any], tuple[Picture, ...]]]:
+def _read_tar(path: Path) -> Iterator[tuple[str, Mapping[str, Any], tuple[Picture, ...]]]:
     for key, files in list_shard(path):
         picture = next((files[kind] for kind in IMAGE_TYPES if kind in files), None)
         if picture is None:
@@ -240,8 +242,9 @@ def _of_tar(path: Path) -> Iterator[tuple[str, Mapping[str, Any], tuple[Picture,
         yield key, _object(f"{path}: {key}.json", record), (picture,)
 
 
-def _of_folder(path: Path) -> Iterator[tuple[str, Mapping[str, Any], tuple[Picture, ...]]]:
-    """Images of a folder, in the order of their names, each with the text file beside it as its caption.
+def _read_folder(path: Path) -> Iterator[tuple[str, Mapping[str, Any], tuple[Picture, ...]]]:
+    """Yield the images of a folder in the order of their names, each with the text file beside it as its
+    caption.
 
     `seed-edge caption --sidecar txt` writes such files. An image without one has no caption; sub-folders are
     not read.
@@ -260,7 +263,7 @@ def _of_folder(path: Path) -> Iterator[tuple[str, Mapping[str, Any], tuple[Pictu
 
 
 def _short_text(path: Path) -> str:
-    """The text of one sample, without the white space around it."""
+    """Read the text of one sample, without surrounding white space."""
     try:
         return read_text(path, MAX_RECORD, DataError).strip()
     except DataError as error:
@@ -275,47 +278,47 @@ def _decoded(path: Path, member: Member) -> str:
     try:
         return member.read().decode()
     except UnicodeDecodeError as error:
-        raise DataError(f"{path}: {member.name} is no text ({error})") from error
+        raise DataError(f"{path}: {member.name} is not text ({error})") from error
 
 
-def _of_lines(path: Path, images: Path) -> Iterator[tuple[str, Mapping[str, Any], tuple[Picture, ...]]]:
+def _read_lines(path: Path, images: Path) -> Iterator[tuple[str, Mapping[str, Any], tuple[Picture, ...]]]:
     for number, line in enumerate(_text(path).split("\n"), 1):
         if line.strip():
             where = f"{path}: line {number}"
-            yield _of_record(where, _object(where, _json(where, line)), images, f"{path.stem}-{number}")
+            yield _locate_images(where, _object(where, _json(where, line)), images, f"{path.stem}-{number}")
 
 
-def _of_list(
+def _read_list(
     path: Path, content: Any, images: Path
 ) -> Iterator[tuple[str, Mapping[str, Any], tuple[Picture, ...]]]:
     if not isinstance(content, list):
         raise DataError(f"{path} is neither COCO's captions nor a list of conversations")
     for number, record in enumerate(content):
         where = f"{path}: record {number}"
-        yield _of_record(where, _object(where, record), images, f"{path.stem}-{number}")
+        yield _locate_images(where, _object(where, record), images, f"{path.stem}-{number}")
 
 
-def _of_record(
+def _locate_images(
     where: str, record: Mapping[str, Any], images: Path, key: str
 ) -> tuple[str, Mapping[str, Any], tuple[Picture, ...]]:
-    named = record.get("file_name") or record.get("image") or ()
-    names = [named] if isinstance(named, str) else list(named) if isinstance(named, list | tuple) else [named]
+    value = record.get("file_name") or record.get("image") or ()
+    names = [value] if isinstance(value, str) else list(value) if isinstance(value, list | tuple) else [value]
     if len(names) > MAX_PICTURES or not all(
         isinstance(name, str) and name and "\0" not in name for name in names
     ):
         raise DataError(
-            f"{where}: image is {shown(named)}; it must be the name of a file, or a list of at most "
+            f"{where}: image is {shown(value)}; it must be the name of a file, or a list of at most "
             f"{MAX_PICTURES}"
         )
     if not names and "conversations" not in record:
-        raise DataError(f"{where} names no picture; it needs `image` or `file_name`")
+        raise DataError(f"{where} names no image; it needs `image` or `file_name`")
     key = str(
         record.get("id") or (Path(names[0]).stem if len(names) == 1 and "question" not in record else key)
     )
     return key, record, tuple(images / name for name in names)
 
 
-def _of_coco(
+def _read_coco(
     path: Path, content: Mapping[str, Any], images: Path
 ) -> Iterator[tuple[str, Mapping[str, Any], tuple[Picture, ...]]]:
     try:
@@ -347,12 +350,12 @@ def _json(where: Path | str, text: str) -> Any:
 
 def _object(where: str, value: Any) -> Mapping[str, Any]:
     if not isinstance(value, dict):
-        raise DataError(f"{where} is no JSON object")
+        raise DataError(f"{where} is not a JSON object")
     return value
 
 
 def load_picture(picture: Picture) -> Image.Image:
-    """Open an image upright, in the mode of its file.
+    """Read an image, upright, in the mode of its file.
 
     Raises:
         ImageError: the file is missing, damaged or not an image.

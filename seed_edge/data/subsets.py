@@ -9,7 +9,7 @@ from seed_edge.data.samples import Sample
 from seed_edge.errors import DataError
 
 CANONICAL_STYLE = "noto"
-"""Style of the drawings that a request without a style asks for."""
+"""Style of the drawings for requests that name no style."""
 
 POOLS = (
     "canonical",
@@ -22,17 +22,17 @@ POOLS = (
     "sentences",
     "labelled",
 )
-"""Drawings in the canonical style; recoloured ones; drawings in other styles; in styles that a prompt can
-name; in any style. Drawings of several things. Photos; photos with sentences; photos with a label alone.
+"""Drawings of one thing: in the canonical style; recoloured; in other styles; in styles that a prompt can
+name; in any style. Drawings of several things. Photos: all; with sentences; with only a label.
 """
 
 
 def pools_of(samples: Sequence[Sample]) -> dict[str, list[int]]:
-    """Pool -> numbers of its samples; a sample may be in several pools."""
-    canonical = {each.label for each in samples if each.style == CANONICAL_STYLE}
+    """Return the numbers of the samples of each pool; a sample may be in several pools."""
+    canonical = {sample.label for sample in samples if sample.style == CANONICAL_STYLE}
     pools: dict[str, list[int]] = {name: [] for name in POOLS}
-    for number, each in enumerate(samples):
-        for name in _pools(each, canonical):
+    for number, sample in enumerate(samples):
+        for name in _pools(sample, canonical):
             pools[name].append(number)
     return pools
 
@@ -46,14 +46,14 @@ def _pools(sample: Sample, canonical: set[str | None]) -> list[str]:
             + ["sentences"] * bool(sample.captions)
             + ["labelled"] * bool(sample.label and not sample.captions)
         )
-    unasked = sample.style == CANONICAL_STYLE or sample.label not in canonical
-    kind = "other" if not unasked else "coloured" if sample.recoloured else "canonical"
+    is_default = sample.style == CANONICAL_STYLE or sample.label not in canonical
+    kind = "other" if not is_default else "coloured" if sample.recoloured else "canonical"
     return ["drawings", kind] + ["styled"] * (sample.style in STYLE_WORDS)
 
 
 def shared_pools(samples: Sequence[Sample], shares: Mapping[str, float]) -> list[tuple[list[int], float]]:
-    """Numbers of the samples of each pool with the weight of the pool; all samples with weight 1 if these
-    pools are empty.
+    """Return the numbers of the samples of each pool with its weight; all samples with weight 1 if all pools
+    are empty.
 
     Raises:
         DataError: a pool is unknown.
@@ -62,5 +62,5 @@ def shared_pools(samples: Sequence[Sample], shares: Mapping[str, float]) -> list
     if unknown:
         raise DataError(f"shares: {unknown[0]} is none of {', '.join(POOLS)}")
     pools = pools_of(samples)
-    named = [(pools[name], share) for name, share in shares.items() if pools[name] and share > 0]
-    return named or [(list(range(len(samples))), 1.0)]
+    weighted = [(pools[name], share) for name, share in shares.items() if pools[name] and share > 0]
+    return weighted or [(list(range(len(samples))), 1.0)]

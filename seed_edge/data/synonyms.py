@@ -321,6 +321,6 @@ EVERYDAY_NAMES = {
 
 
 def everyday_names(label: str) -> list[str]:
-    """Other names of the thing labelled `label`; none for most."""
+    """Return other names of the thing labelled `label`; most labels have none."""
     names = EVERYDAY_NAMES.get(label.lower())
     return names.split(", ") if names else []

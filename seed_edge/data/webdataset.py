@@ -19,7 +19,7 @@ IMAGE_TYPES = ("webp", "png", "jpg", "jpeg")
 
 
 class ShardWriter:
-    """Write samples to a tar that appears under its name only when complete."""
+    """Writes samples to a tar, which is renamed into place when it is complete."""
 
     def __init__(self, path: Path) -> None:
         self._stack = ExitStack()
@@ -44,7 +44,7 @@ class ShardWriter:
 
 @dataclass(frozen=True)
 class Member:
-    """A file within a tar, not read yet."""
+    """Location of a file within a tar."""
 
     tar: Path
     name: str
@@ -52,30 +52,30 @@ class Member:
     size: int
 
     def read(self) -> bytes:
-        """The content of the file."""
+        """Read the content of the file."""
         with open(self.tar, "rb") as file:
             file.seek(self.offset)
             return file.read(self.size)
 
 
 def list_shard(path: Path) -> Iterator[tuple[str, dict[str, Member]]]:
-    """Samples of a tar in order, not read yet: key, and files by extension.
+    """Yield the samples of a tar in order, without reading them: key, and files by extension.
 
     Raises:
         DataError: the file is missing or not a tar.
     """
     try:
         with open_regular(path, DataError) as file, tarfile.open(fileobj=file, mode="r:") as tar:
-            key, files, whole = "", dict[str, Member](), file.seek(0, 2)
+            key, files, total_bytes = "", dict[str, Member](), file.seek(0, 2)
             file.seek(0)
             for member in tar:
                 name, _, extension = member.name.rpartition(".")
                 if not member.isfile():
                     continue
-                if member.issparse() or not 0 <= member.size <= whole - member.offset_data:
+                if member.issparse() or not 0 <= member.size <= total_bytes - member.offset_data:
                     raise DataError(
                         f"{path} cannot be read as a tar ({printable(member.name)} is cut off or "
-                        "sparse); make it anew"
+                        "sparse); create it again"
                     )
                 if name != key and files:
                     yield key, files
@@ -93,7 +93,7 @@ def list_shard(path: Path) -> Iterator[tuple[str, dict[str, Member]]]:
 
 
 def read_shard(path: Path) -> Iterator[tuple[str, dict[str, bytes]]]:
-    """Samples of a tar in order: key, and content of its files by extension.
+    """Yield the samples of a tar in order: key, and content of its files by extension.
 
     Raises:
         DataError: the file is missing or not a tar.

@@ -2,4 +2,4 @@
 
 from seed_edge import native
 
-native.import_quietly()
+native.configure_hub_offline()

@@ -1,7 +1,8 @@
-"""The de-tokenizer's diffusion, from a folder in the layout of diffusers to two graphs and a few arrays.
+"""Converts the de-tokenizer's diffusion model from a folder in diffusers' layout to two graphs and a few
+arrays.
 
-SEED always draws with an empty text: its embedding is computed once and becomes a constant of the UNet's
-graph, so that neither text encoder nor vision tower is part of a bundle.
+SEED always draws with an empty prompt: its embedding is computed once and becomes a constant of the UNet's
+graph, so a bundle contains neither the text encoder nor the vision tower.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from seed_edge.export.hf_weights import shapes_in
 from seed_edge.export.onnx import export_graph
 from seed_edge.graphs import unet_graph, vae_graph
 from seed_edge.manifest import IMAGE_NOISE, UNET, VAE, Diffusion
-from seed_edge.models.checkpoints import UNREADABLE, reason_of, refuse_inflated
+from seed_edge.models.checkpoints import UNREADABLE, check_not_inflated, reason_of
 from seed_edge.models.fields import Fields
 
 REFERENCE_STEPS, REFERENCE_GUIDANCE = 20, 10.0
@@ -28,7 +29,7 @@ SCHEDULER, CONFIG = "scheduler_config.json", "config.json"
 BETA_SCHEDULES = ("linear", "scaled_linear", "squaredcos_cap_v2", "sigmoid")
 MAX_TIMESTEPS, MAX_OFFSET = 10_000, 1000
 MAX_BLOCKS = 16
-LARGEST = {
+MAX_CONFIG_VALUES = {
     "sample_size": 512,
     "in_channels": 64,
     "out_channels": 64,
@@ -49,7 +50,9 @@ LARGEST = {
     "vocab_size": 1 << 20,
     "max_position_embeddings": 1 << 16,
 }
-"""Largest value of what sizes depend on, in configurations of UNet, VAE, text encoder and normaliser."""
+"""Maximum of each value that determines sizes, in the configurations of UNet, VAE, text encoder and
+normaliser.
+"""
 PARTS = (
     "unet",
     "vae",
@@ -66,22 +69,22 @@ WEIGHTS = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")
 
 
 def weight_file(folder: Path) -> Path:
-    """The weights of one part.
+    """Return the weight file of one part.
 
     Raises:
-        CheckpointError: there are none.
+        CheckpointError: the folder has none.
     """
-    found = next((folder / name for name in WEIGHTS if (folder / name).is_file()), None)
-    if found is None:
+    file = next((folder / name for name in WEIGHTS if (folder / name).is_file()), None)
+    if file is None:
         raise CheckpointError(
             f"{folder} holds none of {', '.join(WEIGHTS)}; --diffusion takes a whole "
             "stable-diffusion-2-1-unclip"
         )
-    return found
+    return file
 
 
 class UnetWithoutText(nn.Module):
-    """For tracing only: latents, timestep and class labels to v; the empty text is a constant."""
+    """Wrapper for tracing: latents, timestep and class labels to v; the empty prompt is a constant."""
 
     empty_text: Tensor
 
@@ -98,7 +101,7 @@ class UnetWithoutText(nn.Module):
 
 
 class VaeDecoder(nn.Module):
-    """For tracing only: latents, as the diffusion leaves them, to pixels in [0, 1]."""
+    """Wrapper for tracing: scaled latents to pixels in [0, 1]."""
 
     def __init__(self, vae: Any) -> None:
         super().__init__()
@@ -111,7 +114,7 @@ class VaeDecoder(nn.Module):
 
 @dataclass(frozen=True)
 class UnclipFolder:
-    """The parts of a `stable-diffusion-2-1-unclip` folder that drawing needs, opened as fp32."""
+    """The parts of a `stable-diffusion-2-1-unclip` folder that drawing needs, loaded as fp32."""
 
     path: Path
     unet: Any
@@ -127,7 +130,7 @@ class UnclipFolder:
 
     @classmethod
     def open(cls, path: Path) -> UnclipFolder:
-        """Read the parts.
+        """Load the parts.
 
         Raises:
             CheckpointError: a part is missing, damaged, or does not predict v.
@@ -149,8 +152,8 @@ class UnclipFolder:
         predicted = schedule.text("prediction_type", default="nothing")
         if predicted != "v_prediction":
             raise CheckpointError(f"{path / 'scheduler'} predicts {predicted}, not v; this is another model")
-        known = _schedule(schedule)
-        _schedule(Fields.read(path / "image_noising_scheduler" / SCHEDULER))
+        betas = _read_betas(schedule)
+        _read_betas(Fields.read(path / "image_noising_scheduler" / SCHEDULER))
         for part in ("unet", "vae", "text_encoder", "image_normalizer"):
             _check_part(path / part)
         for part, kind in (("unet", UNet2DConditionModel), ("vae", AutoencoderKL)):
@@ -186,18 +189,18 @@ class UnclipFolder:
             normalizer.mean.detach(),
             normalizer.std.detach(),
             float(noising.alphas_cumprod[0]),
-            DDPMScheduler(**known).alphas_cumprod,
+            DDPMScheduler(**betas).alphas_cumprod,
             schedule.integer("steps_offset", 0, MAX_OFFSET, default=0),
             schedule.flag("set_alpha_to_one", default=False),
         )
 
     @property
     def image_embed_dim(self) -> int:
-        """Width of the image embeddings the normaliser knows."""
+        """Width of the image embeddings."""
         return int(self.mean.shape[-1])
 
     def settings(self) -> Diffusion:
-        """What the manifest says, with the reference's steps and guidance."""
+        """Return the manifest's diffusion settings, with the reference's steps and guidance."""
         return Diffusion(
             scheduler="pndm",
             steps=REFERENCE_STEPS,
@@ -210,7 +213,7 @@ class UnclipFolder:
 
     @property
     def output_size(self) -> int:
-        """Side of a picture, in pixels."""
+        """Side of a decoded image, in pixels."""
         return int(self.unet.config.sample_size) * 2 ** (len(self.vae.config.block_out_channels) - 1)
 
     def write(self, folder: Path, storage: str) -> None:
@@ -229,31 +232,31 @@ class UnclipFolder:
         )
 
 
-def _schedule(fields: Fields) -> dict[str, Any]:
-    """What a noise schedule is made of, where the file says so.
+def _read_betas(fields: Fields) -> dict[str, Any]:
+    """Return the settings of the noise schedule that the file contains.
 
     Raises:
-        CheckpointError: a value is of another type, or outside its range.
+        CheckpointError: a value has the wrong type or is outside its range.
     """
-    fields.bounded()
-    known: dict[str, Any] = {}
+    fields.check_magnitudes()
+    betas: dict[str, Any] = {}
     for name in ("beta_start", "beta_end"):
         if name in fields.values:
-            known[name] = fields.number(name, 1e-8, 0.999)
+            betas[name] = fields.number(name, 1e-8, 0.999)
     if "num_train_timesteps" in fields.values:
-        known["num_train_timesteps"] = fields.integer("num_train_timesteps", 1, MAX_TIMESTEPS)
+        betas["num_train_timesteps"] = fields.integer("num_train_timesteps", 1, MAX_TIMESTEPS)
     if "beta_schedule" in fields.values:
-        fields.only("beta_schedule", *BETA_SCHEDULES)
-        known["beta_schedule"] = fields.text("beta_schedule")
-    fields.only("trained_betas")
-    return known
+        fields.check_value("beta_schedule", *BETA_SCHEDULES)
+        betas["beta_schedule"] = fields.text("beta_schedule")
+    fields.check_value("trained_betas")
+    return betas
 
 
 def _check_size(kind: Any, folder: Path) -> None:
-    """Refuse a part whose configuration asks for more weights than the file has.
+    """Check that the weight file of a part holds as many values as its configuration needs.
 
     Raises:
-        CheckpointError: so it is, or nothing can be built from the configuration.
+        CheckpointError: the file holds fewer, or no model can be built from the configuration.
     """
     try:
         with torch.device("meta"):
@@ -263,29 +266,27 @@ def _check_size(kind: Any, folder: Path) -> None:
             f"{folder / CONFIG}: nothing can be built from it ({reason_of(error)})"
         ) from error
     file = weight_file(folder)
-    wanted, found = (
-        sum(sizes) for sizes in ((p.numel() for p in model.parameters()), map(prod, shapes_in(file).values()))
-    )
-    if wanted > found:
+    needed = sum(parameter.numel() for parameter in model.parameters())
+    available = sum(map(prod, shapes_in(file).values()))
+    if needed > available:
         raise CheckpointError(
-            f"{file} holds {found:,} values, {CONFIG} asks for {wanted:,}; copy or download it again"
+            f"{file} holds {available:,} values, {CONFIG} asks for {needed:,}; copy or download it again"
         )
 
 
 def _check_part(folder: Path) -> None:
-    """Refuse a part whose configuration asks for more than any diffusion has, before anything is built from
-    it.
+    """Check the configuration of a part against `MAX_CONFIG_VALUES`, before anything is built from it.
 
     Raises:
-        CheckpointError: so it is, or the file is missing.
+        CheckpointError: a value is too large, or the file is missing.
     """
     fields = Fields.read(folder / CONFIG)
-    fields.bounded()
-    for name, most in LARGEST.items():
+    fields.check_magnitudes()
+    for name, maximum in MAX_CONFIG_VALUES.items():
         value = fields.values.get(name)
         if isinstance(value, list):
-            fields.integers(name, 0, most, MAX_BLOCKS)
+            fields.integers(name, 0, maximum, MAX_BLOCKS)
         elif value is not None:
-            fields.integer(name, 0, most)
+            fields.integer(name, 0, maximum)
     for weights in folder.glob("*.bin"):
-        refuse_inflated(weights)
+        check_not_inflated(weights)

@@ -1,7 +1,7 @@
-"""LLaMA in Hugging Face layout, with codes in its vocabulary, to one GGUF file.
+"""Converts a LLaMA in Hugging Face's layout, with codes in its vocabulary, to one GGUF file.
 
-Tensors are read and written one at a time. Ids come from the files, never from an assumption. Codes, BOI and
-EOI become control tokens: no text a user types can be tokenized into one.
+Tensors are read and written one at a time. Ids are read from the files, never assumed. Codes, BOI and
+Tensors are read and written one at a time. Ids are read from the files, never assumed. Codes, BOI and
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ FILE_TYPES = {
     "Q8_0": gguf.LlamaFileType.MOSTLY_Q8_0,
 }
 NOT_WEIGHTS = ("rotary_emb.inv_freq",)
-"""Tensors of old checkpoints that follow from the configuration."""
+"""Tensors of old checkpoints that are not weights: they follow from the configuration."""
 EMBEDDINGS, FINAL_NORM, HEAD = "model.embed_tokens.weight", "model.norm.weight", "lm_head.weight"
 LAYER_TENSORS = {
     "self_attn.q_proj": "attn_q",
@@ -64,7 +64,7 @@ class LlamaFolder:
 
     path: Path
     tokenizer: Path
-    """Folder of the tokenizer's files; the published instruction-tuned models come without any."""
+    """Folder of the tokenizer's files; the published instruction-tuned models contain none."""
     config: dict[str, Any]
     pieces: sentencepiece.SentencePieceProcessor
     added: dict[str, int]
@@ -72,25 +72,24 @@ class LlamaFolder:
 
     @classmethod
     def open(cls, path: Path, tokenizer: Path | None = None, lora: Path | None = None) -> LlamaFolder:
-        """Read config, tokenizer, added tokens and adapter.
+        """Read configuration, tokenizer, added tokens and adapter.
 
         Args:
-            tokenizer: folder with `tokenizer.model` and `added_tokens.json`, where `path` has none.
+            tokenizer: folder with `tokenizer.model` and `added_tokens.json`, used if `path` has none.
             lora: folder of an adapter that is merged into the weights as they are read.
 
         Raises:
             CheckpointError: a file is missing or unreadable.
         """
-        holder = path if tokenizer is None or (path / PIECES_FILE).is_file() else tokenizer
-        pieces = read_pieces(holder)
+        folder = path if tokenizer is None or (path / PIECES_FILE).is_file() else tokenizer
+        pieces = read_pieces(folder)
         config, adapter = read_config(path), None
         if lora is not None:
             adapter = Lora.open(lora)
-            rows = adapter.shape(EMBEDDINGS, (int(config["vocab_size"]),))[
-                0
-            ]  # fine-tuning may have added the codes
+            # fine-tuning may have added rows for the codes
+            rows = adapter.shape(EMBEDDINGS, (int(config["vocab_size"]),))[0]
             config = config | {"vocab_size": rows}
-        return cls(path, holder, config, pieces, read_added_tokens(holder), adapter)
+        return cls(path, folder, config, pieces, read_added_tokens(folder), adapter)
 
     @cached_property
     def _shards(self) -> Shards:
@@ -98,57 +97,60 @@ class LlamaFolder:
 
     @property
     def weights_path(self) -> Path:
-        """The weights, or the index of their shards."""
+        """Path of the weights, or of the index of their shards."""
         return self._shards.path
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Shape of each tensor, as `read` gives it.
+        """Return the shape of each tensor that `read` returns, by name.
 
         Raises:
-            CheckpointError: there are no weights, or the adapter changes tensors that are not there.
+            CheckpointError: there are no weights, or the adapter changes tensors that do not exist.
         """
-        found = {name: shape for name, shape in self._shards.shapes.items() if not name.endswith(NOT_WEIGHTS)}
+        shapes = {
+            name: shape for name, shape in self._shards.shapes.items() if not name.endswith(NOT_WEIGHTS)
+        }
         if self.lora is None:
-            return found
-        self.lora.check(found)
-        return {name: self.lora.shape(name, shape) for name, shape in found.items()}
+            return shapes
+        self.lora.check(shapes)
+        return {name: self.lora.shape(name, shape) for name, shape in shapes.items()}
 
     def read(self, name: str) -> NDArray[np.float32]:
-        """One tensor, with the adapter merged."""
+        """Return one tensor, with the adapter merged."""
         if self.lora is None:
             return self._shards.read(name)
         return self.lora.merged(name, lambda: self._shards.read(name))
 
     def file_of(self, name: str) -> Path:
-        """Where a tensor comes from."""
+        """Return the file that contains a tensor."""
         return (
             self.lora.path if self.lora is not None and name in self.lora.whole else self._shards.files[name]
         )
 
     @property
     def context_length(self) -> int:
-        """Most ids the model was trained on."""
+        """Context length, in ids."""
         return int(self.config["max_position_embeddings"])
 
     def file_name(self, weight_type: str) -> str:
-        """By the GGUF naming convention: folder, size, type; `seed-llama-8b-sft-6.8B-Q4_K_M.gguf`."""
+        """Return a name by the GGUF naming convention: `seed-llama-8b-sft-6.8B-Q4_K_M.gguf`."""
         base = re.sub(r"[^A-Za-z0-9._-]+", "-", self.path.resolve().name).strip("-.")[:60] or "llama"
         size = gguf.size_label(sum(prod(shape) for shape in self.shapes().values()), 0, 0, 0)
         return f"{gguf.naming_convention(None, base, None, None, size, weight_type)}.gguf"
 
-    def remarks(self) -> list[str]:
-        """What of the configuration is wrong and was put right."""
-        found = []
-        for name, real in (("bos_token_id", self.pieces.bos_id()), ("eos_token_id", self.pieces.eos_id())):
-            said = self.config.get(name, real)
-            if said != real:
-                found.append(
-                    f"config.json says {name} {said}, the tokenizer {real}; the tokenizer's is written"
+    def corrections(self) -> list[str]:
+        """Return a message for each value of the configuration that is wrong and was corrected."""
+        messages = []
+        for name, actual in (("bos_token_id", self.pieces.bos_id()), ("eos_token_id", self.pieces.eos_id())):
+            configured = self.config.get(name, actual)
+            if configured != actual:
+                messages.append(
+                    f"config.json says {name} {configured}, the tokenizer {actual}; "
+                    "the tokenizer's is written"
                 )
-        return found
+        return messages
 
     def vocab(self, codes_per_image: int) -> Vocab:
-        """Where the codes live, as `added_tokens.json` says.
+        """Return the ids of text and codes, from `added_tokens.json`.
 
         Raises:
             CheckpointError: codes are not contiguous, BOI or EOI is missing, ids overlap or leave gaps.
@@ -159,25 +161,25 @@ class LlamaFolder:
 
 
 def gguf_names(layers: int) -> dict[str, str]:
-    """GGUF tensor name of each Hugging Face tensor name."""
+    """Return the GGUF tensor name of each Hugging Face tensor name."""
     names = dict(TENSORS)
     for i in range(layers):
-        for theirs, ours in LAYER_TENSORS.items():
-            names[f"model.layers.{i}.{theirs}.weight"] = f"blk.{i}.{ours}.weight"
+        for hf_name, gguf_name in LAYER_TENSORS.items():
+            names[f"model.layers.{i}.{hf_name}.weight"] = f"blk.{i}.{gguf_name}.weight"
     return names
 
 
 def permute(weight: NDArray[Any], heads: int) -> NDArray[Any]:
-    """Rows of q or k from halves to pairs per head: llama.cpp rotates neighbouring rows."""
+    """Bring rows of q or k from halves to pairs per head: llama.cpp rotates neighbouring rows."""
     rows, columns = weight.shape
     return weight.reshape(heads, 2, rows // heads // 2, columns).swapaxes(1, 2).reshape(rows, columns)
 
 
 def write_gguf(folder: LlamaFolder, vocab: Vocab, path: Path, weight_type: str, name: str) -> None:
-    """Convert a checkpoint folder.
+    """Convert a checkpoint folder to a GGUF file at `path`.
 
     Args:
-        weight_type: of matrices; norms are always F32.
+        weight_type: type of matrices; norms are always F32.
 
     Raises:
         CheckpointError: a tensor is missing, surplus, or of the wrong shape.
@@ -219,7 +221,7 @@ def write_gguf(folder: LlamaFolder, vocab: Vocab, path: Path, weight_type: str, 
 
 
 def add_tokens(writer: gguf.GGUFWriter, folder: LlamaFolder, vocab: Vocab) -> None:
-    """The vocabulary: text pieces with their scores, then added tokens as control tokens."""
+    """Write the vocabulary: text pieces with their scores, then added tokens as control tokens."""
     pieces = folder.pieces
     tokens, scores, types = [], [], []
     for i in range(pieces.get_piece_size()):
@@ -257,36 +259,42 @@ def add_tokens(writer: gguf.GGUFWriter, folder: LlamaFolder, vocab: Vocab) -> No
 def read_tensors(
     folder: LlamaFolder, heads: int, kv_heads: int
 ) -> Iterator[tuple[str, tuple[int, ...], Any]]:
-    """GGUF name, shape and reader of each tensor; a reader loads its tensor as float32 when called."""
-    config, names, shapes = (
-        folder.config,
-        gguf_names(int(folder.config["num_hidden_layers"])),
-        folder.shapes(),
-    )
+    """Yield GGUF name, shape and reader of each tensor; a reader loads its tensor as float32 when called."""
+    config, shapes = folder.config, folder.shapes()
+    names = gguf_names(int(config["num_hidden_layers"]))
     if set(shapes) != set(names):
         missing, surplus = sorted(set(names) - set(shapes)), sorted(set(shapes) - set(names))
         raise CheckpointError(
             f"{folder.weights_path}: missing tensors {missing[:3]}, unknown tensors {surplus[:3]}"
         )
-    for theirs, ours in names.items():
-        wanted = _shape(ours, config, heads, kv_heads)
-        if shapes[theirs] != wanted:
+    for hf_name, gguf_name in names.items():
+        expected_shape = _expected_shape(gguf_name, config, heads, kv_heads)
+        if shapes[hf_name] != expected_shape:
             raise CheckpointError(
-                f"{folder.file_of(theirs)}: {theirs} has shape {shapes[theirs]}, config.json asks for "
-                f"{wanted}"
+                f"{folder.file_of(hf_name)}: {hf_name} has shape {shapes[hf_name]}, config.json asks for "
+                f"{expected_shape}"
             )
-        rotated = (
-            heads if ours.endswith("attn_q.weight") else kv_heads if ours.endswith("attn_k.weight") else 0
-        )
+        rotary_heads = rotary_heads_of(gguf_name, heads, kv_heads)
 
-        def read(theirs: str = theirs, rotated: int = rotated) -> NDArray[np.float32]:
-            weight = folder.read(theirs)
-            return np.ascontiguousarray(permute(weight, rotated)) if rotated else weight
+        def read(hf_name: str = hf_name, rotary_heads: int = rotary_heads) -> NDArray[np.float32]:
+            weight = folder.read(hf_name)
+            return np.ascontiguousarray(permute(weight, rotary_heads)) if rotary_heads else weight
 
-        yield ours, wanted, read
+        yield gguf_name, expected_shape, read
 
 
-def _shape(name: str, config: dict[str, Any], heads: int, kv_heads: int) -> tuple[int, ...]:
+def rotary_heads_of(gguf_name: str, heads: int, kv_heads: int) -> int:
+    """Return the number of heads of a tensor whose rows `permute` reorders; 0 for all other tensors."""
+    return (
+        heads
+        if gguf_name.endswith("attn_q.weight")
+        else kv_heads
+        if gguf_name.endswith("attn_k.weight")
+        else 0
+    )
+
+
+def _expected_shape(name: str, config: dict[str, Any], heads: int, kv_heads: int) -> tuple[int, ...]:
     width, mlp = int(config["hidden_size"]), int(config["intermediate_size"])
     keys = width // heads * kv_heads
     kind = name.split(".")[-2]

@@ -1,6 +1,6 @@
-"""Tensors of a Hugging Face checkpoint folder, one at a time, whatever the number and format of its files.
+"""Reads tensors of a Hugging Face checkpoint one at a time, from one file or shards, safetensors or pickled.
 
-Files are mapped, read for one tensor and unmapped again, so that memory holds one tensor and not one shard.
+A file is mapped, read for one tensor and unmapped again, so that memory holds one tensor, not a whole shard.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 
 @dataclass(frozen=True)
 class Shards:
-    """Where each tensor of a checkpoint is."""
+    """Shape and file of each tensor of a checkpoint."""
 
     path: Path
     shapes: dict[str, tuple[int, ...]]
@@ -35,10 +35,10 @@ class Shards:
 
     @classmethod
     def open(cls, folder: Path) -> Shards:
-        """Find the weights of `folder`, single or sharded, safetensors before pickled.
+        """Find the weights of `folder`, single or sharded; safetensors are preferred to pickled files.
 
         Raises:
-            CheckpointError: there are none, or an index names a file or a tensor that is not there.
+            CheckpointError: there are none, or an index names a file or a tensor that does not exist.
         """
         for single, index in zip(SINGLE, INDEXES, strict=True):
             if (folder / index).exists():
@@ -51,38 +51,37 @@ class Shards:
     @classmethod
     def _from_index(cls, folder: Path, index: Path) -> Shards:
         try:
-            where = Fields.of(Fields.read(index).values.get("weight_map"), "weight_map").values
+            weight_map = Fields.of(Fields.read(index).values.get("weight_map"), "weight_map").values
         except CheckpointError as error:
-            raise CheckpointError(f"{index} is no index of shards ({error})") from error
-        for name, file in where.items():
+            raise CheckpointError(f"{index} is not an index of shards ({error})") from error
+        for name, file in weight_map.items():
             if not isinstance(file, str) or not SHARD.fullmatch(PurePosixPath(file).name):
                 raise CheckpointError(
-                    f"{index} is no index of shards ({shown(name)} is in {shown(file)}, which is no file "
-                    "name)"
+                    f"{index} is not an index of shards ({shown(name)} is in {shown(file)}, "
+                    "which is not a file name)"
                 )
-        files = {
-            name: folder / PurePosixPath(file).name for name, file in where.items()
-        }  # beside the index, nowhere else
+        # shards must lie beside the index
+        files = {name: folder / PurePosixPath(file).name for name, file in weight_map.items()}
         if not files:
-            raise CheckpointError(f"{index} is no index of shards (it names no tensors)")
-        found = {file: shapes_in(file) for file in sorted(set(files.values()))}
+            raise CheckpointError(f"{index} is not an index of shards (it names no tensors)")
+        shapes = {file: shapes_in(file) for file in sorted(set(files.values()))}
         for name, file in files.items():
-            if name not in found[file]:
+            if name not in shapes[file]:
                 raise CheckpointError(f"{file}: tensor {name} is missing, though {index.name} names it")
-        return cls(index, {name: found[file][name] for name, file in files.items()}, files)
+        return cls(index, {name: shapes[file][name] for name, file in files.items()}, files)
 
     def read(self, name: str) -> NDArray[np.float32]:
-        """One tensor as float32."""
+        """Return one tensor as float32."""
         file = self.files[name]
         if file.suffix == ".safetensors":
             with safe_open(file, framework="pt") as opened:
                 return opened.get_tensor(name).to(torch.float32).numpy()
-        # a copy even where the file is float32 already: the mapping must go away
+        # copied even if the file is float32, so that the file can be unmapped
         return read_state(file)[name].to(torch.float32, copy=True).numpy()
 
 
 def shapes_in(file: Path) -> dict[str, tuple[int, ...]]:
-    """Shape of every tensor in a file."""
+    """Return the shape of each tensor in a file, by name."""
     if file.suffix != ".safetensors":
         return {name: tuple(tensor.shape) for name, tensor in read_state(file).items()}
     if not file.exists():

@@ -1,6 +1,7 @@
-"""A LLaMA run one layer at a time, straight from its checkpoint: what exported files are compared with.
+"""Runs a LLaMA one layer at a time from its checkpoint, as the reference that exported files are compared
+with.
 
-The layers are those of transformers; memory holds one of them, so a model far larger than memory can be
+The layers are those of transformers. Memory holds one of them, so models far larger than memory can be
 compared.
 """
 
@@ -18,7 +19,7 @@ from seed_edge.export.gguf import EMBEDDINGS, FINAL_NORM, HEAD, LAYER_TENSORS, L
 
 @torch.inference_mode()
 def logits(folder: LlamaFolder, ids: list[int]) -> NDArray[np.float32]:
-    """Logits (len(ids), vocabulary) in fp32."""
+    """Return the logits (len(ids), vocabulary) in fp32."""
 
     def read(name: str) -> Tensor:
         return torch.from_numpy(folder.read(name))

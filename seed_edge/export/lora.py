@@ -1,4 +1,4 @@
-"""LoRA adapters in the layout of PEFT, merged into the weights they belong to, one tensor at a time.
+"""LoRA adapters in PEFT's layout, merged into the base weights one tensor at a time.
 
 Source: Hu et al. 2021, arXiv:2106.09685; scaling for `use_rslora` from Kalajdzievski 2023, arXiv:2312.03732.
 """
@@ -27,21 +27,19 @@ TENSOR = re.compile(
     r"base_model\.model\.(?P<module>.+?)(?:\.(?P<half>lora_[AB])(?:\.default)?|\.modules_to_save(?:\.default)?)?\.weight"
 )
 MAX_ALPHA = 1e6
-UNSUPPORTED = {"use_dora": False, "fan_in_fan_out": False, "bias": "none", "alpha_pattern": {}}
-"""Settings of PEFT that change how an adapter is merged, with the only values known here."""
+SUPPORTED_VALUES = {"use_dora": False, "fan_in_fan_out": False, "bias": "none", "alpha_pattern": {}}
+"""Settings of PEFT that change how an adapter is merged, with the only supported value of each."""
 
 
 @dataclass(frozen=True)
 class Lora:
-    """An opened adapter: low-rank changes, and tensors that were trained whole."""
+    """An opened adapter: low-rank updates, and tensors that were trained in full."""
 
     path: Path
     pairs: dict[str, tuple[Tensor, Tensor]]
     """Tensor name -> B (rows, r) and A (r, columns)."""
     whole: dict[str, Tensor]
-    """Tensor name -> what takes its place; as stored, mapped from the file and converted when it
-    is its turn.
-    """
+    """Tensor name -> tensor that replaces it, in the stored type."""
     scales: dict[str, float]
     """Tensor name -> factor of the product B A."""
 
@@ -50,8 +48,7 @@ class Lora:
         """Read an adapter.
 
         Raises:
-            CheckpointError: a file is missing or damaged, a setting or a tensor is one that cannot be merged
-            here.
+            CheckpointError: a file is missing or damaged, or a setting or a tensor is not supported.
         """
         config = _read_config(folder / CONFIG)
         path = next((folder / name for name in WEIGHTS if (folder / name).is_file()), None)
@@ -64,36 +61,36 @@ class Lora:
         for key, tensor in read_state(path).items():
             match = TENSOR.fullmatch(key)
             if match is None:
-                raise CheckpointError(f"{path}: {key} is no part of a plain LoRA and cannot be merged")
+                raise CheckpointError(f"{path}: {key} is not part of a plain LoRA and cannot be merged")
             name = f"{match['module']}.weight"
             if match["half"]:
                 halves.setdefault(name, {})[match["half"]] = tensor
             else:
                 whole[name] = tensor
-        pairs = {name: _pair(path, name, found) for name, found in halves.items()}
+        pairs = {name: _pair(path, name, half) for name, half in halves.items()}
         return cls(path, pairs, whole, {name: _scale(config, rank=len(a)) for name, (_, a) in pairs.items()})
 
     def check(self, names: Iterable[str]) -> None:
-        """Refuse an adapter that changes tensors other than `names`.
+        """Check that the adapter changes no tensors other than `names`.
 
         Raises:
-            CheckpointError: the first such tensor is named.
+            CheckpointError: it does; the message names the first such tensor.
         """
-        strangers = (set(self.pairs) | set(self.whole)) - set(names)
-        if strangers:
+        unknown = (set(self.pairs) | set(self.whole)) - set(names)
+        if unknown:
             raise CheckpointError(
-                f"{self.path} changes {min(strangers)}, which the language model does not have"
+                f"{self.path} changes {min(unknown)}, which the language model does not have"
             )
 
     def shape(self, name: str, base: tuple[int, ...]) -> tuple[int, ...]:
-        """Shape of a tensor after the merge: one trained whole may have got rows for the codes."""
+        """Return the shape of a tensor after the merge; one trained in full may have rows for the codes."""
         return tuple(self.whole[name].shape) if name in self.whole else base
 
     def merged(self, name: str, read: Callable[[], NDArray[np.float32]]) -> NDArray[np.float32]:
-        """The tensor `name` as fine-tuning left it.
+        """Return the merged tensor `name`, float32.
 
         Args:
-            read: gives the base model's; not called where the adapter holds the whole tensor.
+            read: returns the tensor of the base model; not called if the adapter replaces it.
 
         Raises:
             CheckpointError: the adapter was made for a tensor of another shape.
@@ -106,20 +103,20 @@ class Lora:
         b, a = (half.to(torch.float32).numpy() for half in self.pairs[name])
         if (len(b), a.shape[1]) != weight.shape:
             raise CheckpointError(
-                f"{self.path}: {name} is of shape {(len(b), a.shape[1])}, the base model's {weight.shape}"
+                f"{self.path}: {name} has shape {(len(b), a.shape[1])}, the base model's has {weight.shape}"
             )
         return weight + np.float32(self.scales[name]) * (b @ a)
 
 
-def _pair(path: Path, name: str, found: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-    fit = set(found) == {"lora_A", "lora_B"} and all(
-        half.ndim == 2 and half.numel() > 0 for half in found.values()
+def _pair(path: Path, name: str, halves: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+    matching = set(halves) == {"lora_A", "lora_B"} and all(
+        half.ndim == 2 and half.numel() > 0 for half in halves.values()
     )
-    if not fit or found["lora_A"].shape[0] != found["lora_B"].shape[1]:
+    if not matching or halves["lora_A"].shape[0] != halves["lora_B"].shape[1]:
         raise CheckpointError(
             f"{path}: the two halves of {name} are missing or do not fit; copy the adapter again"
         )
-    return found["lora_B"], found["lora_A"]
+    return halves["lora_B"], halves["lora_A"]
 
 
 def _scale(config: dict[str, Any], rank: int) -> float:
@@ -132,9 +129,9 @@ def _read_config(path: Path) -> dict[str, Any]:
     fields = Fields.read(path)
     config = dict(fields.values)
     if config.get("peft_type") != "LORA" or "lora_alpha" not in config:
-        raise CheckpointError(f"{path} is no LoRA's; other kinds of adapters cannot be merged")
-    for name, known in UNSUPPORTED.items():
-        if (config.get(name) or known) != known:
+        raise CheckpointError(f"{path} is not that of a LoRA adapter; other kinds cannot be merged")
+    for name, supported in SUPPORTED_VALUES.items():
+        if (config.get(name) or supported) != supported:
             raise CheckpointError(
                 f"{path}: {name} {printable(str(config[name])[:40])} cannot be merged here; merge it "
                 "with PEFT first"

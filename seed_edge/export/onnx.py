@@ -1,4 +1,4 @@
-"""Writes the halves of an image tokenizer as ONNX graphs, declared in `graphs.py`."""
+"""Exports encoder and decoder of an image tokenizer as ONNX graphs, declared in `graphs.py`."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ DTYPES = {"float32": torch.float32, "int64": torch.int64}
 
 
 class Encoder(nn.Module):
-    """For tracing only: normalised pixels to codes."""
+    """Wrapper for tracing: normalised pixels to codes."""
 
     def __init__(self, model: ImageTokenizer) -> None:
         super().__init__()
@@ -31,7 +31,7 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """For tracing only: codes to pixels or image embeddings."""
+    """Wrapper for tracing: codes to pixels or image embeddings."""
 
     def __init__(self, model: ImageTokenizer) -> None:
         super().__init__()
@@ -44,15 +44,15 @@ class Decoder(nn.Module):
 def export_graph(
     module: nn.Module, spec: GraphSpec, path: Path, storage: str, exact: tuple[str, ...] = ()
 ) -> None:
-    """Trace `module` with the inputs `spec` declares and write it to `path`.
+    """Trace `module` with the inputs that `spec` declares and write the graph to `path`.
 
     Args:
-        storage: how weights are stored; see `weights.rewrite`.
-        exact: parameters of `module` that keep every bit.
+        storage: storage type of the weights; see `onnx_storage.rewrite`.
+        exact: parameters of `module` that are stored as fp32.
     """
-    for noisy in ("torch.onnx", "onnxscript"):  # remarks on operators of packages that are not installed
-        logging.getLogger(noisy).setLevel(logging.ERROR)
-    sizes = dict(zip(AXES, (2, 8, 12), strict=True))  # all different: equal ones would be taken for the same
+    for logger in ("torch.onnx", "onnxscript"):  # warnings about operators of packages that are not installed
+        logging.getLogger(logger).setLevel(logging.ERROR)
+    sizes = dict(zip(AXES, (2, 8, 12), strict=True))  # all different: the tracer unifies equal sizes
     examples = [
         torch.zeros([sizes[n] if isinstance(n, str) else n for n in tensor.shape], dtype=DTYPES[tensor.dtype])
         for tensor in spec.inputs
@@ -84,8 +84,11 @@ def export_image_tokenizer(
     paths: tuple[Path, Path],
     storages: tuple[str, str],
 ) -> None:
-    """Write encoder and decoder of an image tokenizer; the codebook keeps every bit, for a code is its
-    nearest row.
+    """Write encoder and decoder of an image tokenizer. The codebook is stored as fp32: rounding would change
+    which row is nearest to a vector.
+
+    Args:
+        specs, paths, storages: of encoder and decoder.
     """
     codebook = ("model.quantize.embedding.weight",)
     for module, spec, path, storage in zip(

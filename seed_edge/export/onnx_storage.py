@@ -1,9 +1,10 @@
-"""How a graph stores its weights: fp32, fp16 or int8, rewritten one tensor at a time.
+"""Rewrites the weights of a graph as fp32, fp16 or int8, one tensor at a time.
 
-A stored half gets a Cast behind it, and arithmetic stays in fp32. Stored bytes of a product are multiplied as
-they are, by ONNX Runtime's MatMulNBits, which brings each row of the other side to bytes too, block by block,
-no matter what else is in the batch. Those of a convolution get a DequantizeLinear with one scale per output
-channel. Four bits are not offered: they change a fifth of the codes and more.
+Weights stored as fp16 are followed by a Cast, and arithmetic stays in fp32. Int8 weights of a matrix product
+are multiplied by ONNX Runtime's MatMulNBits, which also quantizes each row of the other operand to int8,
+block by block and independently of the rest of the batch. Int8 weights of a convolution are followed by a
+DequantizeLinear with one scale per output channel. Four bits are not offered: they change at least a fifth of
+the codes.
 """
 
 from __future__ import annotations
@@ -23,61 +24,59 @@ from seed_edge.errors import CheckpointError
 from seed_edge.onnx_header import PRODUCT_OF_BYTES, RUNTIME_DOMAIN
 
 STORAGE = ("fp32", "fp16", "int8")
-HALF_FROM, BYTE_FROM = 256, 4096
-"""Tensors with fewer values are not worth a node."""
-INLINE = 1 << 30
-"""Graphs up to this size, in bytes, are one file; larger ones have their weights in `NAME.onnx.data` beside
-them.
-"""
-OUTSIDE_FROM = 1024
-"""Tensors of fewer bytes stay in the graph: shapes are inferred from some of them."""
+MIN_FP16_VALUES, MIN_INT8_VALUES = 256, 4096
+"""Minimum number of values of a tensor that is stored as fp16 or int8; smaller ones stay fp32."""
+MAX_INLINE_BYTES = 1 << 30
+"""Maximum size of the weights within a graph file; larger ones are written to `NAME.onnx.data` beside it."""
+MIN_EXTERNAL_BYTES = 1024
+"""Smaller tensors stay in the graph: shapes are inferred from some of them."""
 ALIGNMENT = 64
-BLOCKS = (128, 64, 32, 16)
-"""Values of a row that share a scale in a product of bytes: the first that pads a row by no more than
-`PADDING`.
+BLOCK_SIZES = (128, 64, 32, 16)
+"""Numbers of values of a row that share a scale in MatMulNBits; the first that pads a row by at most
+`MAX_PADDING` is used.
 """
-PADDING = 0.1
+MAX_PADDING = 0.1
 INT8_ARITHMETIC = 4
-"""`accuracy_level` of MatMulNBits at which both sides are bytes."""
+"""`accuracy_level` of MatMulNBits at which both operands are int8."""
 
 
 def rewrite(source: Path, out: Path, storage: str, exact: tuple[str, ...] = ()) -> None:
-    """Copy the graph at `source`, an fp32 export, to `out` with its weights stored as asked.
+    """Copy the graph at `source`, an fp32 export, to `out` with its weights stored as `storage`.
 
-    Memory holds one tensor at a time where weights lie outside the graph.
+    Memory holds one tensor at a time if the weights are stored outside the graph.
 
     Args:
         storage: `fp32`, `fp16` or `int8`.
-        exact: initializers that keep every bit.
+        exact: initializers that are stored as fp32.
 
     Raises:
-        CheckpointError: a weight cannot be stored so without becoming infinite.
+        CheckpointError: a weight is outside the range of fp16.
     """
     model = onnx.load(source, load_external_data=False)
-    strip_traces(model)
+    strip_source_locations(model)
     graph = model.graph
     axes = channel_axes(graph)
-    products = products_of(graph, axes) if storage == "int8" else {}
+    products = matrix_products(graph, axes) if storage == "int8" else {}
     nodes, tensors = [], []
     with _data_file(out, graph, storage) as data:
         for tensor in graph.initializer:
             value = _value(tensor, source.parent)
-            large = tensor.data_type == TensorProto.FLOAT and tensor.name not in exact
-            if tensor.name in products and large and value.size >= BYTE_FROM:
+            convertible = tensor.data_type == TensorProto.FLOAT and tensor.name not in exact
+            if tensor.name in products and convertible and value.size >= MIN_INT8_VALUES:
                 rows = value.T if axes[tensor.name] == 1 else value
-                stored, scale = in_blocks(rows)
+                stored, scale = quantize_blocks(rows)
                 names = [f"{tensor.name}.int8", f"{tensor.name}.scale"]
                 for node in products[tensor.name]:
-                    multiply_bytes(node, names, rows.shape, stored.shape[2])
+                    use_matmul_nbits(node, names, rows.shape, stored.shape[2])
                 tensors += [_stored(stored, names[0], data), _stored(scale, names[1], data)]
-            elif storage == "int8" and large and value.size >= BYTE_FROM and tensor.name in axes:
-                int8, scale = quantized(value, axes[tensor.name])
+            elif storage == "int8" and convertible and value.size >= MIN_INT8_VALUES and tensor.name in axes:
+                int8, scale = quantize_channels(value, axes[tensor.name])
                 names = [f"{tensor.name}.int8", f"{tensor.name}.scale"]
                 nodes.append(
                     helper.make_node("DequantizeLinear", names, [tensor.name], axis=axes[tensor.name])
                 )
                 tensors += [_stored(int8, names[0], data), _stored(scale, names[1], data)]
-            elif storage != "fp32" and large and value.size >= HALF_FROM:
+            elif storage != "fp32" and convertible and value.size >= MIN_FP16_VALUES:
                 if np.abs(value).max() > np.finfo(np.float16).max:
                     raise CheckpointError(
                         f"{source.name}: {tensor.name} does not fit half precision; use --image-weights fp32"
@@ -99,7 +98,7 @@ def rewrite(source: Path, out: Path, storage: str, exact: tuple[str, ...] = ()) 
 
 
 def channel_axes(graph: onnx.GraphProto) -> dict[str, int]:
-    """For each weight of a product or convolution, and of nothing else, the axis of its output channels."""
+    """Return the output-channel axis of each weight that only matrix products or only convolutions use."""
     axes: dict[str, int] = {}
     other: set[str] = set()
     ranks = {tensor.name: len(tensor.dims) for tensor in graph.initializer}
@@ -121,34 +120,33 @@ def channel_axes(graph: onnx.GraphProto) -> dict[str, int]:
     return {name: axis for name, axis in axes.items() if name not in other}
 
 
-def products_of(graph: onnx.GraphProto, axes: Mapping[str, int]) -> dict[str, list[onnx.NodeProto]]:
-    """For each matrix of `channel_axes` that only stands in products as MatMulNBits can do them: these
-    products.
-    """
+def matrix_products(graph: onnx.GraphProto, axes: Mapping[str, int]) -> dict[str, list[onnx.NodeProto]]:
+    """Return the nodes that use each matrix of `channel_axes`, if MatMulNBits can replace all of them."""
     ranks = {tensor.name: len(tensor.dims) for tensor in graph.initializer}
-    found: dict[str, list[onnx.NodeProto]] = {name: [] for name in axes if ranks[name] == 2}
+    products: dict[str, list[onnx.NodeProto]] = {name: [] for name in axes if ranks[name] == 2}
     for node in graph.node:
-        if len(node.input) < 2 or node.input[1] not in found:
+        if len(node.input) < 2 or node.input[1] not in products:
             continue
         settings = {a.name: helper.get_attribute_value(a) for a in node.attribute}
         scaled = settings.get("transA", 0) or settings.get("alpha", 1) != 1 or settings.get("beta", 1) != 1
         if scaled or any(ranks.get(bias) != 1 for bias in node.input[2:]):
-            del found[node.input[1]]
+            del products[node.input[1]]
         else:
-            found[node.input[1]].append(node)
-    return found
+            products[node.input[1]].append(node)
+    return products
 
 
-def multiply_bytes(node: onnx.NodeProto, weights: list[str], shape: tuple[int, ...], block: int) -> None:
-    """Make a MatMul or Gemm one of bytes.
+def use_matmul_nbits(node: onnx.NodeProto, weights: list[str], shape: tuple[int, ...], block: int) -> None:
+    """Replace a MatMul or Gemm with an int8 MatMulNBits, in place.
 
     Args:
-        weights: names of the bytes and of their scales.
-        shape: outputs and inputs of the matrix.
+        weights: names of the int8 weights and of their scales.
+        shape: (outputs, inputs) of the matrix.
+        block: values that share a scale.
     """
-    given, bias = node.input[0], list(node.input[2:])
+    operand, bias = node.input[0], list(node.input[2:])
     del node.input[:]
-    node.input.extend([given, *weights] + (["", "", *bias] if bias else []))
+    node.input.extend([operand, *weights] + (["", "", *bias] if bias else []))
     node.op_type, node.domain = PRODUCT_OF_BYTES, RUNTIME_DOMAIN
     del node.attribute[:]
     settings = {
@@ -161,12 +159,12 @@ def multiply_bytes(node: onnx.NodeProto, weights: list[str], shape: tuple[int, .
     node.attribute.extend(helper.make_attribute(name, value) for name, value in settings.items())
 
 
-def in_blocks(rows: NDArray[np.float32]) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
-    """A matrix (outputs, inputs) as MatMulNBits keeps it: bytes (outputs, blocks, block), 128 for zero, and
-    scales (outputs, blocks).
+def quantize_blocks(rows: NDArray[np.float32]) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
+    """Quantize a matrix (outputs, inputs) for MatMulNBits: values (outputs, blocks, block) uint8 with zero
+    point 128, and scales (outputs, blocks).
     """
     outputs, inputs = rows.shape
-    block = next((n for n in BLOCKS if -inputs % n <= PADDING * inputs), BLOCKS[-1])
+    block = next((n for n in BLOCK_SIZES if -inputs % n <= MAX_PADDING * inputs), BLOCK_SIZES[-1])
     padded = np.zeros((outputs, inputs + -inputs % block), np.float32)
     padded[:, :inputs] = rows
     blocks = padded.reshape(outputs, -1, block)
@@ -174,15 +172,15 @@ def in_blocks(rows: NDArray[np.float32]) -> tuple[NDArray[np.uint8], NDArray[np.
     return (np.rint(blocks / scale[..., None]) + 128).astype(np.uint8), scale
 
 
-def quantized(value: NDArray[np.float32], axis: int) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
-    """Symmetric 8-bit values and one scale per channel of `axis`."""
+def quantize_channels(value: NDArray[np.float32], axis: int) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
+    """Quantize symmetrically to int8, with one scale per channel of `axis`."""
     largest = np.abs(value).max(axis=tuple(i for i in range(value.ndim) if i != axis), keepdims=True)
     scale = np.maximum(largest, np.float32(1e-12)) / np.float32(127)
     return np.rint(value / scale).astype(np.int8), scale.reshape(-1).astype(np.float32)
 
 
-def strip_traces(model: onnx.ModelProto) -> None:
-    """Drop what the tracer notes about source files: paths of the machine do not belong in a graph."""
+def strip_source_locations(model: onnx.ModelProto) -> None:
+    """Remove the tracer's notes about source files, which contain paths of this machine."""
     del model.graph.value_info[:]
     del model.metadata_props[:]
     del model.graph.metadata_props[:]
@@ -205,9 +203,9 @@ def _value(tensor: TensorProto, folder: Path) -> NDArray[Any]:
 
 @contextmanager
 def _data_file(out: Path, graph: onnx.GraphProto, storage: str) -> Iterator[IO[bytes] | None]:
-    """The file for weights beside `out`, or None where they fit into it."""
+    """Yield the open file for weights beside `out`, or None if they fit into the graph."""
     factor = {"fp32": 4, "fp16": 2, "int8": 1}[storage]
-    if sum(int(np.prod(tensor.dims)) for tensor in graph.initializer) * factor <= INLINE:
+    if sum(int(np.prod(tensor.dims)) for tensor in graph.initializer) * factor <= MAX_INLINE_BYTES:
         yield None
     else:
         with open(f"{out}.data", "wb") as file:
@@ -215,7 +213,7 @@ def _data_file(out: Path, graph: onnx.GraphProto, storage: str) -> Iterator[IO[b
 
 
 def _stored(value: NDArray[np.generic], name: str, data: IO[bytes] | None) -> TensorProto:
-    if data is None or value.nbytes < OUTSIDE_FROM:
+    if data is None or value.nbytes < MIN_EXTERNAL_BYTES:
         return numpy_helper.from_array(np.ascontiguousarray(value), name)
     data.seek(-data.tell() % ALIGNMENT, os.SEEK_CUR)
     tensor = TensorProto(name=name, data_type=helper.np_dtype_to_tensor_dtype(value.dtype), dims=value.shape)

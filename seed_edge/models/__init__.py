@@ -1,5 +1,5 @@
-"""The PyTorch models; needs the `export` or `train` extra."""
+"""PyTorch models and their checkpoints; needs the `export` or `train` extra."""
 
 from seed_edge import native
 
-native.import_quietly()
+native.configure_hub_offline()

@@ -1,7 +1,7 @@
-"""Reads and writes checkpoints of image tokenizers; every tensor must be there, with its exact shape.
+"""Reads and writes checkpoints of image tokenizers; every tensor must be present, with its exact shape.
 
-Two layouts: what `seed-edge train` writes, and the official ones of SEED-2 (`seed_quantizer.pt` with
-`eva_vit_g.pth`, or one merged file). Pickled files are only ever read with `weights_only=True`.
+Two layouts: that of `seed-edge train`, and the official one of SEED-2 (`seed_quantizer.pt` with
+`eva_vit_g.pth`, or one merged file). Pickled files are always read with `weights_only=True`.
 """
 
 from __future__ import annotations
@@ -35,15 +35,15 @@ QUANTIZER_FILES = (
     "seed2.safetensors",
     "model.safetensors",
 )
-"""Names under which SEED-2's own part is looked for, first match first."""
+"""File names of SEED-2's tokenizer, without the ViT; the first that exists is read."""
 VIT_FILES = ("eva_vit_g.pth", "eva_vit_g.pt", "eva_vit_g.safetensors")
 VIT_PREFIX = "visual_encoder."
-MAX_PICKLE = 64 << 20
-"""Bytes of the part of a pickled checkpoint that says what its tensors are; those themselves lie
-beside it.
+MAX_PICKLE_BYTES = 64 << 20
+"""Maximum size of the pickle within a checkpoint, which describes the tensors but does not contain their
+values.
 """
 MAX_MEMBERS = 1 << 17
-"""Files in the zip of a pickled checkpoint, one for each tensor."""
+"""Maximum number of files in the zip archive of a pickled checkpoint, one for each tensor."""
 UNREADABLE = (
     OSError,
     SafetensorError,
@@ -81,13 +81,12 @@ def reason_of(error: BaseException) -> str:
     return printable(lines[0][:200]) if lines else type(error).__name__
 
 
-def refuse_inflated(path: Path) -> None:
-    """Refuse a pickled checkpoint that would take more memory than it has bytes: PyTorch itself never
-    compresses.
+def check_not_inflated(path: Path) -> None:
+    """Check that a pickled checkpoint takes no more memory than its size on disk; PyTorch never compresses.
 
     Raises:
-        CheckpointError: it is no regular file, no zip archive, or its members are compressed, overlap or are
-        too many.
+        CheckpointError: it is not a regular file or not a zip archive, or its members are compressed, overlap
+            or are too many.
     """
     with open_regular(path, CheckpointError) as file:
         size = file.seek(0, 2)
@@ -105,21 +104,22 @@ def refuse_inflated(path: Path) -> None:
             raise CheckpointError(
                 f"{path} is damaged or in another format ({reason_of(error)}); copy or download it again"
             ) from error
-    packed = any(
-        each.compress_type != zipfile.ZIP_STORED or each.file_size != each.compress_size for each in members
+    compressed = any(
+        member.compress_type != zipfile.ZIP_STORED or member.file_size != member.compress_size
+        for member in members
     )
-    if packed or len(members) > MAX_MEMBERS or sum(each.file_size for each in members) > size:
+    if compressed or len(members) > MAX_MEMBERS or sum(member.file_size for member in members) > size:
         raise CheckpointError(
             f"{path} is damaged or in another format (its parts are compressed); save it with PyTorch"
         )
-    if any(each.file_size > MAX_PICKLE for each in members if each.filename.endswith(".pkl")):
+    if any(member.file_size > MAX_PICKLE_BYTES for member in members if member.filename.endswith(".pkl")):
         raise CheckpointError(
             f"{path} is damaged or in another format (its index is too large); save it with PyTorch"
         )
 
 
 def read_state(path: Path) -> Mapping[str, Tensor]:
-    """All tensors of a file, mapped rather than copied where the format allows; nothing but tensors is
+    """Return all tensors of a file by name, memory-mapped where the format allows; only tensors are
     unpickled.
 
     Raises:
@@ -131,7 +131,7 @@ def read_state(path: Path) -> Mapping[str, Tensor]:
         if path.suffix == ".safetensors":
             open_regular(path, CheckpointError).close()
             return load_file(path)
-        refuse_inflated(path)
+        check_not_inflated(path)
         state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except pickle.UnpicklingError as error:
         raise CheckpointError(
@@ -144,17 +144,17 @@ def read_state(path: Path) -> Mapping[str, Tensor]:
     if isinstance(state, dict) and isinstance(state.get("model"), dict):
         state = state["model"]  # the wrapper of LAVIS
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise CheckpointError(f"{path} holds no dictionary of tensors")
+        raise CheckpointError(f"{path} is not a dictionary of tensors")
     for name, tensor in state.items():
         if not isinstance(name, str) or not _is_plain(tensor):
             raise CheckpointError(
-                f"{path}: {printable(str(name)[:100])} is no plain tensor with all its values in the file"
+                f"{path}: {printable(str(name)[:100])} is not a plain tensor with all its values in the file"
             )
     return state
 
 
 def _is_plain(tensor: Tensor) -> bool:
-    """Whether a tensor is dense, in memory, and not one value shown as many."""
+    """Whether a tensor is dense, on the CPU, and its storage holds all of its values."""
     return (
         tensor.layout is torch.strided
         and tensor.device.type == "cpu"
@@ -164,19 +164,19 @@ def _is_plain(tensor: Tensor) -> bool:
 
 
 @dataclass(frozen=True)
-class Found:
+class Source:
     """A state dict and the file it came from."""
 
     state: Mapping[str, Tensor]
     path: Path
 
 
-def assign(model: ImageTokenizer, parts: Mapping[str, Found]) -> int:
-    """Give `model`, built on the meta device, its tensors; return how many tensors of the files are not used.
+def assign(model: ImageTokenizer, parts: Mapping[str, Source]) -> int:
+    """Assign tensors to `model`, which is on the meta device; return the number of tensors that are not used.
 
     Args:
-        parts: prefix of parameter names -> where those parameters are, without the prefix; the longest prefix
-        counts.
+        parts: prefix of parameter names -> source of these parameters, named without the prefix; the longest
+            matching prefix is used.
 
     Raises:
         CheckpointError: a tensor is missing or of another shape.
@@ -184,56 +184,54 @@ def assign(model: ImageTokenizer, parts: Mapping[str, Found]) -> int:
     state, used = {}, 0
     for name, expected in model.state_dict().items():
         prefix = max((p for p in parts if name.startswith(p)), key=len)
-        found, short = parts[prefix], name[len(prefix) :]
-        tensor = found.state.get(short)
+        source, short_name = parts[prefix], name[len(prefix) :]
+        tensor = source.state.get(short_name)
         if tensor is None:
-            raise CheckpointError(f"{found.path}: tensor {short} is missing")
+            raise CheckpointError(f"{source.path}: tensor {short_name} is missing")
         if tensor.shape != expected.shape:
             shapes = f"{tuple(tensor.shape)}, the geometry asks for {tuple(expected.shape)}"
-            raise CheckpointError(f"{found.path}: tensor {short} has shape {shapes}")
+            raise CheckpointError(f"{source.path}: tensor {short_name} has shape {shapes}")
         state[name], used = tensor.to(expected.dtype), used + 1
     model.load_state_dict(state, assign=True)
     model.Qformer.causal = causal_mask(model.query_tokens.shape[1])
-    return sum(len(found.state) for found in parts.values()) - used
+    return sum(len(source.state) for source in parts.values()) - used
 
 
 def load_image_tokenizer(folder: Path) -> PixelTokenizer:
-    """Read what `save_image_tokenizer` wrote, in eval mode.
+    """Read a checkpoint that `save_image_tokenizer` wrote, in eval mode.
 
     Raises:
         CheckpointError: a file is missing or damaged, or a tensor is missing, surplus or of another shape.
     """
     geometry = load_geometry(folder)
     if not isinstance(geometry, PixelGeometry):
-        raise CheckpointError(
-            f"{folder / GEOMETRY_FILE} is that of SEED-2, not of a run of `seed-edge train`"
-        )
+        raise CheckpointError(f"{folder / GEOMETRY_FILE} describes SEED-2, not a run of `seed-edge train`")
     path = folder / IMAGE_TOKENIZER_FILE
     with torch.device("meta"):
         model = PixelTokenizer(geometry)
-    found = Found(read_state(path), path)
-    surplus = assign(model, {"": found})
+    source = Source(read_state(path), path)
+    surplus = assign(model, {"": source})
     if surplus:
-        first = min(set(found.state) - set(model.state_dict()))
+        first = min(set(source.state) - set(model.state_dict()))
         raise CheckpointError(f"{path}: {surplus} tensors are not part of the model, first {first}")
     return model.eval()
 
 
 def find_file(folder: Path, names: tuple[str, ...]) -> Path | None:
-    """The first of `names` that is a file in `folder`."""
+    """Return the path of the first of `names` that is a file in `folder`, or None."""
     return next((folder / name for name in names if (folder / name).is_file()), None)
 
 
 def find_seed_tokenizer(folder: Path, vit: Path | None) -> tuple[SeedGeometry, Path, Path | None]:
-    """Geometry, main file and, where it is a file of its own, ViT of a SEED-2 tokenizer; weights are not
-    read.
+    """Return the geometry, the main file and the ViT's file, if it is separate, of a SEED-2 tokenizer;
+    weights are not read.
 
     Raises:
-        CheckpointError: the main file is missing, or the geometry is another kind's.
+        CheckpointError: the main file is missing, or the geometry is that of another kind.
     """
     geometry = load_geometry(folder) if (folder / GEOMETRY_FILE).exists() else SeedGeometry()
     if not isinstance(geometry, SeedGeometry):
-        raise CheckpointError(f"{folder / GEOMETRY_FILE} is not that of SEED-2")
+        raise CheckpointError(f"{folder / GEOMETRY_FILE} does not describe SEED-2")
     path = find_file(folder, QUANTIZER_FILES)
     if path is None:
         raise CheckpointError(
@@ -245,21 +243,21 @@ def find_seed_tokenizer(folder: Path, vit: Path | None) -> tuple[SeedGeometry, P
 def load_seed_tokenizer(
     folder: Path, vit: Path | None, report: Callable[[str], None], training: bool = False
 ) -> SeedTokenizer:
-    """Read SEED-2 from an official layout, in eval mode, as fp32.
+    """Read SEED-2's tokenizer from an official layout, in eval mode, as fp32.
 
     Args:
-        folder: holds `seed_quantizer.pt` or a merged file, and perhaps `geometry.json` and the ViT.
-        vit: the file `eva_vit_g.pth`; by default looked for in `folder`.
-        training: with the branch that only training runs.
+        folder: contains `seed_quantizer.pt` or a merged file, and optionally `geometry.json` and the ViT.
+        vit: the file `eva_vit_g.pth`; the default is the one in `folder`.
+        training: include the branch that only training uses.
 
     Raises:
         CheckpointError: a part is missing or damaged, or a tensor is missing or of another shape.
     """
     geometry, path, vit = find_seed_tokenizer(folder, vit)
-    main = Found(read_state(path), path)
+    main = Source(read_state(path), path)
     parts = {"": main}
     if vit is not None:
-        parts[VIT_PREFIX] = Found(read_state(vit), vit)
+        parts[VIT_PREFIX] = Source(read_state(vit), vit)
     elif not any(name.startswith(VIT_PREFIX) for name in main.state):
         raise CheckpointError(
             f"{folder} holds no {VIT_FILES[0]}, and {path.name} has no {VIT_PREFIX}*; give it with --vit"
@@ -267,5 +265,5 @@ def load_seed_tokenizer(
     with torch.device("meta"):
         model = SeedTokenizer(geometry, training)
     unused = assign(model, parts)
-    report(f"image tokenizer: {len(model.state_dict())} tensors read, {unused} of the files not needed")
+    report(f"image tokenizer: {len(model.state_dict())} tensors read, {unused} in the files not used")
     return model.eval()

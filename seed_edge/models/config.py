@@ -1,6 +1,6 @@
-"""Geometry of an image tokenizer: what `geometry.json` beside a checkpoint holds.
+"""Geometry of an image tokenizer: the content of `geometry.json` beside a checkpoint.
 
-Knows shapes only; nothing about the language model, the bundle or ONNX.
+Contains sizes only, nothing about the language model, the bundle or ONNX.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ LIMITS = {
     "vit_mlp": (1, 1 << 16),
     "image_embed_dim": (1, 1 << 16),
 }
-"""Smallest and largest value of each field, beyond all known models: a file must not cause gigabytes to be
+"""Minimum and maximum of each field, far beyond all known models, so that a file cannot cause gigabytes to be
 allocated.
 """
 MAX_DOUBLINGS = 10
@@ -53,7 +53,7 @@ COLOUR_SIDE = 8
 
 
 def rows_and_columns(count: int) -> tuple[int, int]:
-    """Rows and columns of the most nearly square grid of `count` cells, rows >= columns: 32 -> (8, 4)."""
+    """Return rows and columns of the squarest grid of `count` cells, rows >= columns: 32 -> (8, 4)."""
     columns = next(n for n in range(math.isqrt(count), 0, -1) if count % n == 0)
     return count // columns, columns
 
@@ -82,15 +82,15 @@ class Geometry:
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
-            value, (least, most) = getattr(self, field.name), LIMITS[field.name]
+            value, (minimum, maximum) = getattr(self, field.name), LIMITS[field.name]
             values = value if field.name == "pixel_channels" else (value,)
             if not isinstance(values, tuple) or not 0 < len(values) <= MAX_DOUBLINGS:
                 raise CheckpointError(
                     f"geometry: {field.name} is {shown(value)}; it must be 1 to {MAX_DOUBLINGS} integers"
                 )
-            if not all(type(each) is int and least <= each <= most for each in values):
+            if not all(type(item) is int and minimum <= item <= maximum for item in values):
                 raise CheckpointError(
-                    f"geometry: {field.name} is {shown(value)}; it must lie in {least} to {most:,}"
+                    f"geometry: {field.name} is {shown(value)}; it must lie in {minimum} to {maximum:,}"
                 )
         for width, heads in (
             ("qformer_width", "qformer_heads"),
@@ -105,9 +105,7 @@ class Geometry:
 
     @property
     def own_rows(self) -> tuple[int, int]:
-        """Number of first queries that have codebook rows of their own, and number of these rows
-        per query.
-        """
+        """Number of leading queries that have separate codebook rows, and number of these rows per query."""
         return (0, 0)
 
     def save(self, folder: Path) -> None:
@@ -120,8 +118,8 @@ class PixelGeometry(Geometry):
     """EfficientNet-Lite0 as the trunk and a pixel head as the decoder; the defaults are those of the embedded
     model.
 
-    The first `semantic_queries` see the whole picture and tell what it shows; the others have places and tell
-    how it looks.
+    The first `semantic_queries` see the whole image and describe its content; each of the others describes
+    the appearance of one grid cell.
     """
 
     image_size: int = 224
@@ -138,13 +136,13 @@ class PixelGeometry(Geometry):
     decoder_heads: int = 8
     semantic_queries: int = 16
     semantic_rows: int = 0
-    """Codebook rows that each semantic query has to itself, the first ones; 0: all queries share all rows."""
+    """Separate codebook rows of each semantic query, before the shared ones; 0: all queries share all rows."""
     output_size: int = 128
     """Side of the decoded image, in pixels."""
     pixel_grid: int = 8
-    """Side of the grid that the codes are spread over."""
+    """Side of the grid that the codes are mapped onto."""
     pixel_channels: tuple[int, ...] = (192, 96, 40)
-    """Channels after each doubling of the grid, coarsest first; one more doubling makes the pixels."""
+    """Channels after each doubling of the grid, coarsest first; one more doubling gives the pixels."""
     memory_width: int = 2048
     """Width of the feed-forward network over all codes of an image at once."""
     memory_channels: int = 48
@@ -161,7 +159,7 @@ class PixelGeometry(Geometry):
 
     @property
     def patch(self) -> tuple[int, int, int]:
-        """Shape of the colour patch of such a query: channels, height, width."""
+        """Shape of the colour patch of a non-semantic query: channels, height, width."""
         side, (rows, columns) = self.image_size // 32 * COLOUR_SIDE, self.placed_grid
         return 3, side // rows, side // columns
 
@@ -173,26 +171,24 @@ class PixelGeometry(Geometry):
             )
         if self.semantic_queries * self.semantic_rows >= self.codebook_size:
             raise CheckpointError(
-                f"geometry: {self.semantic_queries} queries with {self.semantic_rows} rows of their own "
-                "leave none of "
-                f"{self.codebook_size} to the others"
+                f"geometry: {self.semantic_queries} queries with {self.semantic_rows} separate rows each "
+                f"leave none of {self.codebook_size} rows to the others"
             )
         if self.pixel_grid * 2 ** (len(self.pixel_channels) + 1) != self.output_size:
             raise CheckpointError(
                 f"geometry: {len(self.pixel_channels) + 1} doublings of a grid of {self.pixel_grid} "
-                f"do not give output_size {self.output_size}; mend pixel_channels or output_size"
+                f"do not give output_size {self.output_size}; change pixel_channels or output_size"
             )
         if not 0 < self.semantic_queries < self.num_queries:
             raise CheckpointError(
-                f"geometry: {self.semantic_queries} semantic_queries of {self.num_queries} queries; some "
-                "must be, and some not"
+                f"geometry: semantic_queries is {self.semantic_queries}; it must be at least 1 and less than "
+                f"num_queries, {self.num_queries}"
             )
         side, cells = self.image_size // 32 * COLOUR_SIDE, self.placed_grid
         if side % cells[0] or side % cells[1]:
             raise CheckpointError(
-                f"geometry: {cells[0]} x {cells[1]} queries with places do not divide a picture of "
-                f"{side} x {side} colours; "
-                "mend num_queries or semantic_queries"
+                f"geometry: a grid of {cells[0]} x {cells[1]} queries does not divide an image of "
+                f"{side} x {side} colours; change num_queries or semantic_queries"
             )
 
 
@@ -234,7 +230,7 @@ def load_geometry(folder: Path) -> PixelGeometry | SeedGeometry:
     """Read `geometry.json` from `folder`; its fields determine the kind.
 
     Raises:
-        CheckpointError: the file is missing, is not JSON, or its fields are those of no kind.
+        CheckpointError: the file is missing, is not JSON, or its fields match no kind.
     """
     path = folder / FILE
     if not path.exists():

@@ -1,7 +1,7 @@
-"""From code vectors to a picture: transformer blocks over the codes, then a head that draws pixels.
+"""Decoder modules: transformer blocks over code vectors, and a head that outputs pixels.
 
-Knows neither the codebook nor how codes are chosen. The blocks are those of SEED-2's de-tokenizer
-(`blocks_image`); the pixel head stands where SEED-2 has a diffusion model.
+Independent of the codebook and of how codes are chosen. The blocks are those of SEED-2's de-tokenizer
+(`blocks_image`); the pixel head takes the place of SEED-2's diffusion model.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from seed_edge.models.config import PixelGeometry
-from seed_edge.models.grid import BRUSH, centres, log_nearness, places_of_queries
+from seed_edge.models.grid import INITIAL_SPREAD, cell_centres, log_nearness, query_centres
 
 LAYER_NORM_EPS = 1e-6
 
@@ -33,7 +33,7 @@ class _SelfAttention(nn.Module):
 
 
 class Mlp(nn.Module):
-    """Two linear layers with GELU between."""
+    """Two linear layers with a GELU between them."""
 
     def __init__(self, width: int, hidden: int) -> None:
         super().__init__()
@@ -45,7 +45,7 @@ class Mlp(nn.Module):
 
 
 class Block(nn.Module):
-    """Pre-norm transformer block, every token seeing every other."""
+    """Pre-norm transformer block without a mask."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
@@ -60,7 +60,7 @@ class Block(nn.Module):
 
 
 class _Doubling(nn.Module):
-    """Twice the side: sub-pixel 1 x 1 convolution, then a residual pair of 3 x 3 convolutions."""
+    """Doubles the side of a grid: sub-pixel 1 x 1 convolution, then a residual pair of 3 x 3 convolutions."""
 
     def __init__(self, channels_in: int, channels: int) -> None:
         super().__init__()
@@ -74,14 +74,14 @@ class _Doubling(nn.Module):
 
 
 class PixelHead(nn.Module):
-    """Code features (batch, n, width) and the code vectors behind them -> pixels (batch, 3, output_size,
-    output_size).
+    """Maps code features (batch, n, width) and code vectors to pixels (batch, 3, output_size, output_size).
 
-    Every cell of a grid is a learnt mixture of all features, and of what a wide feed-forward network over all
-    code vectors at once remembers of pictures like this. It remembers much for what it costs: each weight is
-    used once a picture, not once a token. The grid is doubled in size by convolutions until it is the
-    picture; the last doubling is a sub-pixel convolution. At first a cell mixes the codes whose place is near
-    (`places`); what semantic codes say reaches it through the blocks before, and through the memory.
+    Each cell of a grid is the sum of a learnt mixture of all features and of the output of a wide
+    feed-forward network over all code vectors at once (`memory`). This network stores much at a low cost:
+    each weight is used once per image, not once per token. Convolutions then double the grid until it has the
+    size of the image; the last doubling is a sub-pixel convolution. Initially a cell mixes the codes of near
+    grid cells (`grid.log_nearness`); semantic codes reach it through the transformer blocks and through
+    `memory`.
     """
 
     def __init__(self, geometry: PixelGeometry) -> None:
@@ -90,7 +90,9 @@ class PixelHead(nn.Module):
         cells, hidden = self.grid**2, geometry.memory_width
         self.queries = nn.Parameter(torch.randn(1, cells, width) * 0.02)
         self.spread = nn.Linear(geometry.num_queries, cells, bias=False)
-        nearness = log_nearness(centres(self.grid, self.grid), places_of_queries(geometry), BRUSH).exp()
+        nearness = log_nearness(
+            cell_centres(self.grid, self.grid), query_centres(geometry), INITIAL_SPREAD
+        ).exp()
         self.spread.weight.data[:, : geometry.semantic_queries] = 0.0
         self.spread.weight.data[:, geometry.semantic_queries :] = F.normalize(nearness, dim=1)
         self.memory = nn.Sequential(

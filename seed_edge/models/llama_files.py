@@ -1,4 +1,6 @@
-"""Files of a LLaMA with codes in its vocabulary, in Hugging Face's layout: what is not weights."""
+"""Reads and writes the files of a LLaMA in Hugging Face's layout, except its weights; its vocabulary has
+codes.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,7 @@ LLM_FOLDER = "llm"
 """Folder of the language model within a run."""
 PIECES_FILE, ADDED_TOKENS_FILE, CONFIG_FILE = "tokenizer.model", "added_tokens.json", "config.json"
 TEMPLATE = "seed_template"
-"""Key of a configuration: name of the prompt template that the model was trained with."""
+"""Key of `config.json`: name of the prompt template that the model was trained with."""
 CODE_TOKEN = "<img_{:05d}>"
 CODE_PATTERN = re.compile(r"<img_([0-9]{1,9})>")
 BOI_TOKEN, EOI_TOKEN = "<img>", "</img>"
@@ -34,7 +36,7 @@ MIN_EPSILON, MAX_EPSILON, MAX_ROPE_BASE = 1e-12, 1e-1, 1e12
 
 
 def read_json(path: Path) -> Any:
-    """A JSON file of a checkpoint.
+    """Return the value of a JSON file of a checkpoint.
 
     Raises:
         CheckpointError: it is missing or is not JSON.
@@ -43,13 +45,13 @@ def read_json(path: Path) -> Any:
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """`config.json` of a LLaMA: every key that anything is built from has its type, and lies in its range.
+    """Read `config.json` of a LLaMA, and check type and range of every key that is used.
 
     Raises:
-        CheckpointError: the file is missing or damaged, or tells of what is no LLaMA; the key is named.
+        CheckpointError: the file is missing or damaged, or a key, which is named, is not that of a LLaMA.
     """
     fields = Fields.read(folder / CONFIG_FILE)
-    fields.bounded("rope_theta")
+    fields.check_magnitudes("rope_theta")
     heads = fields.integer("num_attention_heads", 1, MAX_HEADS)
     width = fields.integer("hidden_size", 1, MAX_WIDTH)
     config = dict(fields.values) | {
@@ -73,12 +75,12 @@ def read_config(folder: Path) -> dict[str, Any]:
             f"{fields.where}: num_key_value_heads {config['num_key_value_heads']} does not divide "
             f"num_attention_heads {heads}"
         )
-    fields.only("head_dim", width // heads)
-    fields.only("model_type", "llama")
-    fields.only("hidden_act", "silu")
-    fields.only("attention_bias", False)
-    fields.only("mlp_bias", False)
-    fields.only("quantization_config")
+    fields.check_value("head_dim", width // heads)
+    fields.check_value("model_type", "llama")
+    fields.check_value("hidden_act", "silu")
+    fields.check_value("attention_bias", False)
+    fields.check_value("mlp_bias", False)
+    fields.check_value("quantization_config")
     for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
         if not isinstance(fields.values.get(name), list):
             fields.integer(name, -1, MAX_IDS, default=0)
@@ -88,33 +90,33 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 def _check_rope(fields: Fields) -> None:
-    """Refuse positions that are scaled: a GGUF file written here would not say so."""
+    """Check that positions are not scaled, since the exported GGUF file would not contain the scaling."""
     scaling = fields.values.get("rope_scaling")
     if scaling is None:
         return
-    plain = isinstance(scaling, dict) and all(
+    unscaled = isinstance(scaling, dict) and all(
         scaling.get(name) in (None, "default") for name in ("rope_type", "type")
     )
-    if not plain:
+    if not unscaled:
         raise CheckpointError(
             f"{fields.where}: rope_scaling is {shown(scaling)}; only models without it can be converted"
         )
 
 
 def read_added_tokens(folder: Path) -> dict[str, int]:
-    """`added_tokens.json`: ids by token.
+    """Read `added_tokens.json`: token -> id.
 
     Raises:
-        CheckpointError: it is missing, or no object of distinct texts and integers.
+        CheckpointError: it is missing, or is not an object of distinct texts and integers.
     """
     path = folder / ADDED_TOKENS_FILE
     fields = Fields.read(path)
     if len(fields.values) > MAX_IDS:
         raise CheckpointError(f"{path}: {len(fields.values):,} tokens; a model has at most {MAX_IDS:,}")
     added = {token: fields.integer(token, 0, MAX_IDS) for token in fields.values}
-    odd = next((token for token in added if not token or not _is_utf8(token)), None)
-    if odd is not None:
-        raise CheckpointError(f"{path}: the token {shown(odd)} is empty or no text")
+    invalid = next((token for token in added if not token or not _is_utf8(token)), None)
+    if invalid is not None:
+        raise CheckpointError(f"{path}: the token {shown(invalid)} is empty or not valid text")
     return added
 
 
@@ -123,32 +125,34 @@ def _is_utf8(text: str) -> bool:
 
 
 def read_pieces(folder: Path) -> sentencepiece.SentencePieceProcessor:
-    """The text pieces in `folder`.
+    """Read the SentencePiece model in `folder`.
 
     Raises:
-        CheckpointError: the file is missing or is no SentencePiece model.
+        CheckpointError: the file is missing or is not a SentencePiece model.
     """
     model = folder / PIECES_FILE
     if not model.exists():
-        raise CheckpointError(f"{model} is missing; it holds the language model's text pieces")
+        raise CheckpointError(f"{model} is missing; it contains the language model's text pieces")
     data = read_bytes(model, MAX_PIECES, CheckpointError)
     if not data:
-        raise CheckpointError(f"{model} is no SentencePiece model (it is empty)")
+        raise CheckpointError(f"{model} is not a SentencePiece model (it is empty)")
     try:
         pieces = sentencepiece.SentencePieceProcessor(model_proto=data)
     except RuntimeError as error:
-        raise CheckpointError(f"{model} is no SentencePiece model ({printable(str(error))})") from error
+        raise CheckpointError(f"{model} is not a SentencePiece model ({printable(str(error))})") from error
     if not 0 < pieces.get_piece_size() <= MAX_IDS:
-        raise CheckpointError(f"{model} is no SentencePiece model (it holds no pieces)")
+        raise CheckpointError(f"{model} is not a SentencePiece model (it contains no pieces)")
     if min(pieces.bos_id(), pieces.eos_id(), pieces.unk_id()) < 0:
-        raise CheckpointError(f"{model}: BOS, EOS or the unknown piece is missing; it is not that of a LLaMA")
+        raise CheckpointError(
+            f"{model}: BOS, EOS or the unknown piece is missing; it is not the tokenizer of a LLaMA"
+        )
     return pieces
 
 
 def extended_vocab(
     pieces: sentencepiece.SentencePieceProcessor, codebook_size: int, codes_per_image: int
 ) -> Vocab:
-    """Codes after the text pieces, then BOI and EOI: the order of SEED-LLaMA."""
+    """Return the vocabulary with codes after the text pieces, then BOI and EOI: the order of SEED-LLaMA."""
     first = pieces.get_piece_size()
     return Vocab(
         size=first + codebook_size + 2,
@@ -163,7 +167,7 @@ def extended_vocab(
 
 
 def write_added_tokens(vocab: Vocab, folder: Path) -> None:
-    """`added_tokens.json`, as SEED-LLaMA's tokenizer has it."""
+    """Write `added_tokens.json` in the format of SEED-LLaMA's tokenizer."""
     tokens = {CODE_TOKEN.format(code): vocab.first_code_id + code for code in range(vocab.codebook_size)}
     tokens |= {BOI_TOKEN: vocab.boi_id, EOI_TOKEN: vocab.eoi_id}
     (folder / ADDED_TOKENS_FILE).write_text(json.dumps(tokens) + "\n")
@@ -176,12 +180,12 @@ def vocab_of(
     codes_per_image: int,
     where: Path,
 ) -> Vocab:
-    """Where the codes live, as `added_tokens.json` says.
+    """Return the vocabulary of a checkpoint: which ids are text, codes, BOI and EOI.
 
     Args:
-        added: contents of that file.
-        size: number of ids that `config.json` tells.
-        where: folder of that file, for errors.
+        added: content of `added_tokens.json`.
+        size: `vocab_size` of `config.json`.
+        where: folder of `added_tokens.json`, for errors.
 
     Raises:
         CheckpointError: codes are not contiguous, BOI or EOI is missing, ids overlap or leave gaps.
@@ -204,9 +208,8 @@ def vocab_of(
     text = pieces.get_piece_size()
     if len(added) != size - text or sorted(added.values()) != list(range(text, size)):
         raise CheckpointError(
-            f"{file}: added ids must be {text} to {size - 1}, all of them once: {text} text pieces come "
-            "before, "
-            f"{CONFIG_FILE} says {size} ids in all"
+            f"{file}: added ids must be {text} to {size - 1}, each once: {text} text pieces come before them, "
+            f"and {CONFIG_FILE} gives {size} ids in total"
         )
     return Vocab(
         size=size,

@@ -11,7 +11,7 @@ ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
 
 def channels_last(module: ModuleT) -> ModuleT:
-    """Store the convolution weights of `module` channels last, in place: convolutions on a CPU run faster so.
+    """Store the convolution weights of `module` channels last, in place, which is faster on a CPU.
 
     Returns:
         The same module.

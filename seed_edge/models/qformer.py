@@ -1,9 +1,9 @@
-"""Causal Q-Former: learnt queries read the vision tokens, each query seeing only those before it.
+"""Causal Q-Former: learnt queries attend to the vision tokens, and each query to the queries before it.
 
 A BERT encoder (post-norm) over the queries, with cross-attention to the vision tokens in every n-th layer.
-For training against texts it can have BERT's text branch too, which shares the self-attention and has its own
-feed-forward. Module names follow the released SEED-2 checkpoint and BLIP-2's, so their tensors load without
-renaming.
+For contrastive training it can include BERT's text branch, which shares the self-attention and has a separate
+feed-forward network. Module names are those of the released SEED-2 and BLIP-2 checkpoints, so that their
+tensors load without renaming.
 
 Source: SEED-LLaMA, Ge et al. 2023, arXiv:2310.01218; BLIP-2, Li et al. 2023, arXiv:2301.12597.
 """
@@ -20,8 +20,8 @@ from torch.nn import functional as F
 from seed_edge.models.config import Geometry
 
 LAYER_NORM_EPS = 1e-12
-HIDDEN = -10000.0
-"""Added to a score so that the position is not seen, as the reference does."""
+MASKED_SCORE = -10000.0
+"""Added to the attention score of a masked position, as in the reference."""
 TEXT_POSITIONS = 512
 
 
@@ -75,18 +75,18 @@ class _Intermediate(nn.Module):
 
 
 class Layer(nn.Module):
-    """Causal self-attention, cross-attention where `looks` is set, feed-forward; a second feed-forward if it
-    `reads`.
+    """Causal self-attention, optional cross-attention, and feed-forward networks for queries and optionally
+    text.
     """
 
-    def __init__(self, geometry: Geometry, looks: bool, reads: bool = False) -> None:
+    def __init__(self, geometry: Geometry, cross_attention: bool, text_branch: bool = False) -> None:
         super().__init__()
         width, heads = geometry.qformer_width, geometry.qformer_heads
         self.attention = Attention(width, width, heads)
-        self.crossattention = Attention(width, geometry.vit_width, heads) if looks else None
+        self.crossattention = Attention(width, geometry.vit_width, heads) if cross_attention else None
         self.intermediate_query = _Intermediate(width, geometry.qformer_mlp)
         self.output_query = _Residual(geometry.qformer_mlp, width)
-        if reads:
+        if text_branch:
             self.intermediate = _Intermediate(width, geometry.qformer_mlp)
             self.output = _Residual(geometry.qformer_mlp, width)
 
@@ -103,23 +103,23 @@ class Layer(nn.Module):
 
 
 def causal_mask(num_queries: int) -> Tensor:
-    """(n, n): 0 where a query may look, `HIDDEN` where it may not."""
-    return (1 - torch.tril(torch.ones(num_queries, num_queries))) * HIDDEN
+    """Return the mask (n, n): 0 where a query may attend, `MASKED_SCORE` elsewhere."""
+    return (1 - torch.tril(torch.ones(num_queries, num_queries))) * MASKED_SCORE
 
 
 class CausalQFormer(nn.Module):
-    """Vision tokens (batch, tokens, vit_width) and queries (1, n, width) -> (batch, n, width)."""
+    """Vision tokens (batch, tokens, vit_width) and queries (1, n, width) -> features (batch, n, width)."""
 
     causal: Tensor
 
     def __init__(self, geometry: Geometry, text_vocab: int = 0) -> None:
         """
         Args:
-            text_vocab: number of word pieces the text branch knows; 0 for no text branch.
+            text_vocab: vocabulary size of the text branch; 0: no text branch.
         """
         super().__init__()
-        looks = [i % geometry.cross_attention_every == 0 for i in range(geometry.qformer_depth)]
-        layers = [Layer(geometry, look, reads=text_vocab > 0) for look in looks]
+        cross_attention = [i % geometry.cross_attention_every == 0 for i in range(geometry.qformer_depth)]
+        layers = [Layer(geometry, cross, text_branch=text_vocab > 0) for cross in cross_attention]
         embeddings: dict[str, nn.Module] = {
             "LayerNorm": nn.LayerNorm(geometry.qformer_width, eps=LAYER_NORM_EPS)
         }
@@ -141,17 +141,17 @@ class CausalQFormer(nn.Module):
         return cast(Sequence[Layer], self._part("encoder")["layer"])
 
     def read(self, ids: Tensor, present: Tensor) -> Tensor:
-        """Word pieces (batch, length) -> features (batch, length, width), every piece seeing every other.
+        """Word pieces (batch, length) -> features (batch, length, width); attention is bidirectional.
 
         Args:
-            present: (batch, length), 0 where a text has ended.
+            present: attention mask (batch, length), 0 for padding.
         """
         embeddings = self._part("embeddings")
         positions = torch.arange(ids.shape[1], device=ids.device)
         x = embeddings["LayerNorm"](
             embeddings["word_embeddings"](ids) + embeddings["position_embeddings"](positions)
         )
-        mask = (1 - present[:, None, None].to(x.dtype)) * HIDDEN
+        mask = (1 - present[:, None, None].to(x.dtype)) * MASKED_SCORE
         for layer in self._layers():
             x = layer.read(x, mask)
         return x
@@ -159,7 +159,7 @@ class CausalQFormer(nn.Module):
     def forward(self, query_tokens: Tensor, vision_tokens: Tensor) -> Tensor:
         """
         Args:
-            query_tokens: all queries, or the first ones: no query depends on those after it.
+            query_tokens: all queries or the first ones, since no query depends on those after it.
         """
         x = self._part("embeddings")["LayerNorm"](query_tokens).expand(vision_tokens.shape[0], -1, -1)
         count = query_tokens.shape[1]

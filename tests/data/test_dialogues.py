@@ -9,7 +9,7 @@ from helpers import call
 import seed_edge
 from seed_edge.bundle import Bundle
 from seed_edge.data.code_shards import CodeSample, write_code_shards
-from seed_edge.data.dialogues import changes, dialogues_about, facts_of, questions
+from seed_edge.data.dialogues import dialogues_about, edits, facts_of, questions
 from seed_edge.data.samples import Sample
 from seed_edge.errors import DataError
 from seed_edge.gguf_header import GgufHeader
@@ -76,7 +76,7 @@ def test_nothing_is_asked_about_a_picture_of_which_nothing_is_known():
 def test_changes_lead_from_one_picture_to_another():
     found = {
         (before.sample.key, after.sample.key): text
-        for before, text, after in changes(ALL, np.random.default_rng(0))
+        for before, text, after in edits(ALL, np.random.default_rng(0))
     }
     pairs = {
         ("p0", "p1"),
@@ -153,7 +153,9 @@ def test_lines_of_a_file_beside_a_recipe(tmp_path):
 
 
 def test_a_model_learns_to_answer_and_to_change_and_its_bundle_does(tiny, tmp_path, examples):
-    """The last stages of the embedded model, small: `train start`, `train llm`, `export`, `ask`, `edit`, `chat`."""
+    """The last stages of the embedded model, small: `train start`, `train llm`, `export`, `ask`, `edit`,
+    `chat`.
+    """
     start, codes, talk, out, bundle = (
         tmp_path / name for name in ("start", "codes", "talk", "reward", "bundle")
     )
@@ -167,7 +169,8 @@ def test_a_model_learns_to_answer_and_to_change_and_its_bundle_does(tiny, tmp_pa
     ]
     call("train", "llm", "--recipe", "mini-talk", "--llm", start, "--codes", codes, "--out", talk, *small)
     call("train", "llm", "--recipe", "mini-reward", "--llm", talk, "--codes", codes, "--out", out, *small)
-    # bytes are too coarse for a model of 32 random numbers a row: on some processors they differ by more than Q8_0 may
+    # bytes are too coarse for a model of 32 random numbers a row: on some processors they differ by more than
+    # Q8_0 may
     call("export", "--ckpt", tiny, "--llm", out, "--out", bundle, "--weight-type", "F16")
     language = Bundle.open(bundle).language
     assert language.prompts == TEMPLATES["own-talk"] and language.context_length == 160

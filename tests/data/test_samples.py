@@ -56,7 +56,7 @@ def test_data_that_cannot_be_read_is_named(tmp_path):
         list(read_samples([tmp_path / "missing.tar"]))
     with ShardWriter(tmp_path / "empty.tar"):
         pass
-    with pytest.raises(DataError, match="no pictures"):
+    with pytest.raises(DataError, match="no samples"):
         list(read_samples([tmp_path / "empty.tar"]))
     with ShardWriter(tmp_path / "bad.tar") as shard:
         shard.write("x", {"webp": encoded(disc("red")), "json": b"{"})
@@ -255,7 +255,7 @@ def test_a_text_file_that_cannot_be_read_is_named(tmp_path):
     ("name", "text", "says"),
     [
         ("a.json", '{"images": []}', "lacks 'annotations'"),
-        ("a.json", "[{}]", "names no picture"),
+        ("a.json", "[{}]", "names no image"),
         (
             "a.json",
             '[{"id": 1, "image": "x", "conversations": [{"from": "human", "value": "?"}]}]',

@@ -5,13 +5,13 @@ import pytest
 from seed_edge import memory
 from seed_edge.errors import CheckpointError
 from seed_edge.export import estimate
-from seed_edge.export.estimate import Need, announce, of_tokenizer
+from seed_edge.export.estimate import Estimate, estimate_tokenizer, report_estimates
 from seed_edge.models.config import SeedGeometry
 
 
 def need(**changes):
     given = {"part": "p", "sources": [], "parameters": 10, "written": 5e9, "scratch": 3e9, "memory": 2e9}
-    return Need(**given | changes)
+    return Estimate(**given | changes)
 
 
 @pytest.fixture
@@ -27,7 +27,7 @@ def machine(monkeypatch):
 
 def told(needs, out, kept=0):
     said = []
-    announce(needs, out, kept, said.append)
+    report_estimates(needs, out, kept, said.append)
     return said
 
 
@@ -54,7 +54,7 @@ def test_short_memory_is_said(machine, tmp_path):
 
 def test_the_official_tokenizer_has_the_parameters_of_the_specification():
     assert (
-        of_tokenizer(SeedGeometry(), [], "int8").parameters == 1_149_998_528 - 28_376_064
+        estimate_tokenizer(SeedGeometry(), [], "int8").parameters == 1_149_998_528 - 28_376_064
     )  # without the training-only head
 
 

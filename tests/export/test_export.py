@@ -1,4 +1,6 @@
-"""The whole way: pictures, tokenizer, codes, language model, export, caption and draw; and every way it may fail."""
+"""The whole way: pictures, tokenizer, codes, language model, export, caption and draw; and every way it may
+fail.
+"""
 
 import dataclasses
 import json
@@ -284,7 +286,7 @@ def test_an_export_that_fails_leaves_no_bundle_and_goes_on_when_mended(run, tmp_
         result = call(*command, fails=True)
     assert "diverge" in result.stderr
     assert [path.name for path in tmp_path.iterdir()] == [".out.export"]
-    assert "image tokenizer: done before" in call(*command).stderr
+    assert "image tokenizer: already done" in call(*command).stderr
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
     call("verify", tmp_path / "out")
 
@@ -326,7 +328,8 @@ def test_too_few_texts_for_the_pieces_asked_is_one_line(run, tmp_path):
     assert not (tmp_path / "llm" / "tokenizer.model").exists()
 
 
-# ---- GGUF --------------------------------------------------------------------------------------------------------
+# ---- GGUF
+# --------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -482,7 +485,8 @@ def test_the_committed_tiny_bundle_is_what_its_script_makes(tiny, tmp_path):
         assert (tmp_path / "tiny" / name).read_bytes() == (tiny / name).read_bytes(), name
 
 
-# ---- a bundle's language model, taken out and put back -----------------------------------------------------------
+# ---- a bundle's language model, taken out and put back
+# -----------------------------------------------------------
 
 
 def test_an_unpacked_language_model_is_the_one_that_was_packed(exported, run, tmp_path):

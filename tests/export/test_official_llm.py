@@ -126,7 +126,9 @@ ADAPTED = [
 
 
 def adapter(folder, out, suffix="", whole="", **settings):
-    """An adapter as PEFT writes it, and the state of the model it makes; embeddings and norms are trained whole."""
+    """An adapter as PEFT writes it, and the state of the model it makes; embeddings and norms are trained
+    whole.
+    """
     rng = torch.Generator().manual_seed(3)
     state = LlamaForCausalLM.from_pretrained(folder).state_dict()
     tensors = {}
@@ -221,7 +223,7 @@ def test_an_adapter_of_another_kind_is_refused(folder, tmp_path, settings, words
         (
             "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight",
             torch.zeros(4, 128),
-            "is of shape",
+            "has shape",
         ),
     ],
 )
@@ -238,7 +240,7 @@ def test_an_adapter_that_does_not_fit_is_named(folder, tmp_path, name, tensor, w
 def test_a_broken_index_is_named(folder, tmp_path, text):
     sharded = reshard(folder, tmp_path / "sharded", "bin", torch.float32)
     (sharded / "pytorch_model.bin.index.json").write_text(text)
-    with pytest.raises(CheckpointError, match=r"index\.json is no index of shards"):
+    with pytest.raises(CheckpointError, match=r"index\.json is not an index of shards"):
         Shards.open(sharded)
 
 
@@ -251,7 +253,8 @@ def test_an_index_cannot_name_a_file_elsewhere(folder, tmp_path):
 
 @pytest.mark.parametrize(
     ("weight_type", "least"),
-    # random weights have no slack to lose; the lowest measured: 0.9993, 0.996, 0.986, 0.951, 0.927, 0.947, 0.859, 0.694
+    # random weights have no slack to lose; the lowest measured: 0.9993, 0.996, 0.986, 0.951, 0.927, 0.947,
+    # 0.859, 0.694
     [
         ("Q8_0", 0.999),
         ("Q6_K", 0.99),

@@ -1,4 +1,6 @@
-"""Graphs of SEED-2 on reproducible random onnx_storage, stored in every way, against the original code's codes."""
+"""Graphs of SEED-2 on reproducible random onnx_storage, stored in every way, against the original code's
+codes.
+"""
 
 from pathlib import Path
 
@@ -11,7 +13,13 @@ from onnx import TensorProto, helper, numpy_helper
 from seed_edge.errors import CheckpointError
 from seed_edge.export import onnx_storage
 from seed_edge.export.onnx import Encoder, export_graph
-from seed_edge.export.onnx_storage import channel_axes, in_blocks, products_of, quantized, rewrite
+from seed_edge.export.onnx_storage import (
+    channel_axes,
+    matrix_products,
+    quantize_blocks,
+    quantize_channels,
+    rewrite,
+)
 from seed_edge.graphs import encoder_graph
 from seed_edge.models.checkpoints import load_seed_tokenizer
 
@@ -46,11 +54,11 @@ def test_the_fp32_graph_gives_the_codes_of_the_original_code_for_any_batch(expor
 
 
 @pytest.mark.parametrize(("storage", "least", "share"), [("fp16", 0.99, 0.68), ("int8", 0.9, 0.55)])
-@pytest.mark.parametrize("inline", [onnx_storage.INLINE, 0], ids=["one file", "data beside"])
+@pytest.mark.parametrize("inline", [onnx_storage.MAX_INLINE_BYTES, 0], ids=["one file", "data beside"])
 def test_smaller_storage_keeps_the_codes(
     exported, maker, stored, tmp_path, monkeypatch, storage, least, share, inline
 ):
-    monkeypatch.setattr(onnx_storage, "INLINE", inline)
+    monkeypatch.setattr(onnx_storage, "MAX_INLINE_BYTES", inline)
     out = tmp_path / "encoder.onnx"
     rewrite(exported, out, storage, exact=(CODEBOOK,))
     assert np.mean(codes_of(out, maker, stored) == stored["codes"]) >= least
@@ -70,7 +78,7 @@ def test_the_codebook_keeps_every_bit(exported, tmp_path):
 
 
 def test_data_beside_the_graph_is_found_again_and_aligned(exported, maker, stored, tmp_path, monkeypatch):
-    monkeypatch.setattr(onnx_storage, "INLINE", 0)
+    monkeypatch.setattr(onnx_storage, "MAX_INLINE_BYTES", 0)
     (tmp_path / "a").mkdir()
     (tmp_path / "b").mkdir()
     rewrite(exported, tmp_path / "a" / "e.onnx", "fp32")
@@ -86,7 +94,7 @@ def test_data_beside_the_graph_is_found_again_and_aligned(exported, maker, store
 def test_each_channel_has_its_own_scale_and_half_a_step_is_the_largest_error():
     rng = np.random.default_rng(0)
     value = (rng.standard_normal((8, 5)) * np.array([1e-3, 1, 10, 0, 5])).astype(np.float32)
-    stored, scale = quantized(value, axis=1)
+    stored, scale = quantize_channels(value, axis=1)
     assert stored.dtype == np.int8 and scale.shape == (5,)
     assert np.all(np.abs(stored * scale - value) <= scale / 2 + 1e-9)
     assert np.abs(stored[:, :3]).max(0).tolist() == [127, 127, 127]
@@ -114,7 +122,7 @@ def test_axes_are_those_of_output_channels_and_shared_weights_are_left_alone():
 )
 def test_blocks_hold_what_was_there_within_half_a_step_and_pad_little(inputs, block, padded):
     rows = np.random.default_rng(0).standard_normal((3, inputs)).astype(np.float32)
-    stored, scale = in_blocks(rows)
+    stored, scale = quantize_blocks(rows)
     assert (
         stored.dtype == np.uint8
         and stored.shape == (3, padded // block, block)
@@ -138,7 +146,7 @@ def test_products_of_bytes_give_what_the_products_gave_and_others_are_left_alone
     ]
     given, made = (helper.make_tensor_value_info(n, TensorProto.FLOAT, [5, 128]) for n in ("x", "y"))
     graph = helper.make_graph(nodes, "g", [given], [made], tensors)
-    assert set(products_of(graph, channel_axes(graph))) == {"m", "g", "h"}
+    assert set(matrix_products(graph, channel_axes(graph))) == {"m", "g", "h"}
     onnx.save(
         helper.make_model(graph, opset_imports=[helper.make_opsetid("", 23)], ir_version=10),
         tmp_path / "a.onnx",

@@ -59,9 +59,9 @@ def test_an_interrupted_export_goes_on_at_the_stage_it_was_in(tmp_path):
     times, said = [], []
     with pytest.raises(KeyboardInterrupt):
         export(tmp_path / "out", "k", {"a": write("a", times), "b": stop}, said)
-    assert names(tmp_path) == [".out.export"] and "the same command goes on there" in said[-1]
+    assert names(tmp_path) == [".out.export"] and "the same command resumes the export" in said[-1]
     export(tmp_path / "out", "k", {"a": write("a", times), "b": write("half", times)}, said)
-    assert times == ["a", "half"] and "a: done before" in said
+    assert times == ["a", "half"] and "a: already done" in said
     assert names(tmp_path) == ["out"] and names(tmp_path / "out") == ["a", "half", MANIFEST]
 
 
@@ -80,7 +80,7 @@ def test_other_inputs_start_anew(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         export(tmp_path / "out", "k", {"a": write("a", times), "b": stop})
     export(tmp_path / "out", "other", {"c": write("c", times)}, said)
-    assert times == ["a", "c"] and "starting anew" in said[0]
+    assert times == ["a", "c"] and "starting from the beginning" in said[0]
     assert names(tmp_path / "out") == ["c", MANIFEST]
 
 
@@ -150,7 +150,7 @@ def test_what_was_put_into_a_bundle_while_another_was_made_is_kept(tmp_path):
     (out / "notes.txt").unlink()
     said = []
     export(out, key, {"b": write("b")}, said, replace=True)  # the stage is not done again
-    assert names(out) == ["b", MANIFEST] and "b: done before" in said
+    assert names(out) == ["b", MANIFEST] and "b: already done" in said
 
 
 @pytest.mark.parametrize(
@@ -232,7 +232,7 @@ def test_kill_9_loses_no_finished_stage_and_leaves_no_bundle(tmp_path):
     process.wait()
     assert not out.exists()
     again = subprocess.run([sys.executable, "-c", PROGRAM, str(out), "0"], capture_output=True, text=True)
-    assert again.returncode == 0 and "first: done before" in again.stdout
+    assert again.returncode == 0 and "first: already done" in again.stdout
     assert names(out) == ["first", "second"]
 
 

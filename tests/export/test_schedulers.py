@@ -80,8 +80,9 @@ def gaussian(latents, timestep):
 def gaussian_error(scheduler):
     """Root mean square error of means and spreads where a walk ends that begins with standard normal noise.
 
-    The flow that a walk follows is known here: it only scales and shifts, so that noise at the last training step ends at the
-    data's mean and spread, but for what pure noise lacks of the data's mean there. Walks are linear too: two noises tell all.
+    The flow that a walk follows is known here: it only scales and shifts, so that noise at the last training
+    step ends at the data's mean and spread, but for what pure noise lacks of the data's mean there. Walks are
+    linear too: two noises tell all.
     """
     ends = []
     for noise in (0.0, 1.0):

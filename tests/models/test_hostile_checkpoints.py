@@ -1,4 +1,6 @@
-"""Checkpoint folders that nobody made in good faith: one line that names file and key, before memory is taken."""
+"""Checkpoint folders that nobody made in good faith: one line that names file and key, before memory is
+taken.
+"""
 
 import json
 import os
@@ -56,7 +58,8 @@ def test_the_good_one_is_read(llama):
     open_llama(llama, SPACE)
 
 
-# ---- config.json ------------------------------------------------------------------------------------------------
+# ---- config.json
+# ------------------------------------------------------------------------------------------------
 
 NUMBERS = {
     "num_hidden_layers": [0, -1, 513, 10**7, 2**40, 2**62, 1.5, "2", [2], {}, True, None],
@@ -163,7 +166,8 @@ def test_added_tokens_of_another_shape_are_named(llama, number):
     refused(lambda: open_llama(llama, SPACE))
 
 
-# ---- weights ----------------------------------------------------------------------------------------------------
+# ---- weights
+# ----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -259,7 +263,8 @@ def test_no_tensors_at_all(llama):
     refused(lambda: convert(llama), "missing tensors")
 
 
-# ---- image tokenizers -------------------------------------------------------------------------------------------
+# ---- image tokenizers
+# -------------------------------------------------------------------------------------------
 
 GEOMETRY = [
     ("num_queries", 0), ("num_queries", 10**9), ("vit_width", 0), ("vit_width", -1), ("vit_width", "1408"), ("vit_width", 2**40), ("vit_depth", 10**7),
@@ -297,7 +302,8 @@ def test_channels_of_another_shape_are_named(tmp_path, value):
     refused(lambda: load_geometry(tmp_path), "pixel_channels")
 
 
-# ---- adapters and sources ---------------------------------------------------------------------------------------
+# ---- adapters and sources
+# ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -337,7 +343,8 @@ def test_sources_of_another_shape_are_named(tmp_path, text):
     refused(lambda: read_sources(tmp_path / "s.json"), "s.json must be a JSON list")
 
 
-# ---- the commands -----------------------------------------------------------------------------------------------
+# ---- the commands
+# -----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

@@ -238,7 +238,7 @@ def test_a_checkpoint_missing_or_truncated_is_named(checkpoint):
 def test_a_geometry_that_does_not_add_up_is_refused():
     with pytest.raises(CheckpointError, match="doublings"):
         dataclasses.replace(SMALL, output_size=48)
-    with pytest.raises(CheckpointError, match="some must be, and some not"):
+    with pytest.raises(CheckpointError, match="semantic_queries is 0; it must be at least 1"):
         dataclasses.replace(SMALL, semantic_queries=0)
-    with pytest.raises(CheckpointError, match="3 x 1 queries with places do not divide"):
+    with pytest.raises(CheckpointError, match="a grid of 3 x 1 queries does not divide"):
         dataclasses.replace(SMALL, num_queries=5)

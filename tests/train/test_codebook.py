@@ -28,7 +28,7 @@ def test_rows_lie_where_vectors_are():
 
 def test_queries_with_rows_of_their_own_take_no_other():
     torch.manual_seed(0)
-    quantizer = VectorQuantizer(16, 3, own=(2, 4))
+    quantizer = VectorQuantizer(16, 3, own_rows=(2, 4))
     quantizer.embedding.weight.data = torch.randn(16, 3)
     z = torch.randn(50, 5, 3)
     codes, rows = quantizer.codes(z), quantizer.embedding.weight

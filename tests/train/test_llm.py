@@ -359,7 +359,7 @@ def test_codes_of_another_kind_or_none_are_refused(codes, tmp_path):
         read_code_shards([tmp_path])
     write_code_shards(tmp_path / "wrong", SPACE, [CodeSample(Sample("k"), (np.array([0, 1, 2, 3]),))])
     (tmp_path / "wrong" / "codes.json").write_text('{"codebook_size": 2, "codes_per_image": 4}')
-    with pytest.raises(DataError, match="no sample with codes"):
+    with pytest.raises(DataError, match="not a sample with codes"):
         read_code_shards([tmp_path / "wrong"])
 
 

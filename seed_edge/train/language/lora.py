@@ -58,8 +58,8 @@ def _check_adapter(folder: Path) -> None:
             its size.
     """
     fields = Fields.read(folder / "adapter_config.json")
-    fields.bounded()
-    fields.only("peft_type", "LORA")
+    fields.check_magnitudes()
+    fields.check_value("peft_type", "LORA")
     fields.integer("r", 1, 1 << 14)
     fields.number("lora_alpha", -1e6, 1e6)
     for weights in folder.glob("*.bin"):
