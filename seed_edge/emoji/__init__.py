@@ -1,3 +1,3 @@
-"""Training data of the embedded model alone: emoji drawings, recoloured drawings and composites of several
+"""Training data of the embedded model only: emoji drawings, recoloured drawings and composites of several
 things.
 """

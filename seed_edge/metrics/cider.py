@@ -16,7 +16,7 @@ Grams = Counter[tuple[str, ...]]
 
 
 def grams_of(words: Sequence[str], length: int) -> Grams:
-    """Counts of the n-grams of `length` words."""
+    """Return the counts of the n-grams of `length` words."""
     return Counter(tuple(words[i : i + length]) for i in range(len(words) - length + 1))
 
 
@@ -33,8 +33,8 @@ class Weighted:
 class Cider:
     """CIDEr-D (Vedantam et al. 2015, arXiv:1411.5726) with the document frequencies of some references.
 
-    Cosine of tf-idf weighted n-grams, n = 1 to 4, clipped to the reference and with a Gaussian penalty on the
-    difference in length; constants are those of the COCO caption evaluation.
+    Cosine similarity of TF-IDF weighted n-grams, n = 1 to 4, clipped to the reference, with a Gaussian
+    penalty on the difference in length; constants are those of the COCO caption evaluation.
     """
 
     def __init__(self, references: Sequence[Sequence[str]]) -> None:
@@ -48,7 +48,7 @@ class Cider:
         self._total = math.log(len(references))
 
     def weighted(self, text: str) -> Weighted:
-        """The TF-IDF vectors of a text."""
+        """Return the TF-IDF vectors of a text."""
         words = split_words(text)
         parts: tuple[dict[tuple[str, ...], float], ...] = tuple({} for _ in range(MAX_GRAM))
         for gram, count in _all_grams(words).items():
@@ -58,7 +58,7 @@ class Cider:
         )
 
     def score(self, candidate: Weighted, references: Sequence[Weighted]) -> float:
-        """CIDEr-D of one text against the sentences of its image, in [0, 10]."""
+        """Return the CIDEr-D of one text against the sentences of its image, in [0, 10]."""
         total = 0.0
         for other in references:
             similarity = (

@@ -20,7 +20,7 @@ from seed_edge.preprocess import Preprocessing
 EDITION, SIDE = 2, 260
 
 
-class Judge:
+class FeatureExtractor:
     """Maps images to unit vectors."""
 
     def __init__(self) -> None:
@@ -29,7 +29,7 @@ class Judge:
 
     @torch.inference_mode()
     def vectors(self, pictures: Sequence[Image.Image], batch: int = 16) -> NDArray[np.float32]:
-        """Vectors (images, 1280) float32, each of length 1."""
+        """Return the vectors (images, 1280) float32 of RGB images, each of length 1."""
         parts = []
         for start in range(0, len(pictures), batch):
             values = self.preprocessing(pictures[start : start + batch])
@@ -38,12 +38,12 @@ class Judge:
         return np.concatenate(parts)
 
 
-def rank_of_own(
-    queries: NDArray[np.float32], gallery: NDArray[np.float32], own: NDArray[np.int64]
+def ranks_of_targets(
+    queries: NDArray[np.float32], gallery: NDArray[np.float32], targets: NDArray[np.int64]
 ) -> NDArray[np.int64]:
-    """Rank (queries,) of the row `own` of the gallery among all rows by similarity to each query;
-    0 is best.
+    """Return the rank (queries,) of each query's target row of the gallery, by similarity to the query; 0 is
+    best.
     """
     scores = queries @ gallery.T
-    ranks: NDArray[np.int64] = (scores > scores[np.arange(len(own)), own][:, None]).sum(1)
+    ranks: NDArray[np.int64] = (scores > scores[np.arange(len(targets)), targets][:, None]).sum(1)
     return ranks

@@ -10,22 +10,24 @@ SSIM_RADIUS, SSIM_K1, SSIM_K2 = 1.5, 0.01, 0.03
 
 
 def psnr(a: Image.Image, b: Image.Image) -> float:
-    """Peak signal-to-noise ratio of two RGB images of one size, in dB; infinite for equal images."""
+    """Return the peak signal-to-noise ratio of two images of one size, in dB; infinite for equal images."""
     error = np.mean((_array(a) - _array(b)) ** 2)
     return float(-10 * np.log10(error)) if error else float("inf")
 
 
 def ssim(a: Image.Image, b: Image.Image) -> float:
-    """Structural similarity (Wang et al. 2004) of the luminance, Gaussian window of 1.5 pixels,
-    in [-1, 1].
+    """Return the structural similarity (Wang et al. 2004) of the luminance of two images of one size, in [-1,
+    1].
+
+    The Gaussian window has a standard deviation of 1.5 pixels.
     """
     x, y = (np.asarray(image.convert("F"), np.float64) / 255 for image in (a.convert("L"), b.convert("L")))
     mean_x, mean_y = _blurred(x), _blurred(y)
     var_x, var_y = _blurred(x * x) - mean_x**2, _blurred(y * y) - mean_y**2
     covariance = _blurred(x * y) - mean_x * mean_y
     c1, c2 = SSIM_K1**2, SSIM_K2**2
-    similar = (2 * mean_x * mean_y + c1) * (2 * covariance + c2)
-    return float(np.mean(similar / ((mean_x**2 + mean_y**2 + c1) * (var_x + var_y + c2))))
+    numerator = (2 * mean_x * mean_y + c1) * (2 * covariance + c2)
+    return float(np.mean(numerator / ((mean_x**2 + mean_y**2 + c1) * (var_x + var_y + c2))))
 
 
 def _array(image: Image.Image) -> NDArray[np.float64]:

@@ -9,8 +9,8 @@ from PIL import Image, ImageDraw
 
 from seed_edge.data.phrasing import COLOURS
 from seed_edge.data.webdataset import read_shard
-from seed_edge.emoji.colours import HUES, SHADES, colour_word, dominant_hue, recoloured
-from seed_edge.emoji.composites import composed
+from seed_edge.emoji.colours import HUES, SHADES, colour_word, dominant_hue, recolour
+from seed_edge.emoji.composites import make_composites
 from seed_edge.emoji.drawings import write_drawings
 from seed_edge.emoji.packages import NAMES, SIZE, SOURCES, Drawing, find_package, slug
 from seed_edge.errors import DataError
@@ -36,7 +36,7 @@ def test_the_dominant_colour_is_named_and_can_be_changed():
     red = disc((200, 30, 20, 255))
     hue = dominant_hue(red)
     assert hue is not None and colour_word(hue) == "red"
-    blue = recoloured(red, hue, "blue")
+    blue = recolour(red, hue, "blue")
     assert colour_word(dominant_hue(blue)) == "blue"
     assert blue.getpixel((0, 0))[3] == 0
     assert dominant_hue(disc((128, 128, 128, 255))) is None
@@ -99,7 +99,7 @@ def test_composites_are_mostly_of_things_that_people_ask_for():
     image = Image.new("RGBA", (SIZE, SIZE))
     labels = ["cat", "dog", *(f"thing{i}" for i in range(18))]
     things = [Drawing(n, image, {"label": n, "style": "noto", "source": "s"}, None) for n in labels]
-    keys = [drawing.key.split("-", 2)[2] for drawing in composed(things, 400, 0)]
+    keys = [drawing.key.split("-", 2)[2] for drawing in make_composites(things, 400, 0)]
     assert 0.5 < np.mean([key in ("cat", "dog") for key in keys]) < 0.75  # a tenth of all things
     assert len(set(keys)) == 20
 
@@ -112,7 +112,7 @@ def test_composites_show_what_their_words_say():
         for n, c in names.items()
     ]
     kinds = set()
-    for drawing in composed(things, 60, 3):
+    for drawing in make_composites(things, 60, 3):
         kind = drawing.key.split("-")[0]
         kinds.add(kind)
         pixels = np.asarray(drawing.image.convert("RGB"), int)

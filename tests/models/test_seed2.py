@@ -86,7 +86,7 @@ def test_the_vit_may_lie_elsewhere_and_half_precision_is_read(model, seed2, tmp_
 def test_tensors_that_are_not_needed_are_counted(seed2):
     said = []
     load_seed_tokenizer(seed2, None, said.append)
-    assert said == ["image tokenizer: 171 tensors read, 50 of the files not needed"]
+    assert said == ["image tokenizer: 171 tensors read, 50 in the files not used"]
 
 
 @pytest.mark.parametrize("file", ["seed_quantizer.pt", "eva_vit_g.pth"])
