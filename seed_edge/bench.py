@@ -382,7 +382,7 @@ def _process(command: list[str]) -> tuple[float, int | None]:
     return time.perf_counter() - started, peak
 
 
-def table(found: dict[str, Any]) -> str:
+def format_table(found: dict[str, Any]) -> str:
     """The result of `bench` as a table for people."""
     machine = found["machine"]
     lines = [

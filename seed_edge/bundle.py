@@ -1,7 +1,6 @@
-"""Bundles: a directory with a manifest and the files it lists.
+"""Bundles: folders with a manifest and the files listed in it.
 
-A bundle is checked before anything in it is opened by a native library, and is written so that it exists
-either whole or not at all.
+A bundle is checked before a native library opens any of its files, and appears only when it is complete.
 """
 
 from __future__ import annotations
@@ -32,50 +31,51 @@ from seed_edge.manifest import (
 )
 from seed_edge.onnx_header import OnnxHeader
 from seed_edge.output_checks import check_not_around
-from seed_edge.user_dirs import BUNDLE_NAME, Checked, bundle_folder, bundle_names
+from seed_edge.user_dirs import BUNDLE_NAME, CheckCache, bundle_folder, bundle_names
 
 EMBEDDED = Path(__file__).parent / "bundles" / "mini"
-"""The bundle inside this package."""
+"""Folder of the bundle inside this package."""
 
 MANIFEST_LIMIT = 1 << 20
+"""Maximum size of a manifest in bytes."""
 HASH_LIMIT = 64 << 20
-"""Bundles up to this size, in bytes, are hashed when they are opened; larger ones by
-`Bundle.check_hashes`.
+"""Maximum size in bytes of a bundle whose hashes are checked when it is opened; those of larger bundles are
+checked by `Bundle.check_hashes`.
 """
 HEADER = "header-1"
-"""Name of the check of headers, with its version."""
+"""Name and version of the header check in `CheckCache`."""
 
 
 @dataclass(frozen=True)
 class Bundle:
-    """A bundle on disk whose manifest was read and whose files are the listed ones."""
+    """A bundle on disk."""
 
     path: Path
     manifest: Manifest
 
     @property
     def encoder(self) -> Path:
-        """The graph from pixels to codes."""
+        """Path of the graph from pixels to codes."""
         return self.path / ENCODER
 
     @property
     def decoder(self) -> Path:
-        """The graph from codes to pixels, or to image embeddings."""
+        """Path of the graph from codes to pixels, or to image embeddings."""
         return self.path / DECODER
 
     @property
     def unet(self) -> Path:
-        """The graph of the diffusion."""
+        """Path of the graph of the diffusion."""
         return self.path / UNET
 
     @property
     def vae(self) -> Path:
-        """The graph from latents to pixels."""
+        """Path of the graph from latents to pixels."""
         return self.path / VAE
 
     @property
     def image_noise(self) -> Path:
-        """Arrays of the diffusion."""
+        """Path of the arrays of the diffusion."""
         return self.path / IMAGE_NOISE
 
     @property
@@ -83,7 +83,7 @@ class Bundle:
         """The language model's section of the manifest.
 
         Raises:
-            BundleError: the bundle has none.
+            BundleError: the bundle has no language model.
         """
         if self.manifest.language is None:
             raise BundleError(
@@ -94,7 +94,7 @@ class Bundle:
 
     @property
     def language_model(self) -> Path:
-        """The GGUF file."""
+        """Path of the GGUF file."""
         return self.path / self.language.file
 
     @property
@@ -102,25 +102,27 @@ class Bundle:
         """The diffusion's section of the manifest.
 
         Raises:
-            BundleError: the bundle has none.
+            BundleError: the bundle has no diffusion.
         """
         if self.manifest.diffusion is None:
             raise BundleError(
-                f"{self.path} has no diffusion and cannot make pictures; export with --diffusion to add one"
+                f"{self.path} has no diffusion and cannot draw images; export with --diffusion to add one"
             )
         return self.manifest.diffusion
 
     @classmethod
     def open(cls, path: str | Path | None = None) -> Bundle:
-        """Read and check a bundle, by its folder or by the name it was added under; by default the embedded
-        one.
+        """Open and check a bundle.
 
-        Checked are the manifest, the files' sizes, the headers of graphs and language model, and, of small
-        bundles, hashes. What passed is remembered as long as the file does not change.
+        The manifest, the sizes of the files, the headers of graphs and language model, and for small bundles
+        the hashes are checked. Results are cached until a file changes.
+
+        Args:
+            path: folder of the bundle, or the name of an added one; None for the embedded bundle.
 
         Raises:
-            BundleError: no bundle there, or a file is missing, resized, changed, broken, unlisted, or not a
-                plain file.
+            BundleError: there is no bundle, or a file is missing, of another size, changed, damaged, not
+                listed, or not a regular file.
         """
         bundle = cls.read(EMBEDDED if path is None else find(path))
         try:
@@ -130,16 +132,16 @@ class Bundle:
             raise
         except OSError as error:
             raise BundleError(
-                f"{error.filename} cannot be read ({error.strerror}); look at its permissions"
+                f"{error.filename} cannot be read ({error.strerror}); check its permissions"
             ) from error
         return bundle
 
     @classmethod
     def read(cls, folder: Path) -> Bundle:
-        """Read the manifest of a folder; no other file is checked.
+        """Read the manifest in a folder; no other file is checked.
 
         Raises:
-            BundleError: there is none, or it is damaged.
+            BundleError: the manifest is missing or damaged.
         """
         text = _read_manifest(folder / MANIFEST)
         try:
@@ -156,7 +158,9 @@ class Bundle:
                     f"{self.path / name} is missing; copy the bundle again or export again"
                 )
             if not entry.is_file(follow_symlinks=False):
-                raise BundleError(f"{self.path / name} is a link or no plain file; a bundle holds real files")
+                raise BundleError(
+                    f"{self.path / name} is not a regular file; a bundle must not contain links"
+                )
             size = entry.stat(follow_symlinks=False).st_size
             if size != expected.size:
                 raise BundleError(
@@ -170,26 +174,24 @@ class Bundle:
             )
 
     def _check_contents(self) -> None:
-        """Check headers, and the hashes of small bundles; a file that passed and did not change is not read
-        again.
-        """
-        checked = Checked()
+        """Check headers, and the hashes of small bundles; skip files that passed and have not changed since."""
+        cache = CheckCache()
         small = sum(entry.size for entry in self.manifest.files.values()) <= HASH_LIMIT
         for name, expected in self.manifest.files.items():
             path = self.path / name
-            if not checked.has(path, HEADER):
+            if not cache.has(path, HEADER):
                 check_header(path)
-                checked.add(path, HEADER)
-            if small and not checked.has(path, expected.sha256):
+                cache.add(path, HEADER)
+            if small and not cache.has(path, expected.sha256):
                 self._check_hash(name, expected)
-                checked.add(path, expected.sha256)
-        checked.save()
+                cache.add(path, expected.sha256)
+        cache.save()
 
     def check_hashes(self) -> None:
-        """Compare every file's SHA-256 with the manifest's.
+        """Compare the SHA-256 of every file with that in the manifest.
 
         Raises:
-            BundleError: a file differs; it is named.
+            BundleError: a file differs.
         """
         for name, expected in self.manifest.files.items():
             self._check_hash(name, expected)
@@ -202,10 +204,10 @@ class Bundle:
 
 
 def find(path: str | Path) -> Path:
-    """Folder of a bundle: a folder itself, or a name under which one was added.
+    """Return the folder of a bundle, given the folder itself or the name of an added bundle.
 
     Raises:
-        BundleError: it is neither.
+        BundleError: there is no such folder, and no bundle of that name.
     """
     if Path(path).is_dir():
         return Path(path)
@@ -221,47 +223,50 @@ def find(path: str | Path) -> Path:
 
 
 def check_header(path: Path) -> None:
-    """Refuse a file whose header breaks the rules of its kind, before a native library reads it.
+    """Check the header of a graph or language model, before a native library reads the file.
 
     Raises:
-        BundleError: it does; other kinds than graphs and language models are let through.
+        BundleError: the header is damaged, or breaks a rule. Files of other types are not checked.
     """
     if path.suffix == ".gguf":
         GgufHeader.read(path)
     elif path.suffix == ".onnx":
-        OnnxHeader.read(path).refuse_what_bundles_never_hold(path)
+        OnnxHeader.read(path).check_bundle_rules(path)
 
 
 def _read_manifest(path: Path) -> str:
     if path.is_symlink():
-        raise BundleError(f"{path} is a link; a bundle holds real files")
+        raise BundleError(f"{path} is a link; a bundle must not contain links")
     try:
         if path.stat().st_size > MANIFEST_LIMIT:
-            raise BundleError(f"{path} is over {MANIFEST_LIMIT:,} bytes; this is no manifest")
+            raise BundleError(f"{path} is over {MANIFEST_LIMIT:,} bytes, and is not a manifest")
         return path.read_text("utf-8")
     except FileNotFoundError:
-        raise BundleNotFoundError(f"{path} is missing; this folder is no bundle") from None
+        raise BundleNotFoundError(f"{path} is missing; the folder is not a bundle") from None
     except (OSError, UnicodeDecodeError) as error:
         raise BundleError(f"{path} cannot be read ({error})") from error
 
 
 def sha256(path: Path) -> str:
-    """SHA-256 of a file, in hexadecimal."""
+    """Return the SHA-256 of a file, in hexadecimal."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def entry_for(path: Path) -> FileEntry:
-    """The manifest's entry of a file."""
+    """Return the entry of a file in the manifest."""
     return FileEntry(path.stat().st_size, sha256(path))
 
 
 def add(source: Bundle, name: str, replace: bool = False) -> Bundle:
-    """Copy a bundle to the user's folder of bundles, where it is found by name, after a check of all hashes.
+    """Check all hashes of a bundle and copy it to the user's folder of bundles, where it is found by name.
+
+    Args:
+        replace: replace an added bundle of that name.
 
     Raises:
-        BundleError: a file is not the one that was exported, the name is taken or is none, or the disk is too
-            small.
+        BundleError: a file is not the one that was exported, the name exists or is invalid, or the disk is
+            too small.
     """
     folder = bundle_folder(name)
     if name == EMBEDDED.name:
@@ -273,7 +278,7 @@ def add(source: Bundle, name: str, replace: bool = False) -> Bundle:
     folder.parent.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(folder.parent).free
     if free < needed:
-        raise BundleError(f"{folder.parent}: {source.path} takes {needed:,} bytes, {free:,} are free")
+        raise BundleError(f"{folder.parent}: {source.path} needs {needed:,} bytes, but {free:,} are free")
     with staging(folder, replace) as staged:
         for file in [MANIFEST, *source.manifest.files]:
             shutil.copyfile(source.path / file, staged / file)
@@ -281,36 +286,34 @@ def add(source: Bundle, name: str, replace: bool = False) -> Bundle:
 
 
 def remove(name: str) -> Path:
-    """Delete a bundle that was added; return the path it had.
+    """Delete an added bundle and return its former path.
 
     Raises:
-        BundleError: there is none of that name.
+        BundleError: there is no bundle of that name, or its folder contains other files.
     """
     folder = bundle_folder(name)
     if not os.path.lexists(folder):
         raise BundleError(
-            f"{name}: no such bundle in {folder.parent}; there are: {', '.join(bundle_names()) or 'none'}"
+            f"{name}: no such bundle in {folder.parent}; added bundles: {', '.join(bundle_names()) or 'none'}"
         )
-    foreign = reason_to_keep(folder)
-    if foreign is not None:
-        raise BundleError(
-            f"{folder} is not removed: {foreign}; look at it, and remove it yourself if it can go"
-        )
-    _discard(folder)
+    reason = reason_to_keep(folder)
+    if reason is not None:
+        raise BundleError(f"{folder} is not removed: {reason}; check its content, and remove it by hand")
+    _delete(folder)
     return folder
 
 
 @contextmanager
 def staging(out: Path, replace: bool = False) -> Iterator[Path]:
-    """A temporary folder beside `out` that takes its name when the block ends without an error.
+    """Yield a temporary folder next to `out`, which is renamed to `out` if the block ends without an error.
 
     Every file is flushed to disk before the rename. An error or Ctrl-C removes the folder.
 
     Args:
-        replace: an existing bundle at `out` is replaced; anything else there is never touched.
+        replace: replace an existing bundle at `out`; anything else there is never changed.
 
     Raises:
-        BundleError: `out` exists and may not be replaced, or its parent cannot be written.
+        BundleError: `out` exists and must not be replaced, or its parent cannot be written.
     """
     check_replaceable_bundle(out, replace)
     try:
@@ -329,10 +332,10 @@ def staging(out: Path, replace: bool = False) -> Iterator[Path]:
 
 
 def check_replaceable_bundle(out: Path, replace: bool) -> None:
-    """Refuse an output path that exists, unless it is a bundle and `replace` is set.
+    """Check that an output path does not exist, or is a bundle and `replace` is set.
 
     Raises:
-        BundleError: it is.
+        BundleError: the path must not be replaced.
     """
     try:
         out.lstat()
@@ -340,43 +343,42 @@ def check_replaceable_bundle(out: Path, replace: bool) -> None:
         return
     except OSError as error:
         raise BundleError(f"{out} cannot be written ({error.strerror}); choose another --output") from error
-    foreign = reason_to_keep(out)
-    if foreign is not None:
-        raise BundleError(f"{out} exists already, and {foreign}; choose another --output")
+    reason = reason_to_keep(out)
+    if reason is not None:
+        raise BundleError(f"{out} already exists, and {reason}; choose another --output")
     if not replace:
-        raise BundleError(f"{out} exists already; use --overwrite, or another --output")
+        raise BundleError(f"{out} already exists; use --overwrite, or choose another --output")
 
 
 def reason_to_keep(folder: Path) -> str | None:
-    """What in a folder is not a bundle's, so that it is neither replaced nor deleted; None where all of it
-    is.
+    """Return why a folder must not be replaced or deleted; None if it contains only the files of a bundle.
 
-    A bundle that is damaged, or of another version, is one still: its manifest says which files are its own.
+    The bundle may be damaged or of another version, as its manifest lists its files.
     """
     if folder.is_symlink():
         return "it is a link"
     if not folder.is_dir():
-        return "it is no folder, so no bundle"
+        return "it is not a folder"
     try:
-        listed = _listed_in(folder / MANIFEST)
+        listed = _listed_files(folder / MANIFEST)
         entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
     except BundleError as error:
-        return f"it is no bundle ({error})"
+        return f"it is not a bundle ({error})"
     except OSError as error:
         return f"it cannot be read ({error.strerror})"
     for entry in entries:
         if entry.name not in listed:
-            return f"{entry.name} in it is no file of the bundle"
+            return f"{entry.name} in it is not a file of the bundle"
         if not entry.is_file(follow_symlinks=False):
-            return f"{entry.name} in it is no plain file"
+            return f"{entry.name} in it is not a regular file"
     return None
 
 
-def _listed_in(path: Path) -> set[str]:
-    """Names of a bundle's files by its manifest, and the manifest's own; for manifests of any version.
+def _listed_files(path: Path) -> set[str]:
+    """Return the names of the files that a manifest of any version lists, and of the manifest itself.
 
     Raises:
-        BundleError: this is no manifest.
+        BundleError: the file is not a manifest.
     """
     if path.is_symlink():
         raise BundleError(f"{path.name} is a link")
@@ -391,36 +393,38 @@ def _is_entry(entry: object) -> bool:
     return isinstance(entry, dict) and entry.keys() == {"size", "sha256"} and isinstance(entry["sha256"], str)
 
 
-def _discard(folder: Path) -> None:
-    """Delete a bundle, file by file, so that what is put into it at this moment is not lost.
+def _delete(folder: Path) -> None:
+    """Delete the files of a bundle one by one, so that files added by others at this moment are not lost.
 
     Raises:
-        BundleError: something else is in it now; it stays, under the name that is told.
+        BundleError: the folder now contains other files; it is kept under the name in the message.
     """
     outer = create_temporary_folder(folder)
-    doomed = outer / folder.name
-    os.replace(folder, doomed)  # gone at once, however long the rest takes
-    if reason_to_keep(doomed) is not None:
-        raise BundleError(f"{folder} was changed while it was to be deleted; it is in {doomed} now")
-    for name in _listed_in(doomed / MANIFEST):
-        (doomed / name).unlink(missing_ok=True)
-    doomed.rmdir()
+    moved = outer / folder.name
+    os.replace(folder, moved)  # a single step, however long deletion takes
+    if reason_to_keep(moved) is not None:
+        raise BundleError(f"{folder} was changed during its deletion; it is now in {moved}")
+    for name in _listed_files(moved / MANIFEST):
+        (moved / name).unlink(missing_ok=True)
+    moved.rmdir()
     outer.rmdir()
 
 
 def publish(folder: Path, out: Path, replace: bool = False) -> None:
-    """Flush every file of `folder` to disk and give it the name `out`, in place of a bundle that may be
-    there.
+    """Flush every file of `folder` to disk and rename it to `out`.
+
+    Args:
+        replace: replace an existing bundle at `out`.
 
     Raises:
-        BundleError: what is at `out` now may not be replaced.
+        BundleError: `out` exists and must not be replaced, or cannot be written.
     """
     for name in os.listdir(folder):
         _flush(folder / name)
     _flush(folder)
     check_replaceable_bundle(out, replace)
     if out.exists():
-        _discard(out)
+        _delete(out)
     try:
         os.replace(folder, out)
     except OSError as error:

@@ -41,13 +41,13 @@ COMMANDS = {
     "completion": ("shell", "Print the completion script for SHELL: bash, zsh or fish."),
     "manual": ("shell", "Print the manual page: seed-edge manual > seed-edge.1."),
 }
-"""Command name to its module in `commands` and the first sentence of its help; `--help` imports
-no command.
+"""Command name to its module in `commands` and the first sentence of its help, so that `--help` imports no
+command.
 """
 MAX_MESSAGE = 2000
-"""Maximum number of characters that are printed of a message."""
+"""Maximum length of a printed message in characters."""
 
-SYSTEM_FAULTS = {
+SYSTEM_ERRORS = {
     errno.ENOSPC,
     errno.EDQUOT,
     errno.EFBIG,
@@ -71,38 +71,40 @@ SYSTEM_FAULTS = {
     errno.ENOMEM,
     errno.EOPNOTSUPP,
 }
-"""Errors of the system, not of the program: a full disk, permissions, a missing path."""
+"""`errno` of errors that are not bugs: a full disk, missing permissions, a missing path."""
 
 
 class Commands(click.Group):
-    """The commands of `COMMANDS`, each imported when it is first needed.
+    """The group of all commands, each imported when it is first used.
 
-    Errors that a user can correct become one line and exit code 1; any other error is a bug and keeps its
-    traceback. Messages are escaped here.
+    Errors that a user can correct are printed as one escaped line, with exit code 1; any other error is a bug
+    and keeps its traceback.
     """
 
     @property
     def commands(self) -> MutableMapping[str, click.Command]:
         """Import and return all commands."""
-        return {name: self.loaded(name) for name in COMMANDS}
+        return {name: self.load(name) for name in COMMANDS}
 
     @commands.setter
     def commands(self, commands: MutableMapping[str, click.Command]) -> None:
         if commands:
             raise TypeError("commands are listed in COMMANDS")
 
-    def loaded(self, name: str) -> click.Command:
+    def load(self, name: str) -> click.Command:
         """Import and return one command of `COMMANDS`."""
         module = importlib.import_module(f"seed_edge.commands.{COMMANDS[name][0]}")
         return next(
-            each for each in vars(module).values() if isinstance(each, click.Command) and each.name == name
+            value
+            for value in vars(module).values()
+            if isinstance(value, click.Command) and value.name == name
         )
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(COMMANDS)
 
     def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
-        return self.loaded(name) if name in COMMANDS else None
+        return self.load(name) if name in COMMANDS else None
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         width = formatter.width - 6 - max(map(len, COMMANDS))
@@ -126,7 +128,7 @@ class JsonError(click.ClickException):
 
     def __init__(self, message: str, exit_code: int) -> None:
         super().__init__(message)
-        vars(self)["exit_code"] = exit_code  # declared for the class
+        vars(self)["exit_code"] = exit_code  # a class variable of click.ClickException
 
     def show(self, file: IO[Any] | None = None) -> None:
         click.echo(json_log("error", self.message, time.time()), file=file, err=file is None)
@@ -134,10 +136,10 @@ class JsonError(click.ClickException):
 
 @contextmanager
 def readable_errors(as_json: bool) -> Iterator[None]:
-    """Turn errors into those that click prints, with control characters escaped.
+    """Convert errors to exceptions that click prints as one line, with control characters escaped.
 
     Args:
-        as_json: print them as JSON lines.
+        as_json: print JSON lines.
     """
     try:
         with _click_errors():
@@ -146,7 +148,7 @@ def readable_errors(as_json: bool) -> Iterator[None]:
         click.echo(json_log("error", "interrupted", time.time()) if as_json else "interrupted", err=True)
         raise click.exceptions.Exit(INTERRUPTED) from None
     except click.ClickException as error:
-        message = shown(error.format_message() if as_json else error.message)
+        message = limited_line(error.format_message() if as_json else error.message)
         if as_json:
             raise JsonError(message, error.exit_code) from error
         vars(error)["message"] = message  # declared final
@@ -155,19 +157,19 @@ def readable_errors(as_json: bool) -> Iterator[None]:
 
 @contextmanager
 def _click_errors() -> Iterator[None]:
-    """Turn errors of the package and of the system into `click.ClickException`, which exits with code 1."""
+    """Convert errors of the package and of the system to `click.ClickException`, which exits with code 1."""
     try:
         yield
     except SeedEdgeError as error:
         raise click.ClickException(str(error)) from error
     except OSError as error:
-        if error.errno in SYSTEM_FAULTS:
+        if error.errno in SYSTEM_ERRORS:
             raise click.ClickException(f"{error.filename or 'a file'}: {error.strerror}") from error
         raise
 
 
-def shown(message: str) -> str:
-    """A message as one line of limited length, with control characters escaped."""
+def limited_line(message: str) -> str:
+    """Return a message as one line of limited length, with control characters escaped."""
     line = printable(message)
     return line if len(line) <= MAX_MESSAGE else line[:MAX_MESSAGE] + "..."
 
@@ -206,5 +208,5 @@ def cli(context: click.Context, log_level: str, log_json: bool, config: Path | N
 
 def main() -> None:
     """Run the console script: set up the process, then run the command."""
-    native.own_process()
+    native.configure_cli_process()
     cli()

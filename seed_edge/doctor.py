@@ -36,18 +36,22 @@ class Check:
     advice: str = ""
 
 
-def examine() -> list[Check]:
+def run_checks() -> list[Check]:
     """Run all checks, in a fixed order."""
     return [*_system(), *_runtimes(), *_memory(), *_bundles()]
 
 
 def report(checks: list[Check]) -> dict[str, Any]:
-    """The checks as a JSON object: `version`, `state` (the worst one) and `checks`."""
-    return {"version": __version__, "state": worst(checks), "checks": [asdict(check) for check in checks]}
+    """The checks as a JSON object: `version`, `state` (the worst_state one) and `checks`."""
+    return {
+        "version": __version__,
+        "state": worst_state(checks),
+        "checks": [asdict(check) for check in checks],
+    }
 
 
-def worst(checks: list[Check]) -> str:
-    """The worst state, with notes counted as ok."""
+def worst_state(checks: list[Check]) -> str:
+    """The worst_state state, with notes counted as ok."""
     states = {check.state for check in checks}
     return BROKEN if BROKEN in states else WARNING if WARNING in states else OK
 

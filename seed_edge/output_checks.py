@@ -1,4 +1,4 @@
-"""Checks before an output is written: it must not be an input, nor a file that seed-edge did not write."""
+"""Checks before an output is written: it must not be an input, or a file that seed-edge did not write."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from seed_edge.errors import DataError, SeedEdgeError
 STDOUT = Path("-")
 """Name of standard output on the command line."""
 RUN_FILES = ("state.pt", "*/state.pt", "cache/samples.jsonl")
-"""Files by which a run of an earlier version is known, which had no mark."""
+"""Patterns of files that identify a run of an earlier version, which has no marker file."""
 MARK = ".seed-edge-{}"
-"""Name of the empty file that marks a folder of seed-edge; it contains the purpose of the folder."""
+"""Name of the empty marker file of a folder that seed-edge writes; the name contains the kind of folder."""
 
 
 def is_stdout(path: Path) -> bool:
-    """Whether a path is standard output: `-`, or a name such as `/dev/stdout` of what it is connected to."""
+    """Whether a path is standard output: `-`, or a path of the same file, such as `/dev/stdout`."""
     if path == STDOUT:
         return True
     try:
@@ -31,72 +31,75 @@ def is_stdout(path: Path) -> bool:
 
 
 def regular_stdin() -> list[Path]:
-    """The file that standard input is read from, where it is a regular one and the system names it."""
-    name = Path("/dev/stdin")
-    return [name] if name.is_file() else []
+    """Return the path of standard input if it is a regular file and the system has a path for it."""
+    path = Path("/dev/stdin")
+    return [path] if path.is_file() else []
 
 
 def check_not_input(
     out: Path, inputs: Iterable[Path], option: str, error: type[SeedEdgeError] = SeedEdgeError
 ) -> None:
-    """Refuse an output that is one of the inputs, links included.
+    """Check that an output is not one of the inputs; links are followed.
 
     Args:
-        option: that names the output, for the message.
+        option: option of the output, for the message.
+        error: class of the error.
 
     Raises:
-        SeedEdgeError: it is, whatever else was said.
+        SeedEdgeError: the output is an input.
     """
-    for given in inputs:
-        if same_file(out, given):
-            names = str(out) if out == given else f"{out} is {given}, which"
-            raise error(f"{names} is read by this command and is never written to; choose another {option}")
+    for path in inputs:
+        if same_file(out, path):
+            subject = str(out) if out == path else f"{out} is {path}, which"
+            raise error(
+                f"{subject} is an input of this command and is never replaced; choose another {option}"
+            )
 
 
 def check_not_around(
     out: Path, inputs: Iterable[Path], option: str, error: type[SeedEdgeError] = SeedEdgeError
 ) -> None:
-    """Refuse an output folder that is an input or in which one lies, for commands that replace the folder.
+    """Check that an output folder, which a command replaces, neither is nor contains an input.
 
     Raises:
-        SeedEdgeError: it is.
+        SeedEdgeError: it does.
     """
-    for given in inputs:
-        check_not_input(out, [given], option, error)
-        if any(same_file(out, parent) for parent in Path(os.path.realpath(given)).parents):
-            raise error(f"{given} lies in {out} and is read by this command; choose another {option}")
+    for path in inputs:
+        check_not_input(out, [path], option, error)
+        if any(same_file(out, parent) for parent in Path(os.path.realpath(path)).parents):
+            raise error(f"{path} lies in {out} and is an input of this command; choose another {option}")
 
 
 def check_not_inside(
     out: Path, folder: Path, option: str, error: type[SeedEdgeError] = SeedEdgeError
 ) -> None:
-    """Refuse an output in a folder whose files are all accounted for, such as a bundle's.
+    """Check that an output does not lie in the folder of a bundle, where unlisted files are errors.
 
     Raises:
-        SeedEdgeError: it lies there.
+        SeedEdgeError: it does.
     """
-    place = Path(os.path.realpath(out)).parent
-    if any(same_file(parent, folder) for parent in (place, *place.parents)):
-        raise error(f"{out} lies in the bundle {folder}, which holds nothing else; choose another {option}")
+    parent = Path(os.path.realpath(out)).parent
+    if any(same_file(ancestor, folder) for ancestor in (parent, *parent.parents)):
+        raise error(
+            f"{out} lies in the bundle {folder}, which must not contain other files; choose another {option}"
+        )
 
 
 def prepare_output_folder(
     out: Path, kind: str, inputs: Iterable[Path | None] = (), signs: Sequence[str] = ()
 ) -> None:
-    """Make `out` a folder of ours, unless it is one already; files in it are replaced by what is written
-    later.
+    """Create an output folder and mark it as written by seed-edge; later writes replace files in it.
 
-    Taken are: a folder that is not there yet, an empty one, and one that was claimed for the same kind
-    before.
+    The folder must not exist, be empty, or have the marker file of the same kind.
 
     Args:
-        kind: what the folder is for: `run`, `model`, `codes`, `sheets`.
-        inputs: what the command reads; none of it can be the output.
-        signs: patterns of files by which a folder is known that an earlier version wrote.
+        kind: kind of folder: `run`, `model`, `codes`, `sheets`.
+        inputs: files and folders that the command reads; none of them can be the output.
+        signs: patterns of files that identify a folder of an earlier version, which has no marker file.
 
     Raises:
-        DataError: `out` is an input, no folder, or holds what seed-edge did not write; or it cannot be
-            written.
+        DataError: `out` is an input, is not a folder, contains files that seed-edge did not write, or cannot
+            be written.
     """
     check_not_input(out, [path for path in inputs if path is not None], "--output", DataError)
     mark = out / MARK.format(kind)
@@ -105,23 +108,21 @@ def prepare_output_folder(
         others = sorted(
             name for name in os.listdir(out) if not TEMPORARY.fullmatch(name) and name != mark.name
         )
-        if _is_plain(
-            mark
-        ):  # looked at after the list: another process of the same run marks the folder before it writes
+        if _is_regular(mark):  # after listing: another process of the run marks the folder before it writes
             return
         if others and not any(next(out.glob(sign), None) for sign in signs):
             raise DataError(
-                f"{out} holds {others[0]}, and is no folder of {kind} that seed-edge wrote; choose a new "
-                "folder"
+                f"{out} contains {others[0]}, and is not a folder of {kind} that seed-edge wrote; choose a "
+                "new folder"
             )
         os.close(os.open(mark, os.O_WRONLY | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | OPEN_FLAGS, 0o666))
     except FileExistsError:
-        raise DataError(f"{out} is no folder; choose another --output") from None
+        raise DataError(f"{out} is not a folder; choose another --output") from None
     except OSError as error:
         raise DataError(f"{out} cannot be written ({error.strerror}); choose another --output") from error
 
 
-def _is_plain(path: Path) -> bool:
+def _is_regular(path: Path) -> bool:
     try:
         return stat.S_ISREG(path.lstat().st_mode)
     except OSError:
@@ -129,7 +130,7 @@ def _is_plain(path: Path) -> bool:
 
 
 def check_new_file(out: Path, inputs: Iterable[Path] = (), option: str = "--output") -> None:
-    """Refuse an existing file; devices and pipes are allowed.
+    """Check that an output does not exist, or is a device or a pipe.
 
     Raises:
         DataError: it exists, or is an input.
@@ -142,11 +143,11 @@ def check_new_file(out: Path, inputs: Iterable[Path] = (), option: str = "--outp
     except OSError as error:
         raise DataError(f"{out}: {error.strerror}; choose another {option}") from error
     if stat.S_ISREG(mode) or stat.S_ISDIR(mode) or stat.S_ISLNK(mode):
-        raise DataError(f"{out} exists already; choose another {option}")
+        raise DataError(f"{out} already exists; choose another {option}")
 
 
 def write_error_message(error: OSError, path: Path) -> str:
-    """Message of a failed write: the path and the reason of the system."""
+    """Return the message of a failed write: the path and the reason of the system."""
     if error.errno == errno.ENAMETOOLONG:
         return f"{printable(path.name[:60])}...: the name is too long for a file system"
     return f"{path} cannot be written ({error.strerror or error})"

@@ -19,7 +19,7 @@ from seed_edge.commands.common import (
 from seed_edge.display import printable
 
 EXIT_CODES = {"ok": 0, "warning": 1, "broken": 2}
-"""Exit codes of `doctor`, by the worst state found."""
+"""Exit codes of `doctor`, by the worst state of its checks."""
 
 
 class Bundles(AliasGroup):
@@ -41,11 +41,11 @@ def list_bundles(as_json: bool) -> None:
     from seed_edge.errors import SeedEdgeError
     from seed_edge.user_dirs import bundle_folder, bundle_names
 
-    # not by `find`, for which a folder of that name in the working directory comes first
-    for name, place in [(EMBEDDED.name, EMBEDDED), *((name, bundle_folder(name)) for name in bundle_names())]:
-        record: dict[str, object] = {"name": name, "path": str(place)}
+    # not with `find`, which prefers a folder of that name in the working directory
+    for name, path in [(EMBEDDED.name, EMBEDDED), *((name, bundle_folder(name)) for name in bundle_names())]:
+        record: dict[str, object] = {"name": name, "path": str(path)}
         try:
-            manifest = Bundle.open(place).manifest
+            manifest = Bundle.open(path).manifest
             record |= {"kind": manifest.kind, "bytes": sum(entry.size for entry in manifest.files.values())}
         except SeedEdgeError as error:
             record["error"] = str(error)
@@ -60,7 +60,7 @@ def list_bundles(as_json: bool) -> None:
 @click.argument("name", required=False, default="mini", shell_complete=complete_bundle)
 @json_option
 def info(name: str, as_json: bool) -> None:
-    """Print what a bundle can do, its sources and its parity figures."""
+    """Print the abilities of a bundle, its sources and its parity figures."""
     from seed_edge.bundle import Bundle
     from seed_edge.inspection import describe_bundle, lines
 
@@ -125,9 +125,9 @@ def doctor(as_json: bool) -> None:
 
     Exit code 0: no problem. 1: a warning. 2: something is broken.
     """
-    from seed_edge.doctor import OK, examine, report, worst
+    from seed_edge.doctor import OK, report, run_checks, worst_state
 
-    checks = examine()
+    checks = run_checks()
     if as_json:
         print_json(report(checks))
     else:
@@ -137,4 +137,4 @@ def doctor(as_json: bool) -> None:
             )
             if check.advice:
                 click.echo(printable(f"    try: {check.advice}"))
-    raise click.exceptions.Exit(EXIT_CODES[worst(checks)])
+    raise click.exceptions.Exit(EXIT_CODES[worst_state(checks)])

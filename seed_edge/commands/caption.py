@@ -12,12 +12,12 @@ import click
 
 from seed_edge.commands.caption_output import (
     CaptionNotSaved,
-    Chosen,
+    CaptionSink,
     FileProgress,
-    Lines,
-    Printed,
-    Sidecars,
-    Sink,
+    FoundInputs,
+    JsonLinesSink,
+    SidecarSink,
+    StdoutSink,
     find_inputs,
     sidecar_ending,
 )
@@ -49,6 +49,7 @@ if TYPE_CHECKING:
     from seed_edge.runtime.pipeline import SeedEdge
 
 STDIN_LIMIT = 1 << 28
+"""Maximum size of an image on stdin in bytes."""
 MAX_ENDINGS = 8
 """Maximum number of file endings in the message about skipped files."""
 
@@ -72,7 +73,7 @@ files_from_option = click.option(
 
 
 def with_files_from(images: tuple[str, ...], files_from: str | None) -> tuple[str, ...]:
-    """The arguments and the names in the file of --files-from."""
+    """Return the arguments, followed by the names in the file of --files-from."""
     return images if files_from is None else (*images, *read_file_names(files_from))
 
 
@@ -134,39 +135,41 @@ def caption(
     if images == ("-",):
         if out is not None or sidecar is not None:
             raise click.UsageError("an image from stdin has no name; leave out --output and --sidecar")
-        picture = image_on_stdin(max_pixels)
+        image = read_image_from_stdin(max_pixels)
         with engine.opened() as edge:
-            Printed(as_json, alone=True).put(Path("-"), prefix + edge.caption(picture, **options) + append)
+            StdoutSink(as_json, single=True).write(
+                Path("-"), prefix + edge.caption(image, **options) + append
+            )
         return
     single_file = len(images) == 1 and files_from is None and not stdin0 and not os.path.isdir(images[0])
-    chosen = find_inputs(with_files_from(images, files_from), stdin0)
-    report_skipped(chosen, engine)
-    alone = single_file and len(chosen.paths) == 1 and not chosen.failed
+    inputs = find_inputs(with_files_from(images, files_from), stdin0)
+    report_skipped(inputs, engine)
+    single = single_file and len(inputs.paths) == 1 and not inputs.failed
     with ExitStack() as stack:
-        sink: Sink
+        sink: CaptionSink
         if sidecar is not None:
-            sink = Sidecars(sidecar, full_names, resume, overwrite, chosen.paths, files_in_use(engine))
+            sink = SidecarSink(sidecar, full_names, resume, overwrite, inputs.paths, files_in_use(engine))
         elif out is None or is_stdout(out):
-            sink = Printed(as_json or out is not None, alone)
+            sink = StdoutSink(as_json or out is not None, single)
         else:
             check_not_inside(out, bundle_path(engine), "--output")
             sink = stack.enter_context(
-                Lines.opened(out, resume, overwrite, (*chosen.paths, *files_in_use(engine)))
+                JsonLinesSink.opened(out, resume, overwrite, (*inputs.paths, *files_in_use(engine)))
             )
-        waiting, failed = select_pending(chosen.paths, sink, alone)
-        had = len(chosen.paths) - len(waiting) - len(failed)
-        if had:
-            engine.note(f"{had:,} of {len(chosen.paths):,} have their caption")
-        total, failed = len(waiting) + len(failed) + len(chosen.failed), chosen.failed + failed
-        if waiting:
+        pending, failed = select_pending(inputs.paths, sink, single)
+        done = len(inputs.paths) - len(pending) - len(failed)
+        if done:
+            engine.note(f"skipped {done:,} of {len(inputs.paths):,} images, which already have a caption")
+        total, failed = len(pending) + len(failed) + len(inputs.failed), inputs.failed + failed
+        if pending:
             edge = stack.enter_context(engine.opened())
-            failed += caption_all(
+            failed += caption_to_sink(
                 edge,
-                waiting,
+                pending,
                 sink,
                 prefix,
                 append,
-                alone,
+                single,
                 engine.quiet,
                 **options,
                 **present(max_pixels=max_pixels),
@@ -174,7 +177,7 @@ def caption(
     if out is not None and not is_stdout(out):
         print_path(out)
     if failed:
-        exit_with_failures(failed, f"{len(failed):,} of {total:,} images have no caption:")
+        exit_with_failures(failed, f"{len(failed):,} of {total:,} images were not captioned:")
 
 
 def exit_with_failures(failed: list[tuple[Path, str]], heading: str) -> NoReturn:
@@ -185,68 +188,79 @@ def exit_with_failures(failed: list[tuple[Path, str]], heading: str) -> NoReturn
     raise click.exceptions.Exit(SOME_FAILED)
 
 
-def report_skipped(chosen: Chosen, engine: RuntimeOptions) -> None:
+def report_skipped(inputs: FoundInputs, engine: RuntimeOptions) -> None:
     """Write a message about the files of folders that were skipped."""
     counts = [
-        f"{printable(ending)} {count:,}"
-        for ending, count in chosen.left_out.most_common(MAX_ENDINGS)
-        if count
+        f"{printable(ending)} {count:,}" for ending, count in inputs.skipped.most_common(MAX_ENDINGS) if count
     ]
     if counts:
-        more = ", ..." if len(chosen.left_out) > MAX_ENDINGS else ""
+        more = ", ..." if len(inputs.skipped) > MAX_ENDINGS else ""
         engine.note(f"skipped files that are not images, by ending: {', '.join(counts)}{more}")
 
 
-def select_pending(paths: list[Path], sink: Sink, alone: bool) -> tuple[list[Path], list[tuple[Path, str]]]:
-    """Images that have no caption yet, and those that can have none, with the reason."""
-    waiting, failed = [], []
+def select_pending(
+    paths: list[Path], sink: CaptionSink, single: bool
+) -> tuple[list[Path], list[tuple[Path, str]]]:
+    """Return the images without a caption, and those whose caption cannot be saved, with the reason.
+
+    Args:
+        single: raise the error of an image instead.
+    """
+    pending, failed = [], []
     for path in paths:
         try:
-            if not sink.has(path):
-                waiting.append(path)
+            if not sink.is_done(path):
+                pending.append(path)
         except CaptionNotSaved as error:
-            if alone:
+            if single:
                 raise
             failed.append((path, str(error)))
-    return waiting, failed
+    return pending, failed
 
 
-def caption_all(
+def caption_to_sink(
     edge: SeedEdge,
     paths: list[Path],
-    sink: Sink,
+    sink: CaptionSink,
     prefix: str,
     append: str,
-    alone: bool,
+    single: bool,
     quiet: bool,
     **options: Any,
 ) -> list[tuple[Path, str]]:
-    """Caption files into a sink; those that could not be read, with the reason."""
+    """Caption images and write the captions to a sink; return the images that failed, with the reason.
+
+    Args:
+        prefix: text before each caption.
+        append: text after each caption.
+        single: raise the error of an image instead.
+        options: of `caption_files`.
+    """
     from seed_edge.runtime.batch import caption_files
 
-    failed, pace = [], FileProgress(len(paths), quiet or alone)
+    failed, progress = [], FileProgress(len(paths), quiet or single)
     try:
-        for each in caption_files(edge, paths, **options):
-            pace.clear()
+        for result in caption_files(edge, paths, **options):
+            progress.clear()
             try:
-                if each.caption is None:
-                    raise ImageError(str(each.error))
-                sink.put(each.path, prefix + each.caption + append)
+                if result.caption is None:
+                    raise ImageError(str(result.error))
+                sink.write(result.path, prefix + result.caption + append)
             except (ImageError, CaptionNotSaved) as error:
-                if alone:
+                if single:
                     raise
-                failed.append((each.path, str(error)))
-            pace.step()
+                failed.append((result.path, str(error)))
+            progress.step()
     finally:
-        pace.clear()
+        progress.clear()
     return failed
 
 
-def image_on_stdin(max_pixels: int | None) -> Image:
-    """The image that stdin holds.
+def read_image_from_stdin(max_pixels: int | None) -> Image:
+    """Read an image from stdin.
 
     Raises:
-        ImageError: it is too large, or none.
+        ImageError: the data is too large, or not an image.
     """
     from seed_edge.preprocess import open_image
 
@@ -278,18 +292,18 @@ def encode(
     if not images and files_from is None:
         raise click.UsageError("give IMAGES, folders, --files-from, or - for an image from stdin")
     if images == ("-",) and files_from is None:
-        picture = image_on_stdin(max_pixels)
+        image = read_image_from_stdin(max_pixels)
         with engine.opened() as edge:
-            print_codes("-", edge.encode([picture])[0].tolist(), as_json)
+            print_codes("-", edge.encode([image])[0].tolist(), as_json)
         return
     single_file = len(images) == 1 and files_from is None and not os.path.isdir(images[0])
-    chosen = find_inputs(with_files_from(images, files_from), False)
-    report_skipped(chosen, engine)
-    failed, total = list(chosen.failed), len(chosen.paths) + len(chosen.failed)
+    inputs = find_inputs(with_files_from(images, files_from), False)
+    report_skipped(inputs, engine)
+    failed, total = list(inputs.failed), len(inputs.paths) + len(inputs.failed)
     with engine.opened() as edge:
-        for path in chosen.paths:
+        for path in inputs.paths:
             try:
-                print_codes(str(path), codes_of(edge, path, max_pixels), as_json)
+                print_codes(str(path), encode_file(edge, path, max_pixels), as_json)
             except ImageError as error:
                 if single_file:
                     raise
@@ -298,8 +312,8 @@ def encode(
         exit_with_failures(failed, f"{len(failed):,} of {total:,} images were not encoded:")
 
 
-def codes_of(edge: SeedEdge, path: Path, max_pixels: int | None) -> list[int]:
-    """Codes of the image in a file.
+def encode_file(edge: SeedEdge, path: Path, max_pixels: int | None) -> list[int]:
+    """Encode the image in a file.
 
     Raises:
         ImageError: the file cannot be read as an image.
@@ -311,7 +325,7 @@ def codes_of(edge: SeedEdge, path: Path, max_pixels: int | None) -> list[int]:
 
 
 def print_codes(image: str, codes: list[int], as_json: bool) -> None:
-    """Print the codes of an image as a line: a JSON object with `image` and `codes`, or integers."""
+    """Print the codes of an image as one line: a JSON object with `image` and `codes`, or integers."""
     if as_json:
         print_json({"image": image, "codes": codes})
     else:
@@ -338,9 +352,9 @@ def ask(
     """Answer QUESTION about one or several IMAGES."""
     from seed_edge.preprocess import open_image
 
-    pictures = [open_image(image, **present(max_pixels=max_pixels)) for image in images]
+    opened_images = [open_image(image, **present(max_pixels=max_pixels)) for image in images]
     with engine.opened() as edge:
-        text = edge.ask(pictures, question, temperature=temperature, seed=seed)
+        text = edge.ask(opened_images, question, temperature=temperature, seed=seed)
     record = {"images": list(images), "question": question, "answer": text}
     if as_json:
         print_json(record)

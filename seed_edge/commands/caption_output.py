@@ -1,5 +1,5 @@
-"""Where captions of many files go: a file of JSON lines, or a text file beside each image; both can be gone
-on with.
+"""Destinations of captions: stdout, a file of JSON lines, or a text file next to each image; the latter two
+can be resumed.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ from seed_edge.inputs import parse_json, read_text
 from seed_edge.output_checks import check_not_input, write_error_message
 
 MAX_LINE_BYTES = 1 << 20
-"""Bytes of a line of captions, with its end."""
+"""Maximum size of a JSON line in bytes, including the newline."""
 MAX_SIDECAR = 1 << 16
-"""Bytes of a text file that can be a caption."""
+"""Maximum size in bytes of a text file that may be replaced by a caption."""
 SIDECAR_ENDINGS = frozenset(
     (
         "cap",
@@ -50,65 +50,66 @@ SIDECAR_ENDINGS = frozenset(
         "txt",
     )
 )
-"""Endings, without dot, of text files beside images. None is that of a file which anything else
-writes there.
+"""Endings, without dot, that sidecars may have; no other program writes files of these endings next to
+images.
 """
 BEFORE_ENDING = re.compile(r"[A-Za-z0-9_-]{1,32}")
-"""What may stand before the ending, with a dot between: a language, a model."""
+"""Words that may precede the ending, separated by dots, such as a language or a model."""
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
-NEVER_READ = 2
-"""Of `_unlikeliness`."""
+UNSUPPORTED_RANK = 2
+"""`_format_rank` of a format that is not supported."""
 
 OPENING, BETWEEN, CLOSING = b'{"image": "', b'", "caption": "', b'"}'
-"""What `json_line` writes around the two strings of a record."""
+"""Text that `json_line` writes around the two strings of a record."""
 BODY = rb'(?:[^"\\\x00-\x1f]|\\["\\/bfnrt]|\\u[0-9a-fA-F]{4})*'
+"""Pattern of the content of a JSON string."""
 CUT = rb"(?:\\(?:u[0-9a-fA-F]{0,3})?)?"
-"""An escape that was not written to its end."""
+"""Pattern of an incomplete escape, or of nothing."""
 
 
 class CaptionNotSaved(SeedEdgeError):
-    """The caption of one image cannot be kept where it was asked for; those of other images can."""
+    """The caption of one image cannot be saved; captions of other images are not affected."""
 
 
-class Sink(Protocol):
-    """Takes captions, and knows which images have theirs."""
+class CaptionSink(Protocol):
+    """A destination of captions."""
 
-    def has(self, path: Path) -> bool:
-        """Whether the image has its caption already.
-
-        Raises:
-            CaptionNotSaved: it can have none there.
-        """
-
-    def put(self, path: Path, caption: str) -> None:
-        """Keep a caption; it is on disk, whole, when this returns.
+    def is_done(self, path: Path) -> bool:
+        """Whether the caption of an image exists.
 
         Raises:
-            CaptionNotSaved: it cannot be kept.
+            CaptionNotSaved: no caption can be saved for this image.
+        """
+
+    def write(self, path: Path, caption: str) -> None:
+        """Save a caption; it is completely written when this returns.
+
+        Raises:
+            CaptionNotSaved: the caption cannot be saved.
         """
 
 
-class Printed:
+class StdoutSink:
     """Captions on stdout."""
 
-    def __init__(self, as_json: bool, alone: bool) -> None:
+    def __init__(self, as_json: bool, single: bool) -> None:
         """
         Args:
-            alone: there is one image, and its name need not be said.
+            single: print the caption without the file name.
         """
-        self.as_json, self.alone = as_json, alone
+        self.as_json, self.single = as_json, single
 
-    def has(self, path: Path) -> bool:
+    def is_done(self, path: Path) -> bool:
         return False
 
-    def put(self, path: Path, caption: str) -> None:
+    def write(self, path: Path, caption: str) -> None:
         if self.as_json:
             print_json(_record(path, caption))
-        elif self.alone:
-            click.echo("".join(letter if letter in "\n\t" else printable(letter) for letter in caption))
+        elif self.single:
+            click.echo("".join(char if char in "\n\t" else printable(char) for char in caption))
         else:
-            click.echo(f"{printable(str(path))}\t{printable(' '.join(caption.split()))}")  # a line for each
+            click.echo(f"{printable(str(path))}\t{printable(' '.join(caption.split()))}")  # one line
 
 
 def _record(path: Path, caption: str) -> dict[str, str]:
@@ -116,25 +117,24 @@ def _record(path: Path, caption: str) -> dict[str, str]:
 
 
 def sidecar_ending(context: click.Context, parameter: click.Parameter, value: str | None) -> str | None:
-    """The ending of sidecars with its dot: `txt` -> `.txt`, `en.txt` -> `.en.txt`; None as it is.
+    """Return the ending of sidecars with its dot: `txt` -> `.txt`, `en.txt` -> `.en.txt`; None for None.
 
     Raises:
-        click.BadParameter: text files beside images do not end so.
+        click.BadParameter: the ending is not one of a sidecar.
     """
     if value is None:
         return None
     *before, last = value.removeprefix(".").split(".")
     if last.lower() not in SIDECAR_ENDINGS or not all(map(BEFORE_ENDING.fullmatch, before)):
         raise click.BadParameter(
-            f"{value!r} is no ending of a text file beside an image; give one of "
-            f"{', '.join(sorted(SIDECAR_ENDINGS))}, "
+            f"{value!r} is not an ending of sidecar files; give one of {', '.join(sorted(SIDECAR_ENDINGS))}, "
             "or a word and one of these, such as en.txt"
         )
     return "." + value.removeprefix(".")
 
 
-class Sidecars:
-    """A text file beside each image: `photo.jpg` -> `photo.txt`, or `photo.jpg.txt` with full names."""
+class SidecarSink:
+    """A text file next to each image: `photo.jpg` -> `photo.txt`, or `photo.jpg.txt` with full names."""
 
     def __init__(
         self,
@@ -147,110 +147,111 @@ class Sidecars:
     ) -> None:
         """
         Args:
-            ending: with its dot.
-            images: all that get one.
-            inputs: other files that are read; none of them is replaced, nor is an image.
+            ending: ending of the sidecars, with its dot.
+            images: all images to caption.
+            inputs: other files that are read. No image and no input is ever replaced.
         """
         self.ending, self.full_names, self.resume, self.overwrite = ending, full_names, resume, overwrite
-        self._inputs = {found for path in (*images, *inputs) if (found := _identity(path)) is not None}
-        self._of: dict[Path, Path] = {}
-        for image in sorted(images, key=_unlikeliness):
-            self._of.setdefault(self._beside(image), image)
+        self._inputs = {file_id for path in (*images, *inputs) if (file_id := _file_id(path)) is not None}
+        self._owners: dict[Path, Path] = {}
+        for image in sorted(images, key=_format_rank):
+            self._owners.setdefault(self._sidecar_path(image), image)
         self._seen: set[Path] = set()
         self._written: set[tuple[int, int]] = set()
 
-    def has(self, path: Path) -> bool:
+    def is_done(self, path: Path) -> bool:
         if path in self._seen:
             return True
         self._seen.add(path)
-        beside = self._beside(path)
-        owner = self._of[beside]
+        sidecar = self._sidecar_path(path)
+        owner = self._owners[sidecar]
         if owner != path:
             if same_file(owner, path):
                 return True
-            if _unlikeliness(path) == NEVER_READ:
-                return False  # it fails when it is opened, for a better reason
-            raise CaptionNotSaved(self._shared(path))
-        found = self._found(beside)
-        if found is None:
-            if os.path.isdir(beside.parent) and not os.access(beside.parent, os.W_OK):
+            if _format_rank(path) == UNSUPPORTED_RANK:
+                return False  # opening it fails with a better message
+            raise CaptionNotSaved(self._conflict(path))
+        if self._existing(sidecar) is None:
+            if os.path.isdir(sidecar.parent) and not os.access(sidecar.parent, os.W_OK):
                 raise CaptionNotSaved(
-                    f"{path}: the folder cannot be written, so there can be no {beside.name}"
+                    f"{path}: {sidecar.name} cannot be created, because the folder cannot be written"
                 )
             return False
         if self.overwrite:
             return False
         if not self.resume:
             raise click.ClickException(
-                f"{beside} exists already; go on with --resume, or replace with --overwrite"
+                f"{sidecar} already exists; continue with --resume, or replace it with --overwrite"
             )
-        if not os.path.isfile(beside):
-            raise CaptionNotSaved(f"{path}: {beside} exists already, and is no file")
+        if not os.path.isfile(sidecar):
+            raise CaptionNotSaved(f"{path}: {sidecar} already exists, and is not a file")
         return True
 
-    def _shared(self, path: Path) -> str:
-        beside = self._beside(path)
-        return f"{path}: {beside} is for {self._of[beside]}; --full-names writes one for each"
+    def _conflict(self, path: Path) -> str:
+        sidecar = self._sidecar_path(path)
+        return f"{path}: {sidecar} is the sidecar of {self._owners[sidecar]}; use --full-names"
 
-    def put(self, path: Path, caption: str) -> None:
-        beside = self._beside(path)
-        if self._of[beside] != path:
-            raise CaptionNotSaved(self._shared(path))
+    def write(self, path: Path, caption: str) -> None:
+        sidecar = self._sidecar_path(path)
+        if self._owners[sidecar] != path:
+            raise CaptionNotSaved(self._conflict(path))
 
-        def write(partial: Path) -> None:
+        def write_caption(partial: Path) -> None:
             partial.write_bytes(f"{caption}\n".encode())
 
         try:
-            if self._found(beside) is None:
-                write_new(beside, write)
+            if self._existing(sidecar) is None:
+                write_new(sidecar, write_caption)
             else:
-                with replacing(beside) as partial:
-                    write(partial)
+                with replacing(sidecar) as partial:
+                    write_caption(partial)
         except FileExistsError:
-            raise CaptionNotSaved(f"{path}: {beside} exists already; it was made a moment ago") from None
+            raise CaptionNotSaved(
+                f"{path}: {sidecar} already exists; another process created it a moment ago"
+            ) from None
         except OSError as error:
             if error.errno in DISK_FULL:
                 raise click.ClickException(
-                    f"{write_error_message(error, beside)}; make room and go on with --resume"
+                    f"{write_error_message(error, sidecar)}; free some space and continue with --resume"
                 ) from error
-            raise CaptionNotSaved(f"{path}: {write_error_message(error, beside)}") from error
-        found = _identity(beside)
-        if found is not None:
-            self._written.add(found)
+            raise CaptionNotSaved(f"{path}: {write_error_message(error, sidecar)}") from error
+        file_id = _file_id(sidecar)
+        if file_id is not None:
+            self._written.add(file_id)
 
-    def _beside(self, path: Path) -> Path:
+    def _sidecar_path(self, path: Path) -> Path:
         return path.with_name(path.name + self.ending) if self.full_names else path.with_suffix(self.ending)
 
-    def _found(self, beside: Path) -> os.stat_result | None:
-        """What is there, None for nothing.
+    def _existing(self, sidecar: Path) -> os.stat_result | None:
+        """Return the state of an existing sidecar; None if there is none.
 
         Raises:
-            CaptionNotSaved: an input is, or what cannot be a caption and yet is to be replaced; or the name
-                is none.
+            CaptionNotSaved: it is an input, it must not be replaced because it is not a caption, or its name
+                is invalid.
         """
         try:
-            found = beside.lstat()
+            state = sidecar.lstat()
         except FileNotFoundError:
             return None
         except OSError as error:
-            raise CaptionNotSaved(write_error_message(error, beside)) from error
-        if _identity(beside) in self._inputs:
-            raise CaptionNotSaved(f"{beside} is itself read by this command, and is not written to")
+            raise CaptionNotSaved(write_error_message(error, sidecar)) from error
+        if _file_id(sidecar) in self._inputs:
+            raise CaptionNotSaved(f"{sidecar} is an input of this command, and is not written to")
         if self.overwrite:
-            if (found.st_dev, found.st_ino) in self._written:
+            if (state.st_dev, state.st_ino) in self._written:
                 raise CaptionNotSaved(
-                    f"{beside} holds the caption of another image already; --full-names writes one for each"
+                    f"{sidecar} holds the caption of another image; use --full-names to write one for each"
                 )
-            if not stat.S_ISREG(found.st_mode):
-                raise CaptionNotSaved(f"{beside} is a link or no plain file, and is not replaced")
-            if "\0" in read_text(beside, MAX_SIDECAR, CaptionNotSaved):
-                raise CaptionNotSaved(f"{beside} is no text, and is not replaced")
-        return found
+            if not stat.S_ISREG(state.st_mode):
+                raise CaptionNotSaved(f"{sidecar} is not a regular file, and is not replaced")
+            if "\0" in read_text(sidecar, MAX_SIDECAR, CaptionNotSaved):
+                raise CaptionNotSaved(f"{sidecar} is not a text file, and is not replaced")
+        return state
 
 
-def _unlikeliness(image: Path) -> int:
-    """How unlikely a file is one that is read, by its ending: 0, 1 where that takes a plug-in,
-    `NEVER_READ`.
+def _format_rank(image: Path) -> int:
+    """Rank an image by its ending: 0 for a format that is always read, 1 for one that may need a plug-in,
+    `UNSUPPORTED_RANK` otherwise. If two images share a sidecar, it belongs to the one of lower rank.
     """
     from seed_edge.image_formats import EXTENSIONS_BY_FORMAT
 
@@ -258,28 +259,34 @@ def _unlikeliness(image: Path) -> int:
         (kind for kind, endings in EXTENSIONS_BY_FORMAT.items() if image.suffix.lower() in endings.split()),
         "",
     )
-    return NEVER_READ if kind in ("others", "RAW") else int(kind in ("HEIC", "AVIF"))
+    return UNSUPPORTED_RANK if kind in ("others", "RAW") else int(kind in ("HEIC", "AVIF"))
 
 
-def _identity(path: Path) -> tuple[int, int] | None:
-    """What tells a file from any other, whatever its names; None where there is none."""
+def _file_id(path: Path) -> tuple[int, int] | None:
+    """Return device and inode of a file; None if it does not exist."""
     try:
-        found = os.stat(path)
+        state = os.stat(path)
     except (OSError, ValueError):
         return None
-    return found.st_dev, found.st_ino
+    return state.st_dev, state.st_ino
 
 
-class Lines:
-    """A file of JSON lines, `image` and `caption`; written line by line, and by one process at a time."""
+class JsonLinesSink:
+    """A file of JSON lines with `image` and `caption`, written line by line by one process at a time."""
 
     def __init__(self, descriptor: int, path: Path, done: set[str]) -> None:
+        """
+        Args:
+            descriptor: of the file, open for writing.
+            path: path of the file, for messages.
+            done: names of the images in the file.
+        """
         self.descriptor, self.path, self.done = descriptor, path, done
 
-    def has(self, path: Path) -> bool:
+    def is_done(self, path: Path) -> bool:
         return str(path) in self.done
 
-    def put(self, path: Path, caption: str) -> None:
+    def write(self, path: Path, caption: str) -> None:
         line = json_line(_record(path, caption)).encode() + b"\n"
         if len(line) > MAX_LINE_BYTES:
             raise CaptionNotSaved(
@@ -289,32 +296,32 @@ class Lines:
 
     def _write(self, rest: bytes) -> None:
         try:
-            while rest:  # past the buffer, which would try again when the file is closed
+            while rest:  # unbuffered, as a buffer would write again when the file is closed
                 rest = rest[os.write(self.descriptor, rest) :]
         except BrokenPipeError:
-            raise click.ClickException(f"{self.path}: nobody reads it any more") from None
+            raise click.ClickException(f"{self.path}: the reader closed the pipe") from None
         except OSError as error:
             message = f"{self.path}: {error.strerror}"
             raise click.ClickException(
-                f"{message}; what is written so far stays, make room and go on with --resume"
+                f"{message}; what was written is saved; free some space and continue with --resume"
             ) from error
 
     @classmethod
     @contextmanager
     def opened(
         cls, path: Path, resume: bool, overwrite: bool, inputs: Iterable[Path] = ()
-    ) -> Iterator[Lines]:
-        """Open for writing. A file that is gone on with holds captions and nothing else.
-
-        A line that a killed process left half written at its end is cut off. What `overwrite` replaces is
-        left as it is under other names that it may have. Pipes and devices are written to.
+    ) -> Iterator[JsonLinesSink]:
+        """Open a file, a pipe or a device for writing.
 
         Args:
+            resume: append to a file of captions; an incomplete last line of a killed process is removed.
+            overwrite: replace the file; its other hard links keep the content.
             inputs: files that are read; none of them can be the output.
 
         Raises:
-            SeedEdgeError: it is an input.
-            click.ClickException: it cannot be written, or holds something else.
+            SeedEdgeError: the output is an input.
+            click.ClickException: the file cannot be written, exists without `resume` or `overwrite`, or holds
+                something other than captions.
         """
         check_not_input(path, inputs, "--output")
         if os.path.isdir(path):
@@ -323,42 +330,42 @@ class Lines:
             with _descriptor(path, os.O_WRONLY) as descriptor:
                 yield cls(descriptor, path, set())
             return
-        target = Path(os.path.realpath(path))  # a link stays one
+        target = Path(os.path.realpath(path))  # a link stays a link
         if not (resume or overwrite):
-            with _created(target, path) as descriptor:
+            with _create_locked(target, path) as descriptor:
                 yield cls(descriptor, path, set())
             return
         with _descriptor(target, os.O_RDWR | os.O_CREAT | os.O_APPEND) as descriptor:
-            _lock(descriptor, path)
+            _lock_or_fail(descriptor, path)
             if overwrite and os.fstat(descriptor).st_size:
-                with _replaced(target, path) as fresh:
-                    yield cls(fresh, path, set())
+                with _replace_locked(target, path) as replacement:
+                    yield cls(replacement, path, set())
                 return
             lines = cls(descriptor, path, set())
-            lines._go_on()
+            lines._resume()
             yield lines
             os.fsync(descriptor)
 
-    def _go_on(self) -> None:
-        """Find the images that have their line; end the last line, or cut it off where it is only begun.
+    def _resume(self) -> None:
+        """Read the images that have a line; add a missing final newline, or remove an incomplete last line.
 
         Raises:
-            click.ClickException: the file holds anything else; it is left as it is.
+            click.ClickException: the file holds something other than captions; it is not changed.
         """
         with open(os.dup(self.descriptor), "rb") as file:
             file.seek(0)
             rest = b""
             for line in iter(lambda: file.readline(MAX_LINE_BYTES), b""):
                 rest = b"" if line.endswith(b"\n") else line
-                image = _image_of(line, self.path)
+                image = _image_in_record(line, self.path)
                 if image is not None:
                     self.done.add(image)
-                elif rest and _is_begun(rest, alone=not self.done) and not file.read(1):
+                elif rest and _is_partial_record(rest, first=not self.done) and not file.read(1):
                     os.ftruncate(self.descriptor, file.tell() - len(rest))
                     return
                 else:
                     raise click.ClickException(
-                        f"{self.path} holds lines that this program did not write; choose another --output"
+                        f"{self.path} holds lines that seed-edge did not write; choose another --output"
                     )
             if rest:
                 self._write(b"\n")
@@ -374,26 +381,26 @@ def _descriptor(path: Path, flags: int) -> Iterator[int]:
 
 
 @contextmanager
-def _created(target: Path, path: Path) -> Iterator[int]:
-    """A new file, locked."""
+def _create_locked(target: Path, path: Path) -> Iterator[int]:
+    """Yield the descriptor of a new, locked file."""
     try:
         with _descriptor(target, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_APPEND) as descriptor:
-            _lock(descriptor, path)
+            _lock_or_fail(descriptor, path)
             yield descriptor
             os.fsync(descriptor)
     except FileExistsError:
         raise click.ClickException(
-            f"{path} exists already; go on with --resume, or replace with --overwrite"
+            f"{path} already exists; continue with --resume, or replace it with --overwrite"
         ) from None
 
 
 @contextmanager
-def _replaced(target: Path, path: Path) -> Iterator[int]:
-    """A new file, locked, in place of one that is there."""
+def _replace_locked(target: Path, path: Path) -> Iterator[int]:
+    """Yield the descriptor of a new, locked file that replaces an existing one."""
     partial = create_temporary(target)
     try:
         with _descriptor(partial, os.O_RDWR | os.O_APPEND) as descriptor:
-            _lock(descriptor, path)
+            _lock_or_fail(descriptor, path)
             os.replace(partial, target)
             yield descriptor
             os.fsync(descriptor)
@@ -401,8 +408,12 @@ def _replaced(target: Path, path: Path) -> Iterator[int]:
         partial.unlink(missing_ok=True)
 
 
-def _lock(descriptor: int, path: Path) -> None:
-    """Keep other processes out until the file is closed, by whatever ends this one."""
+def _lock_or_fail(descriptor: int, path: Path) -> None:
+    """Lock a file against other processes until it is closed.
+
+    Raises:
+        click.ClickException: another process holds the lock.
+    """
     try:
         lock_file(descriptor)
     except OSError as error:
@@ -411,8 +422,8 @@ def _lock(descriptor: int, path: Path) -> None:
         ) from error
 
 
-def _image_of(line: bytes, path: Path) -> str | None:
-    """Name of the image of a record; None for a line that is none."""
+def _image_in_record(line: bytes, path: Path) -> str | None:
+    """Return the image of a record; None for a line that is not a record."""
     try:
         record = parse_json(line.decode(), str(path))
     except (UnicodeDecodeError, SeedEdgeError):
@@ -423,37 +434,38 @@ def _image_of(line: bytes, path: Path) -> str | None:
     return image if isinstance(image, str) and isinstance(caption, str) else None
 
 
-def _is_begun(line: bytes, alone: bool) -> bool:
-    """Whether a line is the beginning of a record as `Lines` writes it, and not the whole.
+def _is_partial_record(line: bytes, first: bool) -> bool:
+    """Whether a line is an incomplete record, as `JsonLinesSink` writes it.
 
     Args:
-        alone: nothing else of the file tells whose it is; then the beginning has to.
+        first: it is the first line; then it must contain `OPENING`, as no other line shows that seed-edge
+            wrote the file.
     """
     try:
         codecs.getincrementaldecoder("utf-8")().decode(line)
     except UnicodeDecodeError:
         return False
-    first, second = re.escape(OPENING) + BODY, re.escape(BETWEEN) + BODY
-    forms = [
-        first + CUT,
-        first + _beginnings(BETWEEN),
-        first + second + CUT,
-        first + second + _beginnings(CLOSING),
+    image, caption = re.escape(OPENING) + BODY, re.escape(BETWEEN) + BODY
+    patterns = [
+        image + CUT,
+        image + _proper_prefixes(BETWEEN),
+        image + caption + CUT,
+        image + caption + _proper_prefixes(CLOSING),
     ]
-    if not alone:
-        forms.append(_beginnings(OPENING))
-    return any(re.fullmatch(form, line) for form in forms)
+    if not first:
+        patterns.append(_proper_prefixes(OPENING))
+    return any(re.fullmatch(pattern, line) for pattern in patterns)
 
 
-def _beginnings(text: bytes) -> bytes:
-    """Pattern of all beginnings of a text but the whole."""
+def _proper_prefixes(text: bytes) -> bytes:
+    """Return the pattern of all proper prefixes of a text."""
     return b"(?:" + b"|".join(re.escape(text[:end]) for end in range(len(text))) + b")"
 
 
 class FileProgress:
-    """Tells on stderr how far it is, how fast it goes and how long it takes still.
+    """Prints progress on stderr: items done, items per second, estimated time left.
 
-    At a terminal in one line that is rewritten, elsewhere in a line every `EVERY` seconds.
+    A terminal gets one line that is rewritten; otherwise a line is printed every `EVERY` seconds.
     """
 
     EVERY = 30.0
@@ -465,13 +477,13 @@ class FileProgress:
         self.started = self.last_line = time.monotonic()
 
     def step(self) -> None:
-        """One more is done."""
+        """Count an item as done and print the progress if it is due."""
         self.done += 1
         now = time.monotonic()
-        spent = now - self.started
-        rate = self.done / spent if spent else 0.0
-        left = (self.total - self.done) / rate if rate else 0.0
-        line = f"{self.done:,}/{self.total:,}  {rate:.1f}/s  {_clock(left)} left"
+        elapsed = now - self.started
+        rate = self.done / elapsed if elapsed else 0.0
+        remaining = (self.total - self.done) / rate if rate else 0.0
+        line = f"{self.done:,}/{self.total:,}  {rate:.1f}/s  {_format_time(remaining)} left"
         if self.rewritten:
             click.echo(f"\r{line} \033[K", err=True, nl=False)
         elif self.shown and now - self.last_line >= self.EVERY:
@@ -479,32 +491,35 @@ class FileProgress:
             write_stderr(line)
 
     def clear(self) -> None:
-        """Take the line away, so that another can be written there."""
+        """Erase the line, so that another can be written in its place."""
         if self.rewritten:
             click.echo("\r\033[K", err=True, nl=False)
 
 
-def _clock(seconds: float) -> str:
+def _format_time(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes // 60}:{minutes % 60:02}:{rest:02}"
 
 
 @dataclass
-class Chosen:
-    """What there is to caption."""
+class FoundInputs:
+    """Images found for the arguments of a command."""
 
     paths: list[Path] = field(default_factory=list)
     failed: list[tuple[Path, str]] = field(default_factory=list)
-    """Folders that cannot be read and files that are no regular ones, with the reason."""
-    left_out: Counter[str] = field(default_factory=Counter)
-    """Endings of files in folders that are none of images, and how many have them."""
+    """Folders that cannot be read and files that are not regular, with the reason."""
+    skipped: Counter[str] = field(default_factory=Counter)
+    """Number of files in folders that are not images, by ending."""
 
 
-def find_inputs(names: tuple[str, ...], stdin0: bool) -> Chosen:
-    """Image files that were asked for; folders are searched.
+def find_inputs(names: tuple[str, ...], stdin0: bool) -> FoundInputs:
+    """Return the image files named by arguments; folders are searched.
+
+    Args:
+        stdin0: also read names from stdin, each ended by a NUL byte.
 
     Raises:
-        ImageError: nothing is there to caption.
+        ImageError: there are no images.
     """
     from seed_edge.runtime.batch import find_images
 
@@ -512,16 +527,16 @@ def find_inputs(names: tuple[str, ...], stdin0: bool) -> Chosen:
         with click.open_file("-", "rb") as file:
             data: bytes = file.read()
         names = (*names, *filter(None, data.decode("utf-8", "surrogateescape").split("\0")))
-    chosen = Chosen()
+    inputs = FoundInputs()
     for name in names:
         path = Path(name)
         if not os.path.isdir(path):
-            chosen.paths.append(path)
+            inputs.paths.append(path)
             continue
-        before = len(chosen.paths), len(chosen.failed)
-        chosen.paths += find_images(path, chosen.failed, chosen.left_out)
-        if (len(chosen.paths), len(chosen.failed)) == before:
-            chosen.failed.append((path, f"{path} holds no images"))
-    if not chosen.paths and all(reason.endswith("holds no images") for _, reason in chosen.failed):
-        raise ImageError("; ".join(reason for _, reason in chosen.failed) or "no images were named")
-    return chosen
+        before = len(inputs.paths), len(inputs.failed)
+        inputs.paths += find_images(path, inputs.failed, inputs.skipped)
+        if (len(inputs.paths), len(inputs.failed)) == before:
+            inputs.failed.append((path, f"{path} holds no images"))
+    if not inputs.paths and all(reason.endswith("holds no images") for _, reason in inputs.failed):
+        raise ImageError("; ".join(reason for _, reason in inputs.failed) or "no images were given")
+    return inputs

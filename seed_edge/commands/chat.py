@@ -1,4 +1,4 @@
-"""`chat`: a conversation at the terminal, with pictures in and out."""
+"""The command `chat`: a conversation in the terminal, with images as input and output."""
 
 from __future__ import annotations
 
@@ -35,16 +35,16 @@ if TYPE_CHECKING:
     from seed_edge.runtime.conversation import Conversation
 
 WORD = re.compile(r"""\s*(?:'([^']*)'|"([^"]*)"|((?:\\.|[^\s'"\\])+))(?=\s|$)""")
-"""A path at the beginning of a line, as terminals write one that is dropped on them."""
+"""A path at the beginning of a line, as terminals insert a file that is dropped on them."""
 SURROGATE = re.compile("[\ud800-\udfff]")
 MAX_LINE_BYTES = 1 << 16
-"""Bytes of a line on stdin that is no terminal."""
+"""Maximum size in bytes of a line on a stdin that is not a terminal."""
 MAX_TURNS = 1 << 20
-"""Seeds count up from turn to turn."""
-HELP = """Write a message. An image goes with it: /image PATH, or drop its file on the terminal.
-  /draw TEXT   let the answer be a picture      /undo          take the last exchange back
-  /save FILE   keep the conversation            /load FILE     go on with one that was kept
-  /clear       begin anew                       /quit          leave (Ctrl-D too); Ctrl-C stops an answer"""
+"""Maximum number of turns; the seed is one higher for each."""
+HELP = """Write a message. To attach an image: /image PATH, or drop its file on the terminal.
+  /draw TEXT   answer with an image             /undo          remove the last exchange
+  /save FILE   save the conversation            /load FILE     load a saved conversation
+  /clear       start a new conversation         /quit          leave (also Ctrl-D); Ctrl-C stops an answer"""
 
 
 @click.command()
@@ -83,52 +83,52 @@ def chat(
     saving: dict[str, Any],
     engine: RuntimeOptions,
 ) -> None:
-    """Chat with a model about images; it can draw images, too. Only drawn images and what /save writes are
-    kept.
+    """Chat with a model about images; it can draw images, too. Only drawn images and files of /save are
+    stored.
 
-    Within: /image PATH, /draw TEXT, /undo, /save FILE, /load FILE, /clear, /help, /quit.
+    Commands: /image PATH, /draw TEXT, /undo, /save FILE, /load FILE, /clear, /help, /quit.
     """
     from seed_edge.runtime.conversation import Conversation
 
     if not output.is_dir():
-        raise click.ClickException(f"{output}: no such folder; make it first, or choose another -o")
-    terminal = sys.stdin is not None and sys.stdin.isatty()
+        raise click.ClickException(f"{output}: no such folder; create it first, or choose another -o")
+    is_terminal = sys.stdin is not None and sys.stdin.isatty()
     with engine.opened() as edge:
         conversation = Conversation(edge, temperature=temperature, seed=seed)
         if load is not None:
             conversation.load(load)
         chat = Chat(conversation, image_writer(edge, engine, diffusion, saving), output, seed)
-        if terminal:
-            engine.note("/help tells what can be done here")
-        while chat.going:
+        if is_terminal:
+            engine.note("/help lists the commands")
+        while chat.running:
             line = read_line(chat.prompt())
             if line is None:
                 break
-            chat.obey(line)
+            chat.handle(line)
 
 
 def read_line(prompt: str) -> str | None:
-    """A line of input, None at its end; with the habits of readline at a terminal, and no history kept on
-    disk.
+    """Read a line from stdin; None at its end. In a terminal it can be edited by readline; no history is
+    stored.
 
-    Bytes that are not text in stdin's encoding come as surrogates, as in file names.
+    Bytes that are invalid in stdin's encoding become surrogates, as in file names.
     """
     if sys.stdin is None:
         return None
     if not sys.stdin.isatty():
         return _piped_line()
-    with suppress(ImportError):  # Windows has none
-        import readline  # noqa: F401  (input() uses it from now on)
+    with suppress(ImportError):  # not available on Windows
+        import readline  # noqa: F401  (used by input() once it is imported)
     try:
         return input(prompt)
     except EOFError:
         click.echo()
         return None
-    except KeyboardInterrupt:  # as in a shell: the line is given up
+    except KeyboardInterrupt:  # as in a shell: the line is discarded
         click.echo()
         return ""
     except UnicodeDecodeError as error:
-        note(f"this line is not text in {error.encoding}, and was left out", quiet=False)
+        note(f"ignored a line that is not valid {error.encoding}", quiet=False)
         return ""
 
 
@@ -139,43 +139,43 @@ def _piped_line() -> str | None:
     if len(line) > MAX_LINE_BYTES and not line.endswith(b"\n"):
         while line and not line.endswith(b"\n"):
             line = sys.stdin.buffer.readline(MAX_LINE_BYTES)
-        note(f"a line of over {MAX_LINE_BYTES:,} bytes was left out", quiet=False)
+        note(f"ignored a line of over {MAX_LINE_BYTES:,} bytes", quiet=False)
         return ""
     return line.rstrip(b"\r\n").decode(sys.stdin.encoding or "utf-8", "surrogateescape")
 
 
 class Chat:
-    """What lines do to a conversation."""
+    """Runs the lines of a user: messages and commands."""
 
     def __init__(self, conversation: Conversation, writer: ImageWriter, folder: Path, seed: int) -> None:
         self.conversation, self.writer, self.folder, self.seed = conversation, writer, folder, seed
-        self.going = True
+        self.running = True
         self._images: list[Image] = []
 
     def prompt(self) -> str:
-        """What stands before the line to be written."""
+        """Return the input prompt, with the number of attached images."""
         return f"({len(self._images)} image{'s' * (len(self._images) > 1)}) > " if self._images else "> "
 
-    def obey(self, line: str) -> None:
-        """Run a line: a command or a message. Errors are printed and change nothing."""
+    def handle(self, line: str) -> None:
+        """Run a command or send a message. Errors are printed and leave the conversation unchanged."""
         command, _, rest = line.strip().partition(" ")
         commands: dict[str, Callable[[str], None]] = {
             "/image": self.attach,
             "/draw": lambda text: self.say(text, draw=True),
             "/undo": lambda _: note(
-                "taken back" if self.conversation.undo() else "nothing to take back", quiet=False
+                "removed the last exchange" if self.conversation.undo() else "nothing to undo", quiet=False
             ),
-            "/save": lambda name: self.conversation.save(_named(name)),
-            "/load": lambda name: self.conversation.load(_named(name)),
+            "/save": lambda name: self.conversation.save(_parse_path(name)),
+            "/load": lambda name: self.conversation.load(_parse_path(name)),
             "/clear": lambda _: self.conversation.clear(),
             "/help": lambda _: click.echo(HELP, err=True),
-            "/quit": lambda _: self.leave(),
+            "/quit": lambda _: self.stop(),
         }
         try:
             if command in commands:
                 commands[command](rest.strip())
             elif command.startswith("/") and not os.path.exists(command):
-                note(f"{command} is no command; /help tells them", quiet=False)
+                note(f"{command}: unknown command; /help lists the commands", quiet=False)
             else:
                 text = self.attach_leading_paths(line)
                 if text:
@@ -187,24 +187,25 @@ class Chat:
         except OSError as error:
             note(f"Error: {error.filename or 'a file'}: {error.strerror}", quiet=False)
 
-    def leave(self) -> None:
-        """End."""
-        self.going = False
+    def stop(self) -> None:
+        """End the chat."""
+        self.running = False
 
     def attach(self, name: str) -> None:
-        """Show an image with the next message."""
+        """Attach an image to the next message."""
         from seed_edge.preprocess import open_image
 
         match = WORD.fullmatch(name)
-        self._images.append(open_image(_path(match) if match else name))
-        note(f"{len(self._images)} with the next message", quiet=False)
+        self._images.append(open_image(_unquote(match) if match else name))
+        count = len(self._images)
+        note(f"{count} image{'s' * (count > 1)} attached to the next message", quiet=False)
 
     def attach_leading_paths(self, line: str) -> str:
-        """What is left of a line when the image files it begins with are attached."""
+        """Attach the image files that a line begins with, and return the rest of the line."""
         from seed_edge.image_formats import IMAGE_EXTENSIONS
 
         while (match := WORD.match(line)) is not None:
-            path = _path(match)
+            path = _unquote(match)
             if (
                 os.path.splitext(path)[1].lower() not in IMAGE_EXTENSIONS
                 or not os.path.exists(path)
@@ -216,8 +217,8 @@ class Chat:
         return line.strip()
 
     def say(self, text: str, draw: bool = False) -> None:
-        """Send a message and tell the answer as it comes; Ctrl-C stops it."""
-        text, turns = _in_utf8(text), len(self.conversation.turns)
+        """Send a message and print the answer while it is generated; Ctrl-C stops it."""
+        text, turns = _to_utf8(text), len(self.conversation.turns)
         images, self._images = self._images, []
         printed, drawn = False, []
         try:
@@ -229,54 +230,54 @@ class Chat:
                     drawn.append(piece.tolist())
         except KeyboardInterrupt:
             click.echo(" (stopped)", err=True)
-            if len(self.conversation.turns) == turns:  # nothing was answered yet
+            if len(self.conversation.turns) == turns:  # the answer had not begun
                 self._images = images
         except SeedEdgeError:
             self._images = images
             raise
         if printed:
             click.echo()
-        for codes in drawn:  # now, as making pixels may take the language model out of memory
-            self.keep(text, codes)
+        for codes in drawn:  # after the answer, as decoding may unload the language model
+            self.save_image(text, codes)
 
-    def keep(self, text: str, codes: list[int]) -> None:
-        """Save and show a picture of an answer."""
+    def save_image(self, text: str, codes: list[int]) -> None:
+        """Decode, save and show an image of an answer."""
         output = Output(self.folder / "chat.png", numbered=True)
         seed = self.seed + len(self.conversation.turns) - 1
         path = self.writer.save(self.writer.render(codes, seed, output.path, text), output)
         print_path(path)
 
 
-def _named(name: str) -> Path:
-    """The path behind a command.
+def _parse_path(argument: str) -> Path:
+    """Return the path in the argument of a command.
 
     Raises:
-        PromptError: there is none.
+        PromptError: there is none, or it is invalid.
     """
-    if not name:
-        raise PromptError("say which file: /save talk.json")
-    match = WORD.fullmatch(name)
-    path = _path(match) if match else name
+    if not argument:
+        raise PromptError("give a file name: /save chat.json")
+    match = WORD.fullmatch(argument)
+    path = _unquote(match) if match else argument
     if "\0" in path:
-        raise PromptError(f"{printable(path)}: no file can have this name")
+        raise PromptError(f"{printable(path)}: a file name cannot contain a NUL character")
     return Path(path)
 
 
-def _in_utf8(text: str) -> str:
-    """A message with invalid UTF-8 replaced by the replacement character, and a note about it."""
-    plain = SURROGATE.sub("\N{REPLACEMENT CHARACTER}", text)
-    if plain != text:
+def _to_utf8(text: str) -> str:
+    """Replace invalid UTF-8 in a message by the replacement character, and print a note if there was any."""
+    valid = SURROGATE.sub("\N{REPLACEMENT CHARACTER}", text)
+    if valid != text:
         note("bytes that are not UTF-8 were replaced", quiet=False)
-    return plain
+    return valid
 
 
-def _path(match: re.Match[str]) -> str:
-    """The path that a word means: quotes and backslashes taken away, `file:` followed."""
+def _unquote(match: re.Match[str]) -> str:
+    """Return the path of a match of `WORD`, without quotes, backslashes and `file:`."""
     single, double, bare = match.groups()
     name = single if single is not None else double if double is not None else re.sub(r"\\(.)", r"\1", bare)
     if not name.startswith("file://"):
         return name
     try:
         return unquote(urlsplit(name).path)
-    except ValueError:  # no address at all
+    except ValueError:  # not a valid URL
         return name

@@ -12,7 +12,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 from seed_edge.display import printable
 from seed_edge.errors import CodesError, ImageError, PromptError, SeedEdgeError
-from seed_edge.inputs import kind_of, open_regular, parse_json, read_bytes
+from seed_edge.inputs import open_regular, parse_json, read_bytes, special_file_type
 
 if TYPE_CHECKING:
     import numpy as np
@@ -195,7 +195,7 @@ def _read_file(path: Path, limit: int, error: type[SeedEdgeError]) -> bytes:
         size = path.stat().st_size
     except OSError as reason:
         raise error(f"{name} cannot be read ({reason.strerror})") from reason
-    if kind := kind_of(path):
+    if kind := special_file_type(path):
         raise error(f"{name} cannot be read ({kind}, not a regular file)")
     if size > limit:
         raise error(f"{name} is over {limit:,} bytes, the limit for an input of this kind")

@@ -31,31 +31,31 @@ MAX_SEED = (1 << 63) - 1
 MAX_BYTES = (1 << 63) - 1
 MAX_COUNT = 10**9
 MAX_TEMPERATURE, MAX_GUIDANCE = 100.0, 1000.0
-"""As in `manifest`, which is not imported for `--help`; a test compares them."""
+"""As in `manifest`, which `--help` does not import; a test compares them."""
 DEVICES, SCHEDULERS, STORAGE_TYPES = (
     ("auto", "cpu", "cuda"),
     ("pndm", "ddim", "dpm++"),
     ("fp32", "fp16", "int8"),
 )
 RESIZE_FILTERS, PROMPT_TEMPLATES = ("bilinear", "bicubic"), ("vicuna", "llama2", "plain", "own", "own-talk")
-"""As in the modules that use them, which are not imported for `--help`; a test compares them."""
-MAX_NUMBER = 24
-"""Maximum number of characters of a refused value in a message."""
+"""As in the modules that use them, which `--help` does not import; a test compares them."""
+MAX_VALUE_LENGTH = 24
+"""Maximum number of characters of an invalid value in a message."""
 
 
 class Bytes(click.ParamType[int]):
-    """Number of bytes, with or without a unit: `6G`, `500M`, `1.5GB`, `800MiB`; 1 to 2**63 - 1."""
+    """A number of bytes, with or without a unit: `6G`, `500M`, `1.5GB`, `800MiB`; 1 to 2**63 - 1."""
 
     name = "size"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
         match = re.fullmatch(r"([0-9]{1,20}(?:\.[0-9]{1,20})?)\s*([kmgt]?)(i?)b?", str(value).strip().lower())
         if match is None:
-            self.fail(f"{shortened(value)} is no size; write it as 6G or 500M", param, ctx)
+            self.fail(f"{shortened(value)} is not a size; write it as 6G or 500M", param, ctx)
         number, unit, binary = match.groups()
-        whole, _, part = number.partition(".")
+        integer, _, fraction = number.partition(".")
         scale: int = (1024 if binary else 1000) ** " kmgt".index(unit or " ")
-        size: int = int(whole) * scale + int(part or "0") * scale // int("1" + "0" * len(part))
+        size: int = int(integer) * scale + int(fraction or "0") * scale // int("1" + "0" * len(fraction))
         if not 0 < size <= MAX_BYTES:
             self.fail(
                 f"{shortened(value)} is not between 1 and 2**63 - 1 bytes; write it as 6G or 500M", param, ctx
@@ -66,30 +66,30 @@ class Bytes(click.ParamType[int]):
 class Integer(click.IntRange):
     """An integer in a range; the help shows only the lower bound."""
 
-    def __init__(self, least: int, most: int) -> None:
-        super().__init__(least)
-        self.most = most
+    def __init__(self, minimum: int, maximum: int) -> None:
+        super().__init__(minimum)
+        self.maximum = maximum
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        if isinstance(value, str) and len(value) > MAX_NUMBER:
-            self.fail(f"{shortened(value)} is not between {self.min} and {self.most}", param, ctx)
+        if isinstance(value, str) and len(value) > MAX_VALUE_LENGTH:
+            self.fail(f"{shortened(value)} is not between {self.min} and {self.maximum}", param, ctx)
         number = int(super().convert(value, param, ctx))
-        if number > self.most:
-            self.fail(f"{shortened(value)} is not between {self.min} and {self.most}", param, ctx)
+        if number > self.maximum:
+            self.fail(f"{shortened(value)} is not between {self.min} and {self.maximum}", param, ctx)
         return number
 
 
 class Number(click.FloatRange):
     """A finite real number in a range."""
 
-    def __init__(self, least: float, most: float) -> None:
-        super().__init__(least)
-        self.most = most
+    def __init__(self, minimum: float, maximum: float) -> None:
+        super().__init__(minimum)
+        self.maximum = maximum
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
         number = float(super().convert(value, param, ctx))
-        if not math.isfinite(number) or number > self.most:
-            self.fail(f"{shortened(value)} is not between {self.min:g} and {self.most:g}", param, ctx)
+        if not math.isfinite(number) or number > self.maximum:
+            self.fail(f"{shortened(value)} is not between {self.min:g} and {self.maximum:g}", param, ctx)
         return number
 
 
@@ -104,19 +104,19 @@ class Text(click.ParamType[str]):
             text.encode("utf-8")
         except UnicodeEncodeError as error:
             self.fail(
-                f"it holds a byte that is not UTF-8 (character {error.start + 1}); write it in UTF-8",
+                f"it contains a byte that is not UTF-8 (character {error.start + 1}); write it in UTF-8",
                 param,
                 ctx,
             )
         if "\0" in text:
-            self.fail("it holds a NUL character; leave that out", param, ctx)
+            self.fail("it contains a NUL character; remove that", param, ctx)
         return text
 
 
 def shortened(value: Any) -> str:
-    """A value as one line of limited length, for messages."""
+    """Return a value in quotes, as one line of limited length, for messages."""
     text = printable(str(value))
-    return repr(text if len(text) <= MAX_NUMBER else text[:MAX_NUMBER] + "...")
+    return repr(text if len(text) <= MAX_VALUE_LENGTH else text[:MAX_VALUE_LENGTH] + "...")
 
 
 SEED, COUNT, TEMPERATURE, TEXT = (
@@ -130,7 +130,7 @@ SEED, COUNT, TEMPERATURE, TEXT = (
 def complete_recipe(
     context: click.Context, parameter: click.Parameter, incomplete: str
 ) -> list[CompletionItem]:
-    """Names of recipes that begin with `incomplete`, and files."""
+    """Complete names of recipes that begin with `incomplete`, and files."""
     from click.shell_completion import CompletionItem
 
     folder = Path(__file__).parent.parent / "recipes"
@@ -152,10 +152,10 @@ def complete_bundle(
 
 
 class Option(click.Option):
-    """An option with further spellings that work but appear neither in help nor in completion.
+    """An option with aliases that appear neither in help nor in completion.
 
     Args:
-        aliases: these spellings, each with its dashes.
+        aliases: further spellings, each with its dashes.
     """
 
     def __init__(self, *args: Any, aliases: Sequence[str] = (), **kwargs: Any) -> None:
@@ -163,16 +163,16 @@ class Option(click.Option):
         self.aliases = list(aliases)
 
     def add_to_parser(self, parser: Any, ctx: click.Context) -> None:
-        shown = self.opts
-        self.opts = [*shown, *self.aliases]
+        visible = self.opts
+        self.opts = [*visible, *self.aliases]
         try:
             super().add_to_parser(parser, ctx)
         finally:
-            self.opts = shown
+            self.opts = visible
 
 
 class AliasGroup(click.Group):
-    """A group whose commands have further names that appear neither in help nor in completion."""
+    """A group whose commands have aliases that appear neither in help nor in completion."""
 
     aliases: ClassVar[Mapping[str, str]] = {}
     """Alias to command name."""
@@ -182,7 +182,7 @@ class AliasGroup(click.Group):
 
 
 def option(*names: str, aliases: Sequence[str] = (), **settings: Any) -> Callable[[Command], Command]:
-    """`click.option` with hidden aliases; see `Option`."""
+    """Return a decorator like `click.option`, with hidden aliases; see `Option`."""
     return click.option(*names, cls=Option, aliases=aliases, **settings)
 
 
@@ -220,13 +220,13 @@ max_pixels_option = click.option(
 
 
 def output_option(help: str, required: bool = False) -> Callable[[Command], Command]:
-    """`-o/--output`; the command gets a path as `out`."""
+    """Return the decorator of `-o/--output`; the command receives a path as `out`."""
     path = click.Path(path_type=Path)
     return option("-o", "--output", "out", aliases=["--out"], type=path, required=required, help=help)
 
 
 def overwrite_option(help: str) -> Callable[[Command], Command]:
-    """`--overwrite`; the command gets a flag of that name."""
+    """Return the decorator of `--overwrite`; the command receives a flag of that name."""
     return option("--overwrite", aliases=["--replace"], is_flag=True, help=help)
 
 
@@ -269,7 +269,7 @@ class RuntimeOptions:
         note(text, self.quiet)
 
     def opened(self) -> SeedEdge:
-        """The opened bundle; with `verbose`, prints the device and the memory plan on stderr."""
+        """Open the bundle; with `verbose`, print the device and the memory plan on stderr."""
         import seed_edge
 
         edge = seed_edge.load(
@@ -284,22 +284,22 @@ class RuntimeOptions:
 
 
 def runtime_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Add the options of `RuntimeOptions`; the command gets them together, as `engine`."""
+    """Add the options of `RuntimeOptions`; the command receives them as `engine`."""
 
     @functools.wraps(command)
-    def collected(**options: Any) -> None:
+    def wrapper(**options: Any) -> None:
         engine = RuntimeOptions(
             **{field.name: options.pop(field.name) for field in dataclasses.fields(RuntimeOptions)}
         )
         command(engine=engine, **options)
 
-    for add in reversed((bundle_option, device_option, *memory_options, quiet_option)):
-        collected = add(collected)
-    return collected
+    for add_option in reversed((bundle_option, device_option, *memory_options, quiet_option)):
+        wrapper = add_option(wrapper)
+    return wrapper
 
 
-def choose(option: str, value: str, choices: tuple[str, ...]) -> None:
-    """Refuse a value outside choices that are too slow to compute for `--help`.
+def check_choice(option: str, value: str, choices: tuple[str, ...]) -> None:
+    """Check a value against choices that are too slow to compute for `--help`.
 
     Raises:
         click.UsageError: `value` is not one of `choices`.
@@ -308,8 +308,12 @@ def choose(option: str, value: str, choices: tuple[str, ...]) -> None:
         raise click.UsageError(f"{settings_file(option)}{option} {value}: choose one of {', '.join(choices)}")
 
 
-def need(extra: str, *modules: str) -> None:
-    """Refuse to start when an extra is not installed; the message names the command that installs it."""
+def require_extra(extra: str, *modules: str) -> None:
+    """Check that the modules of an extra are installed.
+
+    Raises:
+        click.ClickException: a module is missing; the message has the command that installs it.
+    """
     from importlib.util import find_spec
 
     missing = [module for module in modules if find_spec(module) is None]
@@ -322,8 +326,8 @@ def need(extra: str, *modules: str) -> None:
         )
 
 
-def present(**options: int | None) -> dict[str, Any]:
-    """The options that are not None."""
+def present(**options: Any) -> dict[str, Any]:
+    """Return the options that are not None."""
     return {name: value for name, value in options.items() if value is not None}
 
 
@@ -335,8 +339,8 @@ class Progress:
     EVERY = 30.0
     """Seconds."""
 
-    def __init__(self, what: str, quiet: bool) -> None:
-        self.what, self.quiet, self.last_line = what, quiet, time.monotonic()
+    def __init__(self, label: str, quiet: bool) -> None:
+        self.label, self.quiet, self.last_line = label, quiet, time.monotonic()
         self.rewritten = not quiet and sys.stderr.isatty() and not logs_json()
 
     def __enter__(self) -> Progress:
@@ -344,10 +348,10 @@ class Progress:
 
     def __call__(self, done: int, total: int) -> None:
         if self.rewritten:
-            click.echo(f"\r{self.what}: {done}/{total}", err=True, nl=False)
+            click.echo(f"\r{self.label}: {done}/{total}", err=True, nl=False)
         elif not self.quiet and time.monotonic() - self.last_line >= self.EVERY:
             self.last_line = time.monotonic()
-            write_stderr(f"{self.what}: {done}/{total}")
+            write_stderr(f"{self.label}: {done}/{total}")
 
     def __exit__(self, *_: object) -> None:
         if self.rewritten:

@@ -1,4 +1,4 @@
-"""Settings of all commands: default values from a file, and the log on stderr."""
+"""Default values of options from a settings file, and log messages on stderr."""
 
 from __future__ import annotations
 
@@ -18,28 +18,28 @@ from seed_edge.inputs import read_text
 LEVELS = ("debug", "info", "warning", "error")
 MAX_FILE_BYTES = 1 << 16
 """Maximum size of a settings file in bytes."""
-MAX_WORD = 60
+MAX_SHOWN = 60
 """Maximum number of characters of a key or value in a message."""
 FILE = "seed_edge.settings"
 """Key of a context's `meta`: path of the settings file."""
 
 
 class InvalidValue(click.ClickException):
-    """Invalid value of an option in a settings file: exit code 2, as on the command line."""
+    """A value in a settings file is invalid for its option; exit code 2, as on the command line."""
 
     exit_code = 2
 
 
 def read_defaults(path: Path, group: click.Group) -> dict[str, Any]:
-    """Defaults of options, by command, for click's `default_map`.
+    """Read a settings file; return the defaults of options by command, for click's `default_map`.
 
-    A key is the long name of an option without dashes. At the top it counts for every command that has the
-    option; in the table of a command, such as `[draw]` or `[train.llm]`, for that one. Every value is
-    checked, also those of other commands than the one that runs.
+    A key is the long name of an option without dashes. At the top level it applies to every command that has
+    the option; in a table such as `[draw]` or `[train.llm]`, to that command. Values of all commands are
+    checked.
 
     Raises:
-        click.ClickException: the file is no TOML, or names what is no command or option.
-        InvalidValue: a value is not what its option takes.
+        click.ClickException: the file is not TOML, or has an unknown command or option.
+        InvalidValue: a value is invalid for its option.
     """
     import tomllib
 
@@ -49,84 +49,94 @@ def read_defaults(path: Path, group: click.Group) -> dict[str, Any]:
     except SeedEdgeError as error:
         raise click.ClickException(f"settings cannot be read: {error}") from error
     except RecursionError:
-        raise click.ClickException(f"{name} cannot be read as TOML (it nests too deeply)") from None
+        raise click.ClickException(f"{name} cannot be read as TOML (it is nested too deeply)") from None
     except ValueError as error:  # TOMLDecodeError, or an integer of thousands of digits
         raise click.ClickException(f"{name} cannot be read as TOML ({error})") from error
-    for_all = {key: value for key, value in settings.items() if not isinstance(value, dict)}
+    shared = {key: value for key, value in settings.items() if not isinstance(value, dict)}
     known = {
-        key: option for command in _commands_below(group) for key, option in options_by_name(command).items()
+        key: option for command in _all_commands(group) for key, option in options_by_name(command).items()
     }
-    for key in for_all:
+    for key in shared:
         if key not in known:
             raise click.ClickException(
-                f"{name}: no command has an option --{_short(key)}{_nearest(key, set(known))}"
+                f"{name}: no command has an option --{_shorten(key)}{_suggestion(key, set(known))}"
             )
-    return _defaults(name, group, settings, for_all, "")
+    return _group_defaults(name, group, settings, shared, "")
 
 
-def _defaults(
-    path: str, group: click.Group, settings: dict[str, Any], for_all: dict[str, Any], where: str
+def _group_defaults(
+    path: str, group: click.Group, settings: dict[str, Any], shared: dict[str, Any], prefix: str
 ) -> dict[str, Any]:
-    found: dict[str, Any] = {}
+    """Return the defaults of the commands of a group.
+
+    Args:
+        settings: tables of the commands.
+        shared: values of the top level.
+        prefix: name of the table of the group, with a dot at its end.
+    """
+    defaults: dict[str, Any] = {}
     tables = {key: value for key, value in settings.items() if isinstance(value, dict)}
     for name in tables:
         if name not in group.commands:
             raise click.ClickException(
-                f"{path}: [{where}{_short(name)}] is no command{_nearest(name, set(group.commands))}"
+                f"{path}: [{prefix}{_shorten(name)}] is not a command{_suggestion(name, set(group.commands))}"
             )
     for name, command in group.commands.items():
         table = tables.get(name, {})
         if isinstance(command, click.Group):
-            values = [key for key, value in table.items() if not isinstance(value, dict)]
-            if values:
-                one = next(iter(command.commands))
+            keys = [key for key, value in table.items() if not isinstance(value, dict)]
+            if keys:
+                example = next(iter(command.commands))
                 raise click.ClickException(
-                    f"{path}: [{where}{name}] holds {_short(values[0])}; options go into the table of a "
-                    "command, "
-                    f"such as [{where}{name}.{one}]"
+                    f"{path}: [{prefix}{name}] contains {_shorten(keys[0])}; put options into the table of a "
+                    f"command, such as [{prefix}{name}.{example}]"
                 )
-            found[name] = _defaults(path, command, table, for_all, f"{where}{name}.")
+            defaults[name] = _group_defaults(path, command, table, shared, f"{prefix}{name}.")
             continue
         options = options_by_name(command)
         for key in table:
             if key not in options:
                 raise click.ClickException(
-                    f"{path}: [{where}{name}] has no option --{_short(key)}{_nearest(key, set(options))}"
+                    f"{path}: [{prefix}{name}] has no option --{_shorten(key)}"
+                    f"{_suggestion(key, set(options))}"
                 )
-        found[name] = {}
-        for key, value in (for_all | table).items():
+        defaults[name] = {}
+        for key, value in (shared | table).items():
             if key in options:
-                _check(
+                _check_value(
                     options[key],
                     value,
-                    f"{path}: [{where}{name}] {key}" if key in table else f"{path}: {key}",
+                    f"{path}: [{prefix}{name}] {key}" if key in table else f"{path}: {key}",
                 )
-                found[name][str(options[key].name)] = value
-    return found
+                defaults[name][str(options[key].name)] = value
+    return defaults
 
 
-def _check(option: click.Option, value: Any, where: str) -> None:
-    """Refuse a value that an option does not take.
+def _check_value(option: click.Option, value: Any, where: str) -> None:
+    """Check that an option takes a value.
+
+    Args:
+        where: file, table and key, for messages.
 
     Raises:
-        InvalidValue: it is of another type, or outside the option's range.
+        InvalidValue: the value has another type, or is outside the range of the option.
     """
     if not option.multiple:
-        _check_one(option, value, where)
+        _check_item(option, value, where)
         return
     if not isinstance(value, list):
         raise InvalidValue(
             f"{where}: {_shown(value)} is not an array; expected an array, each value {_expected(option)}"
         )
-    for each in value:
-        _check_one(option, each, where)
+    for item in value:
+        _check_item(option, item, where)
 
 
-def _check_one(option: click.Option, value: Any, where: str) -> None:
+def _check_item(option: click.Option, value: Any, where: str) -> None:
     if type(value) not in _types(option):
-        raise InvalidValue(f"{where}: {_shown(value)} is {_kind(value)}; expected {_expected(option)}")
+        raise InvalidValue(f"{where}: {_shown(value)} is {_type_name(value)}; expected {_expected(option)}")
     if isinstance(value, str) and "\0" in value:
-        raise InvalidValue(f"{where}: it holds a NUL character; expected {_expected(option)}")
+        raise InvalidValue(f"{where}: the text contains a NUL character; expected {_expected(option)}")
     if isinstance(value, bool):
         return
     try:
@@ -136,7 +146,7 @@ def _check_one(option: click.Option, value: Any, where: str) -> None:
 
 
 def _types(option: click.Option) -> tuple[type, ...]:
-    """Types of the TOML values that an option takes."""
+    """Return the types of the TOML values that an option takes."""
     if option.is_flag:
         return (bool,)
     if isinstance(option.type, click.types.FloatParamType):
@@ -155,48 +165,48 @@ def _expected(option: click.Option) -> str:
         return "a number"
     if _is_number(option):
         return 'a size such as "6G"' if option.type.name == "size" else "an integer"
-    return "a path in quotes" if isinstance(option.type, click.Path) else "a text in quotes"
+    return "a path in quotes" if isinstance(option.type, click.Path) else "a string in quotes"
 
 
-def _kind(value: Any) -> str:
-    """What a TOML value is, in words."""
-    words = {
-        bool: "a truth value",
+def _type_name(value: Any) -> str:
+    """Return the type of a TOML value, in words."""
+    names = {
+        bool: "a boolean",
         int: "an integer",
-        float: "a real number",
-        str: "a text",
+        float: "a float",
+        str: "a string",
         list: "an array",
         dict: "a table",
     }
-    return words.get(type(value), "a date or time")
+    return names.get(type(value), "a date or time")
 
 
 def _shown(value: Any) -> str:
-    return "it" if isinstance(value, dict | list) else _short(str(value))
+    return "the value" if isinstance(value, dict | list) else _shorten(str(value))
 
 
-def _short(text: str) -> str:
-    shortened = printable(text[: MAX_WORD + 1])
-    return shortened if len(text) <= MAX_WORD else shortened[:MAX_WORD] + "..."
+def _shorten(text: str) -> str:
+    shortened = printable(text[: MAX_SHOWN + 1])
+    return shortened if len(text) <= MAX_SHOWN else shortened[:MAX_SHOWN] + "..."
 
 
 def settings_file(option: str) -> str:
-    """`FILE: ` where the current command has the value of an option from a settings file; else an
-    empty text.
+    """Return `FILE: ` if the value of an option of the current command comes from a settings file, otherwise
+    an empty string.
     """
     context = click.get_current_context(silent=True)
-    found = options_by_name(context.command).get(option.removeprefix("--")) if context else None
+    parameter = options_by_name(context.command).get(option.removeprefix("--")) if context else None
     if (
         context is None
-        or found is None
-        or context.get_parameter_source(str(found.name)) is not ParameterSource.DEFAULT_MAP
+        or parameter is None
+        or context.get_parameter_source(str(parameter.name)) is not ParameterSource.DEFAULT_MAP
     ):
         return ""
     return f"{context.meta.get(FILE, 'settings')}: "
 
 
 def options_by_name(command: click.Command) -> dict[str, click.Option]:
-    """A command's options by their long names, without dashes."""
+    """Return a command's options by their long names, without dashes."""
     return {
         name.removeprefix("--"): option
         for option in command.params
@@ -206,50 +216,50 @@ def options_by_name(command: click.Command) -> dict[str, click.Option]:
     }
 
 
-def _commands_below(group: click.Group) -> list[click.Command]:
-    found: list[click.Command] = []
+def _all_commands(group: click.Group) -> list[click.Command]:
+    commands: list[click.Command] = []
     for command in group.commands.values():
-        found += _commands_below(command) if isinstance(command, click.Group) else [command]
-    return found
+        commands += _all_commands(command) if isinstance(command, click.Group) else [command]
+    return commands
 
 
-def _nearest(word: str, known: set[str]) -> str:
+def _suggestion(word: str, known: set[str]) -> str:
     import difflib
 
-    near = difflib.get_close_matches(word[:MAX_WORD], sorted(known), 1)
-    return f"; did you mean {near[0]}?" if near else ""
+    matches = difflib.get_close_matches(word[:MAX_SHOWN], sorted(known), 1)
+    return f"; did you mean {matches[0]}?" if matches else ""
 
 
 def json_log(level: str, message: str, created: float) -> str:
-    """A log message as one line of JSON: `time` (UTC), `level`, `message`.
+    """Return a log message as one line of JSON: `time` (UTC), `level`, `message`.
 
     Args:
         created: seconds since the epoch.
     """
-    when = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(created))
-    return json.dumps({"time": when, "level": level, "message": printable(message)})
+    timestamp = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(created))
+    return json.dumps({"time": timestamp, "level": level, "message": printable(message)})
 
 
 def logs_json() -> bool:
-    """Whether the running command has --log-json: then every line on stderr is JSON."""
+    """Whether the running command has --log-json, so that every line on stderr is JSON."""
     context = click.get_current_context(silent=True)
     return context is not None and bool(context.find_root().params.get("log_json"))
 
 
 def write_stderr(text: str, level: str = "info") -> None:
-    """Write one line to stderr: JSON with --log-json, else the text with control characters escaped."""
+    """Write a line to stderr: JSON with --log-json, otherwise text with control characters escaped."""
     click.echo(json_log(level, text, time.time()) if logs_json() else printable(text), err=True)
 
 
-class Plain(logging.Formatter):
-    """The message in one line, with control characters escaped."""
+class TextFormatter(logging.Formatter):
+    """Formats a message as one line, with control characters escaped."""
 
     def format(self, record: logging.LogRecord) -> str:
         return printable(record.getMessage())
 
 
-class Lines(logging.Formatter):
-    """A JSON object for each message: `time` (UTC), `level`, `message`."""
+class JsonFormatter(logging.Formatter):
+    """Formats a message as a JSON object with `time` (UTC), `level` and `message`."""
 
     def format(self, record: logging.LogRecord) -> str:
         return json_log(record.levelname.lower(), record.getMessage(), record.created)
@@ -262,22 +272,22 @@ def log_to_stderr(level: str, as_json: bool) -> None:
     """
     log = logging.getLogger("seed_edge")
     root = click.get_current_context().find_root()
-    wanted = logging.getLevelNamesMapping()[level.upper()]
+    new_level = logging.getLevelNamesMapping()[level.upper()]
     if root.meta.get(HANDLER) is not None:
-        log.setLevel(min(log.level, wanted))
+        log.setLevel(min(log.level, new_level))
         return
-    handler, before = logging.StreamHandler(), log.level
-    handler.setFormatter(Lines() if as_json else Plain())
-    log.setLevel(wanted)
+    handler, old_level = logging.StreamHandler(), log.level
+    handler.setFormatter(JsonFormatter() if as_json else TextFormatter())
+    log.setLevel(new_level)
     log.addHandler(handler)
     root.meta[HANDLER] = handler
 
     def stop() -> None:
         log.removeHandler(handler)
-        log.setLevel(before)
+        log.setLevel(old_level)
 
     root.call_on_close(stop)
 
 
 HANDLER = "seed_edge.handler"
-"""Key of a context's `meta`: the handler that `log_to_stderr` added."""
+"""Key of a context's `meta`: the handler added by `log_to_stderr`."""

@@ -272,7 +272,7 @@ def image_writer(
     "--best-of",
     aliases=["--tries"],
     type=click.IntRange(1, 16),
-    help="Number of candidates, of which the model's most likely one is kept.  [default: set by the bundle]",
+    help="Number of candidates; the most likely one is kept.  [default: set by the bundle]",
 )
 @with_diffusion_options
 @with_save_options

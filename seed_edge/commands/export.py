@@ -13,10 +13,9 @@ from seed_edge.commands.common import (
     STORAGE_TYPES,
     TEXT,
     bundle_option,
-    choose,
+    check_choice,
     device_option,
     json_option,
-    need,
     note,
     option,
     output_option,
@@ -24,14 +23,15 @@ from seed_edge.commands.common import (
     print_json,
     print_path,
     quiet_option,
+    require_extra,
 )
 
 WEIGHT_TYPES = ("F16", "Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "Q3_K_M")
-"""The usual weight types, for completion; the installed llama.cpp defines all of them."""
+"""Common weight types, for completion; the installed llama.cpp defines the full list."""
 
 
 def complete_weight_type(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[str]:
-    """The usual weight types that begin with `incomplete`, in any case."""
+    """Complete common weight types that begin with `incomplete`, in any case."""
     return [name for name in WEIGHT_TYPES if name.startswith(incomplete.upper())]
 
 
@@ -53,7 +53,7 @@ def complete_weight_type(context: click.Context, parameter: click.Parameter, inc
 @click.option(
     "--template",
     type=click.Choice(PROMPT_TEMPLATES),
-    help="Prompt template of the LLaMA.  [default: found from the checkpoint]",
+    help="Prompt template of the LLaMA.  [default: derived from the checkpoint]",
 )
 @click.option(
     "--resize-filter",
@@ -125,7 +125,7 @@ def export(
     quiet: bool,
 ) -> None:
     """Export checkpoints to a bundle, and compare its outputs with PyTorch's."""
-    need(
+    require_extra(
         "export",
         "torch",
         "diffusers",
@@ -141,7 +141,7 @@ def export(
     from seed_edge.export.gguf_quantize import weight_types
     from seed_edge.runtime.threads import available_cores
 
-    choose("--weight-type", weight_type, weight_types())
+    check_choice("--weight-type", weight_type, weight_types())
     options = ExportOptions(
         name=name or out.name,
         weight_type=weight_type,
@@ -181,7 +181,7 @@ def verify(bundle: Path | None) -> None:
     type=COUNT,
     default=5,
     show_default=True,
-    help="Runs of each stage; the median counts.",
+    help="Runs of each stage; the median is reported.",
 )
 @json_option
 @quiet_option
@@ -190,8 +190,8 @@ def bench(bundle: Path | None, device: str, repeats: int, as_json: bool, quiet: 
     from seed_edge import bench
     from seed_edge.runtime.onnx_session import choose_device
 
-    found = bench.bench(bundle, choose_device(device), repeats, lambda text: note(f"timing: {text}", quiet))
+    result = bench.bench(bundle, choose_device(device), repeats, lambda text: note(f"timing: {text}", quiet))
     if as_json:
-        print_json(found)
+        print_json(result)
     else:
-        click.echo(bench.table(found))
+        click.echo(bench.format_table(result))

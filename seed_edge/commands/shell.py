@@ -12,11 +12,11 @@ from seed_edge.commands.exit_codes import EXIT_CODES
 
 SHELLS = ("bash", "zsh", "fish")
 COMPLETE = "_SEED_EDGE_COMPLETE"
-"""Environment variable by which a shell asks for completions."""
+"""Environment variable with which a shell requests completions."""
 ENVIRONMENT = {
     "SEED_EDGE_HOME": "Folder for bundles, defaults and caches, instead of the folders of the system.",
     "SEED_EDGE_CONFIG": "File of defaults, instead of seed-edge.toml in the configuration folder.",
-    "NO_COLOR": "If set, no images in the terminal without --show.",
+    "NO_COLOR": "If set, images are shown in the terminal only with --show.",
     "OMP_NUM_THREADS": "Number of OpenMP threads of ONNX Runtime and llama.cpp.",
 }
 
@@ -44,7 +44,7 @@ def manual() -> None:
 
 
 def page(root: click.Group) -> Iterator[str]:
-    """Lines of the manual page, in roff."""
+    """Yield the lines of the manual page, in roff."""
     yield f'.TH SEED-EDGE 1 "" "seed-edge {__version__}" "User Commands"'
     yield from (".SH NAME", "seed-edge \\- caption and draw images with one small model, offline")
     yield from (".SH SYNOPSIS", ".B seed-edge", "\\fICOMMAND\\fR [\\fIOPTIONS\\fR] [\\fIARGUMENTS\\fR]")
@@ -60,25 +60,25 @@ def page(root: click.Group) -> Iterator[str]:
     yield from (
         ".TP",
         ".B seed-edge.toml",
-        "Defaults of options: at the top for all commands, in [draw] and so on for one.",
+        "Default values of options: at the top level for all commands, in a table such as [draw] for one.",
     )
 
 
 def commands(group: click.Group, prefix: str) -> Iterator[str]:
-    """A section for each command of a group, and of the groups in it."""
+    """Yield a section for each command of a group and of its subgroups."""
     for name, command in group.commands.items():
         if isinstance(command, click.Group):
             yield from commands(command, f"{prefix} {name}")
             continue
-        takes = [each for each in command.params if isinstance(each, click.Argument)]
-        usage = " ".join(argument.make_metavar(click.Context(command)) for argument in takes)
+        arguments = [parameter for parameter in command.params if isinstance(parameter, click.Argument)]
+        usage = " ".join(argument.make_metavar(click.Context(command)) for argument in arguments)
         yield f".SS {roff(f'{prefix} {name} {usage}'.strip())}"
         yield from paragraphs(command.help or "")
         yield from options(command)
 
 
 def options(command: click.Command) -> Iterator[str]:
-    """An entry for each option of a command."""
+    """Yield an entry for each option of a command."""
     context = click.Context(command)
     for parameter in command.params:
         record = parameter.get_help_record(context) if isinstance(parameter, click.Option) else None
@@ -87,12 +87,12 @@ def options(command: click.Command) -> Iterator[str]:
 
 
 def paragraphs(text: str) -> Iterator[str]:
-    """Help of a command, paragraph by paragraph."""
+    """Yield the help of a command, paragraph by paragraph."""
     for paragraph in re.split(r"\n\s*\n", text.replace("\b", "").strip()):
         yield from (".PP", roff(paragraph))
 
 
 def roff(text: str) -> str:
-    """Text that roff prints as it is."""
-    plain = " ".join(text.split()).replace("\\", "\\e").replace("-", "\\-")
-    return f"\\&{plain}" if plain.startswith((".", "'")) else plain
+    """Escape text for roff."""
+    escaped = " ".join(text.split()).replace("\\", "\\e").replace("-", "\\-")
+    return f"\\&{escaped}" if escaped.startswith((".", "'")) else escaped

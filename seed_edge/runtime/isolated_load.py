@@ -21,7 +21,7 @@ from seed_edge import __version__, native
 from seed_edge.bundle import EMBEDDED, Bundle
 from seed_edge.errors import BundleError
 from seed_edge.manifest import DATA, IMAGE_NOISE, MANIFEST, UNET
-from seed_edge.user_dirs import Checked
+from seed_edge.user_dirs import CheckCache
 
 log = logging.getLogger("seed_edge")
 
@@ -46,7 +46,7 @@ def check_rules(bundle: Bundle, name: str) -> None:
     Raises:
         BundleError: it breaks one.
     """
-    from seed_edge.diffusion_arrays import noise_arrays
+    from seed_edge.diffusion_arrays import read_noise_arrays
     from seed_edge.gguf_rules import check_language_model
     from seed_edge.onnx_rules import check_graph
 
@@ -58,7 +58,9 @@ def check_rules(bundle: Bundle, name: str) -> None:
     if manifest.diffusion is not None:
         axes = dict.fromkeys(("rows", "columns"), manifest.diffusion.latent_size)
         if name == UNET:
-            noise_arrays(bundle.path / IMAGE_NOISE, manifest.image_embed_dim, manifest.diffusion.steps_offset)
+            read_noise_arrays(
+                bundle.path / IMAGE_NOISE, manifest.image_embed_dim, manifest.diffusion.steps_offset
+            )
     check_graph(bundle.path / name, manifest.graphs()[name], axes)
 
 
@@ -72,7 +74,7 @@ def ensure_safe(bundle: Bundle, name: str) -> None:
     """
     if bundle.path == EMBEDDED:
         return
-    checked, proof = Checked(), _proof(bundle)
+    checked, proof = CheckCache(), _proof(bundle)
     if checked.has(bundle.path / name, proof):
         return
     check_rules(bundle, name)
@@ -92,7 +94,7 @@ def try_all(bundle: Bundle) -> None:
     Raises:
         BundleError: see `ensure_safe`.
     """
-    names, checked, proof = part_names(bundle), Checked(), _proof(bundle)
+    names, checked, proof = part_names(bundle), CheckCache(), _proof(bundle)
     for name in names:
         check_rules(bundle, name)
     for group in [names] if _small(bundle) else [[name] for name in names]:
@@ -128,7 +130,7 @@ def _size(bundle: Bundle, name: str) -> int:
 
 
 def _try_in_child(
-    bundle: Bundle, needed: Sequence[str], along: Sequence[str], checked: Checked, proof: str
+    bundle: Bundle, needed: Sequence[str], along: Sequence[str], checked: CheckCache, proof: str
 ) -> None:
     """Try parts in one child process, store those that pass, and raise the first error of the
     needed parts.

@@ -43,7 +43,7 @@ def test_every_stage_is_timed_beside_its_floor(found):
 
 
 def test_people_get_a_table(found):
-    lines = bench.table(found).splitlines()
+    lines = bench.format_table(found).splitlines()
     assert "GB/s" in lines[1] and len({len(line.split("  ")[0]) > 0 for line in lines[3:]}) == 2
     assert sum(stage["stage"] in text for stage in found["stages"] for text in lines) >= len(found["stages"])
 

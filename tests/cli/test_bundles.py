@@ -34,7 +34,7 @@ def test_a_bundle_that_was_added_is_found_by_name_and_removed(run, tiny, example
     assert by_name == run("caption", examples / "coffee.jpg", "--bundle", tiny).stdout
     assert run("bundles", "path", "small").stdout.strip() == str(bundles_folder() / "small")
     assert [line.split("\t")[0] for line in run("bundles", "list").stdout.splitlines()] == ["mini", "small"]
-    assert "exists already" in run("bundles", "add", tiny, "--name", "small", code=1).stderr
+    assert "already exists" in run("bundles", "add", tiny, "--name", "small", code=1).stderr
     run("bundles", "add", tiny, "--name", "small", "--replace")
     assert run("bundles", "remove", "small", input="n\n", code=1) and (bundles_folder() / "small").is_dir()
     run("bundles", "remove", "small", "--yes")
@@ -53,12 +53,12 @@ def test_what_is_damaged_is_not_added_and_leaves_nothing(run, tiny, tmp_path):
     assert "is not the file that was exported" in run("bundles", "add", tmp_path / "bundle", code=1).stderr
     assert not bundles_folder().exists()
     assert "name of the embedded bundle" in run("bundles", "add", tiny, "--name", "mini", code=1).stderr
-    assert "is no name for a bundle" in run("bundles", "add", tiny, "--name", "../x", code=1).stderr
+    assert "is not a valid name of a bundle" in run("bundles", "add", tiny, "--name", "../x", code=1).stderr
 
 
 def test_a_disk_that_is_too_small_is_told(run, tiny, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(100, 90, 10))
-    assert "takes 91,317 bytes, 10 are free" in run("bundles", "add", tiny, code=1).stderr
+    assert "needs 91,317 bytes, but 10 are free" in run("bundles", "add", tiny, code=1).stderr
 
 
 def test_a_list_tells_of_damaged_bundles_and_goes_on(run, tiny):
@@ -129,7 +129,7 @@ def test_what_a_file_says_cannot_command_the_terminal(run, tmp_path):
     [
         (b"hello", "a.txt", "is no bundle, no GGUF or ONNX file, and no picture"),
         (b"hello", "a.onnx", "is a broken ONNX file"),
-        (b"GGUF", "a.gguf", "ends within its header"),
+        (b"GGUF", "a.gguf", "header is truncated"),
         (b"\x89PNG\r\n", "a.png", "the image is damaged or cannot be read"),
         (b"", "a", "is no bundle"),
     ],

@@ -78,9 +78,9 @@ def test_a_stopped_run_goes_on_after_its_last_whole_line(run, folder):
     whole = Path("whole.jsonl").read_bytes()
     third = [i for i, byte in enumerate(whole) if byte == ord("\n")][1]
     Path("cut.jsonl").write_bytes(whole[: third + 20])  # two lines, and part of the third
-    assert "2 of 5 have their caption" in run("photos", "--out", "cut.jsonl", "--resume").stderr
+    assert "skipped 2 of 5 images" in run("photos", "--out", "cut.jsonl", "--resume").stderr
     assert Path("cut.jsonl").read_bytes() == whole
-    assert "exists already" in run("photos", "--out", "cut.jsonl", code=1).stderr
+    assert "already exists" in run("photos", "--out", "cut.jsonl", code=1).stderr
     assert Path("cut.jsonl").read_bytes() == whole
     run("photos/b.png", "--out", "cut.jsonl", "--overwrite")
     assert [line["image"] for line in lines("cut.jsonl")] == ["photos/b.png"]
@@ -98,7 +98,7 @@ def test_text_files_stand_beside_their_images(run, folder):
     assert (folder / "notes.txt").read_text() == "no image"
     (folder / "b.txt").write_text("mine")
     (folder / "e.txt").unlink()
-    assert "b.txt exists already" in run("photos/b.png", "--sidecar", ".txt", code=1).stderr
+    assert "b.txt already exists" in run("photos/b.png", "--sidecar", ".txt", code=1).stderr
     run("photos", "--sidecar", "txt", "--resume")
     assert (folder / "b.txt").read_text() == "mine" and (folder / "e.txt").exists()
     run("photos", "--sidecar", "txt", "--overwrite")
@@ -110,10 +110,10 @@ def test_a_bad_file_stops_nothing_and_is_told_at_the_end(run, folder):
     (folder / "more" / "cut.png").write_bytes((folder / "b.png").read_bytes()[:40])
     result = run("photos", "missing.png", "--out", "c.jsonl", code=3)
     assert [line["image"] for line in lines("c.jsonl")] == IMAGES
-    assert "3 of 8 images have no caption:" in result.stderr
+    assert "3 of 8 images were not captioned:" in result.stderr
     assert all(name in result.stderr for name in ("broken.jpg", "cut.png", "missing.png: no such file"))
     again = run("photos", "--out", "c.jsonl", "--resume", code=3)
-    assert "2 of 2 images have no caption:" in again.stderr and len(lines("c.jsonl")) == 5
+    assert "2 of 2 images were not captioned:" in again.stderr and len(lines("c.jsonl")) == 5
 
 
 def test_names_and_images_come_from_stdin(run, folder):
@@ -206,9 +206,9 @@ def test_progress_tells_rate_and_time_left(monkeypatch):
     screen, now = Terminal(), iter([0.0, 2.0, 4.0])
     monkeypatch.setattr(sys, "stderr", screen)
     monkeypatch.setattr(caption_output.time, "monotonic", lambda: next(now))
-    pace = caption_output.FileProgress(7202, quiet=False)
-    pace.step()
-    pace.step()
+    progress = caption_output.FileProgress(7202, quiet=False)
+    progress.step()
+    progress.step()
     assert "2/7,202  0.5/s  4:00:00 left" in screen.getvalue()
 
 
@@ -267,7 +267,10 @@ def content(place):
 def test_an_ending_that_is_not_of_a_text_beside_an_image_is_a_usage_error(run, folder, ending):
     (folder / "b.json").write_text("mine")
     before = content(folder)
-    assert "no ending of a text file" in run("photos", "--sidecar", ending, "--overwrite", code=2).stderr
+    assert (
+        "is not an ending of sidecar files"
+        in run("photos", "--sidecar", ending, "--overwrite", code=2).stderr
+    )
     assert content(folder) == before
 
 
@@ -281,7 +284,7 @@ def test_images_that_share_a_stem_do_not_share_a_text(run, folder):
     for name in ("b.webp", "b.gif"):
         Image.new("RGB", (8, 8), "red").save(folder / name)
     result = run("photos", "--sidecar", "txt", code=3)
-    assert result.stderr.count("b.txt is for photos/b.gif; --full-names") == 2
+    assert result.stderr.count("b.txt is the sidecar of photos/b.gif; use --full-names") == 2
     assert "photos/b.png: photos/b.txt" in result.stderr and "photos/b.webp: photos/b.txt" in result.stderr
     first = (folder / "b.txt").read_bytes()
     for option in ("--resume", "--overwrite"):
@@ -537,15 +540,15 @@ def test_a_file_that_is_not_all_captions_is_not_shortened(run, folder, data):
 
 
 def test_every_beginning_of_a_line_that_was_cut_is_gone_on_with(run, folder):
-    from seed_edge.commands.caption_output import MAX_LINE_BYTES, _is_begun
+    from seed_edge.commands.caption_output import MAX_LINE_BYTES, _is_partial_record
     from seed_edge.display import json_line
 
     name, caption = 'q"b\\s\x1b' + os.fsdecode(b"\xff") + "\N{HAMSTER FACE}", 'é "\n\u2028'
     line = json_line({"image": name, "caption": caption}).encode()
-    assert len(line) < MAX_LINE_BYTES and not _is_begun(line, alone=False)
+    assert len(line) < MAX_LINE_BYTES and not _is_partial_record(line, first=False)
     for end in range(len(line)):
-        assert _is_begun(line[:end], alone=False), line[:end]
-        assert _is_begun(line[:end], alone=True) == (end >= len('{"image": "')), line[:end]
+        assert _is_partial_record(line[:end], first=False), line[:end]
+        assert _is_partial_record(line[:end], first=True) == (end >= len('{"image": "')), line[:end]
 
 
 def test_a_last_line_that_is_whole_but_for_its_end_is_kept(run, folder):
@@ -570,7 +573,7 @@ def test_names_of_any_bytes_come_back_exactly(run, folder):
     text = Path("c.jsonl").read_bytes().decode("utf-8")
     assert text.isprintable() or set(text) - {"\n"} == {c for c in text if c.isprintable()}
     assert {f"photos/{name}" for name in names} < {json.loads(line)["image"] for line in text.splitlines()}
-    assert "8 of 8 have their caption" in run("photos", "--out", "c.jsonl", "--resume").stderr
+    assert "skipped 8 of 8 images" in run("photos", "--out", "c.jsonl", "--resume").stderr
     assert Path("c.jsonl").read_bytes().decode() == text
     told = run("photos").stdout.splitlines()
     assert len(told) == 8 and all(
@@ -634,10 +637,10 @@ def test_progress_is_a_line_every_half_minute_where_nobody_sees_a_terminal(monke
     screen, now = io.StringIO(), iter([0.0, *range(10, 110, 10), 200.0, 300.0])
     monkeypatch.setattr(sys, "stderr", screen)
     monkeypatch.setattr(caption_output.time, "monotonic", lambda: next(now))
-    pace = caption_output.FileProgress(20, quiet=False)
+    progress = caption_output.FileProgress(20, quiet=False)
     for _ in range(10):
-        pace.step()
-        pace.clear()
+        progress.step()
+        progress.clear()
     assert screen.getvalue().splitlines() == [
         f"{n}/20  0.1/s  {left} left" for n, left in ((3, "0:02:50"), (6, "0:02:20"), (9, "0:01:50"))
     ]
@@ -659,9 +662,9 @@ def test_results_and_progress_never_share_a_line(run, folder, monkeypatch):
         "echo",
         lambda text="", err=False, nl=True, **_: screen.write(str(text) + "\n" * nl),
     )
-    pace, sink = (
+    progress, sink = (
         caption_output.FileProgress(2, quiet=False),
-        caption_output.Printed(as_json=False, alone=False),
+        caption_output.StdoutSink(as_json=False, single=False),
     )
     made = [(Path("a.png"), "one"), (Path("b.png"), "two")]
 
@@ -672,8 +675,8 @@ def test_results_and_progress_never_share_a_line(run, folder, monkeypatch):
     monkeypatch.setattr(
         "seed_edge.runtime.batch.caption_files", lambda *_, **__: iter([Made(*each) for each in made])
     )
-    assert caption.caption_all(None, [path for path, _ in made], sink, "", "", False, False) == []
+    assert caption.caption_to_sink(None, [path for path, _ in made], sink, "", "", False, False) == []
     shown = screen.getvalue()
     for result in ("a.png\tone\n", "b.png\ttwo\n"):
         assert shown[: shown.index(result)].endswith("\r\033[K")
-    assert pace.rewritten
+    assert progress.rewritten

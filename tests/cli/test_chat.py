@@ -9,7 +9,7 @@ from PIL import Image
 
 from seed_edge.cli import cli
 from seed_edge.commands import chat as chat_module
-from seed_edge.commands.chat import WORD, _path
+from seed_edge.commands.chat import WORD, _unquote
 from seed_edge.manifest import MANIFEST
 from seed_edge.runtime.conversation import Conversation
 from seed_edge.runtime.pipeline import SeedEdge
@@ -81,11 +81,11 @@ def test_files_dropped_on_the_terminal_go_with_the_message(chat, said, line, mes
 def test_an_image_waits_for_the_next_message(chat, said):
     result = chat("/image my photo.png", "'my photo.png'", "what are these", "/image missing.png", "well")
     assert [(text, images) for text, images, _ in said] == [("what are these", 2), ("well", 0)]
-    assert "2 with the next message" in result.stderr and "Error: missing.png" in result.stderr
+    assert "2 images attached to the next message" in result.stderr and "Error: missing.png" in result.stderr
 
 
 def test_file_addresses_are_followed():
-    assert _path(WORD.match("file:///a%20b/c.png")) == "/a b/c.png"
+    assert _unquote(WORD.match("file:///a%20b/c.png")) == "/a b/c.png"
 
 
 def test_an_exchange_is_taken_back_and_a_conversation_kept(chat, tmp_path):
@@ -100,7 +100,7 @@ def test_an_exchange_is_taken_back_and_a_conversation_kept(chat, tmp_path):
         "/clear",
         "/undo",
     )
-    assert result.stderr.splitlines() == ["nothing to take back", "taken back", "nothing to take back"]
+    assert result.stderr.splitlines() == ["nothing to undo", "removed the last exchange", "nothing to undo"]
     assert json.loads(Path("empty.json").read_text())["turns"] == []
     assert Path("again.json").read_text() == Path("talk.json").read_text()
     assert json.loads(Path("talk.json").read_text())["turns"][0]["text"] == "hello"
@@ -113,9 +113,9 @@ def test_mistakes_are_told_and_lose_nothing(chat):
         "hello", "/dance", "/load none.json", "/save", "/save no/such/folder.json", "/save talk.json", "/help"
     )
     for words in (
-        "/dance is no command; /help tells them",
+        "/dance: unknown command; /help lists the commands",
         "none.json is no conversation",
-        "say which file",
+        "give a file name",
         "/draw TEXT",
     ):
         assert words in result.stderr
@@ -213,7 +213,7 @@ def test_bytes_that_are_not_utf8_are_replaced_and_said(tiny, chat, said):
 
 def test_a_line_of_megabytes_is_left_out(chat, said):
     result = chat("x" * 10_000_000, "hello", "\x00", "/" + "y" * 6000)
-    assert "was left out" in result.stderr and said[0][0] == "hello" and len(result.output) < 10_000
+    assert "ignored a line of over" in result.stderr and said[0][0] == "hello" and len(result.output) < 10_000
 
 
 @pytest.mark.parametrize(

@@ -284,5 +284,5 @@ def test_sizes_are_read_as_people_write_them(text, count):
 
 def test_a_limit_that_is_no_size_or_too_low_is_refused(run, photo):
     odd = run("caption", photo, "--memory-limit", "lots")
-    assert odd.exit_code == 2 and "'lots' is no size; write it as 6G" in odd.stderr
+    assert odd.exit_code == 2 and "'lots' is not a size; write it as 6G" in odd.stderr
     failed(run("caption", photo, "--memory-limit", "50M"), "50 MB are allowed; raise --memory-limit")

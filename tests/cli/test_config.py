@@ -60,9 +60,9 @@ def test_defaults_of_a_diffusion_do_not_disturb_a_bundle_without_one(run, config
     ("text", "words"),
     [
         ("sed = 1", "no command has an option --sed; did you mean seed?"),
-        ("[darw]\nseed = 1", "[darw] is no command; did you mean draw?"),
+        ("[darw]\nseed = 1", "[darw] is not a command; did you mean draw?"),
         ("[draw]\nstep = 1", "[draw] has no option --step; did you mean steps?"),
-        ("[train.lm]\nx = 1", "[train.lm] is no command; did you mean llm?"),
+        ("[train.lm]\nx = 1", "[train.lm] is not a command; did you mean llm?"),
         ("[draw\n", "cannot be read as TOML"),
         ("\x00", "cannot be read as TOML"),
     ],

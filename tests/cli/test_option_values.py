@@ -172,7 +172,7 @@ def test_every_option_of_every_command_refuses_values_of_another_type(run, tmp_p
 @pytest.mark.parametrize("value", ["[[1]]", "2020-01-01", "{ a = 1 }", "nan"])
 def test_values_for_all_commands_are_checked_too(run, tmp_path, key, value):
     (tmp_path / "s.toml").write_text(f"{key} = {value}\n")
-    code, word = (1, f"[{key}] is no command") if value.startswith("{") else (2, f": {key}: ")
+    code, word = (1, f"[{key}] is not a command") if value.startswith("{") else (2, f": {key}: ")
     told(run("--config", "s.toml", "bundles", "path"), code, "s.toml", word)
 
 

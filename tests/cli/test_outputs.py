@@ -393,7 +393,7 @@ def test_a_damaged_bundle_can_be_removed_and_replaced(kept, tiny):
 
 
 def test_a_bundle_does_not_take_its_own_place(kept):
-    assert "is read by this command" in run("bundles", "add", kept, "--name", "kept", "--replace", code=1)
+    assert "is an input of this command" in run("bundles", "add", kept, "--name", "kept", "--replace", code=1)
     assert (kept / MANIFEST).exists()
 
 
@@ -422,7 +422,7 @@ def test_a_folder_is_claimed_once_and_stays_ours(tmp_path):
     prepare_output_folder(out, "run")
     (tmp_path / "empty").mkdir()
     prepare_output_folder(tmp_path / "empty", "codes")
-    with pytest.raises(DataError, match="no folder of codes"):
+    with pytest.raises(DataError, match="not a folder of codes"):
         prepare_output_folder(out, "codes")
 
 
@@ -489,7 +489,9 @@ def test_tokenize_leaves_folders_of_others_alone(tiny, tmp_path, monkeypatch, op
     for name in ("codes-holidays.tar", "codes-00000.tar", "codebook.npz"):
         Path("out", name).write_text("mine")
     before = content(tmp_path)
-    assert "no folder of codes" in run("tokenize", "--data", "data", "--out", "out", "--bundle", tiny, code=1)
+    assert "not a folder of codes" in run(
+        "tokenize", "--data", "data", "--out", "out", "--bundle", tiny, code=1
+    )
     assert "read by this command" in run(
         "tokenize", "--data", "data", "--out", "data", "--bundle", tiny, code=1
     )

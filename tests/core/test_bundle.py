@@ -84,7 +84,7 @@ def test_an_unlisted_file_is_refused(copy):
 def test_a_folder_in_place_of_a_file_is_refused(copy):
     (copy / FILES[0]).unlink()
     (copy / FILES[0]).mkdir()
-    refused(copy, "no plain file")
+    refused(copy, "not a regular file")
 
 
 def test_a_file_outside_the_folder_cannot_be_listed(copy):
@@ -169,7 +169,7 @@ def test_staging_replaces_a_bundle_only_when_told_and_nothing_else_ever(tmp_path
     out = tmp_path / "out"
     out.mkdir()
     (out / "thesis.txt").write_text("precious")
-    with pytest.raises(BundleError, match="no bundle"), staging(out, replace=True):
+    with pytest.raises(BundleError, match="not a bundle"), staging(out, replace=True):
         pass
     (out / MANIFEST).write_text('{"format": 2, "files": {}}')
     with pytest.raises(BundleError, match="thesis"), staging(out, replace=True):

@@ -8,7 +8,7 @@ from seed_edge import bundle as bundle_module
 from seed_edge import user_dirs as home_module
 from seed_edge.bundle import EMBEDDED, Bundle, find
 from seed_edge.errors import BundleError
-from seed_edge.user_dirs import Checked, bundle_folder, bundle_names, folder
+from seed_edge.user_dirs import CheckCache, bundle_folder, bundle_names, folder
 
 
 @pytest.fixture
@@ -90,9 +90,9 @@ def test_a_memory_that_cannot_be_written_harms_nothing(own, settled, monkeypatch
 
 
 def test_the_memory_does_not_grow_for_ever(own, settled, monkeypatch):
-    monkeypatch.setattr(home_module, "MAX_REMEMBERED", 2)
+    monkeypatch.setattr(home_module, "MAX_ENTRIES", 2)
     Bundle.open(settled)
-    assert len(Checked()._known) == 2
+    assert len(CheckCache()._entries) == 2
 
 
 def test_bundles_are_found_by_folder_and_by_name(own, tiny):
@@ -106,7 +106,7 @@ def test_bundles_are_found_by_folder_and_by_name(own, tiny):
 
 @pytest.mark.parametrize("name", ["../x", "", ".hidden", "a/b", "x" * 81, "a b"])
 def test_names_that_could_lead_elsewhere_are_refused(own, name):
-    with pytest.raises(BundleError, match="is no name for a bundle"):
+    with pytest.raises(BundleError, match="is not a valid name of a bundle"):
         bundle_folder(name)
     with pytest.raises(BundleError, match="no such bundle"):
         find(name or "nothing")

@@ -17,12 +17,12 @@ def test_exports_and_sheets_leave_folders_of_others_alone(tiny, tmp_path, monkey
     shutil.copytree(tiny, "bundle")
     before = content(tmp_path)
     words = ("eval", "--data", "data", "--sheets", "sheets", "--bundle", "bundle")
-    assert "no folder of sheets" in call(*words, fails=True).stderr
+    assert "not a folder of sheets" in call(*words, fails=True).stderr
     for out in ("bundle", "bundle/../bundle"):
         refused = call("export", "--ckpt", "bundle", "--llm", "bundle", "--out", out, "--replace", fails=True)
         assert "read by this command" in refused.stderr
     assert (
-        "no folder of model"
+        "not a folder of model"
         in call("train", "start", "--bundle", "bundle", "--out", "sheets", fails=True).stderr
     )
     assert (

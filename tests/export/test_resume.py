@@ -131,7 +131,7 @@ def test_what_is_no_bundle_or_more_than_one_is_never_replaced(tmp_path, kind):
         out.write_text("mine")
     before = tree(tmp_path)
     times = []
-    with pytest.raises(BundleError, match="exists already") as caught:
+    with pytest.raises(BundleError, match="already exists") as caught:
         export(out, "k", {"b": write("b", times)}, replace=True)
     assert tree(tmp_path) == before and times == [] and "\n" not in str(caught.value)
 

@@ -388,9 +388,9 @@ def test_a_picture_that_cannot_be_read_is_left_out_and_told(tiny, tmp_path):
     (tmp_path / "metadata.jsonl").write_text("\n".join(lines))
     result = call("tokenize", "--data", tmp_path, "--bundle", tiny, "--out", tmp_path / "codes")
     assert (
-        "b: left out" in result.stderr
-        and "d: left out" in result.stderr
-        and "2 samples were left out" in result.stderr
+        "b: skipped" in result.stderr
+        and "d: skipped" in result.stderr
+        and "2 samples were skipped" in result.stderr
     )
     space, folders = read_code_shards([tmp_path / "codes"])
     assert space == SPACE

@@ -134,7 +134,7 @@ def test_what_comes_out_is_exported_exactly(stages, seed2, tmp_path):
     [
         ("seed2-stage1", (), "needs --vit and --bert-vocab"),
         ("seed2-stage2", ("--vit", "x"), "needs --clip and --start"),
-        ("mini-tokenizer", ("--vit", "x"), "takes no --vit"),
+        ("mini-tokenizer", ("--vit", "x"), "does not use --vit"),
         ("seed2-stage1", ("--vit", "x", "--bert-vocab", "missing.txt"), "missing.txt is missing"),
     ],
 )
