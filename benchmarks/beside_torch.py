@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from seed_edge.graphs import encoder_graph, unet_graph
 from seed_edge.manifest import ENCODER, UNET
-from seed_edge.memory import held_memory, peak_memory, reset_peak
+from seed_edge.memory import resident_memory, peak_memory, reset_peak
 from seed_edge.runtime.onnx_session import Session, choose_device
 from seed_edge.runtime.threads import available_cores
 
@@ -97,10 +97,10 @@ def memory(what: str, work: Path, name: str) -> tuple[float, float]:
     """
     if name.startswith("torch"):
         import torch  # noqa: F401
-    before = held_memory() or 0
+    before = resident_memory() or 0
     run = make(what, work, name)
     run()
-    held = held_memory() or 0
+    held = resident_memory() or 0
     reset_peak()
     run()
     return (held - before) / 1e9, ((peak_memory() or 0) - before) / 1e9

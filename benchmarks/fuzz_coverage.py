@@ -78,9 +78,9 @@ def fuzz(kind: str, rest: list[str]) -> None:
 
     readers: dict[str, Callable[[bytes], object]] = {
         "gguf": on_file(gguf_header.GgufHeader.read),
-        "onnx": on_file(lambda path: onnx_header.OnnxHeader.read(path).refuse_what_bundles_never_hold(path)),
+        "onnx": on_file(lambda path: onnx_header.OnnxHeader.read(path).check_bundle_rules(path)),
         "manifest": lambda data: manifest.Manifest.from_json(data.decode("utf-8", "replace")),
-        "record": lambda data: image_metadata.record_of(noted(data), "input"),
+        "record": lambda data: image_metadata.record_from_image(noted(data), "input"),
     }
 
     def noted(data: bytes) -> Image.Image:

@@ -110,9 +110,11 @@ def load(
 
     Args:
         bundle: path of a bundle directory, or the name of one that was added; by default the one inside this
-        package. device: `auto`, `cpu` or `cuda`. memory_limit: upper limit of this process's memory, in
-        bytes; by default parts are closed where memory is short. low_memory: keep only one part open at a
-        time: less memory, slower where parts alternate.
+            package.
+        device: `auto`, `cpu` or `cuda`.
+        memory_limit: upper limit of this process's memory, in bytes; by default parts are closed where memory
+            is short.
+        low_memory: keep only one part open at a time: less memory, slower where parts alternate.
 
     Returns:
         An object with `caption`, `ask`, `draw`, `edit`, `encode` and `decode`; close it, or use it in a

@@ -1,7 +1,8 @@
-"""Files written whole or not at all. Nothing that exists is touched before its replacement is complete.
+"""Atomic writes: a file appears under its name only when it is complete, and replaces an existing one only
+then.
 
-Temporary names are random and created with `O_EXCL` beside the final name, so that neither a second process
-nor a planted link can be written through. The kernel applies the umask.
+Temporary files have random names beside the final name and are created with `O_EXCL`, so that neither another
+process nor a planted link can redirect a write. The kernel applies the umask.
 """
 
 from __future__ import annotations
@@ -15,9 +16,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 ENDING = ".partial"
-"""End of temporary names: `.NAME-XXXXXXXX.partial`, hidden."""
+"""Suffix of temporary names, `.NAME-XXXXXXXX.partial`; the leading dot hides them."""
 MAX_STEM = 40
-"""Characters of the final name in a temporary one; names have 255 bytes at most."""
+"""Maximum bytes of the final name in a temporary name; file names have at most 255 bytes."""
 TEMPORARY = re.compile(r"\..*-[0-9a-f]{16}\.partial", re.DOTALL)
 OPEN_FLAGS = getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0)
 
@@ -29,7 +30,7 @@ def temporary_name(path: Path) -> Path:
 
 
 def create_temporary(path: Path) -> Path:
-    """An empty file under a random name beside `path`, with the permissions that the umask leaves.
+    """Create an empty file with a random name beside `path`, with permissions by the umask; return its path.
 
     Raises:
         OSError: the folder cannot be written.
@@ -44,7 +45,9 @@ def create_temporary(path: Path) -> Path:
 
 
 def create_temporary_folder(path: Path) -> Path:
-    """An empty folder under a random name beside `path`, with the permissions that the umask leaves."""
+    """Create an empty folder with a random name beside `path`, with permissions by the umask; return its
+    path.
+    """
     while True:
         name = temporary_name(path)
         try:
@@ -56,10 +59,10 @@ def create_temporary_folder(path: Path) -> Path:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Yield a temporary file beside `path`, which takes the name `path` when the block ends without an error.
+    """Yield a temporary file beside `path`, which is renamed to `path` when the block ends without an error.
 
-    An error or Ctrl-C removes the temporary file and leaves `path` as it was. A link stays: what it points to
-    is replaced. A device, pipe or socket is yielded itself, to be written to.
+    An error or Ctrl-C removes the temporary file and leaves `path` unchanged. If `path` is a link, its target
+    is replaced. If it is a device, pipe or socket, `path` itself is yielded.
 
     Raises:
         OSError: the folder cannot be written.
@@ -75,31 +78,33 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def write_new(path: Path, write: Callable[[Path], None], names: Iterator[Path] | None = None) -> Path:
-    """Write a file under the first of several names that no file has; return that name.
+    """Write a file under the first of several names that does not exist yet; return that name.
 
-    The name is taken by a hard link, or where the file system has none by an exclusive creation, so that of
-    two processes each gets a name of its own.
+    The name is claimed by a hard link, or by exclusive creation on file systems without links, so that two
+    processes never get the same name.
 
     Args:
-        path: the name that is wanted; decides the folder.
-        write: writes the content to the temporary file that it is given.
-        names: names to try, the first of which is taken that is free; by default only `path`.
+        path: decides the folder; the default name.
+        write: called with the path of a temporary file; writes the content there.
+        names: names to try, in order; by default only `path`.
 
     Raises:
-        FileExistsError: all names are taken.
+        FileExistsError: all names exist.
         OSError: the folder cannot be written.
     """
     with _temporary(path) as partial:
         write(partial)
         _flush(partial)
         for name in iter([path]) if names is None else names:
-            if _take(partial, name):
+            if _claim(partial, name):
                 return name
     raise FileExistsError(17, os.strerror(17), str(path))
 
 
 def is_special(path: Path) -> bool:
-    """Whether `path` is a device, pipe or socket, or a link to one: written to, and never replaced."""
+    """Whether `path` is a device, pipe or socket, or a link to one; such paths are written to, never
+    replaced.
+    """
     try:
         mode = path.stat().st_mode
     except OSError:
@@ -107,16 +112,16 @@ def is_special(path: Path) -> bool:
     return not (stat.S_ISREG(mode) or stat.S_ISDIR(mode))
 
 
-def same_file(one: Path, other: Path) -> bool:
-    """Whether two paths name the same existing file, links included."""
+def same_file(first: Path, second: Path) -> bool:
+    """Whether two paths refer to the same existing file, also through links."""
     try:
-        return os.path.samefile(one, other)
+        return os.path.samefile(first, second)
     except OSError:
         return False
 
 
 def sweep(folder: Path) -> None:
-    """Delete temporary files of killed processes. Only for a folder that the caller has locked."""
+    """Delete temporary files left by killed processes. Only for a folder that the caller has locked."""
     for entry in os.scandir(folder):
         if TEMPORARY.fullmatch(entry.name) and entry.is_file(follow_symlinks=False):
             os.unlink(entry.path)
@@ -132,8 +137,8 @@ def _temporary(path: Path) -> Iterator[Path]:
             os.unlink(partial)
 
 
-def _take(partial: Path, name: Path) -> bool:
-    """Give a finished file another name, unless that is taken."""
+def _claim(partial: Path, name: Path) -> bool:
+    """Give a finished file the name `name`, unless that exists; return whether it did."""
     try:
         os.link(partial, name)
     except FileExistsError:

@@ -1,7 +1,7 @@
-"""Reads the header of a GGUF file: metadata, and position of the tensors. Tensor data is not read.
+"""Reads the header of a GGUF file: metadata and tensor positions. Tensor data is not read.
 
 Layout: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md (versions 2 and 3, little-endian). Every
-count and length is checked against limits and against the size of the file before it is believed.
+count and length is checked against limits and the size of the file before it is used.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ MAX_VALUES, MAX_TENSORS, MAX_DIMENSIONS = 4096, 65536, 4
 MAX_STRING, MAX_KEY, MAX_NAME_LENGTH = 16 << 20, 65535, 63
 MAX_ARRAY = 4 << 20
 MAX_KEPT_ITEMS = 16
-"""Maximum number of items that are kept of an array; the others are skipped."""
+"""Maximum number of array items that are read; the others are skipped."""
 
 SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
-"""struct formats of the types of values, by number."""
+"""`struct` format of each scalar type, by type number."""
 STRING, ARRAY = 8, 9
 
 TENSOR_TYPES = {
@@ -47,12 +47,12 @@ TENSOR_TYPES = {
     **{20: ("IQ4_NL", 32, 18), 21: ("IQ3_S", 256, 110), 22: ("IQ2_S", 256, 82), 23: ("IQ4_XS", 256, 136)},
     **{29: ("IQ1_M", 256, 56), 34: ("TQ1_0", 256, 54), 35: ("TQ2_0", 256, 66), 39: ("MXFP4", 32, 17)},
 }
-"""Type number to name, weights per block, bytes per block."""
+"""Name, weights per block and bytes per block of each tensor type, by type number."""
 
 
 @dataclass(frozen=True)
 class Items:
-    """The beginning of an array."""
+    """The length and the first items of an array."""
 
     count: int
     first: tuple[Any, ...]
@@ -61,17 +61,17 @@ class Items:
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """Where a tensor lies."""
+    """Name, shape, type and position of a tensor."""
 
     name: str
     shape: tuple[int, ...]
     """Fastest axis first."""
     kind: str
-    """Such as `Q8_0`."""
+    """Type, such as `Q8_0`."""
     offset: int
-    """From the beginning of the file, in bytes."""
+    """Bytes from the beginning of the file."""
     size: int
-    """Bytes."""
+    """Size in bytes."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ class GgufHeader:
 
     version: int
     values: dict[str, Any]
-    """Numbers, strings, and `Items`."""
+    """Metadata: numbers, strings and `Items`, by key."""
     tensors: dict[str, TensorInfo]
 
     @classmethod
@@ -88,10 +88,10 @@ class GgufHeader:
         """Read and check a header.
 
         Args:
-            whole: keys of arrays that are kept whole.
+            whole: keys of arrays that are read completely.
 
         Raises:
-            BundleError: this is no GGUF file, it is cut off, or it contradicts itself.
+            BundleError: the file is not a GGUF file, is truncated, or is inconsistent.
         """
         if not path.exists():
             raise BundleNotFoundError(f"{path} cannot be read (no such file)")
@@ -104,22 +104,22 @@ class GgufHeader:
             raise BundleError(f"{path} cannot be read ({error.strerror})") from error
 
     def number(self, key: str) -> int:
-        """Integer key of the architecture, such as `block_count` for `llama.block_count`.
+        """Value of an integer key of the architecture, such as `block_count` for `llama.block_count`.
 
         Raises:
-            BundleError: it is not said.
+            BundleError: the key is missing.
         """
-        full = f"{self.values.get('general.architecture')}.{key}"
-        value = self.values.get(full)
+        full_key = f"{self.values.get('general.architecture')}.{key}"
+        value = self.values.get(full_key)
         if type(value) is not int or value < 0:
-            raise BundleError(f"a GGUF file does not say {full}; export again")
+            raise BundleError(f"a GGUF file has no key {full_key}; export again")
         return value
 
-    def kept_bytes(self) -> int:
-        """Bytes of keys and values, in fp16, of one id."""
+    def kv_cache_bytes_per_token(self) -> int:
+        """Size in bytes of the keys and values of one token, in fp16."""
         heads = self.number("attention.head_count")
-        kept = self.number("embedding_length") // max(heads, 1) * self.number("attention.head_count_kv")
-        return 2 * 2 * self.number("block_count") * kept
+        width = self.number("embedding_length") // max(heads, 1) * self.number("attention.head_count_kv")
+        return 2 * 2 * self.number("block_count") * width
 
 
 class _Reader:
@@ -130,21 +130,21 @@ class _Reader:
 
     def header(self) -> GgufHeader:
         if self.file.read(4) != MAGIC:
-            raise BundleError(f"{self.path} is no GGUF file (it does not begin with {MAGIC.decode()})")
+            raise BundleError(f"{self.path} is not a GGUF file (it does not begin with {MAGIC.decode()})")
         version = self.scalar("I")
         if version not in VERSIONS:
-            raise self.broken(f"version {version}; known are {' and '.join(map(str, VERSIONS))}")
-        tensors, values = self.scalar("Q"), self.scalar("Q")
-        if tensors > MAX_TENSORS or values > MAX_VALUES:
-            raise self.broken(f"{tensors:,} tensors and {values:,} values are announced")
-        said: dict[str, Any] = {}
-        for _ in range(values):
+            raise self.broken(f"version {version}; supported are {' and '.join(map(str, VERSIONS))}")
+        tensor_count, value_count = self.scalar("Q"), self.scalar("Q")
+        if tensor_count > MAX_TENSORS or value_count > MAX_VALUES:
+            raise self.broken(f"its header declares {tensor_count:,} tensors and {value_count:,} values")
+        values: dict[str, Any] = {}
+        for _ in range(value_count):
             key = self.string(MAX_KEY)
-            if key in said:
-                raise self.broken(f"{key} stands there twice")
-            said[key] = self.value(self.scalar("I"), MAX_ARRAY if key in self.whole else MAX_KEPT_ITEMS)
-        announced = [self.tensor() for _ in range(tensors)]
-        return GgufHeader(version, said, self.placed(announced, said.get("general.alignment", 32)))
+            if key in values:
+                raise self.broken(f"duplicate key {key}")
+            values[key] = self.value(self.scalar("I"), MAX_ARRAY if key in self.whole else MAX_KEPT_ITEMS)
+        declared = [self.tensor() for _ in range(tensor_count)]
+        return GgufHeader(version, values, self.placed(declared, values.get("general.alignment", 32)))
 
     def tensor(self) -> TensorInfo:
         name = self.string(MAX_NAME_LENGTH)
@@ -154,61 +154,62 @@ class _Reader:
         shape = tuple(self.scalar("Q") for _ in range(dimensions))
         number, offset = self.scalar("I"), self.scalar("Q")
         if number not in TENSOR_TYPES:
-            raise self.broken(f"tensor {name!r} is of type {number}, which is unknown")
+            raise self.broken(f"tensor {name!r} has the unknown type {number}")
         kind, block, size = TENSOR_TYPES[number]
         if min(shape) < 1 or prod(shape) > 1 << 48 or shape[0] % block:
             raise self.broken(f"tensor {name!r} of type {kind} has shape {shape}")
         return TensorInfo(name, shape, kind, offset, prod(shape) // block * size)
 
-    def placed(self, announced: list[TensorInfo], alignment: Any) -> dict[str, TensorInfo]:
+    def placed(self, declared: list[TensorInfo], alignment: Any) -> dict[str, TensorInfo]:
+        """The tensors with absolute offsets, by name."""
         if type(alignment) is not int or not 1 <= alignment <= 1 << 16 or alignment & (alignment - 1):
             raise self.broken(f"general.alignment is {alignment!r}")
         start = -(-self.file.tell() // alignment) * alignment
         tensors, end = {}, start
-        for info in sorted(announced, key=lambda info: info.offset):
-            place = start + info.offset
-            if info.offset % alignment or place < end or place + info.size > self.size:
-                raise self.broken(f"tensor {info.name!r} lies outside the file, or over another")
+        for info in sorted(declared, key=lambda info: info.offset):
+            offset = start + info.offset
+            if info.offset % alignment or offset < end or offset + info.size > self.size:
+                raise self.broken(f"tensor {info.name!r} lies outside the file or overlaps another")
             if info.name in tensors:
-                raise self.broken(f"tensor {info.name!r} stands there twice")
-            tensors[info.name] = TensorInfo(info.name, info.shape, info.kind, place, info.size)
-            end = place + info.size
+                raise self.broken(f"duplicate tensor {info.name!r}")
+            tensors[info.name] = TensorInfo(info.name, info.shape, info.kind, offset, info.size)
+            end = offset + info.size
         return tensors
 
-    def value(self, kind: int, kept: int) -> Any:
+    def value(self, kind: int, max_items: int) -> Any:
         if kind == STRING:
             return self.string(MAX_STRING)
         if kind == ARRAY:
-            return self.array(kept)
+            return self.array(max_items)
         if kind not in SCALARS:
-            raise self.broken(f"a value is of type {kind}, which is unknown")
+            raise self.broken(f"a value has the unknown type {kind}")
         return self.scalar(SCALARS[kind])
 
-    def array(self, kept: int) -> Items:
+    def array(self, max_items: int) -> Items:
         kind, count = self.scalar("I"), self.scalar("Q")
         if count > MAX_ARRAY or not (kind == STRING or kind in SCALARS):
             raise self.broken(f"an array of {count:,} values of type {kind}")
         if kind != STRING:
-            size, taken = struct.calcsize("<" + SCALARS[kind]), min(count, kept)
-            if taken * size > self.size:
+            size, number = struct.calcsize("<" + SCALARS[kind]), min(count, max_items)
+            if number * size > self.size:
                 raise self.broken(f"an array of {count:,} values of type {kind}")
-            first = struct.unpack(f"<{taken}{SCALARS[kind]}", self.bytes(taken * size))
-            self.skip((count - taken) * size)
+            first = struct.unpack(f"<{number}{SCALARS[kind]}", self.bytes(number * size))
+            self.skip((count - number) * size)
             return Items(count, first)
-        strings = tuple(self.string(MAX_STRING) for _ in range(min(count, kept)))
+        strings = tuple(self.string(MAX_STRING) for _ in range(min(count, max_items)))
         for _ in range(count - len(strings)):
             self.skip(self.length(MAX_STRING))
         return Items(count, strings)
 
-    def string(self, longest: int) -> str:
+    def string(self, max_bytes: int) -> str:
         try:
-            return self.bytes(self.length(longest)).decode()
+            return self.bytes(self.length(max_bytes)).decode()
         except UnicodeDecodeError:
             raise self.broken("a string is not UTF-8") from None
 
-    def length(self, longest: int) -> int:
+    def length(self, max_bytes: int) -> int:
         length: int = self.scalar("Q")
-        if length > longest:
+        if length > max_bytes:
             raise self.broken(f"a string of {length:,} bytes")
         return length
 
@@ -218,12 +219,12 @@ class _Reader:
     def bytes(self, count: int) -> bytes:
         data = self.file.read(count)
         if len(data) < count:
-            raise self.broken("it ends within its header")
+            raise self.broken("its header is truncated")
         return data
 
     def skip(self, count: int) -> None:
         if self.file.seek(count, 1) > self.size:
-            raise self.broken("it ends within its header")
+            raise self.broken("its header is truncated")
 
-    def broken(self, why: str) -> BundleError:
-        return BundleError(f"{self.path} is a broken GGUF file: {why}; copy or export it again")
+    def broken(self, problem: str) -> BundleError:
+        return BundleError(f"{self.path} is a broken GGUF file: {problem}; copy or export it again")

@@ -15,7 +15,7 @@ class TensorSpec:
     dtype: str
     """`float32` or `int64`."""
     shape: tuple[int | str, ...]
-    """An integer is a fixed size; a string is the name of a dynamic axis."""
+    """Integers are fixed sizes; strings are names of dynamic axes."""
 
 
 @dataclass(frozen=True)
@@ -51,8 +51,8 @@ def embedding_decoder_graph(codes_per_image: int, image_embed_dim: int) -> Graph
 
 
 def unet_graph(channels: int, size: int, image_embed_dim: int) -> GraphSpec:
-    """Noisy latents to v, under class labels made of image embeddings; the text, which is empty,
-    is inside.
+    """Noisy latents to v, conditioned by class labels from image embeddings; the embedding of the empty text
+    is a constant of the graph.
     """
     latents = (BATCH, channels, size, size)
     return GraphSpec(

@@ -203,7 +203,7 @@ def _isolated_reader(kind: str, max_pixels: int) -> Callable[[IO[bytes], str], A
     if kind == "HEIC":
         return module.HeifImageFile  # type: ignore[no-any-return]
     if kind == "TIFF":
-        native.quiet_libtiff()
+        native.silence_libtiff()
     names = {"Image": _pil_image_with_limit(max_pixels), "warnings": _WarningsToLog, "logger": _WarningsToLog}
     for part in {"TIFF": ("ImageFileDirectory_v2",), "PNG": ("PngStream",)}.get(kind, ()):
         names[part] = _isolated_subclass(getattr(module, part), names)

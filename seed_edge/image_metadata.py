@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("seed_edge")
 
-FORMATS_BY_ENDING = {".png": "PNG", ".webp": "WEBP", ".jpg": "JPEG", ".jpeg": "JPEG"}
+FORMATS_BY_EXTENSION = {".png": "PNG", ".webp": "WEBP", ".jpg": "JPEG", ".jpeg": "JPEG"}
 """Pillow's name of each format that images are written in, by the lower-case ending of the file name."""
 QUALITY = 95
 """Quality of JPEG and WebP files, of 100."""
@@ -50,28 +50,28 @@ XMP = (
     "{record}</rdf:Description></rdf:RDF></x:xmpmeta>"
     '<?xpacket end="w"?>'
 )
-OURS = re.compile(r"<seed:record>(.*?)</seed:record>", re.DOTALL)
+RECORD_PATTERN = re.compile(r"<seed:record>(.*?)</seed:record>", re.DOTALL)
 XMP_IN_PNG, PARAMETERS = "XML:com.adobe.xmp", "parameters"
-OUR_PACKET = re.compile(
+XMP_PATTERN = re.compile(
     re.escape(XMP).replace(r"\{kind\}", re.escape(AI_MADE)).replace(r"\{record\}", ".*"), re.DOTALL
 )
-"""The whole XMP of a file as it is written here; a program that changed the picture writes its own."""
+"""The whole XMP packet as seed-edge writes it; a program that changes the image writes its own."""
 EXIF_IFD, USER_COMMENT = 0x8769, 0x9286
 LONG, UNDEFINED = 4, 7
-"""Types of TIFF's fields."""
-LONGEST = 1 << 20
-"""Maximum number of characters of XMP that are searched."""
-MAX_IN_JPEG = 65_000
-"""Bytes of XMP, and of EXIF, that a JPEG file has room for: a segment holds 65,533, with its own header."""
-MAX_PICTURES, MAX_CODES, MAX_STEPS = 1000, 4096, 10_000
+"""TIFF field types."""
+MAX_XMP_LENGTH = 1 << 20
+"""Maximum number of characters of XMP that are searched for a record."""
+MAX_JPEG_METADATA = 65_000
+"""Maximum bytes of XMP, and of EXIF, in a JPEG file: a segment holds 65,533 with its header."""
+MAX_IMAGES, MAX_CODES, MAX_STEPS = 1000, 4096, 10_000
 """Limits: images of a record, codes of an image, steps of a diffusion."""
 SEEDS, CODES = range(1 << 63), range(1 << 31)
 MAX_NAME_LENGTH = 1000
-"""Characters of a bundle's name, its hash, a scheduler, a version."""
+"""Maximum characters of a bundle's name, its hash, a scheduler, and a version."""
 
 
 @dataclass(frozen=True)
-class Drawn:
+class DrawnImage:
     """One image of a file; a contact sheet has several."""
 
     seed: int
@@ -83,7 +83,7 @@ class Record:
     """How the images of a file were made, and what is needed to make them again."""
 
     prompt: str
-    drawn: tuple[Drawn, ...]
+    drawn: tuple[DrawnImage, ...]
     bundle: str
     """Name of the bundle."""
     bundle_hash: str
@@ -121,7 +121,7 @@ def bundle_hash(bundle: Bundle) -> str:
     return hashlib.sha256((bundle.path / MANIFEST).read_bytes()).hexdigest()
 
 
-def saving_options(kind: str, record: Record | None, image: Image, name: str = "a picture") -> dict[str, Any]:
+def save_options(kind: str, record: Record | None, image: Image, name: str = "a picture") -> dict[str, Any]:
     """Arguments of Pillow's `save` that write the record; without a record, only the mark of an AI-generated
     image.
 
@@ -129,17 +129,17 @@ def saving_options(kind: str, record: Record | None, image: Image, name: str = "
 
     Args:
         kind: `PNG`, `WEBP` or `JPEG`.
-        name: of the file, for warnings.
+        name: name of the file, for warnings.
     """
     from PIL import PngImagePlugin
 
-    room = MAX_IN_JPEG if kind == "JPEG" else LONGEST
-    xmp = XMP.format(kind=AI_MADE, record="" if record is None else _record_element(record, room, name))
+    limit = MAX_JPEG_METADATA if kind == "JPEG" else MAX_XMP_LENGTH
+    xmp = XMP.format(kind=AI_MADE, record="" if record is None else _record_xml(record, limit, name))
     parameters = None if record is None else _clean(record.parameters(*image.size))
-    exif = b"" if parameters is None else _exif_of(parameters)
-    if len(exif) > room:
+    exif = b"" if parameters is None else _exif_with_comment(parameters)
+    if len(exif) > limit:
         parameters = None
-        _left_out("prompt and settings for other programs", len(exif), room, name)
+        _warn_omitted("prompt and settings for other programs", len(exif), limit, name)
     if kind == "PNG":
         info = PngImagePlugin.PngInfo()
         info.add_itxt(XMP_IN_PNG, xmp)
@@ -152,65 +152,61 @@ def saving_options(kind: str, record: Record | None, image: Image, name: str = "
     return options
 
 
-def _record_element(record: Record, room: int, name: str) -> str:
-    """The record as an XMP element; empty if there is no room for it, or if it could not be read back."""
-    told = html.escape(json.dumps(dataclasses.asdict(record)))
+def _record_xml(record: Record, limit: int, name: str) -> str:
+    """The record as an XMP element; empty if it exceeds `limit` bytes, or could not be read back."""
+    content = html.escape(json.dumps(dataclasses.asdict(record)))
     try:
-        _parsed(told)
+        _parse_record(content)
     except (ImageError, BundleError) as error:
-        log.warning("%s does not say how it was made: %s", printable(name), error)
+        log.warning("%s is saved without its seed-edge metadata: %s", printable(name), error)
         return ""
-    element = f"<seed:record>{told}</seed:record>"
+    element = f"<seed:record>{content}</seed:record>"
     size = len(XMP.encode()) + len(AI_MADE) + len(element)
-    if size <= room:
+    if size <= limit:
         return element
-    _left_out("how it was made", size, room, name)
+    _warn_omitted("seed-edge metadata", size, limit, name)
     return ""
 
 
-def _left_out(what: str, size: int, room: int, name: str) -> None:
-    advice = "save it as PNG" if room == MAX_IN_JPEG else "draw fewer in one file, or from a shorter prompt"
-    log.warning(
-        "%s does not tell %s: %s bytes, with room for %s; %s",
-        printable(name),
-        what,
-        f"{size:,}",
-        f"{room:,}",
-        advice,
-    )
+def _warn_omitted(what: str, size: int, limit: int, name: str) -> None:
+    advice = "save it as PNG"
+    if limit != MAX_JPEG_METADATA:
+        advice = "draw fewer images into one file, or use a shorter prompt"
+    message = "%s is saved without its %s: %s bytes, over the limit of %s; %s"
+    log.warning(message, printable(name), what, f"{size:,}", f"{limit:,}", advice)
 
 
 def _clean(text: str) -> str:
     """Text without control characters and lone surrogates, which other programs cannot store."""
-    kept = "".join(letter if letter >= " " or letter in "\n\t" else " " for letter in text)
-    return kept.encode("utf-8", "replace").decode()
+    cleaned = "".join(letter if letter >= " " or letter in "\n\t" else " " for letter in text)
+    return cleaned.encode("utf-8", "replace").decode()
 
 
-def _exif_of(comment: str) -> bytes:
-    """EXIF data with a user comment and nothing else.
+def _exif_with_comment(comment: str) -> bytes:
+    """EXIF data with only a user comment.
 
-    Pillow would write the comment as bytes; the standard has it as "undefined", and other programs insist.
+    Pillow writes the comment with the type "byte"; the standard, and other programs, require "undefined".
     """
     text = b"UNICODE\0" + comment.encode("utf-16-be")
-    first = 8
-    second = first + 2 + 12 + 4
-    head = b"MM\0*" + struct.pack(">I", first)
-    pointer = struct.pack(">HHHIII", 1, EXIF_IFD, LONG, 1, second, 0)
-    entry = struct.pack(">HHHIII", 1, USER_COMMENT, UNDEFINED, len(text), second + 2 + 12 + 4, 0)
+    ifd0 = 8
+    exif_ifd = ifd0 + 2 + 12 + 4
+    head = b"MM\0*" + struct.pack(">I", ifd0)
+    pointer = struct.pack(">HHHIII", 1, EXIF_IFD, LONG, 1, exif_ifd, 0)
+    entry = struct.pack(">HHHIII", 1, USER_COMMENT, UNDEFINED, len(text), exif_ifd + 2 + 12 + 4, 0)
     return b"Exif\0\0" + head + pointer + entry + text
 
 
-def format_of_name(path: Path) -> str:
+def format_for_path(path: Path) -> str:
     """Pillow's name of the format for a file name; PNG for pipes and devices.
 
     Raises:
-        ImageError: images are not written with this ending.
+        ImageError: images cannot be written with this extension.
     """
-    kind = FORMATS_BY_ENDING.get(path.suffix.lower())
+    kind = FORMATS_BY_EXTENSION.get(path.suffix.lower())
     if kind is None and not is_special(path):
-        endings = ", ".join(FORMATS_BY_ENDING)
+        extensions = ", ".join(FORMATS_BY_EXTENSION)
         raise ImageError(
-            f"{printable(str(path))}: images are written as {endings}; choose one of these endings"
+            f"{printable(str(path))}: images are written as {extensions}; choose one of these extensions"
         )
     return kind or "PNG"
 
@@ -224,96 +220,92 @@ def encode_image(image: Image, kind: str, record: Record | None) -> bytes:
     """
     buffer = io.BytesIO()
     try:
-        image.save(buffer, kind, quality=QUALITY, **saving_options(kind, record, image))
-    except ValueError as error:  # Pillow's, for metadata over a format's limit
+        image.save(buffer, kind, quality=QUALITY, **save_options(kind, record, image))
+    except ValueError as error:  # raised by Pillow if the metadata exceeds a limit of the format
         if record is None:
             raise
-        log.warning("the picture does not tell how it was made: %s", error)
+        log.warning("the image is saved without its seed-edge metadata: %s", error)
         return encode_image(image, kind, None)
     return buffer.getvalue()
 
 
-def record_of(image: Image, name: str) -> Record:
-    """The record in an image that was open_image_file and not converted.
+def record_from_image(image: Image, name: str) -> Record:
+    """The record in an opened image.
 
     Args:
-        name: of the file, for errors.
+        name: name of the file, for errors.
 
     Raises:
-        ImageError: it carries none, or a damaged one.
+        ImageError: it has no record, or a damaged one.
     """
-    said = printable(name)
-    found = OURS.search(_xmp_of(image)[:LONGEST])
-    if found is None:
-        raise ImageError(
-            f"{said} does not say how it was made; seed-edge notes that unless told --no-metadata"
-        )
+    label = printable(name)
+    match = RECORD_PATTERN.search(_read_xmp(image)[:MAX_XMP_LENGTH])
+    if match is None:
+        raise ImageError(f"{label} has no seed-edge metadata; draw it without --no-metadata")
     try:
-        return _parsed(found[1])
+        return _parse_record(match[1])
     except (ImageError, BundleError) as error:
-        raise ImageError(
-            f"{said}: what it says of how it was made is damaged ({printable(str(error))})"
-        ) from error
+        raise ImageError(f"{label}: its seed-edge metadata is damaged ({printable(str(error))})") from error
 
 
-def _xmp_of(image: Image) -> str:
+def _read_xmp(image: Image) -> str:
     xmp = image.info.get("xmp") or image.info.get(XMP_IN_PNG) or ""
     return xmp.decode("utf-8", "replace") if isinstance(xmp, bytes) else str(xmp)
 
 
-def _parsed(told: str) -> Record:
-    """The record in the content of our XMP element.
+def _parse_record(content: str) -> Record:
+    """The record in the content of the XMP element.
 
     Raises:
         BundleError, ImageError: it is damaged, or a number or text of it is out of range.
     """
-    record: Record = parse(Record, parse_json(html.unescape(told), "record", ImageError), "record")
-    for field, allowed in _ranges(record):
-        if not allowed:
+    record: Record = parse(Record, parse_json(html.unescape(content), "record", ImageError), "record")
+    for field, in_range in _range_checks(record):
+        if not in_range:
             raise ImageError(f"{field} is out of range")
     return record
 
 
-def _ranges(record: Record) -> Iterator[tuple[str, bool]]:
+def _range_checks(record: Record) -> Iterator[tuple[str, bool]]:
     """The name of each field, and whether its value is in its range."""
-    yield "drawn", 1 <= len(record.drawn) <= MAX_PICTURES
-    yield "seed", all(each.seed in SEEDS for each in record.drawn)
+    yield "drawn", 1 <= len(record.drawn) <= MAX_IMAGES
+    yield "seed", all(image.seed in SEEDS for image in record.drawn)
     yield (
         "codes",
         all(
-            len(each.codes) <= MAX_CODES and all(code in CODES for code in each.codes)
-            for each in record.drawn
+            len(image.codes) <= MAX_CODES and all(code in CODES for code in image.codes)
+            for image in record.drawn
         ),
     )
-    yield "temperature", _in(record.temperature, 0, math.inf)
-    yield "steps", _in(record.steps, 1, MAX_STEPS)
-    yield "guidance", _in(record.guidance, -math.inf, math.inf)
-    yield "guided_between", all(_in(end, -math.inf, math.inf) for end in record.guided_between or ())
+    yield "temperature", _within(record.temperature, 0, math.inf)
+    yield "steps", _within(record.steps, 1, MAX_STEPS)
+    yield "guidance", _within(record.guidance, -math.inf, math.inf)
+    yield "guided_between", all(_within(end, -math.inf, math.inf) for end in record.guided_between or ())
     for field in ("bundle", "bundle_hash", "scheduler", "version"):
         yield field, len(getattr(record, field) or "") <= MAX_NAME_LENGTH
 
 
-def _in(value: float | None, least: float, most: float) -> bool:
-    return value is None or (least <= value <= most and math.isfinite(value))
+def _within(value: float | None, minimum: float, maximum: float) -> bool:
+    return value is None or (minimum <= value <= maximum and math.isfinite(value))
 
 
-def record_in(path: str | os.PathLike[str]) -> Record:
-    """The record in a picture file, of which only the header is read.
+def read_record(path: str | os.PathLike[str]) -> Record:
+    """Read the record of an image file; only the header is read.
 
     Raises:
-        ImageError: it cannot be read as a picture, or carries none.
+        ImageError: the file cannot be read as an image, or has no record.
     """
     with open_image_file(path, sys.maxsize) as image:
-        return record_of(image, os.fspath(path))
+        return record_from_image(image, os.fspath(path))
 
 
-def drawn_here(path: str | os.PathLike[str]) -> bool:
+def is_seed_edge_image(path: str | os.PathLike[str]) -> bool:
     """Whether a file is an image as seed-edge wrote it, with or without a record. Never raises.
 
-    An image that another program saved again is not, even if that program kept the metadata.
+    False for an image that another program saved again, even if it kept the metadata.
     """
     try:
         with open_image_file(path, sys.maxsize) as image:
-            return OUR_PACKET.fullmatch(_xmp_of(image)) is not None
+            return XMP_PATTERN.fullmatch(_read_xmp(image)) is not None
     except ImageError:
         return False

@@ -1,4 +1,4 @@
-"""Input files: only regular files are opened, reading is limited, JSON is parsed strictly."""
+"""Reads input files: only regular files, up to a size limit; JSON is parsed strictly."""
 
 from __future__ import annotations
 
@@ -21,20 +21,19 @@ KINDS = {
     stat.S_ISDIR: "a folder",
 }
 MAX_INTEGER = 1 << 63
-"""Integers of JSON files lie below it, in magnitude."""
+"""Bound of the magnitude of integers in JSON files."""
 MAX_DEPTH = 64
 """Maximum nesting of lists and objects in a JSON file."""
 
 
 def open_regular(path: Path, error: type[SeedEdgeError] = SeedEdgeError) -> IO[bytes]:
-    """Open a regular file for reading; pipes, sockets, devices and folders are refused without waiting for
-    them.
+    """Open a regular file for reading; pipes, sockets, devices and folders are refused without blocking.
 
     Args:
-        error: class of what is raised.
+        error: class of the error that is raised.
 
     Raises:
-        SeedEdgeError: no such file, not a regular one, or it may not be read.
+        SeedEdgeError: the file does not exist, is not regular, or cannot be read.
     """
     name = printable(str(path))
     try:
@@ -42,12 +41,12 @@ def open_regular(path: Path, error: type[SeedEdgeError] = SeedEdgeError) -> IO[b
         descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
     except FileNotFoundError:
         raise NOT_FOUND.get(error, error)(f"{name}: no such file") from None
-    except ValueError:  # a NUL in the name
-        raise error(f"{name}: no such file (its name has a NUL character)") from None
+    except ValueError:  # NUL in the name
+        raise error(f"{name}: no such file (its name contains a NUL character)") from None
     except OSError as reason:
-        kind = kind_of(path)
-        why = f"{kind}, not a regular file" if kind else f"cannot be read ({reason.strerror})"
-        raise error(f"{name}: {why}") from None
+        kind = special_file_type(path)
+        problem = f"{kind}, not a regular file" if kind else f"cannot be read ({reason.strerror})"
+        raise error(f"{name}: {problem}") from None
     mode = os.fstat(descriptor).st_mode
     if not stat.S_ISREG(mode):
         os.close(descriptor)
@@ -55,7 +54,7 @@ def open_regular(path: Path, error: type[SeedEdgeError] = SeedEdgeError) -> IO[b
     return os.fdopen(descriptor, "rb")
 
 
-def kind_of(path: Path) -> str:
+def special_file_type(path: Path) -> str:
     """Type of a path that exists and is not a regular file, such as `a named pipe`; otherwise an empty
     string.
     """
@@ -74,7 +73,7 @@ def read_bytes(path: Path, limit: int, error: type[SeedEdgeError] = SeedEdgeErro
     """Content of a regular file of at most `limit` bytes.
 
     Raises:
-        SeedEdgeError: see `open_regular`; or it is larger.
+        SeedEdgeError: see `open_regular`; or the file is larger.
     """
     with open_regular(path, error) as file:
         try:
@@ -82,20 +81,20 @@ def read_bytes(path: Path, limit: int, error: type[SeedEdgeError] = SeedEdgeErro
         except OSError as reason:
             raise error(f"{printable(str(path))}: cannot be read ({reason.strerror})") from reason
     if len(data) > limit:
-        raise error(f"{printable(str(path))}: over {limit:,} bytes, the limit for a file of this kind")
+        raise error(f"{printable(str(path))}: over {limit:,} bytes, the limit for this kind of file")
     return data
 
 
 def read_text(path: Path, limit: int, error: type[SeedEdgeError] = SeedEdgeError) -> str:
-    """Content of a UTF-8 file of at most `limit` bytes; a byte order mark at its beginning is left out.
+    """Content of a UTF-8 file of at most `limit` bytes, without a byte order mark.
 
     Raises:
-        SeedEdgeError: see `read_bytes`; or it is not UTF-8.
+        SeedEdgeError: see `read_bytes`; or the file is not UTF-8.
     """
     try:
         return read_bytes(path, limit, error).decode("utf-8-sig")
     except UnicodeDecodeError as reason:
-        raise error(f"{printable(str(path))}: not a text file in UTF-8 (byte {reason.start})") from None
+        raise error(f"{printable(str(path))}: not a UTF-8 text file (byte {reason.start})") from None
 
 
 def read_json(path: Path, limit: int, error: type[SeedEdgeError] = SeedEdgeError) -> Any:
@@ -110,18 +109,18 @@ def read_json(path: Path, limit: int, error: type[SeedEdgeError] = SeedEdgeError
 def parse_json(text: str, where: str, error: type[SeedEdgeError] = SeedEdgeError) -> Any:
     """Parse untrusted JSON.
 
-    Stricter than `json.loads`: no NaN or infinity, no number beyond 64 bits or a double's range, no key twice
-    in an object, no nesting beyond `MAX_DEPTH`.
+    Stricter than `json.loads`: no NaN or infinity, no integer beyond 64 bits, no float beyond double
+    precision, no duplicate key, and no nesting deeper than `MAX_DEPTH`.
 
     Args:
         where: name of the file or option, for messages.
 
     Raises:
-        SeedEdgeError: one of these, or not JSON.
+        SeedEdgeError: the text is not JSON, or breaks one of these rules.
     """
 
-    def fail(why: str) -> NoReturn:
-        raise error(f"{printable(where)}: not JSON that can be used ({why})")
+    def fail(problem: str) -> NoReturn:
+        raise error(f"{printable(where)}: not valid JSON ({problem})")
 
     def integer(digits: str) -> int:
         if len(digits) > 20 or not -MAX_INTEGER <= int(digits) < MAX_INTEGER:
@@ -134,44 +133,44 @@ def parse_json(text: str, where: str, error: type[SeedEdgeError] = SeedEdgeError
 
     def number(digits: str) -> float:
         value = float(digits)
-        return value if math.isfinite(value) else fail(f"{digits[:24]} is beyond the range of a number")
+        return value if math.isfinite(value) else fail(f"{digits[:24]} is too large")
 
     def pairs(items: list[tuple[str, Any]]) -> dict[str, Any]:
-        found = dict(items)
-        if len(found) < len(items):
-            fail("a key stands twice in one object")
-        return found
+        result = dict(items)
+        if len(result) < len(items):
+            fail("an object has a duplicate key")
+        return result
 
     try:
         value = json.loads(
             text,
             parse_int=integer,
             parse_float=number,
-            parse_constant=lambda word: fail(f"{word} is no number"),
+            parse_constant=lambda constant: fail(f"{constant} is not a number"),
             object_pairs_hook=pairs,
         )
     except RecursionError:
-        fail("it nests too deeply")
-    except SeedEdgeError:  # which may be a ValueError too
+        fail("nested too deeply")
+    except SeedEdgeError:  # may also be a ValueError
         raise
     except ValueError as reason:
         fail(printable(str(reason)))
     if depth_over(value, MAX_DEPTH):
-        fail("it nests too deeply")
+        fail("nested too deeply")
     return value
 
 
 def depth_over(value: Any, limit: int) -> bool:
-    """Whether lists and objects nest deeper than `limit`."""
-    layer: list[Any] = [value]
+    """Whether lists and objects are nested deeper than `limit`."""
+    level: list[Any] = [value]
     for _ in range(limit):
-        layer = [item for each in layer for item in _items(each)]
-        if not layer:
+        level = [child for parent in level for child in _children(parent)]
+        if not level:
             return False
     return True
 
 
-def _items(value: Any) -> Iterable[Any]:
+def _children(value: Any) -> Iterable[Any]:
     if isinstance(value, dict):
         return value.values()
     return value if isinstance(value, list) else ()

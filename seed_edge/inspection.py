@@ -103,7 +103,7 @@ def describe_graph(path: Path) -> dict[str, Any]:
     for tensor in header.tensors.values():
         kinds[tensor.kind] += prod(tensor.shape)
     try:
-        header.refuse_what_bundles_never_hold(path)
+        header.check_bundle_rules(path)
         fit = "yes"
     except BundleError as error:
         fit = f"no: {error}"

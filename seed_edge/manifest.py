@@ -1,6 +1,6 @@
-"""The manifest of a bundle: every number the runtime needs, and the names of its files.
+"""The manifest of a bundle: every parameter the runtime needs, and the names of its files.
 
-This module reads and writes JSON, but no files. A constructed `Manifest` is consistent in itself.
+This module reads and writes JSON, but no files. A `Manifest` is checked when it is constructed.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ T = TypeVar("T")
 READER = StrictReader(BundleError, "; export again")
 
 FORMAT = 2
-"""Version of the manifest's layout; format 1 is still read (`upgraded`)."""
+"""Version of the manifest's layout; format 1 is still read (`upgrade_manifest`)."""
 KINDS = ("pixels", "unclip")
 """Output of decoder.onnx: `pixels`, the image; `unclip`, an image embedding that conditions a diffusion."""
 
@@ -51,9 +51,9 @@ DATA = ".data"
 MAX_BEAMS = 16
 MAX_BEST_OF = 16
 MAX_SIDE = 8192
-"""Maximum side of what a bundle draws, in pixels."""
+"""Maximum side of a drawn image, in pixels."""
 MAX_IMAGE_SIZE = 2048
-"""Maximum side of an encoder's input, in pixels; images are resized to it before anything runs."""
+"""Maximum side of the encoder's input, in pixels."""
 MAX_EMBED_DIM = 1 << 16
 MAX_CONTEXT = 1 << 18
 """Maximum number of token ids of prompt and answer together."""
@@ -74,14 +74,14 @@ HASH = re.compile("[0-9a-f]{64}")
 GGUF_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,120}\.gguf")
 
 
-def ranged(name: str, value: float, least: float, most: float) -> None:
-    """Refuse a number outside [least, most], NaN among them.
+def check_range(name: str, value: float, minimum: float, maximum: float) -> None:
+    """Check that a number lies in [minimum, maximum]; NaN does not.
 
     Raises:
-        BundleError: it lies outside; `name`, the value and the range are in the message.
+        BundleError: it lies outside; the message has `name`, the value and the range.
     """
-    if not least <= value <= most:
-        raise BundleError(f"{name} must be {least:g} to {most:g}, not {value:.10g}")
+    if not minimum <= value <= maximum:
+        raise BundleError(f"{name} must be {minimum:g} to {maximum:g}, not {value:.10g}")
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ class FileEntry:
     """Lower-case hexadecimal."""
 
     def __post_init__(self) -> None:
-        ranged("size of a file", self.size, 0, MAX_BYTES)
+        check_range("size of a file", self.size, 0, MAX_BYTES)
         if not HASH.fullmatch(self.sha256):
             raise BundleError(f"sha256 {self.sha256[:70]!r} is not 64 hexadecimal digits; export again")
 
@@ -115,20 +115,22 @@ class Sampling:
     temperature: float
     """0 takes the most probable code."""
     top_k: int = 0
-    """Only this many of the most probable codes are sampled; 0 for all."""
+    """Number of most probable codes to sample from; 0 for all."""
     top_p: float = 1.0
-    """Only the most probable codes that together have this probability are sampled; 1 for all."""
+    """Codes are sampled from the smallest set with this total probability; 1 for all."""
     guidance: float = 1.0
     """Guidance scale of classifier-free guidance; 1 turns guidance off."""
     best_of: int = 1
-    """Candidates drawn for a prompt, of which the best is kept (`runtime.rerank`); an edit is drawn once."""
+    """Number of candidates sampled for a prompt, of which the best is used (`runtime.rerank`); edits have
+    one.
+    """
 
     def __post_init__(self) -> None:
-        ranged("best_of", self.best_of, 1, MAX_BEST_OF)
-        ranged("temperature", self.temperature, 0, MAX_TEMPERATURE)
-        ranged("top_k", self.top_k, 0, MAX_VOCAB)
-        ranged("top_p", self.top_p, math.ulp(0.0), 1)
-        ranged("guidance", self.guidance, 1, MAX_GUIDANCE)
+        check_range("best_of", self.best_of, 1, MAX_BEST_OF)
+        check_range("temperature", self.temperature, 0, MAX_TEMPERATURE)
+        check_range("top_k", self.top_k, 0, MAX_VOCAB)
+        check_range("top_p", self.top_p, math.ulp(0.0), 1)
+        check_range("guidance", self.guidance, 1, MAX_GUIDANCE)
 
 
 @dataclass(frozen=True)
@@ -137,10 +139,10 @@ class SelfTest:
 
     codes: tuple[int, ...]
     decoded: tuple[float, ...]
-    """Some values of the decoder output for these codes."""
+    """Some values of the decoder's output for these codes."""
 
     def __post_init__(self) -> None:
-        ranged("number of decoded values of the self-test", len(self.decoded), 1, MAX_DECODED)
+        check_range("number of decoded values of the self-test", len(self.decoded), 1, MAX_DECODED)
         if not all(map(math.isfinite, self.decoded)):
             raise BundleError("a decoded value of the self-test is not finite; export again")
 
@@ -158,7 +160,7 @@ class MemoryUse:
 
     def __post_init__(self) -> None:
         for name, value in dataclasses.asdict(self).items():
-            ranged(f"memory: {name}", value, 0, MAX_BYTES)
+            check_range(f"memory: {name}", value, 0, MAX_BYTES)
 
 
 @dataclass(frozen=True)
@@ -177,18 +179,16 @@ class Language:
     caption_beams: int = 1
     """Beam width of captions; 1 is greedy decoding."""
     caption_views: int = 1
-    """Number of views of an image that a caption has to fit, each with its own codes; see
-    `Preprocessing.views`.
-    """
+    """Number of views of an image that a caption has to fit; see `Preprocessing.views`."""
 
     def __post_init__(self) -> None:
-        ranged("caption_beams", self.caption_beams, 1, MAX_BEAMS)
-        ranged("caption_views", self.caption_views, 1, MAX_VIEWS)
-        ranged("context_length", self.context_length, self.vocab.codes_per_image + 3, MAX_CONTEXT)
-        ranged("max_caption_ids", self.max_caption_ids, 1, min(MAX_CAPTION_IDS, self.context_length))
+        check_range("caption_beams", self.caption_beams, 1, MAX_BEAMS)
+        check_range("caption_views", self.caption_views, 1, MAX_VIEWS)
+        check_range("context_length", self.context_length, self.vocab.codes_per_image + 3, MAX_CONTEXT)
+        check_range("max_caption_ids", self.max_caption_ids, 1, min(MAX_CAPTION_IDS, self.context_length))
         if not GGUF_NAME.fullmatch(self.file):
             raise BundleError(
-                f"language model file {self.file!r} is no plain name of a .gguf file; export again"
+                f"language model file {self.file!r} is not a plain .gguf file name; export again"
             )
 
 
@@ -202,27 +202,27 @@ class Diffusion:
     guidance: float
     latent_channels: int
     latent_size: int
-    """Side of the latents; the side of the image is this times the upscaling of the VAE."""
+    """Side of the latents; the side of the image is this times the VAE's scale factor."""
     steps_offset: int
     """Added to the evenly spaced timesteps."""
     final_alpha_one: bool
-    """Whether the cumulative alpha of the last step is 1, which means no noise."""
+    """Whether the cumulative alpha after the last step is 1, that is, without noise."""
 
     def __post_init__(self) -> None:
         if self.scheduler not in SCHEDULER_NAMES:
             raise BundleError(
                 f"scheduler {self.scheduler[:40]!r} is unknown; known are {', '.join(SCHEDULER_NAMES)}"
             )
-        ranged("steps", self.steps, 2, MAX_STEPS)
-        ranged("guidance", self.guidance, 1, MAX_GUIDANCE)
-        ranged("latent_channels", self.latent_channels, 1, MAX_LATENT_CHANNELS)
-        ranged("latent_size", self.latent_size, 1, MAX_LATENT_SIDE)
-        ranged("steps_offset", self.steps_offset, 0, 1000)
+        check_range("steps", self.steps, 2, MAX_STEPS)
+        check_range("guidance", self.guidance, 1, MAX_GUIDANCE)
+        check_range("latent_channels", self.latent_channels, 1, MAX_LATENT_CHANNELS)
+        check_range("latent_size", self.latent_size, 1, MAX_LATENT_SIDE)
+        check_range("steps_offset", self.steps_offset, 0, 1000)
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """Every number the runtime needs, and the origin of the bundle."""
+    """Parameters of a bundle, its files, and where its weights come from."""
 
     format: int
     name: str
@@ -234,14 +234,14 @@ class Manifest:
     image_embed_dim: int
     """Width of the image embeddings of the decoder; 0 for kind `pixels`."""
     language: Language | None
-    """None for a bundle that encodes and decodes, but neither captions nor draws."""
+    """None for a bundle that can encode and decode, but not caption or draw."""
     diffusion: Diffusion | None
     """None for a bundle of kind `pixels`, and for a bundle of kind `unclip` that cannot decode."""
     files: dict[str, FileEntry]
     self_test: SelfTest | None = None
-    """Outputs on the machine that exported the bundle."""
+    """Outputs measured on the machine that exported the bundle."""
     memory: dict[str, MemoryUse] = field(default_factory=dict)
-    """Memory of graphs, measured at export, by file name."""
+    """Memory of each graph, measured at export, by file name."""
     parity: dict[str, Any] = field(default_factory=dict)
     """Comparison of exported files with the checkpoint, measured at export."""
     sources: tuple[Source, ...] = ()
@@ -254,22 +254,22 @@ class Manifest:
                 f"manifest format {self.format}, this version reads {FORMAT}; export again or update"
             )
         for name, text in (("name", self.name), ("license", self.license)):
-            ranged(f"characters of {name}", len(text), 0, MAX_NAME if name == "name" else MAX_TEXT)
-        ranged("number of sources", len(self.sources), 0, MAX_SOURCES)
+            check_range(f"characters of {name}", len(text), 0, MAX_NAME if name == "name" else MAX_TEXT)
+        check_range("number of sources", len(self.sources), 0, MAX_SOURCES)
         if self.kind not in KINDS:
             raise BundleError(
                 f"bundle kind {self.kind!r} is unknown (known: {', '.join(KINDS)}); update seed-edge"
             )
         if self.preprocessing.resize_filter not in FILTERS:
             raise BundleError(f"resize filter {self.preprocessing.resize_filter!r} is unknown; export again")
-        ranged("image_size", self.preprocessing.image_size, 1, MAX_IMAGE_SIZE)
+        check_range("image_size", self.preprocessing.image_size, 1, MAX_IMAGE_SIZE)
         for value in self.preprocessing.mean:
-            ranged("mean", value, -100, 100)
+            check_range("mean", value, -100, 100)
         for value in self.preprocessing.std:
-            ranged("std", value, 1e-6, 100)
+            check_range("std", value, 1e-6, 100)
         draws = self.kind == "pixels" or self.diffusion is not None
-        ranged("output_size", self.output_size, 1 if draws else 0, MAX_SIDE)
-        ranged(
+        check_range("output_size", self.output_size, 1 if draws else 0, MAX_SIDE)
+        check_range(
             "image_embed_dim",
             self.image_embed_dim,
             *((0, 0) if self.kind == "pixels" else (1, MAX_EMBED_DIM)),
@@ -278,7 +278,7 @@ class Manifest:
             self.output_size < self.diffusion.latent_size or self.output_size % self.diffusion.latent_size
         ):
             raise BundleError(
-                f"output_size {self.output_size} is no multiple of latent_size "
+                f"output_size {self.output_size} is not a multiple of latent_size "
                 f"{self.diffusion.latent_size}; export again"
             )
         if self.self_test and len(self.self_test.codes) != self.codes.codes_per_image:
@@ -287,23 +287,22 @@ class Manifest:
                 f"{self.codes.codes_per_image}; export again"
             )
         if self.language and self.language.vocab.codes != self.codes:
-            raise BundleError("the vocabulary's codes are not those of the image tokenizer; export again")
+            raise BundleError("the vocabulary and the image tokenizer have different codes; export again")
         if self.diffusion and self.kind != "unclip":
-            raise BundleError(f"a bundle of kind {self.kind!r} has no diffusion; export again")
-        needed = self.needed_files()
-        optional = {name + DATA for name in needed if name.endswith(".onnx")}
-        odd = sorted((needed - set(self.files)) | (set(self.files) - needed - optional))
-        if odd:
-            raise BundleError(
-                f"manifest lists the wrong files ({', '.join(odd)}); it must list {', '.join(sorted(needed))}"
-            )
+            raise BundleError(f"a bundle of kind {self.kind!r} cannot have a diffusion; export again")
+        required = self.required_files()
+        optional = {name + DATA for name in required if name.endswith(".onnx")}
+        wrong = sorted((required - set(self.files)) | (set(self.files) - required - optional))
+        if wrong:
+            expected = ", ".join(sorted(required))
+            raise BundleError(f"manifest lists the wrong files ({', '.join(wrong)}); it must list {expected}")
         unknown = sorted(set(self.memory) - set(self.files))
         if unknown:
             raise BundleError(
-                f"manifest has the memory of {', '.join(unknown)}, which it does not list; export again"
+                f"manifest has the memory of {', '.join(unknown)}, but does not list the file; export again"
             )
 
-    def needed_files(self) -> set[str]:
+    def required_files(self) -> set[str]:
         """Names of the required files."""
         files = {ENCODER, DECODER}
         files |= {self.language.file} if self.language else set()
@@ -313,7 +312,7 @@ class Manifest:
         """Inputs and outputs of each graph, by file name."""
         count, dim = self.codes.codes_per_image, self.image_embed_dim
         pixels = self.kind == "pixels"
-        found = {
+        graphs = {
             ENCODER: encoder_graph(self.preprocessing.image_size, count),
             DECODER: pixel_decoder_graph(count, self.output_size)
             if pixels
@@ -321,8 +320,8 @@ class Manifest:
         }
         if self.diffusion is not None:
             channels, size = self.diffusion.latent_channels, self.diffusion.latent_size
-            found |= {UNET: unet_graph(channels, size, dim), VAE: vae_graph(channels)}
-        return found
+            graphs |= {UNET: unet_graph(channels, size, dim), VAE: vae_graph(channels)}
+        return graphs
 
     def to_json(self) -> str:
         """Text of `manifest.json`."""
@@ -335,7 +334,7 @@ class Manifest:
         Raises:
             BundleError: not JSON, or a field is missing, unknown, or of the wrong type.
         """
-        value = upgraded(parse_json(text, MANIFEST, BundleError))
+        value = upgrade_manifest(parse_json(text, MANIFEST, BundleError))
         try:
             manifest = parse(cls, value, MANIFEST)
         except BundleError as error:
@@ -343,30 +342,28 @@ class Manifest:
         return manifest
 
 
-def upgraded(value: Any) -> Any:
-    """The JSON value of a manifest in the current format; values of any other format are returned as they
-    are.
+def upgrade_manifest(value: Any) -> Any:
+    """Convert the JSON value of a manifest of format 1 to the current format; other values are returned
+    unchanged.
 
-    A key is renamed only where format 1 had it, so that an unknown key is still refused by name.
+    A key is renamed only where format 1 had it, so that an unknown key still raises an error.
     """
     if not isinstance(value, dict) or type(value.get("format")) is not int or value["format"] != 1:
         return value
     log.info(
-        "%s has format 1; it is read as format %d, export the bundle again to update it", MANIFEST, FORMAT
+        "%s has format 1 and is read as format %d; export the bundle again to update it", MANIFEST, FORMAT
     )
-    result = _with_new_names(value) | {"format": FORMAT}
+    result = _rename_keys(value) | {"format": FORMAT}
     if isinstance(result.get("sources"), list):
-        result["sources"] = [_with_new_names(source) for source in result["sources"]]
+        result["sources"] = [_rename_keys(source) for source in result["sources"]]
     language = result.get("language")
     if isinstance(language, dict) and "sampling" in language:
-        result["language"] = language | {"sampling": _with_new_names(language["sampling"])}
+        result["language"] = language | {"sampling": _rename_keys(language["sampling"])}
     return result
 
 
-def _with_new_names(value: Any) -> Any:
-    """A JSON object with the keys of `RENAMED_KEYS` renamed, in the same order; other values are returned as
-    they are.
-    """
+def _rename_keys(value: Any) -> Any:
+    """A JSON object with the keys of `RENAMED_KEYS` renamed, in the same order; other values unchanged."""
     if not isinstance(value, dict):
         return value
     names = {old: new for old, new in RENAMED_KEYS.items() if new not in value}
@@ -374,7 +371,7 @@ def _with_new_names(value: Any) -> Any:
 
 
 def parse(kind: type[T], value: Any, where: str) -> T:
-    """The dataclass `kind` from a JSON value of a manifest.
+    """Parse a JSON value of a manifest as the dataclass `kind`.
 
     Raises:
         BundleError: a key is unknown or missing, or a value is of the wrong type.

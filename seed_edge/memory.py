@@ -1,4 +1,4 @@
-"""How much memory can be used without swapping, how much this process took, and how to give some back."""
+"""Free memory of the system and of the GPU, memory of this process, and release of freed memory."""
 
 from __future__ import annotations
 
@@ -10,43 +10,39 @@ import sys
 from pathlib import Path
 
 MEMINFO = Path("/proc/meminfo")
-STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+STATUS, CLEAR_REFS = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 CGROUP = Path("/sys/fs/cgroup")
 """Files of a container's cgroup: its memory limit and its use."""
 RESET_PEAK = "5"
-"""Written to `CLEAR`, makes the peak what is taken now (Linux, proc_pid_clear_refs(5))."""
+"""Value that resets the peak when written to `CLEAR_REFS` (Linux, proc_pid_clear_refs(5))."""
 
 
 def available_memory() -> int | None:
-    """Free memory in bytes, at most what the container may still take; None if the system does
-    not report it.
-    """
-    found = [free for free in (_kilobytes(MEMINFO, "MemAvailable"), _left_in_container()) if free is not None]
-    return min(found, default=None)
+    """Memory in bytes that can be used without swapping, within the container's limit; None if unknown."""
+    values = (_kilobytes(MEMINFO, "MemAvailable"), _free_in_container())
+    return min((value for value in values if value is not None), default=None)
 
 
-def held_memory() -> int | None:
-    """Bytes this process holds in memory now; None where the system does not say."""
+def resident_memory() -> int | None:
+    """Resident memory of this process in bytes; None if the system does not report it."""
     return _kilobytes(STATUS, "VmRSS")
 
 
 def peak_memory() -> int | None:
-    """Most bytes this process held in memory since `reset_peak`, or since it began; None where the system
-    does not say.
-    """
+    """Peak resident memory of this process in bytes since `reset_peak`, or its start; None if unknown."""
     return _kilobytes(STATUS, "VmHWM")
 
 
 def reset_peak() -> None:
-    """Let `peak_memory` begin anew, where the system allows it."""
+    """Restart the measurement of `peak_memory`, where the system supports it."""
     try:
-        CLEAR.write_text(RESET_PEAK)
-    except OSError:  # no Linux, or not allowed
+        CLEAR_REFS.write_text(RESET_PEAK)
+    except OSError:  # not Linux, or no permission
         return
 
 
-def give_back() -> None:
-    """Return freed memory to the system; glibc keeps what lies between blocks in use otherwise."""
+def trim_heap() -> None:
+    """Return freed memory to the system; otherwise glibc keeps free blocks between used ones."""
     if sys.platform == "linux":
         trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
         if trim is not None:
@@ -58,28 +54,30 @@ def free_gpu_memory() -> int | None:
     tool = shutil.which("nvidia-smi")
     if tool is None:
         return None
-    question = [tool, "--query-gpu=memory.free", "--format=csv,noheader,nounits"]
+    query = [tool, "--query-gpu=memory.free", "--format=csv,noheader,nounits"]
     try:
-        told = subprocess.run(question, capture_output=True, text=True, timeout=20, check=True).stdout.split()
+        output = subprocess.run(query, capture_output=True, text=True, timeout=20, check=True).stdout.split()
     except (OSError, subprocess.SubprocessError):
         return None
-    return int(told[0]) << 20 if told and told[0].isdecimal() else None
+    return int(output[0]) << 20 if output and output[0].isdecimal() else None
 
 
-def _left_in_container() -> int | None:
+def _free_in_container() -> int | None:
+    """Memory in bytes below the limit of the cgroup; None without a limit."""
     try:
-        allowed, taken = ((CGROUP / name).read_text().strip() for name in ("memory.max", "memory.current"))
+        limit, used = ((CGROUP / name).read_text().strip() for name in ("memory.max", "memory.current"))
         cached = re.search(r"^inactive_file (\d+)$", (CGROUP / "memory.stat").read_text(), re.MULTILINE)
-    except OSError:  # no container, or one of another kind
+    except OSError:  # no cgroup of version 2
         return None
-    if not allowed.isdecimal() or not taken.isdecimal():  # `max`: no limit
+    if not limit.isdecimal() or not used.isdecimal():  # `max`: no limit
         return None
-    return max(0, int(allowed) - int(taken) + (int(cached[1]) if cached else 0))
+    return max(0, int(limit) - int(used) + (int(cached[1]) if cached else 0))
 
 
 def _kilobytes(path: Path, name: str) -> int | None:
+    """A value in bytes of a file of `/proc`; None if it is unknown."""
     try:
-        found = re.search(rf"^{name}:\s+(\d+) kB$", path.read_text(), re.MULTILINE)
-    except OSError:  # no Linux
+        match = re.search(rf"^{name}:\s+(\d+) kB$", path.read_text(), re.MULTILINE)
+    except OSError:  # not Linux
         return None
-    return int(found[1]) * 1024 if found else None
+    return int(match[1]) * 1024 if match else None

@@ -1,9 +1,9 @@
-"""Settings of the whole process: environment variables, log callbacks, log severities, warnings. Nothing else
-sets any.
+"""Process-wide settings: environment variables, log callbacks, log severities, warnings. No other module
+changes them.
 
-`configure` runs when `seed_edge` is imported, so that it comes before the native libraries in every entry:
-command line, `load`, export, training, evaluation, helper processes, benchmarks. `own_process` is for our own
-programs, never for a host's.
+`configure` runs when `seed_edge` is imported, before any native library is loaded: in the command line,
+`load`, export, training, evaluation, helper processes and benchmarks. `configure_cli_process` is only for
+seed-edge's own programs, never for a host program.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from typing import Any, TextIO
 log = logging.getLogger("seed_edge")
 
 TELEMETRY_OFF = {
-    "ORT_DISABLE_TELEMETRY": "1",  # ONNX Runtime: no machine id on disk, no look-up of its collector
+    "ORT_DISABLE_TELEMETRY": "1",  # ONNX Runtime: no machine id on disk, no DNS query for its collector
     "ORT_TELEMETRY_DISABLED": "1",
     "DO_NOT_TRACK": "1",
-    "HF_HUB_DISABLE_TELEMETRY": "1",  # huggingface_hub, and with it transformers, diffusers, accelerate, peft
+    "HF_HUB_DISABLE_TELEMETRY": "1",  # huggingface_hub, also for transformers, diffusers, accelerate, peft
     "RAY_USAGE_STATS_ENABLED": "0",
 }
-"""Environment variables that turn telemetry of libraries off. They are set in every process and override the
+"""Variables that turn the telemetry of libraries off. They are set in every process and override the
 environment.
 """
 HUB_OFFLINE = {
@@ -37,35 +37,35 @@ HUB_OFFLINE = {
     "HF_DATASETS_OFFLINE": "1",
     "TRANSFORMERS_OFFLINE": "1",
 }
-"""Variables that keep huggingface_hub off the network. Set for our own programs, training and export: a host
-program that only runs bundles may download as it likes.
+"""Variables that keep huggingface_hub offline. Set for seed-edge's own programs, training and export, not for
+a host program that only runs bundles.
 """
-QUIET = {
-    # threads of libgomp sleep while they wait; spinning ones slow a busy machine a hundredfold
+DEFAULTS = {
+    # libgomp's threads sleep while they wait; spinning threads slow a busy machine a hundredfold
     "OMP_WAIT_POLICY": "passive",
 }
-"""Variables that a choice made in the environment overrides."""
+"""Defaults of variables, used where the environment does not set them."""
 LIBRARIES = ("onnxruntime", "onnxruntime-gpu", "llama-cpp-python")
-"""Native libraries, by the names of their packages."""
+"""Package names of the native libraries."""
 ORT_FATAL = 4
-"""ONNX Runtime's log severity for fatal errors only; failures reach us as exceptions."""
+"""ONNX Runtime's log severity "fatal"; other errors are raised as exceptions."""
 LLAMA_ERROR = 3
-"""Level of llama.cpp's error messages."""
+"""llama.cpp's log level of errors."""
 MAX_LOG_LINES = 20
 _llama_errors: list[str] = []
-_own = False
-"""Whether this process runs nothing but seed-edge's command line; set by `own_process`."""
+_is_cli_process = False
+"""Whether this process runs only seed-edge's command line; set by `configure_cli_process`."""
 
 
 def configure() -> None:
-    """Set the environment of this process and of those it starts. Called once, at import of `seed_edge`.
+    """Set the environment of this process and its children. Called once, when `seed_edge` is imported.
 
-    A host program that imported ONNX Runtime before seed-edge has started its telemetry; it is stopped then,
-    and a warning says what would have prevented it.
+    If the host program imported ONNX Runtime before, its telemetry has started; it is stopped, with a
+    warning.
     """
     too_late = "onnxruntime" in sys.modules and os.environ.get("ORT_DISABLE_TELEMETRY") != "1"
     os.environ.update(TELEMETRY_OFF)
-    for name, value in QUIET.items():
+    for name, value in DEFAULTS.items():
         os.environ.setdefault(name, value)
     if too_late:
         onnxruntime()
@@ -82,13 +82,13 @@ def telemetry_off() -> bool:
 
 @functools.cache
 def onnxruntime() -> ModuleType:
-    """ONNX Runtime, with telemetry off and only fatal errors logged. The only import of it."""
+    """Import ONNX Runtime, with telemetry off and only fatal errors logged. No other module imports it."""
     import onnxruntime as ort
 
-    ort.disable_telemetry_events()  # Windows' event tracing asks for this besides the variables
+    ort.disable_telemetry_events()  # event tracing on Windows ignores the variables
     ort.set_default_logger_severity(ORT_FATAL)
-    loaded: ModuleType = ort
-    return loaded
+    module: ModuleType = ort
+    return module
 
 
 @functools.cache
@@ -102,8 +102,8 @@ def llama_cpp() -> ModuleType:
 
     llama_cpp.llama_log_set(_llama_callback(), ctypes.c_void_p(0))
     llama_cpp.llama_backend_init()
-    loaded: ModuleType = llama_cpp
-    return loaded
+    module: ModuleType = llama_cpp
+    return module
 
 
 @functools.cache
@@ -120,11 +120,11 @@ def _llama_callback() -> Any:
 
 
 @functools.cache
-def import_quietly() -> None:
-    """Set huggingface_hub to offline mode, and import the modules that would open a socket at import.
+def configure_hub_offline() -> None:
+    """Set huggingface_hub to offline mode, and import urllib3 without its socket.
 
-    urllib3, below huggingface_hub, binds one to see whether IPv6 works. Called by the packages that need
-    PyTorch, before transformers, diffusers or accelerate are imported.
+    urllib3, which huggingface_hub uses, binds a socket at import to test IPv6. Called by the packages that
+    need PyTorch, before transformers, diffusers or accelerate are imported.
     """
     import importlib.util
     import socket
@@ -141,9 +141,10 @@ def import_quietly() -> None:
 
 
 def _open_standard_streams() -> None:
-    """Connect standard streams that were closed to the null device.
+    """Connect closed standard streams to the null device.
 
-    Otherwise the next file that is opened takes their number, and what a native library prints goes into it.
+    Otherwise the next opened file gets their descriptor, and messages of native libraries are written into
+    it.
     """
     while True:
         descriptor = os.open(os.devnull, os.O_RDWR)
@@ -152,12 +153,13 @@ def _open_standard_streams() -> None:
             break
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:
-            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115  (open as long as the process)
+            stream = open(os.devnull, mode, encoding="utf-8")  # noqa: SIM115
+            setattr(sys, name, stream)
 
 
 @functools.cache
 def installed_version(library: str) -> str:
-    """Version of an installed library, without loading it; an empty text where it is not installed."""
+    """Version of an installed library, without loading it; an empty string if it is not installed."""
     import importlib.metadata
 
     try:
@@ -166,47 +168,42 @@ def installed_version(library: str) -> str:
         return ""
 
 
-def forget_llama_errors() -> None:
-    """Empty the list that `last_llama_error` looks at; before a call whose errors are wanted."""
+def clear_llama_errors() -> None:
+    """Clear the messages of `last_llama_error`; call it before a call whose errors are reported."""
     _llama_errors.clear()
 
 
 def last_llama_error() -> str:
-    """Last error message of llama.cpp, in any thread."""
+    """Last error message of llama.cpp, from any thread."""
     return _llama_errors[-1] if _llama_errors else "no reason given"
 
 
 def libtiff() -> ctypes.CDLL | None:
-    """The libtiff that Pillow has loaded; None if it is unknown, or linked into Pillow's library."""
+    """The libtiff library that Pillow has loaded; None if it is unknown, or linked statically."""
     import PIL
 
-    loaded = Path("/proc/self/maps")
-    if loaded.exists():
-        names = {
-            line.split(maxsplit=5)[-1] for line in loaded.read_text(errors="surrogateescape").splitlines()
-        }
-    else:  # macOS: beside Pillow, in its wheel
+    maps = Path("/proc/self/maps")
+    if maps.exists():
+        names = {line.split(maxsplit=5)[-1] for line in maps.read_text(errors="surrogateescape").splitlines()}
+    else:  # macOS: in Pillow's wheel
         names = {str(path) for path in Path(PIL.__file__).parent.glob(".dylibs/libtiff*")}
     name = next((name for name in sorted(names) if Path(name).name.startswith("libtiff")), None)
     return None if name is None else ctypes.CDLL(name)
 
 
 @functools.cache
-def quiet_libtiff() -> None:
-    """Stop libtiff from printing on stderr; Pillow raises the same errors. Only for processes that seed-edge
-    started.
-    """
-    library = libtiff() if _own else None
+def silence_libtiff() -> None:
+    """Stop libtiff from printing to stderr; Pillow raises the same errors. Only in seed-edge's processes."""
+    library = libtiff() if _is_cli_process else None
     if library is not None:
         for name in ("TIFFSetErrorHandler", "TIFFSetWarningHandler"):
             getattr(library, name)(ctypes.c_void_p(None))
 
 
-def own_process() -> None:
-    """Settings for a process that runs nothing but seed-edge's command line.
+def configure_cli_process() -> None:
+    """Configure a process that runs only seed-edge's command line.
 
-    Output that stdout's encoding cannot hold is escaped instead of raising; warnings of libraries become
-    debug messages.
+    Characters that the encoding of stdout lacks are escaped; warnings of libraries become debug messages.
     """
     os.environ.update(HUB_OFFLINE)
     _open_standard_streams()
@@ -215,7 +212,7 @@ def own_process() -> None:
         if reconfigure is not None:
             reconfigure(errors="backslashreplace")
 
-    def to_log(
+    def log_warning(
         message: Warning | str,
         category: type[Warning],
         filename: str,
@@ -225,6 +222,6 @@ def own_process() -> None:
     ) -> None:
         log.debug("%s: %s", category.__name__, message)
 
-    warnings.showwarning = to_log
-    global _own
-    _own = True
+    warnings.showwarning = log_warning
+    global _is_cli_process
+    _is_cli_process = True

@@ -1,7 +1,8 @@
-"""Reads and checks the structure of an ONNX file before native code does. Weights are skipped.
+"""Reads and checks the structure of an ONNX file before native code reads it. Weights are skipped.
 
-An ONNX file is one protocol buffer message (https://github.com/onnx/onnx/blob/main/onnx/onnx.proto; the wire
-format: https://protobuf.dev/programming-guides/encoding). Field numbers here are those of that file.
+An ONNX file is one protocol buffer message (https://github.com/onnx/onnx/blob/main/onnx/onnx.proto; wire
+format: https://protobuf.dev/programming-guides/encoding). Field numbers in this module are those of
+onnx.proto.
 """
 
 from __future__ import annotations
@@ -22,27 +23,28 @@ MAX_NODES, MAX_TENSORS, MAX_DIMENSIONS = 200_000, 100_000, 8
 MAX_NAME_LENGTH = 1 << 12
 MAX_VALUES = 1 << 48
 STANDARD = ("", "ai.onnx")
-"""Names of the domain of standard operators."""
-RUNTIME_DOMAIN, PRODUCT_OF_BYTES = "com.microsoft", "MatMulNBits"
-"""The one operator besides that bundles may use; ONNX Runtime brings it itself."""
+"""Names of the standard operator domain."""
+RUNTIME_DOMAIN, MATMUL_NBITS = "com.microsoft", "MatMulNBits"
+"""The only operator of another domain that bundles may use; it is part of ONNX Runtime."""
 ELEMENT_SIZES = {
     1: ("float32", 4), 2: ("uint8", 1), 3: ("int8", 1), 4: ("uint16", 2), 5: ("int16", 2),
     6: ("int32", 4), 7: ("int64", 8), 9: ("bool", 1), 10: ("float16", 2), 11: ("float64", 8),
     12: ("uint32", 4), 13: ("uint64", 8), 16: ("bfloat16", 2),
 }  # fmt: skip
-"""TensorProto.DataType: name, bytes of an element."""
+"""TensorProto.DataType: name and bytes per element."""
 HALF_BYTES = {21: "uint4", 22: "int4"}
 EXTERNAL = 1
-"""TensorProto.DataLocation: the weights lie in another file."""
+"""TensorProto.DataLocation: the weights are in another file."""
 VARINT, LONG, BYTES, SHORT = 0, 1, 2, 5
 """Wire types."""
 FLOAT, INT, STRING, FLOATS, INTS = 1, 2, 3, 6, 7
-"""AttributeProto.AttributeType: those whose values are read."""
-KEPT_BYTES = 1 << 10
-"""Maximum bytes of weights that are kept: shapes and scales that determine the sizes of other tensors."""
+"""AttributeProto.AttributeType: the types whose values are read."""
+MAX_CONTENT_BYTES = 1 << 10
+"""Maximum size of weights whose content is read: shapes and scales that determine the sizes of other tensors.
+"""
 MAX_ATTRIBUTE_VALUES = 64
 MAX_LINKS = 1_000_000
-"""Names of inputs and outputs of operators, all together."""
+"""Maximum number of operator inputs and outputs of a graph."""
 
 
 @dataclass(frozen=True)
@@ -53,15 +55,15 @@ class OnnxTensor:
     shape: tuple[int, ...]
     kind: str
     size: int
-    """Bytes."""
+    """Size in bytes."""
     location: str | None = None
-    """Name of the file beside the graph that holds them; None where the graph does itself."""
+    """Name of the external file with the weights; None if they are in the graph."""
     offset: int = 0
-    """In that file."""
+    """Offset in the external file."""
     stored: bool = True
-    """Whether the graph holds them as raw bytes, not as a list of numbers."""
+    """Whether the weights are stored as raw bytes, not as a list of numbers."""
     content: bytes | None = None
-    """Little-endian values, if they are at most `KEPT_BYTES`."""
+    """Little-endian values, if they are at most `MAX_CONTENT_BYTES` long."""
 
 
 @dataclass(frozen=True)
@@ -69,12 +71,12 @@ class OnnxNode:
     """One operator of a graph."""
 
     operator: str
-    """`MatMul`, or `domain::operator` for another domain than the standard one."""
+    """`MatMul`, or `domain::operator` for a non-standard domain."""
     inputs: tuple[str, ...]
-    """Names; an input that is left out is an empty one."""
+    """Names; empty for an omitted optional input."""
     outputs: tuple[str, ...]
     attributes: dict[str, Any]
-    """Numbers, bytes, lists of numbers; None for an attribute of another kind."""
+    """Numbers, bytes or lists of numbers by name; None for other types."""
 
 
 @dataclass
@@ -86,9 +88,9 @@ class OnnxHeader:
     opsets: dict[str, int] = field(default_factory=dict)
     """Version by domain."""
     operators: Counter[str] = field(default_factory=Counter)
-    """How often each is used; those of other domains than the standard one as `domain::operator`."""
+    """Number of nodes of each operator; `domain::operator` for non-standard domains."""
     inputs: dict[str, tuple[int | str, ...]] = field(default_factory=dict)
-    """Shapes; an axis that is not fixed is a name."""
+    """Shapes by name; dynamic axes are strings."""
     outputs: dict[str, tuple[int | str, ...]] = field(default_factory=dict)
     types: dict[str, str] = field(default_factory=dict)
     """Element types of inputs and outputs, by name."""
@@ -103,7 +105,7 @@ class OnnxHeader:
         """Read a header.
 
         Raises:
-            BundleError: this is no ONNX file, it is cut off, or it contradicts itself.
+            BundleError: the file is not an ONNX file, is truncated, or is inconsistent.
         """
         try:
             with open_regular(path, BundleError) as file:
@@ -116,46 +118,44 @@ class OnnxHeader:
         except OSError as error:
             raise BundleError(f"{path} cannot be read ({error.strerror})") from error
 
-    def refuse_what_bundles_never_hold(self, path: Path) -> None:
-        """Refuse custom operators, functions, control flow, and weights anywhere but in the one file beside
-        the graph.
+    def check_bundle_rules(self, path: Path) -> None:
+        """Check that the graph has no custom operators, functions or control flow, and that external weights
+        are in the file `NAME.data` next to it.
 
         Raises:
-            BundleError: there is such a thing; the first is named.
+            BundleError: it breaks one of these rules; the message names the first.
         """
-        own = f"{RUNTIME_DOMAIN}::{PRODUCT_OF_BYTES}"
-        foreign = sorted(name for name in self.operators if "::" in name and name != own)
-        foreign += sorted(domain for domain in self.opsets if domain not in (*STANDARD, RUNTIME_DOMAIN))
-        if foreign:
-            raise BundleError(f"{path} uses {foreign[0]}, which no bundle does; export it again")
+        allowed = f"{RUNTIME_DOMAIN}::{MATMUL_NBITS}"
+        custom = sorted(name for name in self.operators if "::" in name and name != allowed)
+        custom += sorted(domain for domain in self.opsets if domain not in (*STANDARD, RUNTIME_DOMAIN))
+        if custom:
+            raise BundleError(f"{path} uses {custom[0]}, which bundles cannot use; export it again")
         if self.functions or self.subgraphs:
-            raise BundleError(f"{path} holds graphs within its graph; those of bundles are flat")
-        beside = path.with_name(path.name + ".data")
+            raise BundleError(
+                f"{path} contains functions or subgraphs, which bundles cannot; export it again"
+            )
+        data = path.with_name(path.name + ".data")
         for tensor in self.tensors.values():
             if tensor.location is None:
                 continue
-            if tensor.location != beside.name:
+            if tensor.location != data.name:
                 raise BundleError(
-                    f"{path}: weights {tensor.name!r} lie in {tensor.location!r}, not in {beside.name}"
+                    f"{path}: weights {tensor.name!r} are in {tensor.location!r}, not in {data.name}"
                 )
-            if (
-                not beside.is_file()
-                or beside.is_symlink()
-                or tensor.offset + tensor.size > beside.stat().st_size
-            ):
+            if not data.is_file() or data.is_symlink() or tensor.offset + tensor.size > data.stat().st_size:
                 raise BundleError(
-                    f"{path}: weights {tensor.name!r} lie outside {beside.name}; copy or export it again"
+                    f"{path}: weights {tensor.name!r} are outside {data.name}; copy or export it again"
                 )
 
 
 def signed(number: int) -> int:
-    """The signed value of a 64-bit integer in two's complement; the wire format is unsigned."""
+    """Signed value of an unsigned 64-bit integer of the wire format (two's complement)."""
     number &= (1 << 64) - 1
     return number - (1 << 64) if number >> 63 else number
 
 
 class _Reader:
-    """Reads messages; `data` is the whole file."""
+    """Parses protocol buffer messages; `data` is the whole file."""
 
     def __init__(self, path: Path, data: mmap.mmap) -> None:
         self.path, self.data, self.header, self.links = path, data, OnnxHeader(), 0
@@ -169,10 +169,11 @@ class _Reader:
                 header.producer = self.text(value)
             elif number == 8:
                 domain, version = "", 0
-                for inner, said in self.message(value):
-                    domain, version = (
-                        (self.text(said), version) if inner == 1 else (domain, self.integer(said))
-                    )
+                for inner, part in self.message(value):
+                    if inner == 1:
+                        domain = self.text(part)
+                    else:
+                        version = self.integer(part)
                 header.opsets[domain] = version
             elif number == 7:
                 graphs += 1
@@ -181,7 +182,7 @@ class _Reader:
                 header.functions += 1
         if graphs != 1 or not header.ir_version or not header.opsets:
             raise BundleError(
-                f"{self.path} is no ONNX file (it has no graph, or says no version); export again"
+                f"{self.path} is not an ONNX file (its graph or its version is missing); export again"
             )
         return header
 
@@ -210,19 +211,19 @@ class _Reader:
             elif number == 7:
                 domain = self.text(part)
             elif number == 5:
-                name, said = self.attribute(part)
+                name, content = self.attribute(part)
                 if name in attributes:
-                    raise self.broken(f"an attribute {name!r} stands there twice")
-                attributes[name] = said
+                    raise self.broken(f"duplicate attribute {name!r}")
+                attributes[name] = content
         operator = kind if domain in STANDARD else f"{domain}::{kind}"
         self.header.nodes.append(OnnxNode(operator, tuple(names[0]), tuple(names[1]), attributes))
         self.header.operators[operator] += 1
         if len(self.header.nodes) > MAX_NODES or self.links > MAX_LINKS:
-            raise self.broken(f"over {MAX_NODES:,} operators, or {MAX_LINKS:,} names between them")
+            raise self.broken(f"over {MAX_NODES:,} operators, or over {MAX_LINKS:,} inputs and outputs")
 
     def attribute(self, value: Any) -> tuple[str, Any]:
-        """Name and value; None for a type of value that is not read."""
-        name, kind, found = "", 0, dict[int, Any]()
+        """Name and value of an attribute; the value is None for types that are not read."""
+        name, kind, values = "", 0, dict[int, Any]()
         lists: dict[int, list[Any]] = {7: [], 8: []}
         for number, part in self.message(value):
             if number in (6, 11):
@@ -230,17 +231,17 @@ class _Reader:
             elif number == 5:
                 self.tensor(part)
             elif number in (10, 22, 23):
-                raise self.broken("an attribute of several tensors, or of sparse ones")
+                raise self.broken("an attribute with a list of tensors, or a sparse tensor")
             elif number == 1:
                 name = self.text(part)
             elif number == 20:
                 kind = self.integer(part)
             elif number == 2:
-                found[FLOAT] = self.float32(part)
+                values[FLOAT] = self.float32(part)
             elif number == 3:
-                found[INT] = signed(self.integer(part))
+                values[INT] = signed(self.integer(part))
             elif number == 4:
-                found[STRING] = self.short(part)
+                values[STRING] = self.short(part)
             elif number == 7:
                 lists[7] += self.floats(part)
             elif number == 8:
@@ -251,8 +252,8 @@ class _Reader:
                 )
         if max(map(len, lists.values())) > MAX_ATTRIBUTE_VALUES:
             raise self.broken(f"attribute {name!r} has over {MAX_ATTRIBUTE_VALUES} values")
-        found |= {FLOATS: lists[7], INTS: lists[8]}
-        return name, found.get(kind)
+        values |= {FLOATS: lists[7], INTS: lists[8]}
+        return name, values.get(kind)
 
     def value_info(self, value: Any) -> tuple[str, tuple[int | str, ...]]:
         name, shape, kind = "", list[int | str](), 0
@@ -271,7 +272,7 @@ class _Reader:
         kind, shape = 0, list[int | str]()
         for number, tensor in self.message(value):
             if number != 1:
-                raise self.broken("an input or output that is no tensor")
+                raise self.broken("an input or output that is not a tensor")
             for inner, part in self.message(tensor):
                 if inner == 1:
                     kind = self.integer(part)
@@ -280,22 +281,23 @@ class _Reader:
         return kind, shape
 
     def dimension(self, value: Any) -> int | str:
-        found: int | str = "?"
+        """Size of a fixed axis, or name of a dynamic one."""
+        size: int | str = "?"
         for number, part in self.message(value):
-            found = self.integer(part) if number == 1 else self.text(part) if number == 2 else found
-        return found
+            size = self.integer(part) if number == 1 else self.text(part) if number == 2 else size
+        return size
 
     def add_tensor(self, value: Any) -> None:
         tensor = self.tensor(value)
         if tensor.name in self.header.tensors:
-            raise self.broken(f"weights {tensor.name!r} stand there twice")
+            raise self.broken(f"duplicate weights {tensor.name!r}")
         self.header.tensors[tensor.name] = tensor
         if len(self.header.tensors) > MAX_TENSORS:
             raise self.broken(f"over {MAX_TENSORS:,} weights")
 
     def tensor(self, value: Any) -> OnnxTensor:
-        name, kind, place, outside = "", 0, 0, dict[str, str]()
-        held: tuple[int, int] | None = None
+        name, kind, location, external = "", 0, 0, dict[str, str]()
+        raw: tuple[int, int] | None = None
         shape: list[int] = []
         for number, part in self.message(value):
             if number == 1:
@@ -305,60 +307,64 @@ class _Reader:
             elif number == 8:
                 name = self.text(part)
             elif number == 9:
-                held = self.span(part)
+                raw = self.span(part)
             elif number == 13:
-                key, said = self.entry(part)
-                outside[key] = said
+                key, entry = self.entry(part)
+                external[key] = entry
             elif number == 14:
-                place = self.integer(part)
+                location = self.integer(part)
         if (
             len(shape) > MAX_DIMENSIONS
             or any(n < 0 or n > MAX_VALUES for n in shape)
             or prod(shape) > MAX_VALUES
         ):
             raise self.broken(f"weights {name!r} have shape {tuple(shape)}")
-        size, word = self.size_of(kind, prod(shape), name)
-        if place == EXTERNAL:
-            numbers = [outside.get(key, missing) for key, missing in (("offset", "0"), ("length", str(size)))]
+        size, dtype = self.size_of(kind, prod(shape), name)
+        if location == EXTERNAL:
+            numbers = [
+                external.get(key, default) for key, default in (("offset", "0"), ("length", str(size)))
+            ]
             if not all(number.isascii() and number.isdecimal() and len(number) < 20 for number in numbers):
-                raise self.broken(f"weights {name!r} lie at {outside}")
+                raise self.broken(f"weights {name!r} have the location {external}")
             offset, length = map(int, numbers)
             if length != size:
-                raise self.broken(f"weights {name!r} take {size:,} bytes, {length:,} are announced")
-            return OnnxTensor(name, tuple(shape), word, size, outside.get("location", ""), offset)
-        if held is not None and held[1] - held[0] != size:
-            raise self.broken(f"weights {name!r} take {size:,} bytes, {held[1] - held[0]:,} are there")
-        content = bytes(self.data[held[0] : held[1]]) if held is not None and size <= KEPT_BYTES else None
+                raise self.broken(f"weights {name!r} need {size:,} bytes, but {length:,} are declared")
+            return OnnxTensor(name, tuple(shape), dtype, size, external.get("location", ""), offset)
+        if raw is not None and raw[1] - raw[0] != size:
+            raise self.broken(f"weights {name!r} need {size:,} bytes, but have {raw[1] - raw[0]:,}")
+        content = bytes(self.data[raw[0] : raw[1]]) if raw is not None and size <= MAX_CONTENT_BYTES else None
         return OnnxTensor(
-            name, tuple(shape), word, size, stored=held is not None or not size, content=content
+            name, tuple(shape), dtype, size, stored=raw is not None or not size, content=content
         )
 
     def size_of(self, kind: int, count: int, name: str) -> tuple[int, str]:
+        """Size in bytes and name of the element type of a tensor."""
         if kind in HALF_BYTES:
             return (count + 1) // 2, HALF_BYTES[kind]
         if kind not in ELEMENT_SIZES:
-            raise self.broken(f"weights {name!r} are of type {kind}, which is unknown")
-        word, size = ELEMENT_SIZES[kind]
-        return count * size, word
+            raise self.broken(f"weights {name!r} have the unknown type {kind}")
+        dtype, size = ELEMENT_SIZES[kind]
+        return count * size, dtype
 
     def entry(self, value: Any) -> tuple[str, str]:
-        found = {number: self.text(part) for number, part in self.message(value)}
-        return found.get(1, ""), found.get(2, "")
+        """Key and value of a StringStringEntryProto."""
+        fields = {number: self.text(part) for number, part in self.message(value)}
+        return fields.get(1, ""), fields.get(2, "")
 
-    def packed(self, value: Any, most: int) -> list[int]:
-        """The first `most` integers of a list, and one more if the list is longer."""
+    def packed(self, value: Any, limit: int) -> list[int]:
+        """Integers of a packed list; if it has more than `limit`, only the first `limit + 1`."""
         at, end = self.span(value)
-        found: list[int] = []
-        while at < end and len(found) <= most:
+        integers: list[int] = []
+        while at < end and len(integers) <= limit:
             number, at = self.varint(at, end)
-            found.append(number)
-        return found
+            integers.append(number)
+        return integers
 
     def message(self, value: Any) -> Iterator[tuple[int, Any]]:
         return self.fields(*self.span(value))
 
     def fields(self, at: int, end: int) -> Iterator[tuple[int, Any]]:
-        """Number and value of each field: an integer, or where its bytes begin and end."""
+        """Number and value of each field: an integer, or the begin and end of its bytes."""
         while at < end:
             key, at = self.varint(at, end)
             number, wire = key >> 3, key & 7
@@ -368,57 +374,58 @@ class _Reader:
             elif wire == BYTES:
                 length, at = self.varint(at, end)
                 if length > end - at:
-                    raise self.broken("it ends within a message")
+                    raise self.broken("a message is truncated")
                 yield number, (at, at + length)
                 at += length
             elif wire in (LONG, SHORT):
                 size = 8 if wire == LONG else 4
                 if size > end - at:
-                    raise self.broken("it ends within a number")
+                    raise self.broken("a number is truncated")
                 yield number, (at, at + size)
                 at += size
             else:
-                raise self.broken(f"a field of kind {wire}")
+                raise self.broken(f"a field of wire type {wire}")
 
     def varint(self, at: int, end: int) -> tuple[int, int]:
-        found = shift = 0
+        """An integer, and the position after it."""
+        number = shift = 0
         while at < end and shift < 70:
             byte = self.data[at]
             at += 1
-            found |= (byte & 127) << shift
+            number |= (byte & 127) << shift
             if byte < 128:
-                return found, at
+                return number, at
             shift += 7
-        raise self.broken("it ends within a number")
+        raise self.broken("a number is truncated")
 
     def float32(self, value: Any) -> float:
         at, end = self.span(value)
         if end - at != 4:
-            raise self.broken("bytes stand where a number belongs")
+            raise self.broken("bytes in place of a number")
         number: float = struct.unpack("<f", self.data[at:end])[0]
         return number
 
     def floats(self, value: Any) -> list[float]:
         at, end = self.span(value)
         if (end - at) % 4 or end - at > 4 * MAX_ATTRIBUTE_VALUES:
-            raise self.broken("a list of numbers is cut off or too long")
+            raise self.broken("a list of numbers is truncated or too long")
         return list(struct.unpack(f"<{(end - at) // 4}f", self.data[at:end]))
 
     def short(self, value: Any) -> bytes:
         at, end = self.span(value)
         if end - at > MAX_NAME_LENGTH:
-            raise self.broken(f"a text of {end - at:,} bytes")
+            raise self.broken(f"a string of {end - at:,} bytes")
         return bytes(self.data[at:end])
 
     def span(self, value: Any) -> tuple[int, int]:
         if isinstance(value, int):
-            raise self.broken("a number stands where bytes belong")
+            raise self.broken("a number in place of bytes")
         at, end = value
         return at, end
 
     def integer(self, value: Any) -> int:
         if not isinstance(value, int):
-            raise self.broken("bytes stand where a number belongs")
+            raise self.broken("bytes in place of a number")
         return value
 
     def text(self, value: Any) -> str:
@@ -430,5 +437,5 @@ class _Reader:
         except UnicodeDecodeError:
             raise self.broken("a name is not UTF-8") from None
 
-    def broken(self, why: str) -> BundleError:
-        return BundleError(f"{self.path} is a broken ONNX file: {why}; copy or export it again")
+    def broken(self, problem: str) -> BundleError:
+        return BundleError(f"{self.path} is a broken ONNX file: {problem}; copy or export it again")

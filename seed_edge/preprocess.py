@@ -1,7 +1,7 @@
-"""Image sources to PIL images, PIL images to the encoder's input, and pixels back to PIL images.
+"""Converts image sources to PIL images, PIL images to the encoder's input, and pixels to PIL images.
 
-All numbers come from the caller; those of a bundle are in its manifest. This module does not know about codes
-or graphs.
+All parameters come from the caller; those of a bundle are in its manifest. This module does not know about
+codes or graphs.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ log = logging.getLogger("seed_edge")
 DRAFT_PIXELS = 50_000_000
 """JPEGs larger than this are decoded at a reduced size, to bound memory."""
 
-LINEAR = 0.75
-"""Gamma of a PNG file above which its values are taken for linear light; below, for what a screen shows."""
+LINEAR_GAMMA = 0.75
+"""PNG files with a gamma above this are treated as linear light, others as sRGB."""
 MAX_PROFILE = 4 << 20
-"""Maximum size in bytes of an ICC profile that is applied; those of printers have two million."""
-PROFILED = {"RGB": "RGB", "GRAY": "L", "CMYK": "CMYK"}
+"""Maximum size in bytes of an ICC profile that is applied; printer profiles have about 2 MB."""
+MODE_BY_COLOUR_SPACE = {"RGB": "RGB", "GRAY": "L", "CMYK": "CMYK"}
 """Pillow's mode for each colour space of an ICC profile."""
 
 FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
@@ -69,7 +69,7 @@ class Preprocessing:
         image.
 
         The views are: the image; zoomed in and mirrored; zoomed out; less saturated and mirrored. All show
-        the same, with different codes; a caption that fits all views is more often right.
+        the same content with different codes; a caption that fits all views is correct more often.
         """
         return self.normalise(
             np.stack([np.asarray(square) for square in itertools.islice(self._views(image), count)])
@@ -91,17 +91,17 @@ class Preprocessing:
 
 
 CROP_MARGIN = 0.07
-"""Share of the width and height that is cut off at each side in the zoomed-in view."""
+"""Fraction of the width and height that the zoomed-in view crops at each side."""
 SHRINK_FACTOR = 1.2
 """Factor by which the image is reduced in the zoomed-out view."""
 SATURATION = 0.6
-"""Share of the saturation that is left in the less saturated view."""
+"""Saturation factor of the less saturated view."""
 MAX_VIEWS = 4
-"""Number of views that `Preprocessing.views` has."""
+"""Maximum number of views of `Preprocessing.views`."""
 
 
 def _zoomed_in(rgb: Image.Image) -> Image.Image:
-    """The image without its margins; not by `crop`, which applies Pillow's limit on pixels."""
+    """The image without its margins. Not `Image.crop`, which applies Pillow's process-wide pixel limit."""
     width, height = rgb.size
     x, y = int(CROP_MARGIN * width), int(CROP_MARGIN * height)
     return rgb.transform(
@@ -110,7 +110,7 @@ def _zoomed_in(rgb: Image.Image) -> Image.Image:
 
 
 def _zoomed_out(square: Image.Image, resample: Image.Resampling) -> Image.Image:
-    """A reduced copy in a margin of the median colour of the image's border."""
+    """A reduced copy, with a margin in the median colour of the image's border."""
     pixels, side = np.asarray(square), round(square.width / SHRINK_FACTOR)
     border = np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])
     red, green, blue = (int(value) for value in np.median(border, 0))
@@ -120,7 +120,7 @@ def _zoomed_out(square: Image.Image, resample: Image.Resampling) -> Image.Image:
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Any mode as 8-bit RGB: transparency over white, 16-bit grey scaled down.
+    """Convert any mode to 8-bit RGB: transparency over white, 16-bit grey scaled to 8 bits.
 
     Raises:
         ImageError: the mode has no defined range (32-bit floats and integers).
@@ -149,17 +149,17 @@ def open_image(source: str | os.PathLike[str] | IO[bytes], max_pixels: int = MAX
     """Read an image file as upright 8-bit RGB; of an animation, the first frame.
 
     Args:
-        source: a path of a regular file, or a binary file object.
-        max_pixels: refuse images of more than this many pixels.
+        source: path of a regular file, or a binary file object.
+        max_pixels: maximum number of pixels.
 
     Raises:
-        ImageError: no such file, not a regular one, not an image, damaged, or too large.
+        ImageError: the file does not exist, is not regular, not an image, damaged, or too large.
     """
     with open_image_file(source, max_pixels) as image:
         name = display_name(source)
         frames = count_frames(image)
         if frames > 1:
-            log.warning("%s has %s frames or pages; the first is taken", name, frames)
+            log.warning("%s has %s frames or pages; only the first is used", name, frames)
         if image.format == "JPEG" and image.width * image.height > DRAFT_PIXELS:
             image.draft("RGB", (image.width // 2, image.height // 2))
         try:
@@ -177,21 +177,21 @@ width, 3).
 
 
 def as_image(source: ImageSource, max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """A PIL image of any source; one that is a PIL image already is returned as it is.
+    """Convert any image source to a PIL image; a PIL image is returned unchanged.
 
     Args:
-        max_pixels: refuse image files of more than this many pixels.
+        max_pixels: maximum number of pixels of an image file.
 
     Raises:
         ImageNotFoundError: there is no file at the path.
-        ImageError: `source` is no image, or it cannot be read.
+        ImageError: `source` is not an image, or cannot be read.
     """
     if isinstance(source, Image.Image):
         return source
     if isinstance(source, np.ndarray):
         if source.ndim != 3 or source.shape[2] != 3 or source.dtype != np.uint8 or not source.size:
             raise ImageError(
-                f"an array of shape {source.shape} and type {source.dtype} is no image; give (height, "
+                f"an array of shape {source.shape} and type {source.dtype} is not an image; pass (height, "
                 "width, 3) of uint8"
             )
         return Image.fromarray(np.ascontiguousarray(source))
@@ -200,17 +200,16 @@ def as_image(source: ImageSource, max_pixels: int = MAX_PIXELS) -> Image.Image:
     if isinstance(source, str | os.PathLike) or hasattr(source, "read"):
         return open_image(source, max_pixels)
     raise ImageError(
-        f"{type(source).__name__} is no image; give a path, bytes, a binary file object, a PIL image, or "
-        "an array of "
-        "(height, width, 3) uint8"
+        f"{type(source).__name__} is not an image; pass a path, bytes, a binary file object, a PIL image, or "
+        "an array (height, width, 3) of uint8"
     )
 
 
 def image_list(sources: Sequence[ImageSource] | NDArray[np.uint8], name: str) -> list[ImageSource]:
-    """Several images; at least one.
+    """Check that `sources` is a list of at least one image.
 
     Args:
-        name: of the argument, for messages.
+        name: name of the argument, for messages.
 
     Raises:
         ImageError: `sources` is a single image, or empty.
@@ -220,25 +219,25 @@ def image_list(sources: Sequence[ImageSource] | NDArray[np.uint8], name: str) ->
     )
     if single or (isinstance(sources, np.ndarray) and sources.ndim == 3):
         raise ImageError(
-            f"{name} must be a list of images, not one image ({type(sources).__name__}); write [image]"
+            f"{name} must be a list of images, not one image ({type(sources).__name__}); pass [image]"
         )
     try:
         images: list[ImageSource] = list(sources)
     except TypeError:
         raise ImageError(f"{name} must be a list of images, not {type(sources).__name__}") from None
     if not images:
-        raise ImageError("no images to encode; give at least one")
+        raise ImageError("no images to encode; pass at least one")
     return images
 
 
 def in_srgb(image: Image.Image) -> Image.Image:
-    """Any mode as 8-bit RGB (`to_rgb`), converted from its ICC profile to sRGB; a damaged profile is ignored.
+    """Convert any mode to 8-bit RGB (`to_rgb`), from its ICC profile to sRGB; a damaged profile is ignored.
 
-    A PNG file without a profile whose gamma declares linear light is encoded as sRGB.
+    A PNG image without a profile, but with a gamma of linear light, is encoded as sRGB.
     """
     data = image.info.get("icc_profile")
-    if not data and "srgb" not in image.info and image.info.get("gamma", 0) > LINEAR:
-        return to_rgb(_encoded(image))
+    if not data and "srgb" not in image.info and image.info.get("gamma", 0) > LINEAR_GAMMA:
+        return to_rgb(_linear_to_srgb(image))
     if not data or len(data) > MAX_PROFILE:
         return to_rgb(image)
     from PIL import ImageCms
@@ -248,39 +247,41 @@ def in_srgb(image: Image.Image) -> Image.Image:
         space = profile.profile.xcolor_space.strip()
         if space == "RGB" and "sRGB" in (profile.profile.profile_description or ""):
             return to_rgb(image)
-        if PROFILED.get(space) != image.mode and space == "RGB":
+        if MODE_BY_COLOUR_SPACE.get(space) != image.mode and space == "RGB":
             image = to_rgb(image)
-        if PROFILED.get(space) != image.mode:
+        if MODE_BY_COLOUR_SPACE.get(space) != image.mode:
             return to_rgb(image)
-        found = ImageCms.profileToProfile(image, profile, ImageCms.createProfile("sRGB"), outputMode="RGB")
+        converted = ImageCms.profileToProfile(
+            image, profile, ImageCms.createProfile("sRGB"), outputMode="RGB"
+        )
     except (ImageCms.PyCMSError, OSError, ValueError, TypeError) as error:
-        log.debug("a colour profile is not used (%s)", error)
+        log.debug("an ICC profile is ignored (%s)", error)
         return to_rgb(image)
-    assert found is not None
-    return found
+    assert converted is not None
+    return converted
 
 
-def _encoded(image: Image.Image) -> Image.Image:
-    """An image of linear light, encoded as sRGB: RGB, RGBA or 16-bit grey."""
+def _linear_to_srgb(image: Image.Image) -> Image.Image:
+    """Encode an image of linear light as sRGB: RGB, RGBA or 16-bit grey."""
     if image.mode.startswith("I;16"):
-        table = (_srgb(np.arange(65536) / 65535) * 65535).round().astype(np.uint16)
+        table = (_srgb_transfer(np.arange(65536) / 65535) * 65535).round().astype(np.uint16)
         result = Image.fromarray(table[np.asarray(image)])
         key = image.info.get("transparency")
         if isinstance(key, int):
             result.info["transparency"] = int(table[key & 65535])
         return result
-    bands = (_srgb(np.arange(256) / 255) * 255).round().astype(int).tolist()
+    table8 = (_srgb_transfer(np.arange(256) / 255) * 255).round().astype(int).tolist()
     if image.has_transparency_data:
-        return image.convert("RGBA").point([*bands * 3, *range(256)])
-    return image.convert("RGB").point(bands * 3)
+        return image.convert("RGBA").point([*table8 * 3, *range(256)])
+    return image.convert("RGB").point(table8 * 3)
 
 
-def _srgb(light: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The transfer function of sRGB: linear light in [0, 1] to values in [0, 1]."""
+def _srgb_transfer(light: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Transfer function of sRGB: linear light in [0, 1] to values in [0, 1]."""
     return np.where(light <= 0.0031308, 12.92 * light, 1.055 * light ** (1 / 2.4) - 0.055)
 
 
 def to_images(pixels: NDArray[np.float32]) -> list[Image.Image]:
-    """(batch, 3, H, W) floats, clipped to [0, 1] -> RGB pictures."""
-    bytes_ = (np.clip(pixels, 0, 1) * 255).round().astype(np.uint8).transpose(0, 2, 3, 1)
-    return [Image.fromarray(picture) for picture in bytes_]
+    """(batch, 3, H, W) floats, clipped to [0, 1] -> RGB images."""
+    arrays = (np.clip(pixels, 0, 1) * 255).round().astype(np.uint8).transpose(0, 2, 3, 1)
+    return [Image.fromarray(array) for array in arrays]

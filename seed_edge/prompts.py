@@ -1,9 +1,9 @@
-r"""Templates to token ids. Prompts are assembled as ids; text of a user can never become a control id or a
-code.
+r"""Prompt templates to token ids. Prompts are assembled as ids, so that a user's text can never become a
+control id or a code.
 
 A template is a string such as `{bos}USER: {images}{text}\nASSISTANT:`. The placeholders `{bos}`, `{eos}`,
-`{boi}` and `{images}` become ids; what stands between two of them is one piece of text, tokenized on its own,
-with `{text}` replaced by the user's text. Takes a `tokenize` function, so that training and runtime share it.
+`{boi}` and `{images}` become ids; the text between two of them is tokenized as one piece, with `{text}`
+replaced by the user's text. Training and runtime share this module; each passes its own `tokenize` function.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Turn:
     images: tuple[Codes, ...] = ()
     """Codes of the images the user shows, before the text."""
     answer: tuple[str | Codes, ...] = ()
-    """What was answered, text and images in order; empty for the turn to be answered."""
+    """The answer, text and images in order; empty for the turn to be answered."""
 
 
 @dataclass(frozen=True)
@@ -44,43 +44,40 @@ class Prompts:
     """The prompt templates of a bundle's language model."""
 
     caption: str
-    """Template that a caption follows; has `{images}`."""
+    """Prompt of a caption; contains `{images}`."""
     draw: str
-    """Template that the codes of a picture follow; has `{text}` and ends with `{boi}`."""
+    """Prompt of a drawing; contains `{text}` and ends with `{boi}`."""
     ask: str = ""
-    """Template that an answer to a question about images follows; empty where the model cannot answer."""
+    """Prompt of an answer to a question about images; empty if the model cannot answer questions."""
     edit: str = ""
-    """Template that the codes of a changed picture follow; has `{images}`, ends with `{boi}`; empty where it
-    cannot.
+    """Prompt of an edited image; contains `{images}` and ends with `{boi}`; empty if the model cannot edit.
     """
     turn: str = ""
-    """Template of one turn of a conversation, without BOS; empty where the model cannot converse."""
+    """Template of one turn of a conversation, without BOS; empty if the model cannot converse."""
     before_answer: str = ""
     """Text between a turn and its answer if a further turn follows."""
     between_turns: str = ""
     """Text between an answer and the next turn."""
     drawn: str = ""
-    """Template of the caption of a drawing of `{text}`; empty if captions do not mention that an image is a
-    drawing.
-    """
+    """Template of the caption of a drawing; contains `{text}`; empty if captions do not say "a drawing"."""
     lowercase: bool = False
-    """The model was trained on lower-case text."""
+    """Whether the model was trained on lower-case text."""
 
     def __post_init__(self) -> None:
-        for name, template, needed in (
+        for name, template, required in (
             ("caption", self.caption, "{images}"),
             ("draw", self.draw, "{text}"),
             ("edit", self.edit, "{images}"),
             ("drawn", self.drawn, "{text}"),
         ):
-            if needed not in template and (template or name not in ("edit", "drawn")):
-                raise BundleError(f"{name} template {template!r} must hold {needed}; export again")
+            if required not in template and (template or name not in ("edit", "drawn")):
+                raise BundleError(f"{name} template {template!r} must contain {required}; export again")
         for name, template in (("draw", self.draw), ("edit", self.edit)):
             if template and not template.endswith("{boi}"):
                 raise BundleError(f"{name} template {template!r} must end with {{boi}}; export again")
 
-    def of_drawing(self, tokenize: Tokenize, text: str) -> list[int]:
-        """Ids of the caption of a drawing of `text`, which follow those of `for_caption`; empty without the
+    def drawing_caption(self, tokenize: Tokenize, text: str) -> list[int]:
+        """Ids of the caption of a drawing of `text`, which follow the ids of `for_caption`; empty without the
         template `drawn`.
 
         Raises:
@@ -89,49 +86,50 @@ class Prompts:
         return join([self.drawn.replace("{text}", self.clean(text))], tokenize) if self.drawn else []
 
     def for_caption(self, vocab: Vocab, tokenize: Tokenize, codes: Codes) -> list[int]:
-        """Ids after which the model continues with a caption of the image."""
+        """Prompt ids for a caption of the image."""
         return join(fill(self.caption, vocab, images=[codes]), tokenize)
 
     def for_drawing(self, vocab: Vocab, tokenize: Tokenize, text: str) -> list[int]:
-        """Ids after which the model continues with the codes of an image of `text`.
+        """Prompt ids for the codes of an image of `text`.
 
         Raises:
             PromptError: `text` is empty.
         """
         return join(fill(self.draw, vocab, text=self.clean(text)), tokenize)
 
-    def for_any_drawing(self, vocab: Vocab, tokenize: Tokenize) -> list[int]:
-        """Ids of the unconditional prompt, after which the model continues with the codes of any image."""
+    def for_unconditional_drawing(self, vocab: Vocab, tokenize: Tokenize) -> list[int]:
+        """Prompt ids for the codes of any image: the unconditional prompt."""
         return join(fill(self.draw, vocab), tokenize)
 
     def for_question(self, vocab: Vocab, tokenize: Tokenize, text: str, images: Sequence[Codes]) -> list[int]:
-        """Ids after which the model continues with an answer.
+        """Prompt ids for an answer to a question about images.
 
         Raises:
             PromptError: `text` is empty, or the model cannot answer questions.
         """
         return join(
-            fill(self._able(self.ask, "answer questions"), vocab, text=self.clean(text), images=images),
+            fill(self._require(self.ask, "answer questions"), vocab, text=self.clean(text), images=images),
             tokenize,
         )
 
     def for_edit(self, vocab: Vocab, tokenize: Tokenize, text: str, images: Sequence[Codes]) -> list[int]:
-        """Ids after which the model continues with the codes of the images changed as `text` says.
+        """Prompt ids for the codes of the images, edited as `text` says.
 
         Raises:
             PromptError: `text` is empty, or the model cannot edit.
         """
         return join(
-            fill(self._able(self.edit, "edit images"), vocab, text=self.clean(text), images=images), tokenize
+            fill(self._require(self.edit, "edit images"), vocab, text=self.clean(text), images=images),
+            tokenize,
         )
 
     def for_conversation(self, vocab: Vocab, tokenize: Tokenize, turns: Sequence[Turn]) -> list[int]:
-        """Ids after which the model continues with the answer to the last turn.
+        """Prompt ids for the answer to the last turn.
 
         Raises:
             PromptError: a turn's text is empty, or the model cannot converse.
         """
-        template = self._able(self.turn, "hold a conversation")
+        template = self._require(self.turn, "hold a conversation")
         parts: list[Part] = [[vocab.bos_id]]
         for i, turn in enumerate(turns):
             parts += fill(template, vocab, text=self.clean(turn.text), images=turn.images)
@@ -141,21 +139,21 @@ class Prompts:
         return join(parts, tokenize)
 
     def clean(self, text: str) -> str:
-        """Text without white space around it, in lower case if the model was trained on lower case.
+        """Text without surrounding white space, in lower case if the model was trained on lower case.
 
         Raises:
-            PromptError: nothing is left.
+            PromptError: the result is empty.
         """
         text = text.strip()
         if not text:
-            raise PromptError('the prompt is empty; say what you want, for example "a red fox"')
+            raise PromptError('the prompt is empty; write what you want, for example "a red fox"')
         return " ".join(text.lower().split()) if self.lowercase else text
 
     @staticmethod
-    def _able(template: str, what: str) -> str:
+    def _require(template: str, task: str) -> str:
         if not template:
             raise PromptError(
-                f"this bundle's model cannot {what}; use one of SEED-LLaMA's instruction-tuned models"
+                f"this bundle's model cannot {task}; use one of SEED-LLaMA's instruction-tuned models"
             )
         return template
 
@@ -165,7 +163,7 @@ def fill(template: str, vocab: Vocab, *, text: str = "", images: Sequence[Codes]
 
     Args:
         text: replaces `{text}`.
-        images: codes of what stands at `{images}`, in order.
+        images: codes of the images that replace `{images}`, in order.
     """
     ids = {
         "{bos}": [vocab.bos_id],
@@ -179,8 +177,8 @@ def fill(template: str, vocab: Vocab, *, text: str = "", images: Sequence[Codes]
 def join(parts: Sequence[Part], tokenize: Tokenize) -> list[int]:
     """Ids of a prompt.
 
-    Text between two stretches of ids is one piece, however many parts it came in. White space beside ids is
-    dropped, as the reference tokenizer drops it around added tokens.
+    Adjacent parts of text are tokenized as one piece. White space next to ids is dropped, as the reference
+    tokenizer drops it around added tokens.
     """
     result: list[int] = []
     text, after_ids = "", False
@@ -197,7 +195,7 @@ def join(parts: Sequence[Part], tokenize: Tokenize) -> list[int]:
 
 
 DRAWN = "a drawing of {text}"
-"""What the models that `seed-edge train llm` makes from nothing are taught to say of drawings."""
+"""Caption of drawings in the training data of models that `seed-edge train llm` trains from scratch."""
 SFT_CAPTION = "Please provide an accurate and concise description of the given image."
 SFT_DRAW = "Please generate an image of {text}."
 TEMPLATES = {
@@ -236,12 +234,12 @@ TEMPLATES = {
         lowercase=True,
     ),
 }
-"""What SEED-LLaMA was trained on: 8B instruction-tuned, 14B instruction-tuned, both before that (`plain`);
-and what the models are trained on that `seed-edge train llm` makes from nothing (`own`), and then teaches to
-talk (`own-talk`).
+"""Prompt templates by family: SEED-LLaMA 8B instruction-tuned (`vicuna`), 14B instruction-tuned (`llama2`),
+both before instruction tuning (`plain`); models that `seed-edge train llm` trains from scratch (`own`), and
+then on dialogues (`own-talk`).
 """
 
 
 def template_name(prompts: Prompts) -> str | None:
-    """Name of the family that prompts are; None where they are none."""
-    return next((name for name, each in TEMPLATES.items() if each == prompts), None)
+    """Name of the family in `TEMPLATES` that equals `prompts`; None if there is none."""
+    return next((name for name, template in TEMPLATES.items() if template == prompts), None)

@@ -1,5 +1,5 @@
-"""Dataclasses from JSON or TOML values, read strictly: a wrong key or a value of a wrong type is an error
-that names it.
+"""Parses JSON or TOML values as dataclasses, strictly: unknown keys and wrong types raise an error that names
+them.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class StrictReader:
-    """Reads dataclasses of one kind of file.
+    """Parses the dataclasses of one kind of file.
 
-    Types of fields may be `str`, `bool`, `int`, `float` (takes an integer too), `Any`, dataclasses, tuples,
-    dictionaries with text keys, and unions of one of these with None.
+    Fields may have the types `str`, `bool`, `int`, `float` (also accepts integers), `Any`, dataclasses,
+    tuples, dictionaries with string keys, and unions of one of these with None.
     """
 
     error: type[SeedEdgeError]
@@ -30,14 +30,13 @@ class StrictReader:
     advice: str = ""
     """End of each message, such as `; export again`."""
     renamed: Mapping[str, str] = field(default_factory=dict)
-    """Former name of a key -> its present name, for messages."""
+    """Old name of a key -> its new name, for messages."""
     check_number: Callable[[str, int | float], None] | None = None
-    """Called with the place and the value of each `int` and `float`; raises where a number is out
-    of range.
+    """Called with the location and the value of each `int` and `float`; raises if the number is out of range.
     """
 
     def read(self, kind: type[T], value: Any, where: str) -> T:
-        """The dataclass `kind` from an object of JSON or a table of TOML.
+        """Parse a JSON object or a TOML table as the dataclass `kind`.
 
         Args:
             where: file, or part of a file, for messages.

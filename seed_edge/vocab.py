@@ -1,4 +1,4 @@
-"""The ids of image codes in the language model's vocabulary; only this module computes `code + offset`."""
+"""Token ids of image codes in the language model's vocabulary; only this module computes `code + offset`."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ MAX_VOCAB, MAX_CODES = 1 << 22, 4096
 
 @dataclass(frozen=True)
 class CodeSpace:
-    """The shape and the range of an image's codes."""
+    """Number and range of an image's codes."""
 
     codebook_size: int
     codes_per_image: int
 
     def __post_init__(self) -> None:
-        for name, value, most in (
+        for name, value, maximum in (
             ("codebook_size", self.codebook_size, MAX_VOCAB),
             ("codes_per_image", self.codes_per_image, MAX_CODES),
         ):
-            if not 1 <= value <= most:
-                raise BundleError(f"{name} is {value}; it must be 1 to {most:,}; export again")
+            if not 1 <= value <= maximum:
+                raise BundleError(f"{name} is {value}; it must be 1 to {maximum:,}; export again")
 
     def check(self, codes: Sequence[int] | NDArray[np.int64]) -> NDArray[np.int64]:
-        """Codes of one image as an array (codes_per_image,).
+        """Check the codes of one image, and return them as an array (codes_per_image,).
 
         Raises:
             CodesError: wrong count, not integers, or outside [0, codebook_size).
@@ -56,7 +56,7 @@ class CodeSpace:
 
 @dataclass(frozen=True)
 class Vocab:
-    """Ids of special tokens and the range of the codes."""
+    """Ids of the special tokens and range of the codes."""
 
     size: int
     """Number of token ids; the language model has one logit for each."""
@@ -67,12 +67,12 @@ class Vocab:
     bos_id: int
     eos_id: int
     boi_id: int
-    """Begins an image."""
+    """Begin of image."""
     eoi_id: int
-    """Ends an image."""
+    """End of image."""
 
     def __post_init__(self) -> None:
-        _ = self.codes  # ranges
+        _ = self.codes  # checks its ranges
         if not 1 <= self.size <= MAX_VOCAB:
             raise BundleError(f"vocabulary of {self.size} ids; it must have 1 to {MAX_VOCAB:,}; export again")
         special = {"bos_id": self.bos_id, "eos_id": self.eos_id, "boi_id": self.boi_id, "eoi_id": self.eoi_id}
@@ -89,12 +89,12 @@ class Vocab:
             )
 
     def is_code(self, token_id: int) -> bool:
-        """Whether the id stands for an image code."""
+        """Whether a token id is an image code."""
         return 0 <= token_id - self.first_code_id < self.codebook_size
 
     @property
     def codes(self) -> CodeSpace:
-        """The shape and the range of an image's codes."""
+        """Number and range of an image's codes."""
         return CodeSpace(self.codebook_size, self.codes_per_image)
 
     def check_codes(self, codes: Sequence[int] | NDArray[np.int64]) -> NDArray[np.int64]:
@@ -102,21 +102,21 @@ class Vocab:
         return self.codes.check(codes)
 
     def codes_to_ids(self, codes: Sequence[int] | NDArray[np.int64]) -> list[int]:
-        """Token ids of one image, BOI and EOI included."""
+        """Token ids of one image, including BOI and EOI."""
         return [self.boi_id, *(self.check_codes(codes) + self.first_code_id).tolist(), self.eoi_id]
 
     def ids_to_codes(self, ids: Sequence[int]) -> NDArray[np.int64]:
-        """Codes (codes_per_image,) of code ids, BOI and EOI not included."""
+        """Codes (codes_per_image,) of token ids without BOI and EOI."""
         return self.check_codes(np.asarray(ids, dtype=np.int64) - self.first_code_id)
 
     def code_mask(self) -> NDArray[np.bool_]:
-        """(size,) True for ids of codes."""
+        """Boolean mask (size,), True for ids of codes."""
         mask = np.zeros(self.size, dtype=bool)
         mask[self.first_code_id : self.first_code_id + self.codebook_size] = True
         return mask
 
     def text_mask(self) -> NDArray[np.bool_]:
-        """(size,) True for ids that may stand in text: everything but codes, BOI, EOI and BOS."""
+        """Boolean mask (size,), True for text ids: all but codes, BOI, EOI and BOS."""
         mask = np.ones(self.size, dtype=bool)
         mask[self.first_code_id : self.first_code_id + self.codebook_size] = False
         mask[[self.boi_id, self.eoi_id, self.bos_id]] = False

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, external_data_helper, helper, numpy_helper
 
 from seed_edge.errors import CheckpointError
-from seed_edge.onnx_header import PRODUCT_OF_BYTES, RUNTIME_DOMAIN
+from seed_edge.onnx_header import MATMUL_NBITS, RUNTIME_DOMAIN
 
 STORAGE = ("fp32", "fp16", "int8")
 MIN_FP16_VALUES, MIN_INT8_VALUES = 256, 4096
@@ -147,7 +147,7 @@ def use_matmul_nbits(node: onnx.NodeProto, weights: list[str], shape: tuple[int,
     operand, bias = node.input[0], list(node.input[2:])
     del node.input[:]
     node.input.extend([operand, *weights] + (["", "", *bias] if bias else []))
-    node.op_type, node.domain = PRODUCT_OF_BYTES, RUNTIME_DOMAIN
+    node.op_type, node.domain = MATMUL_NBITS, RUNTIME_DOMAIN
     del node.attribute[:]
     settings = {
         "N": shape[0],

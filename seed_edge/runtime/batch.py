@@ -18,7 +18,7 @@ from PIL import Image
 from seed_edge.errors import ImageError
 from seed_edge.image_files import MAX_PIXELS
 from seed_edge.image_formats import IMAGE_EXTENSIONS
-from seed_edge.inputs import kind_of
+from seed_edge.inputs import special_file_type
 from seed_edge.preprocess import open_image
 from seed_edge.runtime.pipeline import SeedEdge
 from seed_edge.runtime.threads import available_cores
@@ -60,7 +60,7 @@ def find_images(folder: Path, failed: list[tuple[Path, str]], left_out: Counter[
                 continue
             if path.suffix.lower() not in IMAGE_EXTENSIONS:
                 left_out[path.suffix.lower() or NO_ENDING] += 1
-            elif kind := kind_of(path):
+            elif kind := special_file_type(path):
                 failed.append((path, f"{path}: {kind}, not a regular file"))
             else:
                 yield path

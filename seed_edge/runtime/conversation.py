@@ -178,7 +178,7 @@ class Conversation:
 
         Raises:
             PromptError: it is no such file, or its codes are those of another bundle; the turns are not
-            changed.
+                changed.
         """
         space = self._engine.bundle.manifest.codes
         try:

@@ -17,7 +17,7 @@ from PIL import Image
 
 from seed_edge.atomic import replacing
 from seed_edge.errors import PromptError
-from seed_edge.image_metadata import Drawn, Record, bundle_hash, encode_image, format_of_name
+from seed_edge.image_metadata import DrawnImage, Record, bundle_hash, encode_image, format_for_path
 from seed_edge.manifest import Sampling
 from seed_edge.runtime.decoders import OnLatents
 from seed_edge.runtime.engine import Engine
@@ -80,7 +80,7 @@ class Drawing:
             OSError: the file cannot be written.
         """
         path = Path(path)
-        data = self.to_bytes(format_of_name(path), metadata=metadata)
+        data = self.to_bytes(format_for_path(path), metadata=metadata)
         with replacing(path) as partial:
             partial.write_bytes(data)
         return path
@@ -162,7 +162,10 @@ class ImageGenerator:
         language, model = self._engine.bundle.language, self._engine.language_model
         vocab, sampling = language.vocab, sampling or language.sampling
         ids = language.prompts.for_drawing(vocab, model.tokenize, prompt)
-        guidance, uncond_ids = sampling.guidance, language.prompts.for_any_drawing(vocab, model.tokenize)
+        guidance, uncond_ids = (
+            sampling.guidance,
+            language.prompts.for_unconditional_drawing(vocab, model.tokenize),
+        )
         if negative is not None and not self._engine.images.decoder.uses_diffusion:
             guidance = max(guidance, MIN_NEGATIVE_GUIDANCE)
             uncond_ids = language.prompts.for_drawing(vocab, model.tokenize, negative)
@@ -179,7 +182,7 @@ class ImageGenerator:
             if count == 1:
                 return sample_codes(source, vocab, ids, sampling, seed, progress)[None]
             candidates = sample_codes_batch(source, vocab, ids, sampling, seed, progress)
-        return self._best_first(candidates, ids, language.prompts.of_drawing(model.tokenize, prompt))
+        return self._best_first(candidates, ids, language.prompts.drawing_caption(model.tokenize, prompt))
 
     def _candidate_count(self, sampling: Sampling) -> int:
         """Candidates to sample for a prompt; one where all would be equal.
@@ -261,7 +264,7 @@ class ImageGenerator:
         (image,) = self.decode(checked[None], seed, options, negative_codes, progress, on_latents)
         record = Record(
             prompt=prompt,
-            drawn=(Drawn(seed, tuple(checked.tolist())),),
+            drawn=(DrawnImage(seed, tuple(checked.tolist())),),
             bundle=bundle.manifest.name,
             bundle_hash=self._bundle_hash,
             negative=negative or "",

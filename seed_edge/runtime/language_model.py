@@ -83,8 +83,9 @@ def model_params(gpu_layers: int, repack: bool = True) -> Any:
     """Load parameters of llama.cpp. Its broken AMX kernels are never used.
 
     Args:
-        gpu_layers: layers on the GPU; -1 for all. repack: keep a copy of the weights in the layout that is
-        fastest on this processor; otherwise they are only mapped.
+        gpu_layers: layers on the GPU; -1 for all.
+        repack: keep a copy of the weights in the layout that is fastest on this processor; otherwise they are
+            only mapped.
     """
     params = llama_cpp.llama_model_default_params()
     params.n_gpu_layers = gpu_layers
@@ -153,7 +154,7 @@ class LlamaCpp:
         self._context: Any = None
         self._batch: Any = None
         self._kept: dict[Hashable, LlamaCpp] = {}
-        native.forget_llama_errors()
+        native.clear_llama_errors()
         if not self._borrowed:
             params = model_params(gpu_layers, repack)
             params.check_tensors = check_tensors

@@ -15,7 +15,7 @@ import numpy as np
 
 from seed_edge.errors import BundleError
 from seed_edge.manifest import MemoryUse
-from seed_edge.memory import held_memory, peak_memory, reset_peak
+from seed_edge.memory import peak_memory, reset_peak, resident_memory
 from seed_edge.runtime.onnx_session import DTYPES, open_on_cpu
 from seed_edge.runtime.unclip import TILE
 
@@ -41,12 +41,12 @@ def measure(path: Path) -> MemoryUse | None:
     """`measure_memory`, in this process, which must have opened nothing yet; sizes that the graph leaves open
     are one tile.
     """
-    before = held_memory()
+    before = resident_memory()
     if before is None:
         return None
     reset_peak()
     session = open_on_cpu(path)
-    held, opening = held_memory() or 0, peak_memory() or 0
+    held, opening = resident_memory() or 0, peak_memory() or 0
     reset_peak()
     shapes = [[n if isinstance(n, int) else TILE for n in tensor.shape] for tensor in session.get_inputs()]
     kinds = [DTYPES[tensor.type] for tensor in session.get_inputs()]

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from seed_edge import native
 from seed_edge.errors import BundleError, DeviceError, MemoryShortError
 from seed_edge.graphs import GraphSpec
-from seed_edge.memory import give_back
+from seed_edge.memory import trim_heap
 from seed_edge.runtime.threads import available_cores
 
 ort = native.onnxruntime()
@@ -129,7 +129,7 @@ class Session:
     def close(self) -> None:
         """Free the graph; it cannot be run afterwards."""
         del self._session
-        give_back()
+        trim_heap()
 
     def _check(self, path: Path, spec: GraphSpec) -> None:
         pairs = ((spec.inputs, self._session.get_inputs()), (spec.outputs, self._session.get_outputs()))

@@ -210,8 +210,8 @@ def language_use(header: GgufHeader, context_length: int) -> MemoryUse:
     )
     widest = max((max(t.shape) for name, t in header.tensors.items() if "ffn" in name), default=0)
     working = 4 * min(PROMPT_IDS, context_length) * (vocab + 4 * widest)
-    held = weights + header.kept_bytes() * min(PROMPT_IDS, context_length) + working
-    return MemoryUse(held, held, weights + header.kept_bytes() * context_length + working)
+    held = weights + header.kv_cache_bytes_per_token() * min(PROMPT_IDS, context_length) + working
+    return MemoryUse(held, held, weights + header.kv_cache_bytes_per_token() * context_length + working)
 
 
 def layers_that_fit(header: GgufHeader, context_length: int, free: int) -> int:
@@ -219,7 +219,7 @@ def layers_that_fit(header: GgufHeader, context_length: int, free: int) -> int:
     card.
     """
     blocks = header.number("block_count")
-    kept = header.kept_bytes() * context_length // max(blocks, 1)
+    kept = header.kv_cache_bytes_per_token() * context_length // max(blocks, 1)
     sizes = [0] * blocks
     output = 0
     for name, tensor in header.tensors.items():

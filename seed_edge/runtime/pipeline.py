@@ -151,9 +151,11 @@ class SeedEdge(TextMethods, DrawingMethods):
 
         Args:
             seed: of a diffusion's noise; decoders of kind `pixels` give the same image for all seeds.
-            options: of the diffusion; by default the manifest's. negative: codes that the diffusion is guided
-            away from. progress: called with the number of diffusion steps done and the total. on_latents:
-            called with the diffusion's latents (1, channels, size, size), which `decode_latents` accepts.
+            options: of the diffusion; by default the manifest's.
+            negative: codes that the diffusion is guided away from.
+            progress: called with the number of diffusion steps done and the total.
+            on_latents: called with the diffusion's latents (1, channels, size, size), which `decode_latents`
+                accepts.
 
         Raises:
             CodesError: wrong count, or a code outside the codebook.

@@ -222,9 +222,11 @@ def guided(
     evaluated.
 
     Args:
-        network: (latents, timestep, class labels) -> v. positive: class labels (batch, 2 * image_embed_dim).
-        negative: class labels of the same shape; zeros for none. matters: whether guidance is applied at a
-        timestep; elsewhere only `positive` is asked, which is half the work.
+        network: (latents, timestep, class labels) -> v.
+        positive: class labels (batch, 2 * image_embed_dim).
+        negative: class labels of the same shape; zeros for none.
+        matters: whether guidance is applied at a timestep; elsewhere only `positive` is asked, which is half
+            the work.
     """
     labels = np.concatenate([negative, positive])
 

@@ -46,7 +46,7 @@ def verify(bundle: Bundle, device: Device) -> str:
 
     Raises:
         BundleError: a file differs, a part fails or ends the child, or the graphs do not give what the
-        manifest says.
+            manifest says.
     """
     bundle.check_hashes()
     try_all(bundle)

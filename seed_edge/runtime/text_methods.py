@@ -54,10 +54,11 @@ class TextMethods:
 
         Args:
             image: a path, bytes of an image file, a binary file object, a PIL image, or pixels (height,
-            width, 3) of uint8. temperature: 0 takes the most probable words; higher values vary with `seed`;
-            in [0, 100]. seed: in [0, 2**63). beams: width of the beam search at temperature 0, 1 to 16; by
-            default the manifest's. details: return a `Caption` with log-probabilities and alternatives
-            instead of the text.
+                width, 3) of uint8.
+            temperature: 0 takes the most probable words; higher values vary with `seed`; in [0, 100].
+            seed: in [0, 2**63).
+            beams: width of the beam search at temperature 0, 1 to 16; by default the manifest's.
+            details: return a `Caption` with log-probabilities and alternatives instead of the text.
 
         Raises:
             ImageError: the image cannot be read; `ImageNotFoundError` if the file does not exist.
@@ -141,12 +142,15 @@ class TextMethods:
 
         Args:
             images: an image as in `caption`, or a list of images in the order in which the question mentions
-            them. temperature: 0 takes the most probable words; higher values vary with `seed`; in [0, 100].
-            seed: in [0, 2**63). details: return an `Answer` with log-probabilities instead of the text.
+                them.
+            temperature: 0 takes the most probable words; higher values vary with `seed`; in [0, 100].
+            seed: in [0, 2**63).
+            details: return an `Answer` with log-probabilities instead of the text.
 
         Raises:
-            ImageError: an image cannot be read, or the list is empty. PromptError: the question is empty or
-            too long, an option is out of range, or the model cannot answer questions.
+            ImageError: an image cannot be read, or the list is empty.
+            PromptError: the question is empty or too long, an option is out of range, or the model cannot
+                answer questions.
         """
         options = TextOptions(temperature, seed, details=details)
         several = isinstance(images, list | tuple) or (isinstance(images, np.ndarray) and images.ndim == 4)

@@ -125,10 +125,10 @@ class Unclip:
 
     @cached_property
     def _arrays(self) -> tuple[Schedule, ImageNoise]:
-        from seed_edge.diffusion_arrays import noise_arrays
+        from seed_edge.diffusion_arrays import read_noise_arrays
 
         s = self._settings
-        arrays = noise_arrays(self._bundle.image_noise, self._dim, s.steps_offset)
+        arrays = read_noise_arrays(self._bundle.image_noise, self._dim, s.steps_offset)
         mean, std = (arrays[name].astype(np.float32) for name in ("mean", "std"))
         schedule = Schedule(arrays["alphas_cumprod"], s.steps_offset, s.final_alpha_one)
         return schedule, ImageNoise(mean, std, float(arrays["noise_alpha"]))
@@ -155,9 +155,11 @@ class Unclip:
         """Latents (batch, channels, size, size) for image embeddings (batch, dim).
 
         Args:
-            latents: standard normal; the initial latents. noise: standard normal, of the embeddings' shape.
+            latents: standard normal; the initial latents.
+            noise: standard normal, of the embeddings' shape.
             negative: embeddings that the diffusion is guided away from; by default class labels of zeros, as
-            in the reference. progress: called with the number of evaluations done and the total.
+                in the reference.
+            progress: called with the number of evaluations done and the total.
 
         Raises:
             BundleError: a prediction is not finite.

@@ -1,5 +1,5 @@
-"""Training of image tokenizer and language model; needs the `train` extra."""
+"""Training of image tokenizers and language models; needs the `train` extra."""
 
 from seed_edge import native
 
-native.import_quietly()
+native.configure_hub_offline()

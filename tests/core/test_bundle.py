@@ -107,9 +107,9 @@ def test_a_file_outside_the_folder_cannot_be_listed(copy):
         (lambda m: m["preprocessing"].update(mean=[0.5, 0.5]), "mean"),
         (lambda m: m["language"]["sampling"].update(top_p=0), "top_p"),
         (lambda m: m["language"]["prompts"].update(draw="{text}"), "draw template"),
-        (lambda m: m["language"].update(file="../llm.gguf"), "no plain name"),
+        (lambda m: m["language"].update(file="../llm.gguf"), "not a plain .gguf file name"),
         (lambda m: m["language"].update(file="other.gguf"), r"wrong files \(llm.gguf, other.gguf\)"),
-        (lambda m: m["codes"].update(codebook_size=9), "not those of the image tokenizer"),
+        (lambda m: m["codes"].update(codebook_size=9), "have different codes"),
         (
             lambda m: m["files"].update({"extra.onnx": m["files"]["encoder.onnx"]}),
             r"wrong files \(extra.onnx\)",

@@ -7,7 +7,7 @@ import zipfile
 import numpy as np
 import pytest
 
-from seed_edge.diffusion_arrays import noise_arrays
+from seed_edge.diffusion_arrays import read_noise_arrays
 from seed_edge.errors import BundleError, PromptError
 from seed_edge.runtime.schedulers import Schedule
 
@@ -34,10 +34,10 @@ def saved(path, packing=zipfile.ZIP_STORED, **changes):
 
 def test_what_the_exporter_writes_is_read(tmp_path):
     np.savez(tmp_path / "a.npz", **GOOD)
-    found = noise_arrays(tmp_path / "a.npz", DIM, 1)
+    found = read_noise_arrays(tmp_path / "a.npz", DIM, 1)
     assert all(np.array_equal(found[name], array) for name, array in GOOD.items())
     np.savez_compressed(tmp_path / "b.npz", **GOOD)
-    assert noise_arrays(tmp_path / "b.npz", DIM, 1)["mean"].shape == (DIM,)
+    assert read_noise_arrays(tmp_path / "b.npz", DIM, 1)["mean"].shape == (DIM,)
 
 
 @pytest.mark.parametrize(
@@ -72,15 +72,15 @@ def test_what_the_exporter_writes_is_read(tmp_path):
     ],
 )
 def test_other_arrays_are_refused_in_one_line(tmp_path, changes):
-    with pytest.raises(BundleError, match="does not hold the arrays of a diffusion") as error:
-        noise_arrays(saved(tmp_path / "a.npz", **changes), DIM, 1)
+    with pytest.raises(BundleError, match="is not a valid noise schedule file") as error:
+        read_noise_arrays(saved(tmp_path / "a.npz", **changes), DIM, 1)
     assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("packing", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
 def test_other_packings_are_refused(tmp_path, packing):
-    with pytest.raises(BundleError, match="packed by method"):
-        noise_arrays(saved(tmp_path / "a.npz", packing), DIM, 1)
+    with pytest.raises(BundleError, match="has compression method"):
+        read_noise_arrays(saved(tmp_path / "a.npz", packing), DIM, 1)
 
 
 def test_a_zip_bomb_is_refused_before_it_is_unpacked(tmp_path):
@@ -88,7 +88,7 @@ def test_a_zip_bomb_is_refused_before_it_is_unpacked(tmp_path):
     assert path.stat().st_size < 500_000
     tracemalloc.start()
     with pytest.raises(BundleError, match="160,000,"):
-        noise_arrays(path, DIM, 1)
+        read_noise_arrays(path, DIM, 1)
     assert tracemalloc.get_traced_memory()[1] < 1 << 20
     tracemalloc.stop()
 
@@ -99,15 +99,15 @@ def test_a_size_that_lies_is_refused(tmp_path):
     size = (1 << 20) + 128
     raw = raw.replace(size.to_bytes(4, "little"), (160).to_bytes(4, "little"))
     (tmp_path / "a.npz").write_bytes(raw)
-    with pytest.raises(BundleError, match="does not hold the arrays"):
-        noise_arrays(tmp_path / "a.npz", DIM, 1)
+    with pytest.raises(BundleError, match="is not a valid noise schedule file"):
+        read_noise_arrays(tmp_path / "a.npz", DIM, 1)
 
 
 @pytest.mark.parametrize("content", [b"", b"PK", b"no zip at all" * 100])
 def test_what_is_no_archive_is_refused(tmp_path, content):
     (tmp_path / "a.npz").write_bytes(content)
-    with pytest.raises(BundleError, match="does not hold the arrays"):
-        noise_arrays(tmp_path / "a.npz", DIM, 1)
+    with pytest.raises(BundleError, match="is not a valid noise schedule file"):
+        read_noise_arrays(tmp_path / "a.npz", DIM, 1)
 
 
 def test_encrypted_members_and_offsets_beyond_the_table_are_refused(tmp_path):
@@ -116,9 +116,9 @@ def test_encrypted_members_and_offsets_beyond_the_table_are_refused(tmp_path):
     raw[at + 8] |= 1  # in the directory: encrypted
     (tmp_path / "b.npz").write_bytes(raw)
     with pytest.raises(BundleError, match="encrypted"):
-        noise_arrays(tmp_path / "b.npz", DIM, 1)
-    with pytest.raises(BundleError, match="steps_offset 1000 lies beyond"):
-        noise_arrays(tmp_path / "a.npz", DIM, 1000)
+        read_noise_arrays(tmp_path / "b.npz", DIM, 1)
+    with pytest.raises(BundleError, match="steps_offset 1000 is not below"):
+        read_noise_arrays(tmp_path / "a.npz", DIM, 1000)
 
 
 @pytest.mark.parametrize(("count", "steps", "offset"), [(10, 11, 0), (1000, 500, 3), (1000, 2, 500)])

@@ -460,7 +460,7 @@ def test_the_remark_on_several_frames_names_the_file_in_one_line(tmp_path, caplo
     with caplog.at_level(logging.WARNING, "seed_edge"):
         open_image(path)
     (told,) = (record.getMessage() for record in caplog.records)
-    assert told.endswith("a\\n\\x1b[31m.gif has 3 frames or pages; the first is taken")
+    assert told.endswith("a\\n\\x1b[31m.gif has 3 frames or pages; only the first is used")
 
 
 @pytest.mark.parametrize("cut", [0.4, 0.6, 0.8, 0.95])
@@ -488,7 +488,7 @@ def test_libtiff_prints_nothing_in_a_process_of_our_own(tmp_path):
         pytest.skip("this libtiff prints nothing")
     if native.libtiff() is None:
         pytest.skip("this Pillow has libtiff inside")
-    ours = run("from seed_edge import native; native.own_process()")
+    ours = run("from seed_edge import native; native.configure_cli_process()")
     assert ours.stderr == "" and "bad.tif: the image is damaged" in ours.stdout
 
 

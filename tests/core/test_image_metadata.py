@@ -10,23 +10,23 @@ from PIL import Image, PngImagePlugin
 
 from seed_edge.errors import ImageError
 from seed_edge.image_metadata import (
-    MAX_IN_JPEG,
+    MAX_JPEG_METADATA,
     XMP_IN_PNG,
-    Drawn,
+    DrawnImage,
     Record,
-    drawn_here,
-    record_in,
-    record_of,
-    saving_options,
+    is_seed_edge_image,
+    read_record,
+    record_from_image,
+    save_options,
 )
 
 KINDS = {"PNG": "png", "JPEG": "jpg", "WEBP": "webp"}
-RECORD = Record("a <red> fox & friends", (Drawn(7, (1, 2, 3, 4)),), "mini", "ab" * 32, temperature=0.5)
+RECORD = Record("a <red> fox & friends", (DrawnImage(7, (1, 2, 3, 4)),), "mini", "ab" * 32, temperature=0.5)
 PICTURE = Image.new("RGB", (16, 16), "red")
 
 
 def written(path, kind, record):
-    PICTURE.save(path, kind, **saving_options(kind, record, PICTURE, path.name))
+    PICTURE.save(path, kind, **save_options(kind, record, PICTURE, path.name))
     return path
 
 
@@ -64,7 +64,7 @@ def test_what_is_written_is_read_back_whatever_the_prompt(prompt, kind, tmp_path
         RECORD, prompt=prompt, negative=prompt[::-1], steps=10_000, guidance=-3.5, guided_between=(0.1, 0.9)
     )
     path = written(tmp_path / f"a.{KINDS[kind]}", kind, record)
-    assert record_in(path) == record and drawn_here(path)
+    assert read_record(path) == record and is_seed_edge_image(path)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -74,9 +74,11 @@ def test_what_is_written_is_read_back_whatever_the_prompt(prompt, kind, tmp_path
         dataclasses.replace(RECORD, prompt="é" * 70_000),
         dataclasses.replace(RECORD, prompt="p" * 2_000_000),
         dataclasses.replace(
-            RECORD, drawn=tuple(Drawn(seed, tuple(range(8000, 8032))) for seed in range(330))
+            RECORD, drawn=tuple(DrawnImage(seed, tuple(range(8000, 8032))) for seed in range(330))
         ),
-        dataclasses.replace(RECORD, drawn=tuple(Drawn(seed, tuple(range(4096))) for seed in range(1000))),
+        dataclasses.replace(
+            RECORD, drawn=tuple(DrawnImage(seed, tuple(range(4096))) for seed in range(1000))
+        ),
         dataclasses.replace(RECORD, prompt="&" * 12_000),
         dataclasses.replace(RECORD, prompt="\0" * 30_000),
     ],
@@ -90,29 +92,29 @@ def test_what_a_format_has_no_room_for_is_left_out_and_said_and_the_picture_is_k
     with Image.open(path) as image:
         image.load()
         assert image.size == (16, 16)
-    assert drawn_here(path)
-    told = " ".join(entry.getMessage() for entry in caplog.records)
+    assert is_seed_edge_image(path)
+    message = " ".join(entry.getMessage() for entry in caplog.records)
     try:
-        assert record_in(path) == record
-        assert "how it was made:" not in told
+        assert read_record(path) == record
+        assert "without its seed-edge metadata:" not in message
     except ImageError:
-        assert f"a.{KINDS[kind]} does not tell how it was made: " in told
+        assert f"a.{KINDS[kind]} is saved without its seed-edge metadata: " in message
 
 
 def test_a_jpeg_has_room_for_a_record_up_to_the_bound(tmp_path, caplog):
     codes = tuple(range(1000, 1032))
     fits = [n for n in (100, 200, 230, 240, 260, 300) if not _left_out(tmp_path, n, codes, caplog)]
     assert fits and fits == [n for n in (100, 200, 230, 240, 260, 300) if n <= max(fits)] and max(fits) < 300
-    assert MAX_IN_JPEG < 65_502
+    assert MAX_JPEG_METADATA < 65_502
 
 
 def _left_out(folder, count, codes, caplog) -> bool:
     caplog.clear()
-    record = dataclasses.replace(RECORD, drawn=tuple(Drawn(seed, codes) for seed in range(count)))
+    record = dataclasses.replace(RECORD, drawn=tuple(DrawnImage(seed, codes) for seed in range(count)))
     path = written(folder / "a.jpg", "JPEG", record)
     if caplog.records:
         return True
-    assert record_in(path) == record
+    assert read_record(path) == record
     return False
 
 
@@ -138,9 +140,9 @@ def test_another_program_reads_prompt_and_settings(kind, tmp_path):
     record = dataclasses.replace(
         RECORD, prompt="a fox, é日本", negative="a cat", steps=25, guidance=3.5, scheduler="pndm"
     )
-    told = sd_parsers.ParserManager().parse(written(tmp_path / f"a.{KINDS[kind]}", kind, record))
-    assert (told.full_prompt, told.full_negative_prompt) == ("a fox, é日本", "a cat")
-    (sampler,) = told.samplers
+    message = sd_parsers.ParserManager().parse(written(tmp_path / f"a.{KINDS[kind]}", kind, record))
+    assert (message.full_prompt, message.full_negative_prompt) == ("a fox, é日本", "a cat")
+    (sampler,) = message.samplers
     assert (
         sampler.parameters == {"cfg_scale": "3.5", "seed": "7", "steps": "25"}
         and sampler.model.name == "mini"
@@ -187,16 +189,14 @@ HOSTILE = {
 @pytest.mark.parametrize("text", HOSTILE.values(), ids=HOSTILE)
 def test_a_hostile_record_is_refused_in_one_line(text):
     with pytest.raises(ImageError) as caught:
-        record_of(noting(text), "a\x1b[31m.png")
-    told = str(caught.value)
-    assert (
-        told.startswith("a\\x1b[31m.png: what it says of how it was made is damaged") and told.isprintable()
-    )
-    assert len(told) < 500
+        record_from_image(noting(text), "a\x1b[31m.png")
+    message = str(caught.value)
+    assert message.startswith("a\\x1b[31m.png: its seed-edge metadata is damaged") and message.isprintable()
+    assert len(message) < 500
 
 
 def test_strings_of_a_record_stay_what_they_are():
-    record = record_of(noting(changed(prompt="\x1b[2J\n", bundle="\u202e")), "a.png")
+    record = record_from_image(noting(changed(prompt="\x1b[2J\n", bundle="\u202e")), "a.png")
     assert (record.prompt, record.bundle) == ("\x1b[2J\n", "\u202e")
 
 
@@ -204,15 +204,15 @@ def test_strings_of_a_record_stay_what_they_are():
 def test_what_could_not_be_read_back_is_not_written(field, tmp_path, caplog):
     record = dataclasses.replace(RECORD, drawn=(dataclasses.replace(RECORD.drawn[0], **field),))
     path = written(tmp_path / "a.png", "PNG", record)
-    assert drawn_here(path) and "a.png does not say how it was made" in caplog.text
-    with pytest.raises(ImageError, match="does not say how it was made"):
-        record_in(path)
+    assert is_seed_edge_image(path) and "a.png is saved without its seed-edge metadata" in caplog.text
+    with pytest.raises(ImageError, match="has no seed-edge metadata"):
+        read_record(path)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_our_own_pictures_are_known_with_a_record_and_without(kind, tmp_path):
-    assert drawn_here(written(tmp_path / "with", kind, RECORD))
-    assert drawn_here(written(tmp_path / "without", kind, None))
+    assert is_seed_edge_image(written(tmp_path / "with", kind, RECORD))
+    assert is_seed_edge_image(written(tmp_path / "without", kind, None))
 
 
 def by_another_program() -> bytes:
@@ -245,10 +245,10 @@ def plain() -> bytes:
 )
 def test_what_others_made_is_not_ours(data, tmp_path):
     (tmp_path / "a.png").write_bytes(data)
-    assert not drawn_here(tmp_path / "a.png")
+    assert not is_seed_edge_image(tmp_path / "a.png")
 
 
 @pytest.mark.parametrize("name", ["", "a\0b", "nothing", "x" * 300, ".", "/dev/zero"])
 def test_asking_for_our_mark_never_raises(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert drawn_here(name) is False
+    assert is_seed_edge_image(name) is False

@@ -6,7 +6,15 @@ import time
 import pytest
 
 from seed_edge.errors import CodesError, PromptError
-from seed_edge.inputs import depth_over, kind_of, open_regular, parse_json, read_bytes, read_json, read_text
+from seed_edge.inputs import (
+    depth_over,
+    open_regular,
+    parse_json,
+    read_bytes,
+    read_json,
+    read_text,
+    special_file_type,
+)
 
 LIMIT = 1000
 
@@ -14,7 +22,7 @@ LIMIT = 1000
 def test_a_regular_file_is_read_also_by_a_link(tmp_path):
     (tmp_path / "a").write_bytes(b"\xef\xbb\xbf" + "여우".encode())
     (tmp_path / "b").symlink_to("a")
-    assert read_text(tmp_path / "b", LIMIT) == "여우" and kind_of(tmp_path / "b") == ""
+    assert read_text(tmp_path / "b", LIMIT) == "여우" and special_file_type(tmp_path / "b") == ""
     with open_regular(tmp_path / "a") as file:
         assert file.read(3) == b"\xef\xbb\xbf"
 
@@ -78,7 +86,7 @@ REFUSED = [
 
 @pytest.mark.parametrize("text", REFUSED, ids=lambda text: ascii(text[:24]))
 def test_json_that_cannot_be_used_is_one_line(text):
-    with pytest.raises(CodesError, match="not JSON that can be used") as caught:
+    with pytest.raises(CodesError, match="not valid JSON") as caught:
         parse_json(text, "a\x1b.json", CodesError)
     assert str(caught.value).isprintable() and len(str(caught.value)) < 300
 

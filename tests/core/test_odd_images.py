@@ -53,5 +53,5 @@ def test_of_several_frames_the_first_is_taken_and_that_is_said(name, frames, tmp
     (tmp_path / name).write_bytes(FILES[name][0])
     with caplog.at_level(logging.WARNING, "seed_edge"):
         open_image(tmp_path / name)
-    told = [f"{tmp_path / name} has {frames} frames or pages; the first is taken"] if frames else []
+    told = [f"{tmp_path / name} has {frames} frames or pages; only the first is used"] if frames else []
     assert [record.getMessage() for record in caplog.records] == told

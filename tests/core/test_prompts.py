@@ -59,7 +59,7 @@ def test_drawing_prompt_ends_with_boi_and_is_cleaned():
 
 
 def test_a_picture_nobody_asked_for_needs_no_words():
-    assert PLAIN.for_any_drawing(VOCAB, characters) == [1, 310]
+    assert PLAIN.for_unconditional_drawing(VOCAB, characters) == [1, 310]
 
 
 def test_an_edit_shows_the_picture_and_ends_with_boi():

@@ -13,7 +13,7 @@ from seed_edge.errors import BundleError
 from seed_edge.graphs import encoder_graph
 from seed_edge.manifest import ENCODER
 from seed_edge.onnx_header import OnnxHeader
-from seed_edge.onnx_rules import budget, check_graph, estimate
+from seed_edge.onnx_rules import check_graph, estimate_memory, memory_budget
 
 SPEC = encoder_graph(SIDE, 4)
 
@@ -236,4 +236,4 @@ def test_the_estimate_is_near_what_a_graph_takes(tiny):
     for name, spec in bundle.manifest.graphs().items():
         header = OnnxHeader.read(bundle.path / name)
         taken = bundle.manifest.memory[name].running
-        assert taken / 4 < estimate(header, spec, {}) < 4 * taken < budget(header, spec, {})
+        assert taken / 4 < estimate_memory(header, spec, {}) < 4 * taken < memory_budget(header, spec, {})

@@ -35,7 +35,8 @@ def place(
     """A bundle in `folder` with some files in place of its own; only what differs is written.
 
     Args:
-        manifest: takes the place of the manifest, as it is; else that of the base with sizes and hashes of the files.
+        manifest: takes the place of the manifest, as it is; else that of the base with sizes and hashes of
+            the files.
         base: `tiny`, or `unclip`.
     """
     bundle = folder / base

@@ -18,7 +18,7 @@ from PIL import Image
 from seed_edge import native
 from seed_edge.errors import ImageError
 from seed_edge.image_files import can_read_format
-from seed_edge.image_metadata import Drawn, Record, drawn_here, record_in, saving_options
+from seed_edge.image_metadata import DrawnImage, Record, is_seed_edge_image, read_record, save_options
 from seed_edge.preprocess import Preprocessing, open_image
 
 MAX_PIXELS = 4_000_000
@@ -46,8 +46,8 @@ def seeds() -> list[bytes]:
         )
     found += [saved(_as(noise, "1"), "TIFF", compression=kind) for kind in ("group3", "group4")]
     found += [saved(noise, "TIFF", big_tiff=True), saved(noise, "PNG", interlace=1)]
-    record = Record("a fox", (Drawn(1, (1, 2, 3)),), "mini", "0" * 64, temperature=0.5)
-    found += [saved(noise, kind, **saving_options(kind, record, noise)) for kind in ("PNG", "JPEG", "WEBP")]
+    record = Record("a fox", (DrawnImage(1, (1, 2, 3)),), "mini", "0" * 64, temperature=0.5)
+    found += [saved(noise, kind, **save_options(kind, record, noise)) for kind in ("PNG", "JPEG", "WEBP")]
     if can_read_format("AVIF"):
         found += [saved(flag(), "AVIF"), saved(_as(noise, "RGBA"), "AVIF")]
     if can_read_format("HEIC"):
@@ -211,7 +211,7 @@ def _riff(data: bytearray, rng: random.Random) -> None:
 
 def prepare() -> None:
     """Bound this process as a careful user would, and own it as the command line does."""
-    native.own_process()
+    native.configure_cli_process()
     held = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (held + MEMORY, held + MEMORY))
 
@@ -224,8 +224,8 @@ def check(data: bytes, folder: Path) -> bool:
     """
     path = folder / "picture"
     path.write_bytes(data)
-    drawn_here(path)
-    _refused(record_in, path)
+    is_seed_edge_image(path)
+    _refused(read_record, path)
     return not _refused(lambda path: PREPROCESSING.views(open_image(path, MAX_PIXELS), 4), path)
 
 

@@ -67,7 +67,7 @@ def test_language_models(data, tmp_path):
 @given(data=damaged((TINY / ENCODER).read_bytes()) | damaged((TINY / DECODER).read_bytes()))
 def test_graphs(data, tmp_path):
     bounded(
-        lambda path: OnnxHeader.read(path).refuse_what_bundles_never_hold(path), tmp_path / "a.onnx", data
+        lambda path: OnnxHeader.read(path).check_bundle_rules(path), tmp_path / "a.onnx", data
     )
 
 

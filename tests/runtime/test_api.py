@@ -11,7 +11,7 @@ from PIL import Image
 
 from seed_edge import CodesError, DiffusionOptions, ImageError, ImageNotFoundError, PromptError, Sampling
 from seed_edge.cli import cli
-from seed_edge.image_metadata import AI_MADE, record_in
+from seed_edge.image_metadata import AI_MADE, read_record
 from seed_edge.runtime.drawing import Drawing
 
 
@@ -71,7 +71,7 @@ def test_one_image_where_a_list_is_wanted_is_refused(edge, photo):
                 verb(single)
     with pytest.raises(ImageError, match="must be a list of images, not int"):
         edge.encode(3)
-    with pytest.raises(ImageError, match="list is no image"):
+    with pytest.raises(ImageError, match="list is not an image"):
         edge.caption([photo])
     with pytest.raises(ImageNotFoundError):
         edge.caption(photo.with_name("none.png"))
@@ -141,7 +141,7 @@ def test_a_drawing_saves_what_the_command_writes(edge, tiny, tmp_path):
         result = CliRunner().invoke(cli, [*arguments, *(["--no-metadata"] if options else [])])
         assert result.exit_code == 0, result.output
         assert path.read_bytes() == other.read_bytes() and AI_MADE.encode() in path.read_bytes()
-    assert record_in(tmp_path / "api.png") == drawing.provenance
+    assert read_record(tmp_path / "api.png") == drawing.provenance
     assert drawing.resized(40).image.size == (40, 40) and drawing._repr_png_() == drawing.to_bytes("PNG")
     with pytest.raises(ImageError, match=r"images are written as \.png"):
         drawing.save(tmp_path / "x.gif")

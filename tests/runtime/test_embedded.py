@@ -34,7 +34,7 @@ def test_things_come_in_the_colour_that_is_asked_for(edge, colour):
 
 
 def test_of_several_tries_a_jumble_is_not_kept(edge):
-    """Drawn once, a blue star is one only every other time."""
+    """DrawnImage once, a blue star is one only every other time."""
     told = [edge.caption(edge.draw("a blue star", seed=seed).image) for seed in range(6)]
     assert sum("blue" in text and "star" in text for text in told) >= 5, told
 

@@ -177,7 +177,7 @@ def test_a_limit_that_is_too_low_is_one_clear_error(tiny, examples):
 
 def test_a_graph_is_measured_in_a_process_of_its_own(tiny):
     use = measure_memory(tiny / ENCODER)
-    if memory.held_memory() is None:
+    if memory.resident_memory() is None:
         assert use is None
     else:
         assert 0 < use.held <= use.opening and use.held <= use.running < 1 << 30
@@ -191,9 +191,9 @@ def test_a_language_model_takes_its_weights_and_a_context(tiny):
         header.number(key)
         for key in ("block_count", "embedding_length", "attention.head_count", "attention.head_count_kv")
     )
-    assert header.kept_bytes() == 2 * 2 * layers * width * kept // heads
+    assert header.kv_cache_bytes_per_token() == 2 * 2 * layers * width * kept // heads
     use = language_use(header, context)
-    assert use.held >= weights and use.running >= weights + context * header.kept_bytes()
+    assert use.held >= weights and use.running >= weights + context * header.kv_cache_bytes_per_token()
 
 
 def test_layers_fill_the_card_from_the_last_one(tiny):

@@ -12,7 +12,7 @@ from PIL import Image
 
 import seed_edge
 from seed_edge.errors import BundleError, DeviceError
-from seed_edge.memory import held_memory
+from seed_edge.memory import resident_memory
 from seed_edge.prompts import Prompts
 from seed_edge.runtime.conversation import Conversation
 
@@ -77,7 +77,7 @@ def test_memory_does_not_grow_with_the_number_of_captions(edge):
         for number in range(count):
             edge.caption(shown[number % 16])
         gc.collect()
-        return held_memory()
+        return resident_memory()
 
     before = caption(CAPTIONS // 10)  # what is kept for the next time is there by then
     after = caption(CAPTIONS)

@@ -18,7 +18,7 @@ from seed_edge.prompts import Prompts, Tokenize, Turn
 from seed_edge.vocab import Vocab
 
 IGNORED_LABEL = -100
-"""Label of an id that is not predicted."""
+"""Label of a position that is not predicted."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Example:
 
 @dataclass(frozen=True)
 class ExampleBuilder:
-    """Makes examples from samples, for the vocabulary, the text pieces and the prompts of one model."""
+    """Makes examples from samples, with the vocabulary, the text tokenizer and the prompts of one model."""
 
     vocab: Vocab
     tokenize: Tokenize
@@ -49,68 +49,68 @@ class ExampleBuilder:
     """Share of the input codes of captioning examples that are replaced with random ones, in [0, 1]."""
 
     def captioned(self, sample: CodeSample, rng: np.random.Generator) -> Example:
-        """An example of captioning: an image, then a caption of it."""
+        """Make an example of captioning: an image, then a caption of it."""
         text = caption(sample.sample, rng, not self.prompts.lowercase) or ""
         answer = [*self._answer_ids(text), self.vocab.eos_id]
         return Example(self.prompt_for_caption(sample, rng) + answer, len(answer))
 
     def prompt_for_caption(self, sample: CodeSample, rng: np.random.Generator) -> list[int]:
-        """Prompt ids for a caption of an image, in a random view of it and with `code_noise`."""
-        seen = (sample.images[0], *sample.views)
-        codes = seen[int(rng.integers(len(seen)))]
+        """Return the prompt ids for a caption of an image, with a random view of it and `code_noise`."""
+        views = (sample.images[0], *sample.views)
+        codes = views[int(rng.integers(len(views)))]
         if self.code_noise:
             others = rng.integers(0, self.vocab.codebook_size, len(codes))
             codes = np.where(rng.random(len(codes)) < self.code_noise, others, codes)
         return self.prompts.for_caption(self.vocab, self.tokenize, codes)
 
     def drawn(self, sample: CodeSample, rng: np.random.Generator) -> Example:
-        """An example of drawing: a request, then the codes of the image.
+        """Make an example of drawing: a request, then the codes of the image.
 
         An example without a request does not end with EOS: its ids could also begin a captioning example, and
         the model would then predict an empty caption.
         """
         text = request(sample.sample, rng, not self.prompts.lowercase)
-        picture = self.vocab.codes_to_ids(sample.images[0])[1:]
+        image_ids = self.vocab.codes_to_ids(sample.images[0])[1:]
         if text and rng.random() >= self.uncond_prob:
             prompt = self.prompts.for_drawing(self.vocab, self.tokenize, text)
-            answer = [*picture, self.vocab.eos_id]
+            answer = [*image_ids, self.vocab.eos_id]
         else:
-            prompt = self.prompts.for_any_drawing(self.vocab, self.tokenize)
-            answer = picture
+            prompt = self.prompts.for_unconditional_drawing(self.vocab, self.tokenize)
+            answer = image_ids
         return Example(prompt + answer, len(answer))
 
     def paired(self, sample: CodeSample, rng: np.random.Generator) -> Example:
-        """An image and its text in random order, all ids predicted: the pre-training of SEED-LLaMA."""
-        picture = self.vocab.codes_to_ids(sample.images[0])
+        """Make an example of an image and its text in random order, all ids predicted: SEED-LLaMA's
+        pre-training.
+        """
+        image_ids = self.vocab.codes_to_ids(sample.images[0])
         text = self.tokenize(caption(sample.sample, rng, not self.prompts.lowercase) or "")
-        parts = (picture, text) if rng.random() < 0.5 else (text, picture)
+        parts = (image_ids, text) if rng.random() < 0.5 else (text, image_ids)
         ids = [self.vocab.bos_id, *parts[0], *parts[1], self.vocab.eos_id]
         return Example(ids, len(ids) - 1)
 
     def conversed(self, sample: CodeSample, rng: np.random.Generator) -> Example:
-        """A conversation about the images up to a random answer, which is predicted.
+        """Make an example of a conversation about the images up to a random answer, which is predicted.
 
         The last images are the answers that are `<image>`; the images before them belong to the first
         question.
         """
         number = int(rng.integers(len(sample.sample.turns)))
         drawn = sum(answer == IMAGE_MARK for _, answer in sample.sample.turns)
-        shown, waiting = (
-            sample.images[: len(sample.images) - drawn],
-            iter(sample.images[len(sample.images) - drawn :]),
-        )
+        given = len(sample.images) - drawn
+        question_images, answer_images = sample.images[:given], iter(sample.images[given:])
         turns = [
             Turn(
                 question,
-                images=() if place else shown,
-                answer=(next(waiting) if answer == IMAGE_MARK else answer,),
+                images=() if index else question_images,
+                answer=(next(answer_images) if answer == IMAGE_MARK else answer,),
             )
-            for place, (question, answer) in enumerate(sample.sample.turns[: number + 1])
+            for index, (question, answer) in enumerate(sample.sample.turns[: number + 1])
         ]
         if self.prompts.turn:
             prompt = self.prompts.for_conversation(self.vocab, self.tokenize, turns)
         else:
-            prompt = self.prompts.for_question(self.vocab, self.tokenize, turns[-1].text, shown)
+            prompt = self.prompts.for_question(self.vocab, self.tokenize, turns[-1].text, question_images)
         (content,) = turns[-1].answer
         ids = self._answer_ids(content) if isinstance(content, str) else self.vocab.codes_to_ids(content)
         answer = [*ids, self.vocab.eos_id]
@@ -130,8 +130,8 @@ def plain_or_as_is(text: str, prompts: Prompts) -> str:
 
 def has_text(sample: CodeSample) -> bool:
     """Whether the sample has exactly one image and a caption, a label or phrases."""
-    known = sample.sample
-    return len(sample.images) == 1 and bool(known.captions or known.label or known.phrases)
+    texts = sample.sample
+    return len(sample.images) == 1 and bool(texts.captions or texts.label or texts.phrases)
 
 
 TASKS: Mapping[
@@ -151,7 +151,7 @@ class Mixture:
 
     def __init__(
         self,
-        writer: ExampleBuilder,
+        builder: ExampleBuilder,
         tasks: Mapping[str, float],
         pools: Mapping[str, Sequence[tuple[Sequence[CodeSample], float]]],
     ) -> None:
@@ -166,7 +166,7 @@ class Mixture:
         unknown = sorted(set(tasks) - set(TASKS))
         if unknown:
             raise DataError(f"tasks: {unknown[0]} is none of {', '.join(TASKS)}")
-        self.writer, self.tasks = writer, []
+        self.builder, self.tasks = builder, []
         for name, weight in tasks.items():
             usable, make = TASKS[name]
             chosen = [([s for s in samples if usable(s)], share) for samples, share in pools[name]]
@@ -179,17 +179,17 @@ class Mixture:
             )
 
     def example(self, rng: np.random.Generator) -> tuple[str, Example]:
-        """Key of a random sample, and an example made of it."""
+        """Return the key of a random sample, and an example made of it."""
         weights = np.array([weight for _, _, weight in self.tasks])
         make, pools, _ = self.tasks[rng.choice(len(weights), p=weights / weights.sum())]
         shares = np.array([share for _, share in pools])
         samples = pools[rng.choice(len(shares), p=shares / shares.sum())][0]
         sample = samples[int(rng.integers(len(samples)))]
-        return sample.sample.key, make(self.writer, sample, rng)
+        return sample.sample.key, make(self.builder, sample, rng)
 
 
 def collated(examples: Sequence[Example], max_length: int) -> tuple[Tensor, Tensor]:
-    """Ids and labels, both (examples, length) int64; labels are `IGNORED_LABEL` where nothing is
+    """Return ids and labels, both (examples, length) int64; labels are `IGNORED_LABEL` where nothing is
     predicted.
     """
     cut = [example.cut(max_length) for example in examples]
@@ -204,8 +204,8 @@ def collated(examples: Sequence[Example], max_length: int) -> tuple[Tensor, Tens
 
 
 def without_blocked_terms(samples: Sequence[CodeSample], blocked: Sequence[str]) -> list[CodeSample]:
-    """Samples without the texts that contain one of the terms `blocked`; samples that lose all texts are left
-    out.
+    """Return samples without the texts that contain one of the terms `blocked`; samples that lose all texts
+    are left out.
     """
     cleaned = ((item, without(item.sample, blocked)) for item in samples)
     return [dataclasses.replace(item, sample=sample) for item, sample in cleaned if sample is not None]
