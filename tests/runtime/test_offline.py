@@ -46,7 +46,7 @@ ELSEWHERE = {
     "train tokenizer",
     "train llm",
     "train merge",
-    "train start",
+    "train unpack",
 }
 LONG = """
 import sys, time

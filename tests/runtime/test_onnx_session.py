@@ -31,7 +31,7 @@ def idle_seconds(spin):
     """Processor seconds that a process takes while nothing is asked of an opened graph, of half a second."""
     program = f"""
 import time, numpy as np
-from seed_edge.runtime import sessions
+from seed_edge.runtime import onnx_session
 from seed_edge.bundle import EMBEDDED
 options = onnx_session.session_options()
 if {spin!r} == "1":
@@ -53,7 +53,7 @@ print(taken)
 
 @pytest.mark.parametrize("spec", [encoder_graph(16, 5), encoder_graph(32, 4), pixel_decoder_graph(4, 16)])
 def test_a_graph_that_is_not_the_declared_one_is_refused(tiny, spec):
-    with pytest.raises(BundleError, match=r"encoder\.onnx takes or gives"):
+    with pytest.raises(BundleError, match=r"encoder\.onnx has the inputs or outputs"):
         Session(tiny / ENCODER, spec, CPU)
 
 
@@ -94,7 +94,7 @@ def test_cuda_asked_for_but_not_loaded_is_an_error(tiny, monkeypatch):
     ):
         monkeypatch.setattr(onnx_session, "CUDA", "MissingExecutionProvider")
     with pytest.raises(DeviceError, match="--device cuda cannot be used"):
-        Session(tiny / ENCODER, encoder_graph(16, 4), Device("cuda", "asked for", required=True))
+        Session(tiny / ENCODER, encoder_graph(16, 4), Device("cuda", "requested", required=True))
 
 
 def test_an_unknown_device_lists_the_known_ones():
