@@ -174,7 +174,7 @@ class Bundle:
             )
 
     def _check_contents(self) -> None:
-        """Check headers, and the hashes of small bundles; skip files that passed and have not changed since."""
+        """Check headers, and the hashes of small bundles; skip files that passed and did not change."""
         cache = CheckCache()
         small = sum(entry.size for entry in self.manifest.files.values()) <= HASH_LIMIT
         for name, expected in self.manifest.files.items():

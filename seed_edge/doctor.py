@@ -20,6 +20,7 @@ from seed_edge.runtime.threads import cpu_flags
 from seed_edge.user_dirs import HOME, bundle_names, bundles_folder, folder
 
 SMALL_MEMORY = 1 << 30
+"""Free memory in bytes below which a warning is given."""
 GPU_LIBRARIES = ("nvidia-cuda-runtime", "nvidia-cublas", "nvidia-cudnn-cu13", "nvidia-cufft", "nvidia-curand")
 OK, NOTE, WARNING, BROKEN = "ok", "note", "warning", "broken"
 
@@ -29,11 +30,13 @@ class Check:
     """Result of one check."""
 
     id: str
-    """Stable between versions."""
+    """Name of the check; stable between versions."""
     state: str
     """`ok`; `note`, no action needed; `warning`, slow, or not on the GPU; `broken`."""
     found: str
+    """The result."""
     advice: str = ""
+    """A command or an action that solves the problem."""
 
 
 def run_checks() -> list[Check]:
@@ -42,7 +45,7 @@ def run_checks() -> list[Check]:
 
 
 def report(checks: list[Check]) -> dict[str, Any]:
-    """The checks as a JSON object: `version`, `state` (the worst_state one) and `checks`."""
+    """Return the checks as a JSON object: `version`, `state` (the worst one) and `checks`."""
     return {
         "version": __version__,
         "state": worst_state(checks),
@@ -51,7 +54,7 @@ def report(checks: list[Check]) -> dict[str, Any]:
 
 
 def worst_state(checks: list[Check]) -> str:
-    """The worst_state state, with notes counted as ok."""
+    """Return the worst state; notes count as ok."""
     states = {check.state for check in checks}
     return BROKEN if BROKEN in states else WARNING if WARNING in states else OK
 
@@ -63,12 +66,12 @@ def _system() -> Iterator[Check]:
     from seed_edge.runtime.threads import available_cores
 
     cores, all_cores = available_cores(), os.cpu_count() or 1
-    limited = "" if cores == all_cores else f" of {all_cores}; affinity or a container's quota leaves no more"
+    limited = "" if cores == all_cores else f" of {all_cores}, limited by affinity or a container's quota"
     flags = cpu_flags()
     yield Check(
         "processor",
         OK,
-        f"{cores} cores{limited}; {' '.join(flags) if flags else 'its abilities are not known'}",
+        f"{cores} cores{limited}; {' '.join(flags) if flags else 'instruction sets unknown'}",
     )
     policy = os.environ.get("OMP_WAIT_POLICY", "")
     if policy.lower() == "active":
@@ -81,7 +84,7 @@ def _system() -> Iterator[Check]:
     for name in ("OMP_NUM_THREADS", "OMP_THREAD_LIMIT"):
         value = os.environ.get(name, "")
         if value.isdecimal() and int(value) < cores:
-            yield Check(f"threads {name}", NOTE, f"{name} is {value}, though {cores} cores can be used")
+            yield Check(f"threads {name}", NOTE, f"{name} is {value}, but {cores} cores are available")
 
 
 def _runtimes() -> Iterator[Check]:
@@ -94,15 +97,15 @@ def _runtimes() -> Iterator[Check]:
             yield Check(
                 "offline",
                 OK,
-                "telemetry of every library is off; nothing opens a connection or keeps a machine id",
+                "telemetry of all libraries is off; no connection is opened and no machine id is stored",
             )
         else:
             names = ", ".join(native.TELEMETRY_OFF)
             yield Check(
                 "offline",
                 BROKEN,
-                f"telemetry may be on: one of {names} was changed",
-                "do not set them in the program",
+                f"telemetry may be on: one of the variables {names} was changed",
+                "do not set these variables in the program",
             )
         providers = ", ".join(
             name.removesuffix("ExecutionProvider") for name in onnxruntime.get_available_providers()
@@ -112,7 +115,7 @@ def _runtimes() -> Iterator[Check]:
         ImportError,
         OSError,
         AttributeError,
-    ) as error:  # two builds over one another have no attributes left
+    ) as error:  # two builds installed over each other leave a module without attributes
         advice = "pip uninstall onnxruntime onnxruntime-gpu, then install seed-edge again"
         yield Check("onnxruntime", BROKEN, f"cannot be loaded ({error})", advice)
         return
@@ -125,7 +128,7 @@ def _runtimes() -> Iterator[Check]:
         yield Check("llama.cpp", OK, f"llama-cpp-python {version}, built {offload} GPU support")
         if amx_in_use():
             yield Check(
-                "amx", NOTE, "llama.cpp has AMX kernels; they are left out, as builds by gcc 12 crash in them"
+                "amx", NOTE, "AMX kernels of llama.cpp are turned off, as they crash when built by gcc 12"
             )
         if problem is None and not gpu_offload():
             advice = (
@@ -133,7 +136,10 @@ def _runtimes() -> Iterator[Check]:
                 'pip install --force-reinstall --no-cache-dir "llama-cpp-python==0.3.36"'
             )
             yield Check(
-                "llama.cpp-gpu", WARNING, "there is a GPU, and llama.cpp was built without it", advice
+                "llama.cpp-gpu",
+                WARNING,
+                "a GPU is present, but llama.cpp was built without GPU support",
+                advice,
             )
     except (ImportError, OSError, RuntimeError) as error:
         yield Check(
@@ -149,23 +155,21 @@ def _cuda(problem: str | None) -> Iterator[Check]:
     if problem is not None:
         yield Check("cuda", NOTE, f"not used: {problem}")
         return
-    found = {name: version for name in GPU_LIBRARIES if (version := _version(name)) is not None}
-    missing = sorted(set(GPU_LIBRARIES) - set(found))
+    installed = {name: version for name in GPU_LIBRARIES if (version := _version(name)) is not None}
     onnxruntime = native.onnxruntime()
-    wanted = getattr(onnxruntime, "cuda_version", "") or "13"
+    required = getattr(onnxruntime, "cuda_version", "") or "13"
     free = free_gpu_memory()
-    card = f"{free / 1e9:.1f} GB free" if free is not None else "free memory not known"
-    text = ", ".join(f"{name} {version}" for name, version in found.items()) or "no CUDA libraries from PyPI"
-    if missing:
+    memory = f"{free / 1e9:.1f} GB free" if free is not None else "free memory unknown"
+    libraries = ", ".join(f"{name} {version}" for name, version in installed.items()) or "none from PyPI"
+    text = f"{memory}; CUDA {required} is required; libraries: {libraries}"
+    if len(installed) < len(GPU_LIBRARIES):
         advice = (
             'pip install "onnxruntime-gpu[cuda,cudnn]", '
             "unless CUDA and cuDNN of that version are on the library path"
         )
-        yield Check(
-            "cuda", WARNING, f"a driver is there ({card}); CUDA {wanted} is wanted, found: {text}", advice
-        )
+        yield Check("cuda", WARNING, f"a driver is installed; {text}", advice)
     else:
-        yield Check("cuda", OK, f"{card}; CUDA {wanted} is wanted, found: {text}")
+        yield Check("cuda", OK, text)
 
 
 def _version(name: str) -> str | None:
@@ -181,7 +185,7 @@ def _memory() -> Iterator[Check]:
         yield Check(
             "memory",
             NOTE,
-            "this system does not tell how much is free",
+            "the free memory of this system cannot be determined",
             "set --memory-limit for large bundles",
         )
     elif free < SMALL_MEMORY:
@@ -190,12 +194,14 @@ def _memory() -> Iterator[Check]:
         )
     else:
         yield Check("memory", OK, f"{free / 1e9:.1f} GB free")
-    place = folder("data")
-    nearest = next(path for path in (place, *place.parents) if path.exists())
-    writable = "" if os.access(nearest, os.W_OK) else ", not writable"
-    left = f"{shutil.disk_usage(nearest).free / 1e9:.1f} GB free on its disk{writable}"
-    advice = f"set {HOME} to a folder that can be written" if writable else ""
-    yield Check("folder", WARNING if writable else OK, f"{place}: {left}", advice)
+    data = folder("data")
+    existing = next(path for path in (data, *data.parents) if path.exists())
+    writable = os.access(existing, os.W_OK)
+    text = f"{data}: {shutil.disk_usage(existing).free / 1e9:.1f} GB free on its disk"
+    if writable:
+        yield Check("folder", OK, text)
+    else:
+        yield Check("folder", WARNING, f"{text}, not writable", f"set {HOME} to a writable folder")
 
 
 def _bundles() -> Iterator[Check]:
@@ -217,7 +223,7 @@ def _bundles() -> Iterator[Check]:
         size = sum(entry.size for entry in bundle.manifest.files.values())
         free = available_memory()
         if free is not None and size > free:
-            text = f"{size / 1e9:.1f} GB, more than the memory that is free"
+            text = f"{size / 1e9:.1f} GB, more than the free memory"
             yield Check(f"bundle {name}", WARNING, text, "use --low-memory, or export with smaller weights")
         else:
             yield Check(f"bundle {name}", OK, f"{size / 1e6:,.0f} MB, {bundle.manifest.kind}")

@@ -1,13 +1,13 @@
-"""The exceptions of this package. The command line turns these, and only these, into one-line messages.
+"""The exceptions of this package. The command line prints them as one-line messages.
 
-Each class is also the built-in exception that fits: `except FileNotFoundError` catches a missing image or
-bundle, and `except ValueError` a value out of range.
+Each class is also a subclass of the matching built-in exception: `except FileNotFoundError` catches a missing
+image or bundle, and `except ValueError` a value out of range.
 """
 
 
 class SeedEdgeError(Exception):
-    """Base class of all errors that a user can correct. The message states the problem, where it is, and what
-    to do next.
+    """Base class of all errors that a user can correct. The message states what is wrong, where, and what to
+    do next.
     """
 
 
@@ -16,7 +16,7 @@ class BundleError(SeedEdgeError, ValueError):
 
 
 class CheckpointError(SeedEdgeError, ValueError):
-    """A checkpoint lacks a tensor, or contains one of the wrong shape."""
+    """A checkpoint is missing or damaged, lacks a tensor, or contains one of the wrong shape."""
 
 
 class DataError(SeedEdgeError, ValueError):
@@ -32,11 +32,11 @@ class ImageError(SeedEdgeError, ValueError):
 
 
 class MemoryShortError(SeedEdgeError, MemoryError):
-    """The operation needs more memory than is free, or than `memory_limit` allows."""
+    """An operation needs more memory than is free, or than `memory_limit` allows."""
 
 
 class ParityError(SeedEdgeError):
-    """An exported graph gives other numbers than the checkpoint it was made from."""
+    """The outputs of an exported graph differ from those of its checkpoint."""
 
 
 class PromptError(SeedEdgeError, ValueError):
@@ -44,7 +44,7 @@ class PromptError(SeedEdgeError, ValueError):
 
 
 class CodesError(SeedEdgeError, ValueError):
-    """Codes do not form an image: wrong count, or outside the codebook."""
+    """Codes do not form an image: their number is wrong, or one is outside the codebook."""
 
 
 class BundleNotFoundError(BundleError, FileNotFoundError):

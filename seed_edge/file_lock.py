@@ -12,11 +12,10 @@ else:
 
 
 def lock_file(descriptor: int) -> None:
-    """Lock an open file exclusively, without waiting; the lock ends when the file is closed or the process
-    ends.
+    """Lock an open file exclusively, without waiting, until it is closed or the process ends.
 
     Args:
-        descriptor: of a file that is open for writing.
+        descriptor: descriptor of a file that is open for writing.
 
     Raises:
         OSError: another process, or another open file of this process, holds the lock.

@@ -1,5 +1,5 @@
-"""Descriptions of files from their headers and metadata: bundles, ONNX graphs, GGUF models, drawn images. No
-model is run.
+"""Descriptions of bundles, ONNX graphs, GGUF models and drawn images, from headers and metadata. No model is
+loaded.
 """
 
 from __future__ import annotations
@@ -20,7 +20,9 @@ from seed_edge.manifest import MANIFEST
 from seed_edge.onnx_header import OnnxHeader
 
 MAX_SHOWN_VALUE = 200
+"""Maximum length of a value of a GGUF header, in characters."""
 MAX_OPERATORS = 12
+"""Maximum number of ONNX operators; the most frequent ones are listed."""
 
 
 def describe(name: str) -> dict[str, Any]:
@@ -49,48 +51,48 @@ def describe(name: str) -> dict[str, Any]:
         if path.suffix == ".onnx":
             raise
         raise BundleError(
-            f"{path} is no bundle, no GGUF or ONNX file, and no picture that was drawn here"
+            f"{path} is not a bundle, a GGUF file, an ONNX file, or an image drawn by seed-edge"
         ) from error
 
 
 def describe_bundle(bundle: Bundle) -> dict[str, Any]:
     """Describe a bundle: its abilities, its manifest, its size in bytes."""
     manifest = bundle.manifest
-    able = ["encode"]
+    abilities = ["encode"]
     if manifest.kind == "pixels" or manifest.diffusion is not None:
-        able.append("decode")
+        abilities.append("decode")
     if manifest.language is not None:
-        prompts, draws = manifest.language.prompts, "decode" in able
-        able += ["caption", *(["ask"] if prompts.ask else []), *(["draw"] if draws else [])]
-        able += ["edit"] if draws and prompts.edit else []
-        able += ["chat"] if prompts.turn else []
+        prompts, draws = manifest.language.prompts, "decode" in abilities
+        abilities += ["caption", *(["ask"] if prompts.ask else []), *(["draw"] if draws else [])]
+        abilities += ["edit"] if draws and prompts.edit else []
+        abilities += ["chat"] if prompts.turn else []
     description = dataclasses.asdict(manifest)
     description["sources"] = {source.name: f"{source.role} ({source.license})" for source in manifest.sources}
     if manifest.self_test is not None:
         description["self_test"] = "present"
     size = sum(entry.size for entry in manifest.files.values())
-    return {"is": "bundle", "path": str(bundle.path), "bytes": size, "able_to": able} | description
+    return {"is": "bundle", "path": str(bundle.path), "bytes": size, "able_to": abilities} | description
 
 
 def describe_language_model(path: Path) -> dict[str, Any]:
-    """Describe a GGUF file by its header; long lists are shortened, weights are counted by type."""
+    """Describe a GGUF file by its header; long values are shortened, weights are counted by type."""
     header = GgufHeader.read(path)
-    kinds: Counter[str] = Counter()
+    weights_by_type: Counter[str] = Counter()
     for tensor in header.tensors.values():
-        kinds[tensor.kind] += prod(tensor.shape)
+        weights_by_type[tensor.kind] += prod(tensor.shape)
     return {
         "is": "GGUF file",
         "path": str(path),
         "bytes": path.stat().st_size,
         "version": header.version,
-        "weights": sum(kinds.values()),
-        "weights_by_type": dict(kinds.most_common()),
+        "weights": sum(weights_by_type.values()),
+        "weights_by_type": dict(weights_by_type.most_common()),
         "tensors": len(header.tensors),
-        "says": {key: _said(value) for key, value in header.values.items()},
+        "says": {key: _shortened(value) for key, value in header.values.items()},
     }
 
 
-def _said(value: Any) -> Any:
+def _shortened(value: Any) -> Any:
     if isinstance(value, Items):
         return f"{value.count:,} values: {', '.join(map(str, value.first))[:MAX_SHOWN_VALUE]}, ..."
     return value[:MAX_SHOWN_VALUE] if isinstance(value, str) else value
@@ -99,9 +101,9 @@ def _said(value: Any) -> Any:
 def describe_graph(path: Path) -> dict[str, Any]:
     """Describe an ONNX file by its header, and check whether a bundle may contain it."""
     header = OnnxHeader.read(path)
-    kinds: Counter[str] = Counter()
+    weights_by_type: Counter[str] = Counter()
     for tensor in header.tensors.values():
-        kinds[tensor.kind] += prod(tensor.shape)
+        weights_by_type[tensor.kind] += prod(tensor.shape)
     try:
         header.check_bundle_rules(path)
         fit = "yes"
@@ -116,8 +118,8 @@ def describe_graph(path: Path) -> dict[str, Any]:
         "opsets": {domain or "ai.onnx": version for domain, version in header.opsets.items()},
         "inputs": {name: list(shape) for name, shape in header.inputs.items()},
         "outputs": {name: list(shape) for name, shape in header.outputs.items()},
-        "weights": sum(kinds.values()),
-        "weights_by_type": dict(kinds.most_common()),
+        "weights": sum(weights_by_type.values()),
+        "weights_by_type": dict(weights_by_type.most_common()),
         "weights_in": sorted({tensor.location or path.name for tensor in header.tensors.values()}),
         "operators": dict(header.operators.most_common(MAX_OPERATORS)),
         "fit_for_a_bundle": fit,
@@ -128,21 +130,21 @@ def describe_image(path: Path) -> dict[str, Any]:
     """Describe a drawn image by its metadata."""
     from seed_edge.image_metadata import read_record
 
-    made = dataclasses.asdict(read_record(path))
-    return {"is": "drawn picture", "path": str(path), "bytes": path.stat().st_size} | made
+    record = dataclasses.asdict(read_record(path))
+    return {"is": "drawn picture", "path": str(path), "bytes": path.stat().st_size} | record
 
 
 def lines(value: dict[str, Any], indent: str = "") -> Iterator[str]:
-    """A description as lines of text, with its keys unchanged; empty values are left out."""
+    """Yield a description as lines of text, with its keys unchanged; empty values are skipped."""
     for key, item in value.items():
         name = printable(key)
         if isinstance(item, dict) and item:
             yield f"{indent}{name}:"
             yield from lines(item, indent + "  ")
         elif isinstance(item, (list, tuple)) and item and isinstance(item[0], dict):
-            for number, each in enumerate(item):
-                yield f"{indent}{name} {number + 1}:"
-                yield from lines(each, indent + "  ")
+            for number, element in enumerate(item, 1):
+                yield f"{indent}{name} {number}:"
+                yield from lines(element, indent + "  ")
         elif isinstance(item, (list, tuple)):
             if item:
                 yield f"{indent}{name}: {printable(', '.join(map(str, item)))}"

@@ -21,17 +21,17 @@ def test_every_stage_is_timed_beside_its_floor(found):
     stages = {stage["stage"]: stage for stage in found["stages"]}
     named = [
         "encode",
-        "encode, 16 at once",
+        "encode, batch of 16",
         "decode",
-        "read a prompt",
-        "write text",
-        "write codes",
+        "prefill",
+        "generate text",
+        "generate codes",
         "caption",
         "draw",
     ]
     assert set(named) <= set(stages) and {"caption, a process", "draw, a process"} <= set(stages)
     assert all(stage["seconds"] > 0 for stage in stages.values())
-    for name in ("encode", "decode", "read a prompt", "write text", "write codes"):
+    for name in ("encode", "decode", "prefill", "generate text", "generate codes"):
         # not that it is below the seconds: weights this small come from the cache, not from memory
         told = stages[name]
         assert told["floor_seconds"] > 0 and told["times_floor"] == pytest.approx(
@@ -63,4 +63,4 @@ def test_an_id_reads_every_weight_but_the_table(tiny):
 def test_the_floor_is_the_slower_of_memory_and_arithmetic():
     machine = Machine(2, read_rate=10.0, multiply_rate=100.0)
     assert machine.floor(Work(50, 20)) == 2.0 and machine.floor(Work(500, 20)) == 5.0
-    assert machine.floor(Work(50, 20) * 8) == 4.0  # weights are read once for all
+    assert machine.floor(Work(50, 20).batched(8)) == 4.0  # weights are read once for all

@@ -127,11 +127,11 @@ def test_what_a_file_says_cannot_command_the_terminal(run, tmp_path):
 @pytest.mark.parametrize(
     ("content", "name", "words"),
     [
-        (b"hello", "a.txt", "is no bundle, no GGUF or ONNX file, and no picture"),
+        (b"hello", "a.txt", "is not a bundle, a GGUF file, an ONNX file, or an image drawn by seed-edge"),
         (b"hello", "a.onnx", "is a broken ONNX file"),
         (b"GGUF", "a.gguf", "header is truncated"),
         (b"\x89PNG\r\n", "a.png", "the image is damaged or cannot be read"),
-        (b"", "a", "is no bundle"),
+        (b"", "a", "is not a bundle"),
     ],
 )
 def test_what_cannot_be_inspected_is_one_line(run, tmp_path, content, name, words):

@@ -114,7 +114,7 @@ def test_mistakes_are_told_and_lose_nothing(chat):
     )
     for words in (
         "/dance: unknown command; /help lists the commands",
-        "none.json is no conversation",
+        "none.json is not a saved conversation",
         "give a file name",
         "/draw TEXT",
     ):
@@ -155,7 +155,7 @@ def test_at_a_terminal_there_is_a_prompt_and_ctrl_c_gives_up_the_line(monkeypatc
 def test_what_cannot_be_is_refused_at_once(chat, tiny, tmp_path):
     assert "no such folder" in chat("hello", options=["-o", "nowhere"], code=1).stderr
     result = CliRunner().invoke(cli, ["chat", "--bundle", str(tiny)], input="hello\n")
-    assert result.exit_code == 1 and "was not taught to converse" in result.stderr
+    assert result.exit_code == 1 and "was not trained on dialogues" in result.stderr
 
 
 def test_pictures_that_cannot_be_read_are_named_and_not_taken_as_words(chat, said):
@@ -280,9 +280,13 @@ def test_a_hostile_conversation_leaves_the_one_at_hand(chat, number):
     Path("other.json").write_text(HOSTILE[number])
     result = chat("hello", "/load other.json", "/save talk.json")
     (line,) = result.stderr.splitlines()
-    assert line.startswith("Error: other.json is no conversation") and line.isprintable() and len(line) < 500
+    assert (
+        line.startswith("Error: other.json is not a saved conversation")
+        and line.isprintable()
+        and len(line) < 500
+    )
     assert json.loads(Path("talk.json").read_text())["turns"][0]["text"] == "hello"
-    assert "is no conversation" in chat("x", options=["--load", "other.json"], code=1).stderr
+    assert "is not a saved conversation" in chat("x", options=["--load", "other.json"], code=1).stderr
 
 
 @pytest.mark.parametrize("kind", ["pipe", "device", "huge"])
@@ -294,4 +298,4 @@ def test_a_conversation_is_read_from_a_regular_file_alone(chat, kind):
     else:
         with open("other", "wb") as file:
             file.truncate(1 << 40)
-    assert "Error: other is no conversation" in chat("/load other").stderr
+    assert "Error: other is not a saved conversation" in chat("/load other").stderr

@@ -189,7 +189,7 @@ FILES = {
     "escapes": (b'"\\u001b[31mred" = 1', "\\x1b[31m"),
     "long key": (b"k" * 50_000 + b" = 1", "no command has an option"),
     "table array": (b"[[draw]]\nseed = 1", "no command has an option --draw"),
-    "group": (b"[train]\nseed = 1", "[train] holds seed"),
+    "group": (b"[train]\nseed = 1", "[train] contains seed"),
     "value for a command": (b"draw = 3", "no command has an option --draw"),
     "image": (b"\x89PNG\r\n\x1a\n", ""),
 }
