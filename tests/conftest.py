@@ -11,11 +11,17 @@ REFERENCE = Path(__file__).parent / "fixtures" / "seed2"
 EXAMPLES = Path(__file__).parent.parent / "examples"
 SLOW = (
     "docs/", "evaluate/", "export/", "fuzz/", "golden/", "models/", "train/", "cli/test_faults", "cli/test_outputs", "cli/test_bench",
-    "cli/test_caption_output", "cli/test_chat", "cli/test_draw", "cli/test_inputs", "runtime/test_offline", "runtime/test_isolated_load",
+    "cli/test_caption_output", "cli/test_chat", "cli/test_draw", "runtime/test_offline", "runtime/test_isolated_load",
     "runtime/test_embedded", "runtime/test_sharing", "runtime/test_part_cache", "runtime/test_language_model", "runtime/test_threads",
     "core/test_boundaries", "core/test_image_metadata", "core/test_public_api",
 )  # fmt: skip
 """Beginnings of the names of test files, below tests/, that are marked `slow`."""
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Register the markers, also where the tests run outside the source tree."""
+    config.addinivalue_line("markers", "slow: takes seconds; `SLOW` in `tests/conftest.py` lists the files")
+    config.addinivalue_line("markers", "fuzz: mutated files; all of them are slow")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -7,7 +7,6 @@ from click.testing import CliRunner
 
 from seed_edge.cli import cli
 from seed_edge.commands import common
-from seed_edge.export.onnx_storage import STORAGE
 from seed_edge.manifest import SCHEDULER_NAMES
 from seed_edge.preprocess import FILTERS
 from seed_edge.prompts import TEMPLATES
@@ -91,9 +90,7 @@ def test_version(spelling):
 
 
 def test_choices_are_those_of_the_modules_that_use_them():
-    assert (
-        common.DEVICES == DEVICES and common.SCHEDULERS == SCHEDULER_NAMES and common.STORAGE_TYPES == STORAGE
-    )
+    assert common.DEVICES == DEVICES and common.SCHEDULERS == SCHEDULER_NAMES
     assert set(common.RESIZE_FILTERS) == set(FILTERS) and set(common.PROMPT_TEMPLATES) == set(TEMPLATES)
 
 

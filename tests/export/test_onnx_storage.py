@@ -1,4 +1,4 @@
-"""Graphs of SEED-2 on reproducible random onnx_storage, stored in every way, against the original code's
+"""Graphs of SEED-2 on reproducible random weights, stored in every way, against the original code's
 codes.
 """
 
@@ -10,6 +10,7 @@ import onnxruntime as ort
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from seed_edge.commands.common import STORAGE_TYPES
 from seed_edge.errors import CheckpointError
 from seed_edge.export import onnx_storage
 from seed_edge.export.onnx import Encoder, export_graph
@@ -176,3 +177,7 @@ def test_weights_that_overflow_half_precision_are_refused(tmp_path):
     )
     with pytest.raises(CheckpointError, match="w does not fit half precision"):
         rewrite(tmp_path / "a.onnx", tmp_path / "b.onnx", "fp16")
+
+
+def test_the_command_offers_every_storage_type():
+    assert STORAGE_TYPES == onnx_storage.STORAGE
