@@ -19,9 +19,9 @@ T = TypeVar("T")
 OPTIMIZERS = ("muon", "adamw")
 PRECISIONS = ("bf16", "fp32")
 MAX_FILE_BYTES = 4 << 20
-"""Bytes of a recipe, and of a file of lines beside one."""
+"""Maximum size of a recipe, and of a text file beside it, in bytes."""
 MAX_INTEGER, MAX_SEED, MAX_NUMBER = 1 << 31, (1 << 63) - 1, 1e9
-"""Largest integer, seed and real number of a recipe; none is negative."""
+"""Maximum integer, seed and real number of a recipe; the minimum is 0."""
 
 
 RENAMED_KEYS = {
@@ -71,7 +71,7 @@ RENAMED_KEYS = {
     "smallest_crop": "min_crop_area",
     "longest_text": "max_text_length",
 }
-"""Key of a recipe written for an earlier version -> its present name."""
+"""Key of an earlier version -> current key."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,12 +107,12 @@ class Schedule:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name, value, known in (
+        for name, value, allowed in (
             ("optimizer", self.optimizer, OPTIMIZERS),
             ("precision", self.precision, PRECISIONS),
         ):
-            if value not in known:
-                raise DataError(f"schedule.{name} is {value!r}; it must be one of {', '.join(known)}")
+            if value not in allowed:
+                raise DataError(f"schedule.{name} is {value!r}; it must be one of {', '.join(allowed)}")
         for name in ("steps", "batch_size", "gradient_accumulation_steps", "save_every", "log_every"):
             if getattr(self, name) < 1:
                 raise DataError(f"schedule.{name} is {getattr(self, name)}; it must be at least 1")
@@ -126,7 +126,7 @@ class Schedule:
 
 
 def load_recipe(kinds: Mapping[str, type[T]], name: str, changes: Sequence[str] = ()) -> T:
-    """Read a recipe; its `kind` says which of the dataclasses in `kinds` it becomes.
+    """Read a recipe into the dataclass of `kinds` that its `kind` names.
 
     Args:
         name: of a recipe that comes with the package, or the path of a file.
@@ -151,8 +151,8 @@ def load_recipe(kinds: Mapping[str, type[T]], name: str, changes: Sequence[str] 
     except ValueError as error:  # TOMLDecodeError, or an integer of thousands of digits
         raise DataError(f"recipe {path} cannot be read as TOML ({error})") from error
     for change in changes:
-        _change(table, change)
-    table = {key: _lines_beside(path, key, value) for key, value in table.items()}
+        _apply_change(table, change)
+    table = {key: _read_lines(path, key, value) for key, value in table.items()}
     kind = table.pop("kind", None)
     if not isinstance(kind, str) or kind not in kinds:
         raise DataError(
@@ -161,8 +161,8 @@ def load_recipe(kinds: Mapping[str, type[T]], name: str, changes: Sequence[str] 
     return READER.read(kinds[kind], table, f"recipe {path.name}")
 
 
-def _lines_beside(recipe: Path, key: str, value: Any) -> Any:
-    """For `@NAME` the lines of the file of that name beside the recipe; anything else as it is."""
+def _read_lines(recipe: Path, key: str, value: Any) -> Any:
+    """Return the lines of the file NAME beside the recipe if `value` is `@NAME`; otherwise return `value`."""
     if not (isinstance(value, str) and value.startswith("@")):
         return value
     try:
@@ -172,7 +172,7 @@ def _lines_beside(recipe: Path, key: str, value: Any) -> Any:
         raise DataError(f"recipe {recipe}: {key}: {value[1:]} cannot be read ({error})") from error
 
 
-def _change(table: dict[str, Any], change: str) -> None:
+def _apply_change(table: dict[str, Any], change: str) -> None:
     key, equals, text = change.partition("=")
     if not equals:
         raise DataError(f"--set {change}: write KEY=VALUE, for example --set schedule.steps=100")
@@ -190,7 +190,7 @@ def _change(table: dict[str, Any], change: str) -> None:
 
 
 def _check_number(where: str, number: int | float) -> None:
-    """Refuse numbers that no recipe needs.
+    """Check that a number lies in the range of a recipe.
 
     Raises:
         DataError: the number is negative, not finite, or too large.

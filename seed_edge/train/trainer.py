@@ -1,7 +1,7 @@
-"""The training loop: devices, learning rate, optimizers, progress, log, checkpoints and resuming.
+"""The training loop: devices, learning rate, optimizers, progress, log, checkpoints and resumption.
 
 Runs on `accelerate`: one CPU, one GPU, or several processes under its launcher (`accelerate launch -m
-seed_edge train ...`). A `LossModule` is trained, whose forward returns losses by name; batches are made in
+seed_edge train ...`). It trains a `LossModule`, whose `forward` returns losses by name; batches are made in
 another thread.
 """
 
@@ -30,17 +30,17 @@ STATE, LOG = "state.pt", "log.jsonl"
 MUON_LR_SCALE = 3.0
 """Learning rate of the matrices that Muon trains, in multiples of `Schedule.learning_rate`."""
 NAMED_KEYS = 8
-"""Number of samples of a batch that an error names."""
+"""Maximum number of samples that an error message names."""
 
 Report = Callable[[str], None]
-"""Called with a line of progress."""
+"""Function that outputs a line of progress."""
 
 Batch = dict[str, Any]
 """Tensors and other values by name; `keys` names the samples."""
 
 
 class LossModule(nn.Module):
-    """A module that is trained, together with everything that its losses need."""
+    """Base class of training objectives: the trained module and its losses."""
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Losses by name; their sum is minimised."""
@@ -56,7 +56,7 @@ class LossModule(nn.Module):
 
 
 def learning_rate_at(step: int, schedule: Schedule) -> float:
-    """Learning rate at a step: linear warm-up, then cosine decay to `min_lr_ratio` of the peak."""
+    """Return the learning rate at a step: linear warm-up, then cosine decay to `min_lr_ratio` of the peak."""
     if step < schedule.warmup_steps:
         return schedule.learning_rate * (step + 1) / schedule.warmup_steps
     progress = (step - schedule.warmup_steps) / max(1, schedule.steps - schedule.warmup_steps)
@@ -65,22 +65,22 @@ def learning_rate_at(step: int, schedule: Schedule) -> float:
     )
 
 
-def optimizers_for(objective: LossModule, schedule: Schedule) -> list[torch.optim.Optimizer]:
-    """Muon for matrices of linear layers and AdamW for all other parameters, or AdamW for all.
+def optimizers_for(loss_module: LossModule, schedule: Schedule) -> list[torch.optim.Optimizer]:
+    """Return Muon for matrices of linear layers and AdamW for all other parameters, or AdamW for all.
 
     Muon (Jordan 2024; scaled to AdamW's step as in Liu et al. 2025, arXiv:2502.16982) needs far fewer steps.
     Weight decay applies to these matrices and to convolutions, not to norms, biases, embeddings, heads and
     learnt positions. Frozen parameters are left out.
     """
-    of_heads = {id(parameter) for head in objective.adamw_modules() for parameter in head.parameters()}
-    linear = {id(module.weight) for module in objective.modules() if isinstance(module, nn.Linear)}
+    adamw_only = {id(parameter) for head in loss_module.adamw_modules() for parameter in head.parameters()}
+    linear = {id(module.weight) for module in loss_module.modules() if isinstance(module, nn.Linear)}
     matrices: list[nn.Parameter] = []
     convolutions: list[nn.Parameter] = []
     others: list[nn.Parameter] = []
-    for parameter in objective.parameters():
+    for parameter in loss_module.parameters():
         if not parameter.requires_grad:
             continue
-        if id(parameter) in linear and id(parameter) not in of_heads:
+        if id(parameter) in linear and id(parameter) not in adamw_only:
             matrices.append(parameter)
         else:
             (convolutions if parameter.ndim == 4 else others).append(parameter)
@@ -101,7 +101,7 @@ def optimizers_for(objective: LossModule, schedule: Schedule) -> list[torch.opti
 
 
 def duration(seconds: float) -> str:
-    """A time in hours and minutes, or in minutes and seconds: `2 h 05 min`, `7 min 30 s`, `9 s`."""
+    """Return a time in hours and minutes, or in minutes and seconds: `2 h 05 min`, `7 min 30 s`, `9 s`."""
     whole = round(seconds)
     if whole >= 3600:
         return f"{whole // 3600} h {whole % 3600 // 60:02} min"
@@ -109,32 +109,38 @@ def duration(seconds: float) -> str:
 
 
 def shapes_of(optimizers: list[torch.optim.Optimizer]) -> list[list[list[int]]]:
-    """Shapes of the parameters of each optimizer, in its order."""
+    """Return the shapes of the parameters of each optimizer, in its order."""
     return [[list(p.shape) for group in o.param_groups for p in group["params"]] for o in optimizers]
 
 
 class Trainer:
-    """Trains a module to the end of its schedule, and resumes interrupted runs.
+    """Trains a `LossModule` to the end of its schedule, and resumes interrupted runs.
 
-    The random numbers of a step depend on the seed and the step alone, so a resumed run equals an
+    The random numbers of a step depend only on the seed and the step, so a resumed run equals an
     uninterrupted one.
     """
 
-    def __init__(self, folder: Path, schedule: Schedule, report: Report) -> None:
-        self.folder, self.schedule, self.report = folder, schedule, report
+    def __init__(self, folder: Path, schedule: Schedule, report: Report, later_stages: str = "") -> None:
+        """
+        Args:
+            later_stages: names of the stages that follow. Their time cannot be estimated from this stage, so
+            that
+                progress lines give the time left of this stage only and then these names.
+        """
+        self.folder, self.schedule, self.report, self.later_stages = folder, schedule, report, later_stages
         self.accelerator = Accelerator()
         folder.mkdir(parents=True, exist_ok=True)
 
     def run(
         self,
-        objective: LossModule,
+        loss_module: LossModule,
         batch_of: Callable[[int, np.random.Generator], Batch],
         after: Callable[[int], Mapping[str, float] | None] | None = None,
     ) -> None:
         """Train to the end of the schedule.
 
         Args:
-            objective: moved to the device; trained in place.
+            loss_module: moved to the device; trained in place.
             batch_of: step and random generator -> a batch of this process.
             after: called with the step after each checkpoint, by the first process; the figures that it
                 returns are logged.
@@ -144,11 +150,11 @@ class Trainer:
                 another run.
         """
         accelerator, schedule = self.accelerator, self.schedule
-        objective.to(accelerator.device)
-        optimizers = optimizers_for(objective, schedule)
+        loss_module.to(accelerator.device)
+        optimizers = optimizers_for(loss_module, schedule)
         factors = [MUON_LR_SCALE, schedule.embedding_lr_scale] if len(optimizers) > 1 else [1.0]
-        first = self._resume(objective, optimizers)
-        wrapped = accelerator.prepare_model(objective)
+        first = self._resume(loss_module, optimizers)
+        wrapped = accelerator.prepare_model(loss_module)
         parameters = [
             p for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]
         ]
@@ -177,12 +183,12 @@ class Trainer:
                     sums, count = {}, 0
                 if (step + 1) % schedule.save_every == 0 or last:
                     if accelerator.is_main_process:
-                        self._save(step + 1, objective, optimizers)
+                        self._save(step + 1, loss_module, optimizers)
                         self._log_figures(log, step + 1, after(step + 1) if after is not None else None)
                     accelerator.wait_for_everyone()
 
     def _gradients(
-        self, objective: nn.Module, batches: Iterator[tuple[Batch, int]], step: int
+        self, loss_module: nn.Module, batches: Iterator[tuple[Batch, int]], step: int
     ) -> dict[str, float]:
         """Accumulate the mean gradient of the batches of a step in the parameters; return their
         mean losses.
@@ -190,15 +196,15 @@ class Trainer:
         accelerator, schedule = self.accelerator, self.schedule
         means: dict[str, float] = {}
         for part in range(schedule.gradient_accumulation_steps):
-            made, seed = next(batches)
+            host_batch, seed = next(batches)
             torch.manual_seed(seed)  # dropout
-            batch = {name: self._placed(value) for name, value in made.items()}
+            batch = {name: self._placed(value) for name, value in host_batch.items()}
             synced = part + 1 == schedule.gradient_accumulation_steps
-            with nullcontext() if synced else accelerator.no_sync(objective):
+            with nullcontext() if synced else accelerator.no_sync(loss_module):
                 with torch.autocast(
                     accelerator.device.type, torch.bfloat16, enabled=schedule.precision == "bf16"
                 ):
-                    losses = objective(batch)
+                    losses = loss_module(batch)
                 values = {name: value.item() for name, value in losses.items()}
                 if not all(map(math.isfinite, values.values())):
                     raise DataError(_not_finite(step, values, batch.get("keys", ())))
@@ -212,8 +218,8 @@ class Trainer:
     def _batches(
         self, batch_of: Callable[[int, np.random.Generator], Batch], first: int
     ) -> Iterator[tuple[Batch, int]]:
-        """Batches of all steps from `first` on, each with a seed for PyTorch's generator; one batch is made
-        ahead.
+        """Yield batches of all steps from `first` on, each with a seed for PyTorch's generator; one batch is
+        made ahead.
         """
         schedule, process = self.schedule, self.accelerator.process_index
 
@@ -225,9 +231,9 @@ class Trainer:
         with ThreadPoolExecutor(1) as ahead:
             pending: Future[tuple[Batch, int]] | None = None
             for number in product(range(first, schedule.steps), range(schedule.gradient_accumulation_steps)):
-                made, pending = pending, ahead.submit(make, *number)
-                if made is not None:
-                    yield made.result()
+                finished, pending = pending, ahead.submit(make, *number)
+                if finished is not None:
+                    yield finished.result()
             if pending is not None:
                 yield pending.result()
 
@@ -235,7 +241,7 @@ class Trainer:
         return value.to(self.accelerator.device) if isinstance(value, Tensor) else value
 
     def _means(self, values: dict[str, float]) -> dict[str, float]:
-        """Means over all processes."""
+        """Return the means over all processes."""
         numbers = torch.tensor(list(values.values()), device=self.accelerator.device)
         means = self.accelerator.reduce(numbers, "mean").tolist()
         return {name: round(value, 5) for name, value in zip(values, means, strict=True)}
@@ -252,9 +258,10 @@ class Trainer:
         log.write(json.dumps(record) + "\n")
         log.flush()
         text = "  ".join(f"{name} {value:.4f}" for name, value in means.items())
-        self.report(
-            f"step {step:,} of {self.schedule.steps:,}  {text}  {pace:.2f} s/step  {duration(left)} left"
-        )
+        time_left = f"{duration(left)} left"
+        if self.later_stages:
+            time_left += f" in this stage, then {self.later_stages}"
+        self.report(f"step {step:,} of {self.schedule.steps:,}  {text}  {pace:.2f} s/step  {time_left}")
 
     def _log_figures(self, log: Any, step: int, figures: Mapping[str, float] | None) -> None:
         if figures:
@@ -266,18 +273,18 @@ class Trainer:
                 f"step {step:,}  " + "  ".join(f"{name} {value:.4f}" for name, value in figures.items())
             )
 
-    def _save(self, step: int, objective: LossModule, optimizers: list[torch.optim.Optimizer]) -> None:
+    def _save(self, step: int, loss_module: LossModule, optimizers: list[torch.optim.Optimizer]) -> None:
         state = {
             "step": step,
             "seed": self.schedule.seed,
-            "tensors": _own(objective),
+            "tensors": _saved_tensors(loss_module),
             "shapes": shapes_of(optimizers),
             "optimizers": [optimizer.state_dict() for optimizer in optimizers],
         }
         with replacing(self.folder / STATE) as partial:
             torch.save(state, partial)
 
-    def _resume(self, objective: LossModule, optimizers: list[torch.optim.Optimizer]) -> int:
+    def _resume(self, loss_module: LossModule, optimizers: list[torch.optim.Optimizer]) -> int:
         path = self.folder / STATE
         if not path.exists():
             return 0
@@ -286,13 +293,11 @@ class Trainer:
             raise DataError(
                 f"{path} was trained with seed {state['seed']}; keep that seed, or use another folder"
             )
-        own = _own(objective)
-        # optimizers know parameters by their order alone
-        if state["shapes"] != shapes_of(optimizers) or set(state["tensors"]) != set(own):
-            raise DataError(
-                f"{path} is the state of another model or another recipe; start again in another folder"
-            )
-        for name, tensor in own.items():
+        tensors = _saved_tensors(loss_module)
+        # optimizers identify parameters only by their order
+        if state["shapes"] != shapes_of(optimizers) or set(state["tensors"]) != set(tensors):
+            raise DataError(f"{path} is the state of another model or recipe; use another folder")
+        for name, tensor in tensors.items():
             tensor.copy_(state["tensors"][name])
         for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(saved)
@@ -300,19 +305,19 @@ class Trainer:
         return int(state["step"])
 
 
-def _own(objective: LossModule) -> dict[str, Tensor]:
-    """Parameters and buffers, without the frozen parameters of `frozen_modules`."""
+def _saved_tensors(loss_module: LossModule) -> dict[str, Tensor]:
+    """Return parameters and buffers by name, without the frozen parameters of `frozen_modules`."""
     frozen = {
-        id(p) for module in objective.frozen_modules() for p in module.parameters() if not p.requires_grad
+        id(p) for module in loss_module.frozen_modules() for p in module.parameters() if not p.requires_grad
     }
     return {
-        name: p.detach() for name, p in objective.state_dict(keep_vars=True).items() if id(p) not in frozen
+        name: p.detach() for name, p in loss_module.state_dict(keep_vars=True).items() if id(p) not in frozen
     }
 
 
 def _not_finite(step: int, losses: Mapping[str, float], keys: Any) -> str:
     values = ", ".join(f"{name} {value:.4g}" for name, value in losses.items())
-    named = ", ".join(map(str, keys[:NAMED_KEYS])) or "its batch"
+    samples = ", ".join(map(str, keys[:NAMED_KEYS])) or "its batch"
     more = f" and {len(keys) - NAMED_KEYS} more" if len(keys) > NAMED_KEYS else ""
     advice = "lower schedule.learning_rate, or check these samples"
-    return f"step {step}: the loss is not finite ({values}) on {named}{more}; {advice}"
+    return f"step {step}: the loss is not finite ({values}) on {samples}{more}; {advice}"

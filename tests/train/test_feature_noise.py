@@ -8,7 +8,7 @@ from seed_edge.data.samples import Sample
 from seed_edge.models.config import PixelGeometry
 from seed_edge.models.image_tokenizer import PixelTokenizer, patches_of
 from seed_edge.train.pixel.feature_cache import VIEWS, Cache
-from seed_edge.train.pixel.feature_noise import Variations
+from seed_edge.train.pixel.feature_noise import FeatureNoise
 from seed_edge.train.pixel.patch_pca import fit_patches
 
 THINGS, STYLES, QUERIES, DIM = 6, 5, 2, 3
@@ -16,7 +16,9 @@ THINGS, STYLES, QUERIES, DIM = 6, 5, 2, 3
 
 @pytest.fixture
 def drawings():
-    """Vectors that are a thing's place plus a style's offset, for drawings; and photos that move when they are cropped."""
+    """Vectors that are a thing's place plus a style's offset, for drawings; and photos that move when they
+    are cropped.
+    """
     rng = np.random.default_rng(0)
     places, offsets = 100 * rng.normal(size=(THINGS, QUERIES, DIM)), rng.normal(size=(STYLES, QUERIES, DIM))
     samples, vectors = [], []
@@ -37,7 +39,7 @@ def drawings():
 
 def test_a_drawing_varies_as_styles_do_and_stays_the_thing_it_is(drawings):
     samples, vectors, places = drawings
-    varied = Variations(samples, vectors)
+    varied = FeatureNoise(samples, vectors)
     rows = np.array([i * VIEWS for i, s in enumerate(samples) if s.style and not s.held_out])
     drawn = np.stack([varied(rows, np.random.default_rng(seed)) for seed in range(20)])
     moved = np.abs(drawn - vectors[rows])
@@ -51,16 +53,16 @@ def test_a_drawing_varies_as_styles_do_and_stays_the_thing_it_is(drawings):
 def test_styles_that_are_held_out_are_not_told(drawings):
     samples, vectors, _ = drawings
     rows = np.array([i * VIEWS for i, s in enumerate(samples) if s.style and not s.held_out])
-    before = Variations(samples, vectors)(rows, np.random.default_rng(0))
+    before = FeatureNoise(samples, vectors)(rows, np.random.default_rng(0))
     hidden = np.repeat([s.held_out for s in samples], VIEWS)
     vectors[hidden] += 1e6
-    assert np.array_equal(Variations(samples, vectors)(rows, np.random.default_rng(0)), before)
+    assert np.array_equal(FeatureNoise(samples, vectors)(rows, np.random.default_rng(0)), before)
 
 
 def test_a_photo_varies_as_photos_do_when_they_are_cropped(drawings):
     samples, vectors, _ = drawings
     rows = np.array([i * VIEWS for i, s in enumerate(samples) if s.style is None])
-    moved = Variations(samples, vectors)(rows, np.random.default_rng(0)) - vectors[rows]
+    moved = FeatureNoise(samples, vectors)(rows, np.random.default_rng(0)) - vectors[rows]
     assert (moved > 0).all() and (moved < 1).all() and np.ptp(moved, axis=(1, 2)).max() < 1e-4
 
 

@@ -1,4 +1,6 @@
-"""SEED-LLaMA's recipes on a tiny LLaMA: pre-training with LoRA, merge, full fine-tuning, instruction tuning, export."""
+"""SEED-LLaMA's recipes on a tiny LLaMA: pre-training with LoRA, merge, full fine-tuning, instruction tuning,
+export.
+"""
 
 import contextlib
 import dataclasses
@@ -74,7 +76,9 @@ def codes(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def chain(base, codes, tmp_path_factory):
-    """The paper's three steps by the commands anyone would use: folders of adapter, merged model, full model, second adapter."""
+    """The paper's three steps by the commands anyone would use: folders of adapter, merged model, full model,
+    second adapter.
+    """
     out = tmp_path_factory.mktemp("chain")
     small = [
         "--set=schedule.steps=30",
@@ -246,7 +250,7 @@ def test_an_adapter_cannot_be_mixed_with_what_was_before(chain, codes, tmp_path)
         "--set=init_weight_share=0.5",
     ]
     assert (
-        "init_weight_share mixes whole"
+        "init_weight_share needs training in full"
         in call("train", "llm", "--recipe", "seed-llama-sft", *options, fails=True).stderr
     )
 
@@ -294,7 +298,8 @@ def test_what_was_known_is_rehearsed_beside_what_is_new(chain, base):
     )
 
 
-# ---- codes and examples ------------------------------------------------------------------------------------------
+# ---- codes and examples
+# ------------------------------------------------------------------------------------------
 
 
 def test_codes_come_back_from_their_shards(codes):
@@ -491,7 +496,7 @@ def test_a_checkpoint_that_lacks_a_file_is_refused(base, tmp_path, broken):
 
 
 def test_codes_of_another_tokenizer_are_refused(chain):
-    with pytest.raises(CheckpointError, match="different tokenizers"):
+    with pytest.raises(CheckpointError, match="different image tokenizers"):
         open_llama(chain / "merged", CodeSpace(16, 4))
     with pytest.raises(CheckpointError, match=r"adapter_model|adapter_config|added_tokens"):
         merge_lora(chain / "merged", chain / "nothing", chain / "x")

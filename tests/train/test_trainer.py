@@ -306,3 +306,9 @@ def test_the_log_holds_the_time_left(tmp_path):
     records = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     assert records[-1]["seconds_left"] == 0 and all(record["seconds_left"] >= 0 for record in records)
     assert lines[0].startswith("step 5 of 30") and " s/step  " in lines[0] and lines[-1].endswith("0 s left")
+
+
+def test_a_stage_names_the_stages_that_follow_instead_of_a_total_that_it_cannot_measure(tmp_path):
+    lines = []
+    Trainer(tmp_path, SCHEDULE, lines.append, "decoder (20 steps)").run(Regression(), batch_of)
+    assert lines[-1].endswith("0 s left in this stage, then decoder (20 steps)")

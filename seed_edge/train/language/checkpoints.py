@@ -1,4 +1,4 @@
-"""LLaMA checkpoints in the layout of Hugging Face: opened with rows for codes, and written whole."""
+"""Reads and writes LLaMA checkpoints in Hugging Face's layout; adds rows for codes."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def open_llama(path: Path, space: CodeSpace, bf16: bool = False) -> tuple[LlamaF
         vocab = extended_vocab(pieces, space.codebook_size, space.codes_per_image)
     if vocab.codes != space:
         raise CheckpointError(
-            f"{path} knows {vocab.codes}, the samples have {space}; they belong to different tokenizers"
+            f"{path} has {vocab.codes}, the samples have {space}; they belong to different image tokenizers"
         )
     model = load_llama(path, bf16)
     if size != vocab.size:
@@ -46,7 +46,7 @@ def open_llama(path: Path, space: CodeSpace, bf16: bool = False) -> tuple[LlamaF
 
 
 def load_llama(path: Path, bf16: bool) -> LlamaForCausalLM:
-    """Weights and configuration, in bf16 or fp32.
+    """Load weights and configuration, in bf16 or fp32.
 
     Raises:
         CheckpointError: a file is missing or damaged, or a tensor is missing.
@@ -60,7 +60,7 @@ def load_llama(path: Path, bf16: bool) -> LlamaForCausalLM:
         )
     except UNREADABLE as error:
         raise CheckpointError(f"{path} cannot be read ({reason_of(error)})") from error
-    if info["missing_keys"]:  # transformers would go on with random weights
+    if info["missing_keys"]:  # transformers would continue with random weights
         raise CheckpointError(
             f"{path} cannot be read (tensor {min(info['missing_keys'])} is missing); copy or download it "
             "again"

@@ -11,7 +11,7 @@ from seed_edge.vocab import Vocab
 
 
 def code_slice(vocab: Vocab) -> slice:
-    """Rows of the codes in an embedding table or an output head."""
+    """Return the rows of the codes in an embedding table or an output head."""
     return slice(vocab.first_code_id, vocab.first_code_id + vocab.codebook_size)
 
 
@@ -31,11 +31,12 @@ def freeze_rows(model: LlamaForCausalLM, rows: slice) -> None:
 
 
 def code_row_vectors(codebook: Codebook, width: int) -> Tensor:
-    """Initial embeddings (codebook_size, width) of codes, with mean square 1: similar codes get similar rows.
+    """Return initial embeddings (codebook_size, width) of codes, with mean square 1: similar codes get
+    similar rows.
 
-    The codes of each query that has rows of its own are mapped onto directions that other queries do not use,
-    as far as `width` allows, so that the mean over an image preserves each of them. Half of a row is a random
-    vector of its query. Random numbers come from PyTorch's global generator.
+    The codes of each query with separate codebook rows are mapped onto directions that other queries do not
+    use, as far as `width` allows, so that the mean over an image preserves each of them. Half of a row is a
+    random vector of its query. Random numbers come from PyTorch's global generator.
     """
     vectors = torch.from_numpy((codebook.vectors - codebook.vectors.mean(0)) / codebook.vectors.std())
     (queries, count), dim = codebook.own_rows, vectors.shape[1]
@@ -44,6 +45,6 @@ def code_row_vectors(codebook: Codebook, width: int) -> Tensor:
     directions = torch.linalg.qr(torch.randn(width, width)).Q
     rows = []
     for number, block in enumerate(blocks):
-        taken = torch.arange(number * dim, (number + 1) * dim) % width
-        rows.append(block @ directions[taken] * (width / dim) ** 0.5 + torch.randn(width))
+        columns = torch.arange(number * dim, (number + 1) * dim) % width
+        rows.append(block @ directions[columns] * (width / dim) ** 0.5 + torch.randn(width))
     return torch.cat(rows) / 2**0.5

@@ -1,4 +1,4 @@
-"""Changes of a model as a whole: layers added to it, and weights interpolated with earlier ones."""
+"""Changes to a whole model: inserted layers, and weights interpolated with earlier ones."""
 
 from __future__ import annotations
 
@@ -20,35 +20,35 @@ def add_layers(model: LlamaForCausalLM, count: int) -> None:
     layers = list(model.model.layers)
     after = [math.ceil((number + 1) * len(layers) / count) - 1 for number in range(count)]
     grown = []
-    for place, layer in enumerate(layers):
+    for index, layer in enumerate(layers):
         grown.append(layer)
-        for _ in range(after.count(place)):
+        for _ in range(after.count(index)):
             copied = copy.deepcopy(layer)
             for projection in (copied.self_attn.o_proj, copied.mlp.down_proj):
                 nn.init.zeros_(projection.weight)
             grown.append(copied)
-    for place, layer in enumerate(grown):
-        layer.self_attn.layer_idx = place
+    for index, layer in enumerate(grown):
+        layer.self_attn.layer_idx = index
     model.model.layers = nn.ModuleList(grown)
     model.config.num_hidden_layers = len(grown)
 
 
 def trainable_weights(model: nn.Module) -> list[Tensor]:
-    """Copies of the parameters that are trained, in the order of `model.parameters()`."""
+    """Return copies of the trainable parameters, in the order of `model.parameters()`."""
     return [parameter.detach().clone() for parameter in model.parameters() if parameter.requires_grad]
 
 
 @contextmanager
 def interpolated(model: nn.Module, share: float, before: Sequence[Tensor]) -> Iterator[None]:
-    """Within the context, trained parameters are `share * before + (1 - share) * own`; afterwards they are
-    restored.
+    """Within the context, trained parameters are `share * before + (1 - share) * current`; afterwards they
+    are restored.
 
     Args:
         share: in [0, 1].
         before: earlier values, as `trainable_weights` returns them.
     """
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    own = trainable_weights(model)
+    current = trainable_weights(model)
     with torch.no_grad():
         for parameter, old in zip(parameters, before, strict=True):
             parameter.lerp_(old.to(parameter.device), share)
@@ -56,5 +56,5 @@ def interpolated(model: nn.Module, share: float, before: Sequence[Tensor]) -> It
         yield
     finally:
         with torch.no_grad():
-            for parameter, value in zip(parameters, own, strict=True):
+            for parameter, value in zip(parameters, current, strict=True):
                 parameter.copy_(value)

@@ -17,7 +17,7 @@ from seed_edge.train.language.recipes import LoraRecipe
 
 
 def lora_config(recipe: LoraRecipe) -> LoraConfig:
-    """The configuration that `peft` takes."""
+    """Return the configuration for `peft`."""
     return LoraConfig(
         r=recipe.rank,
         lora_alpha=recipe.alpha,

@@ -16,7 +16,7 @@ from seed_edge.train.trainer import Batch, LossModule
 from seed_edge.vocab import Vocab
 
 LENGTH_GROUPS = 3
-"""Forward passes of one batch, each over examples of similar length."""
+"""Number of forward passes of one batch, each over examples of similar length."""
 
 
 class LanguageLoss(LossModule):

@@ -27,8 +27,8 @@ from seed_edge.vocab import Vocab
 def new_llama(
     vocab: Vocab, shape: LlamaRecipe, seed: int, codebook: Codebook | None = None
 ) -> LlamaForCausalLM:
-    """A LLaMA with random weights; with a `codebook`, similar codes start with similar rows in its table and
-    head.
+    """Return a LLaMA with random weights; with a `codebook`, similar codes start with similar rows in its
+    table and head.
     """
     torch.manual_seed(seed)
     model = LlamaForCausalLM(
@@ -85,9 +85,9 @@ def train_new_llama(
         pools = {
             task: [
                 ([chosen[number] for number in numbers], share)
-                for numbers, share in shared_pools(known, wanted)
+                for numbers, share in shared_pools(known, pool_shares)
             ]
-            for task, wanted in shares.items()
+            for task, pool_shares in shares.items()
         }
         return Mixture(builder, {"caption": 1 - recipe.draw_share, "draw": recipe.draw_share}, pools)
 

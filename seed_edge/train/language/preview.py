@@ -34,7 +34,7 @@ class Preview:
 def write_preview(
     model: PreTrainedModel | PeftModel, builder: ExampleBuilder, preview: Preview, path: Path
 ) -> None:
-    """Draw each prompt of `preview` with the model as it is now; write the images side by side as PNG to
+    """Draw each prompt of `preview` with the current model; write the images side by side as PNG to
     `path`.
     """
     images = [

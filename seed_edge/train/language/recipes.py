@@ -27,7 +27,7 @@ class LlamaRecipe:
     """Context length, in ids."""
 
     def __post_init__(self) -> None:
-        for name, most in (
+        for name, maximum in (
             ("text_vocab_size", MAX_IDS),
             ("hidden_size", MAX_WIDTH),
             ("num_layers", MAX_LAYERS),
@@ -35,8 +35,8 @@ class LlamaRecipe:
             ("intermediate_size", 8 * MAX_WIDTH),
             ("max_length", MAX_CONTEXT),
         ):
-            if not 1 <= getattr(self, name) <= most:
-                raise DataError(f"model.{name} is {getattr(self, name)}; it must lie in 1 to {most:,}")
+            if not 1 <= getattr(self, name) <= maximum:
+                raise DataError(f"model.{name} is {getattr(self, name)}; it must lie in 1 to {maximum:,}")
         if self.hidden_size % self.num_heads or self.hidden_size // self.num_heads % 2:
             raise DataError(
                 f"model.num_heads is {self.num_heads}; hidden_size ({self.hidden_size}) must be a "

@@ -1,4 +1,6 @@
-"""Replay: images that a model draws before it is trained further, learnt again so that it does not forget."""
+"""Replay: images that a model draws before it is trained further, added to the training data against
+forgetting.
+"""
 
 from __future__ import annotations
 
@@ -18,10 +20,10 @@ from seed_edge.train.language.preview import evaluating, sample_codes
 def replay_samples(
     model: PreTrainedModel, builder: ExampleBuilder, count: int, seed: int
 ) -> list[CodeSample]:
-    """Draw `count` everyday things with the model as it is now, every second one as a photo, the others as
+    """Draw `count` everyday things with the current model, every second one as a photo, the others as
     drawings.
 
-    The model learns these samples again beside the new ones; its original training data is not needed.
+    The model is trained on these samples and the new ones; its original training data is not needed.
     """
     rng, samples = np.random.default_rng(seed), []
     names = rng.choice([synonyms.split(", ")[0] for synonyms in EVERYDAY_NAMES.values()], count)

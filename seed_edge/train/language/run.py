@@ -77,14 +77,14 @@ def train_language_model(
 
 
 def held_out_losses(loss_module: LanguageLoss, batches: Sequence[Batch]) -> dict[str, float]:
-    """Mean of each loss over `batches`, named `held_out_*`; empty without batches."""
+    """Return the mean of each loss over `batches`, named `held_out_*`; empty without batches."""
     device = loss_module.model.device
 
-    def placed(value: Any) -> Any:
+    def to_device(value: Any) -> Any:
         return value.to(device) if isinstance(value, Tensor) else value
 
-    losses = [loss_module({name: placed(value) for name, value in batch.items()}) for batch in batches]
+    losses = [loss_module({name: to_device(value) for name, value in batch.items()}) for batch in batches]
     return {
-        f"held_out_{name}": float(np.mean([found[name].item() for found in losses]))
+        f"held_out_{name}": float(np.mean([values[name].item() for values in losses]))
         for name in (losses or [{}])[0]
     }

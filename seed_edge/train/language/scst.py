@@ -43,7 +43,7 @@ class RewardRecipe:
 
 
 class CiderReward:
-    """Images to caption, and the CIDEr-D of captions of them."""
+    """Images with reference sentences, and the CIDEr-D of captions of them."""
 
     def __init__(
         self,
@@ -59,7 +59,7 @@ class CiderReward:
         self.samples = [item for item in samples if item.sample.captions and len(item.images) == 1]
         if not self.samples:
             raise DataError(
-                "reward: no sample has sentences; give codes of such pictures, or a recipe without reward"
+                "reward: no sample has sentences; give codes of such images, or a recipe without reward"
             )
         self._builder, self._detokenize, self.recipe = builder, detokenize, recipe
         self._cider = Cider([item.sample.captions for item in self.samples])
@@ -68,14 +68,14 @@ class CiderReward:
         ]
 
     def batch(self, rng: np.random.Generator) -> Batch:
-        """Prompts (images, length), and the numbers of their samples."""
+        """Return prompts (images, length), and the numbers of their samples."""
         numbers = rng.choice(len(self.samples), self.recipe.images_per_step)
         prompts = [self._builder.prompt_for_caption(self.samples[number], rng) for number in numbers]
         return {"shown": numbers.tolist(), "prompts": torch.tensor(prompts)}
 
     def scores(self, numbers: Sequence[int], sampled: Tensor, eos_id: int) -> Tensor:
-        """CIDEr-D in [0, 10] of captions, (captions,), given as ids (captions, length) and numbers of their
-        samples.
+        """Return the CIDEr-D (captions,), in [0, 10], of captions given as ids (captions, length) and numbers
+        of their samples.
         """
         scores = []
         for number, row in zip(numbers, sampled.tolist(), strict=True):

@@ -31,9 +31,9 @@ def train_pieces(
     path = folder / PIECES_FILE
     if not path.exists():
         rng = np.random.default_rng(seed)
-        shown = [sample for sample in samples if not sample.held_out]
-        texts = [text.lower() for sample in shown for text in sample.captions]
-        for sample in shown:
+        training = [sample for sample in samples if not sample.held_out]
+        texts = [text.lower() for sample in training for text in sample.captions]
+        for sample in training:
             texts += [
                 text for text in (caption(sample, rng), request(sample, rng), request(sample, rng)) if text
             ]
@@ -60,5 +60,5 @@ def _train(texts: Sequence[str], count: int, path: Path) -> None:
         except RuntimeError as error:
             reason = str(error).strip().splitlines()[-1]
             raise DataError(
-                f"{len(texts):,} texts do not give {count} pieces ({reason}); lower model.text_vocab_size"
+                f"{len(texts):,} texts are too few for {count} pieces ({reason}); lower model.text_vocab_size"
             ) from error

@@ -59,11 +59,11 @@ def tune_llama(
     if recipe.template not in TEMPLATES:
         raise DataError(f"template is {recipe.template!r}; it must be one of {', '.join(TEMPLATES)}")
     if recipe.lora is not None and recipe.init_weight_share:
-        raise DataError("init_weight_share mixes whole weights; with lora leave it out")
+        raise DataError("init_weight_share needs training in full; leave it out with lora")
     torch.manual_seed(recipe.schedule.seed)
     model, vocab = open_llama(llm, space, recipe.bf16_frozen and recipe.lora is not None)
     pieces = read_pieces(llm)
-    trained = _prepared(model, vocab, recipe)
+    trained = _prepare_model(model, vocab, recipe)
     builder = ExampleBuilder(
         vocab,
         pieces.encode,
@@ -98,8 +98,8 @@ def tune_llama(
     )
 
 
-def _prepared(model: LlamaForCausalLM, vocab: Vocab, recipe: TuneRecipe) -> LlamaForCausalLM | PeftModel:
-    """The model with its new layers, its frozen parts and its adapter, as the recipe asks."""
+def _prepare_model(model: LlamaForCausalLM, vocab: Vocab, recipe: TuneRecipe) -> LlamaForCausalLM | PeftModel:
+    """Return the model with the added layers, the frozen parts and the adapter of the recipe."""
     add_layers(model, recipe.added_layers)
     if recipe.freeze_code_embeddings:
         freeze_rows(model, code_slice(vocab))
@@ -124,7 +124,7 @@ def _prepared(model: LlamaForCausalLM, vocab: Vocab, recipe: TuneRecipe) -> Llam
 def _mixture(
     builder: ExampleBuilder, folders: Mapping[str, Sequence[CodeSample]], recipe: TuneRecipe, held_out: bool
 ) -> Mixture:
-    """Examples of the recipe's tasks, of the samples that are held out or of those that are not."""
+    """Return the mixture of the recipe's tasks, of the samples that are held out or of the others."""
     chosen = {
         name: [item for item in samples if item.sample.held_out == held_out]
         for name, samples in folders.items()

@@ -1,1 +1,1 @@
-"""Training of the embedded kind of image tokenizer, whose decoder gives pixels."""
+"""Training of image tokenizers that decode to pixels, such as that of the embedded model."""

@@ -1,7 +1,7 @@
 """A small captioner that is trained with the semantic queries, so that their codes describe the content of an
 image.
 
-It is not part of the finished tokenizer: the language model is trained later, on codes that no longer change.
+It is not part of the finished tokenizer: the language model is trained later, on fixed codes.
 Its vocabulary consists of whole words. SEED's later tokenizers and CoCa (Yu et al. 2022, arXiv:2205.01917)
 are trained with captions as well.
 """
@@ -34,8 +34,8 @@ class WordList:
         return len(self._ids) + UNKNOWN + 1
 
     def batch(self, texts: Sequence[str | None]) -> tuple[Tensor, Tensor]:
-        """Input ids and target ids of texts, both (texts, length) int64; targets are -100 where nothing is
-        predicted.
+        """Return input ids and target ids of texts, both (texts, length) int64; targets are -100 where
+        nothing is predicted.
         """
         rows = [
             [self._ids.get(word, UNKNOWN) for word in split_words(text or "")][:MAX_WORDS] for text in texts
@@ -69,7 +69,7 @@ class AuxiliaryCaptioner(nn.Module):
         self.head = nn.Linear(width, words)
 
     def forward(self, features: Tensor, inputs: Tensor, targets: Tensor) -> Tensor:
-        """Mean cross-entropy of the target ids, a scalar.
+        """Return the mean cross-entropy of the target ids, a scalar.
 
         Args:
             features: of the semantic codes, (batch, prefix, width).

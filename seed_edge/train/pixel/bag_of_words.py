@@ -42,7 +42,7 @@ STOP_WORDS = frozenset(
 
 
 def words_of(sample: Sample) -> Counter[str]:
-    """Weighted words of all texts of a sample; keywords of a drawing have a third of the weight
+    """Return the weighted words of all texts of a sample; keywords of a drawing have a third of the weight
     of its label.
     """
     words: Counter[str] = Counter()
@@ -63,7 +63,7 @@ def words_of(sample: Sample) -> Counter[str]:
 
 
 class WordTargets:
-    """For each sample a distribution over the vocabulary; rarer words have more weight."""
+    """Distribution over the vocabulary for each sample; rarer words have more weight."""
 
     def __init__(self, samples: Sequence[Sample], num_words: int) -> None:
         bags = [words_of(sample) for sample in samples]
@@ -77,7 +77,7 @@ class WordTargets:
         ]
 
     def __call__(self, numbers: Sequence[int]) -> Tensor:
-        """(len(numbers), words); rows sum to 1, or to 0 where a sample has no words."""
+        """Return the distributions (len(numbers), words); rows sum to 1, or to 0 without words."""
         target = torch.zeros(len(numbers), len(self.words))
         for row, number in enumerate(numbers):
             for word, weight in self._bags[number]:

@@ -12,7 +12,7 @@ from seed_edge.data.subsets import shared_pools
 
 
 class BatchSource:
-    """Draws numbers of training samples; each batch holds the same number of samples of each pool, pool after
+    """Samples numbers of training samples; each batch has a fixed number of samples of each pool, pool after
     pool.
     """
 

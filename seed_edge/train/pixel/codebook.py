@@ -1,4 +1,4 @@
-"""The codebook of a finished encoder, by k-means, with separate rows for each semantic query.
+"""Fits the codebook of a trained encoder by k-means, with separate rows for each semantic query.
 
 While the encoder is trained, all queries share the rows, so that none stays unused. Separate rows are easier
 for a language model: a code then has the same meaning wherever it occurs.
@@ -19,9 +19,9 @@ from seed_edge.models.image_tokenizer import PixelTokenizer
 from seed_edge.models.memory_layout import channels_last
 
 ROUNDS = 25
-AT_ONCE = 1 << 10
+CHUNK = 1 << 10
 """Vectors compared with all rows at a time; this many fit into the processor's cache."""
-SAMPLE = 200
+MAX_VECTORS_PER_ROW = 200
 """Maximum number of vectors per row."""
 
 
@@ -36,7 +36,7 @@ class CodebookRecipe:
 
 
 def refitted_geometry(geometry: PixelGeometry, recipe: CodebookRecipe) -> PixelGeometry:
-    """The geometry with the numbers of rows of `recipe`."""
+    """Return the geometry with the numbers of rows of `recipe`."""
     rows = geometry.semantic_queries * recipe.rows_per_semantic_query + recipe.shared_rows
     return dataclasses.replace(geometry, codebook_size=rows, semantic_rows=recipe.rows_per_semantic_query)
 
@@ -44,7 +44,7 @@ def refitted_geometry(geometry: PixelGeometry, recipe: CodebookRecipe) -> PixelG
 def refitted(
     model: PixelTokenizer, vectors: NDArray[np.float32], recipe: CodebookRecipe, seed: int
 ) -> PixelTokenizer:
-    """The same encoder with a new codebook; the decoder has to be trained for it afterwards.
+    """Return the model with a new codebook; its decoder must be trained again.
 
     Args:
         vectors: (images, n, code_dim), of training images.
@@ -57,32 +57,31 @@ def refitted(
     codebook = torch.cat(rows)
     geometry = refitted_geometry(model.geometry, recipe)
     with torch.random.fork_rng():
-        other = PixelTokenizer(geometry)
-    other.load_state_dict(model.state_dict() | {"quantize.embedding.weight": codebook})
-    channels_last(other.pixel_head)
-    return other
+        refitted_model = PixelTokenizer(geometry)
+    refitted_model.load_state_dict(model.state_dict() | {"quantize.embedding.weight": codebook})
+    channels_last(refitted_model.pixel_head)
+    return refitted_model
 
 
 def k_means(vectors: Tensor, count: int, generator: torch.Generator) -> Tensor:
-    """Centres (count, dim) of vectors (m, dim): k-means++, then Lloyd's algorithm; empty centres are drawn
-    again.
+    """Return centres (count, dim) of vectors (m, dim): k-means++, then Lloyd's algorithm; centres without
+    vectors are replaced with random vectors.
     """
-    chosen = torch.randperm(len(vectors), generator=generator)[: SAMPLE * count]
+    chosen = torch.randperm(len(vectors), generator=generator)[: MAX_VECTORS_PER_ROW * count]
     seen = vectors[chosen].float()
-    rows, far = seen[:1], torch.full((len(seen),), torch.inf)
-    for _ in range(count - 1):  # the farther from all rows so far, the likelier the next
-        far = torch.minimum(far, (seen - rows[-1]).square().sum(1))
-        place = torch.searchsorted(far.cumsum(0), torch.rand(1, generator=generator) * far.sum()).clamp(
-            max=len(seen) - 1
-        )
-        rows = torch.cat([rows, seen[place]])
+    rows, distances = seen[:1], torch.full((len(seen),), torch.inf)
+    for _ in range(count - 1):  # k-means++: probability proportional to the squared distance
+        distances = torch.minimum(distances, (seen - rows[-1]).square().sum(1))
+        threshold = torch.rand(1, generator=generator) * distances.sum()
+        index = torch.searchsorted(distances.cumsum(0), threshold).clamp(max=len(seen) - 1)
+        rows = torch.cat([rows, seen[index]])
     for _ in range(ROUNDS):
-        nearest = torch.cat([_nearest(part, rows) for part in seen.split(AT_ONCE)])
+        nearest = torch.cat([_nearest(part, rows) for part in seen.split(CHUNK)])
         sums = torch.zeros_like(rows).index_add_(0, nearest, seen)
         counts = torch.bincount(nearest, minlength=count)
-        idle = counts == 0
+        empty = counts == 0
         rows = sums / counts.clamp(min=1)[:, None]
-        rows[idle] = seen[torch.randint(len(seen), (int(idle.sum()),), generator=generator)]
+        rows[empty] = seen[torch.randint(len(seen), (int(empty.sum()),), generator=generator)]
     return rows
 
 

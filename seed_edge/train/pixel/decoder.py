@@ -20,7 +20,7 @@ from seed_edge.train.pixel.batches import BatchSource
 from seed_edge.train.pixel.encoding import VECTORS_FILE, codebook_sum, codes_of, vectors_of_cache
 from seed_edge.train.pixel.extra_images import ExtraImages
 from seed_edge.train.pixel.feature_cache import VIEWS, Cache
-from seed_edge.train.pixel.feature_noise import Variations
+from seed_edge.train.pixel.feature_noise import FeatureNoise
 from seed_edge.train.pixel.perceptual import Critic, TrunkFeatures, perceptual_distance
 from seed_edge.train.pixel.preview import write_reconstructions
 from seed_edge.train.pixel.recipes import DecoderRecipe
@@ -54,14 +54,14 @@ class DecoderLoss(LossModule):
         recipe, truth = self.recipe, batch["pixels"]
         decoded = self.model.decode_vectors(self.model.quantize.embedding(batch["codes"])).float()
         stride = max(1, len(truth) // recipe.perceptual_images)
-        some = slice(None, None, stride)  # images of every pool, since those of one pool are adjacent
-        found, wanted = self.trunk_features(decoded[some], truth[some])
+        chosen = slice(None, None, stride)  # from every pool, since images of one pool are adjacent
+        features, target_features = self.trunk_features(decoded[chosen], truth[chosen])
         losses = {
             "l1": F.l1_loss(decoded, truth),
-            "perceptual": recipe.perceptual_weight * perceptual_distance(found, wanted),
+            "perceptual": recipe.perceptual_weight * perceptual_distance(features, target_features),
         }
-        if self.critic is not None and batch["done"] >= recipe.critic_start:
-            losses["critic"], adversarial = self.critic.losses(found, wanted)
+        if self.critic is not None and batch["progress"] >= recipe.critic_start:
+            losses["critic"], adversarial = self.critic.losses(features, target_features)
             losses["adversarial"] = recipe.critic_weight * adversarial
         return losses
 
@@ -74,7 +74,7 @@ def train_decoder(
     recipe: DecoderRecipe,
     report: Report,
 ) -> None:
-    """Train everything behind the codebook on the present codes; nothing in front of it changes.
+    """Train everything after the codebook on the current codes; the encoder and the codebook do not change.
 
     Args:
         extra: images beside the cached ones.
@@ -85,19 +85,22 @@ def train_decoder(
     codes, samples, cached = codes_of(model, vectors[::VIEWS]), cache.samples, len(cache.samples)
     if extra is not None:
         codes, samples = np.concatenate([codes, extra.codes]), [*samples, *extra.samples]
-    every = torch.from_numpy(codes)
+    all_codes = torch.from_numpy(codes)
     semantic = model.geometry.semantic_queries
-    variations = Variations(cache.samples, vectors[:, :semantic])
+    feature_noise = FeatureNoise(cache.samples, vectors[:, :semantic])
     source = BatchSource(samples, recipe.schedule.batch_size, recipe.pool_shares)
     codebook = copy.deepcopy(model.quantize).cpu()  # batches are made in another thread
 
     def batch_of(step: int, rng: np.random.Generator) -> Batch:
         numbers = source(rng)
         of_cache = numbers < cached
-        shown, varied = every[numbers], (rng.random(len(numbers)) < recipe.feature_noise_share) & of_cache
+        batch_codes, varied = (
+            all_codes[numbers],
+            (rng.random(len(numbers)) < recipe.feature_noise_share) & of_cache,
+        )
         if varied.any():
-            shown[varied, :semantic] = codebook.codes(
-                torch.from_numpy(variations(numbers[varied] * VIEWS, rng))
+            batch_codes[varied, :semantic] = codebook.codes(
+                torch.from_numpy(feature_noise(numbers[varied] * VIEWS, rng))
             )
         pixels = np.empty((len(numbers), *cache.pixels.shape[1:]), np.uint8)
         pixels[of_cache] = cache.pixels[numbers[of_cache] * VIEWS]
@@ -105,9 +108,9 @@ def train_decoder(
             pixels[~of_cache] = extra.pixels[numbers[~of_cache] - cached]
         return {
             "keys": [samples[number].key for number in numbers],
-            "codes": shown,
+            "codes": batch_codes,
             "pixels": torch.from_numpy(pixels.astype(np.float32) / 255).permute(0, 3, 1, 2),
-            "done": step / recipe.schedule.steps,
+            "progress": step / recipe.schedule.steps,
         }
 
     def after(step: int) -> None:

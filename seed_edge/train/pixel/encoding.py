@@ -1,4 +1,4 @@
-"""Vectors and codes of cached images, by the encoder as it is now."""
+"""Vectors and codes of cached images, from the current encoder."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ VECTORS_FILE = "vectors.npz"
 def vectors_of_cache(
     model: PixelTokenizer, cache: Cache, path: Path, batch: int = 256
 ) -> NDArray[np.float32]:
-    """Vectors of every cached row before quantization, (rows, n, code_dim) float32; stored at `path` for this
-    encoder.
+    """Return the vectors of all cached rows before quantization, (rows, n, code_dim) float32; stored at
+    `path` for this encoder.
     """
     encoder = encoder_sum(model)
     if path.exists():
         with np.load(path) as stored:
             if int(stored["encoder"]) == encoder:
                 return stored["vectors"]
-    found, device = [], model.vision_mean.device
+    parts, device = [], model.vision_mean.device
     for start in range(0, len(cache.features), batch):
         vision = torch.from_numpy(cache.features[start : start + batch].astype(np.float32)).to(device)
-        found.append(model.query_features(vision).float().cpu().numpy())
-    vectors = np.concatenate(found)
+        parts.append(model.query_features(vision).float().cpu().numpy())
+    vectors = np.concatenate(parts)
     with replacing(path) as partial, open(partial, "wb") as file:
         np.savez(file, vectors=vectors, encoder=encoder)
     return vectors
@@ -57,7 +57,7 @@ def codebook_sum(model: PixelTokenizer) -> int:
 
 @torch.inference_mode()
 def codes_of(model: PixelTokenizer, vectors: NDArray[np.float32], batch: int = 1024) -> NDArray[np.int64]:
-    """Codes (rows, n) int64 of vectors (rows, n, code_dim)."""
+    """Return the codes (rows, n) int64 of vectors (rows, n, code_dim)."""
     device = model.vision_mean.device
     parts = (vectors[start : start + batch] for start in range(0, len(vectors), batch))
     return np.concatenate(

@@ -40,47 +40,47 @@ class ExtraImages:
 def extra_images(
     model: PixelTokenizer, paths: Sequence[Path], folder: Path, report: Report, images: Path | None = None
 ) -> ExtraImages:
-    """Pixels and codes of the images of `paths`, computed once; a finished `folder` is opened instead.
+    """Compute pixels and codes of the images of `paths`; a finished `folder` is opened instead.
 
     Raises:
         DataError: data cannot be read, or the folder was made from other data.
         ImageError: an image cannot be read.
     """
-    found = list(read_samples(paths, images))
-    several = next((sample.key for sample, pictures in found if len(pictures) != 1), None)
-    if several is not None:
-        raise DataError(f"{several} has no image or several; a decoder is trained on single images")
-    keys = [sample.key for sample, _ in found]
+    samples = list(read_samples(paths, images))
+    invalid = next((sample.key for sample, pictures in samples if len(pictures) != 1), None)
+    if invalid is not None:
+        raise DataError(f"{invalid} has no image or invalid; a decoder is trained on single images")
+    keys = [sample.key for sample, _ in samples]
     if not (folder / KEYS_FILE).exists():
-        _compute(model, found, folder, report)
+        _compute(model, samples, folder, report)
     elif (folder / KEYS_FILE).read_text("utf-8").splitlines() != keys:
         raise DataError(
             f"{folder} was made from other images than --decoder-data has now; remove it, or give the same"
         )
     pixels, codes = np.load(folder / PIXELS_FILE, mmap_mode="r"), np.load(folder / CODES_FILE)
-    return ExtraImages([sample for sample, _ in found], pixels, codes)
+    return ExtraImages([sample for sample, _ in samples], pixels, codes)
 
 
 def _compute(
-    model: PixelTokenizer, found: Sequence[tuple[Sample, tuple[Picture, ...]]], folder: Path, report: Report
+    model: PixelTokenizer, samples: Sequence[tuple[Sample, tuple[Picture, ...]]], folder: Path, report: Report
 ) -> None:
     geometry, preprocessing = model.geometry, preprocessing_of(model.geometry)
     size = geometry.output_size
-    shape = (len(found), size, size, 3)
+    shape = (len(samples), size, size, 3)
     require_disk_space(folder, math.prod(shape), "the extra images")
     pixels = np.lib.format.open_memmap(folder / PIXELS_FILE, "w+", np.uint8, shape)
-    codes = np.empty((len(found), geometry.num_queries), np.int64)
-    for start in range(0, len(found), BATCH):
-        some = found[start : start + BATCH]
-        squares = [view(load_picture(picture), geometry.image_size, None) for _, (picture,) in some]
+    codes = np.empty((len(samples), geometry.num_queries), np.int64)
+    for start in range(0, len(samples), BATCH):
+        chunk = samples[start : start + BATCH]
+        squares = [view(load_picture(picture), geometry.image_size, None) for _, (picture,) in chunk]
         targets = [square.resize((size, size), Image.Resampling.BICUBIC) for square in squares]
-        pixels[start : start + len(some)] = np.stack([np.asarray(target) for target in targets])
+        pixels[start : start + len(chunk)] = np.stack([np.asarray(target) for target in targets])
         with torch.inference_mode():
-            codes[start : start + len(some)] = model.encode(torch.from_numpy(preprocessing(squares))).numpy()
+            codes[start : start + len(chunk)] = model.encode(torch.from_numpy(preprocessing(squares))).numpy()
         if start // BATCH % 100 == 0:
-            report(f"extra images: {start:,} of {len(found):,}")
+            report(f"extra images: {start:,} of {len(samples):,}")
     pixels.flush()
     with replacing(folder / CODES_FILE) as partial, open(partial, "wb") as file:
         np.save(file, codes)
     with replacing(folder / KEYS_FILE) as partial:
-        partial.write_text("".join(f"{sample.key}\n" for sample, _ in found), "utf-8")
+        partial.write_text("".join(f"{sample.key}\n" for sample, _ in samples), "utf-8")

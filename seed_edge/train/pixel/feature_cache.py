@@ -1,8 +1,8 @@
-"""Trunk features of all training images, computed once: the trunk is frozen, and running it is most of the
-work.
+"""Trunk features of all training images, computed once: the trunk is frozen, and running it takes most of the
+time.
 
-Each sample has two views: view 0 as the runtime preprocesses it, view 1 randomly cropped, shifted, tilted,
-relit or mirrored.
+Each sample has two views: view 0 is preprocessed as in the runtime; view 1 is augmented with random crops,
+shifts, rotations, colour changes and mirroring.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ SAMPLES_FILE, FEATURES_FILE, PIXELS_FILE = "samples.jsonl", "features.f16", "pix
 def view(
     image: Image.Image, size: int, rng: np.random.Generator | None, mirrored: bool = True
 ) -> Image.Image:
-    """The image as a square RGB image of `size` pixels; with `rng`, a random view of it.
+    """Return the image as a square RGB image of `size` pixels; with `rng`, an augmented view of it.
 
     Args:
         mirrored: whether a random view may be mirrored.
@@ -49,27 +49,29 @@ def view(
     if rng is None:
         return to_rgb(image).resize((size, size), Image.Resampling.BILINEAR)
     mirrored = mirrored and rng.random() < 0.4
-    if image.has_transparency_data:  # a drawing: smaller, elsewhere, tilted, sometimes on a pale colour
+    if image.has_transparency_data:  # a drawing: scaled, shifted, rotated, sometimes on a pale colour
         side = int(size * rng.uniform(0.6, 1.0))
         drawing = image.convert("RGBA").resize((side, side), Image.Resampling.BILINEAR)
         if mirrored:
             drawing = ImageOps.mirror(drawing)
         if rng.random() < 0.4:
             drawing = drawing.rotate(rng.uniform(-15, 15), Image.Resampling.BILINEAR)
-        ground = (255, 255, 255) if rng.random() < 0.5 else tuple(int(c) for c in rng.integers(150, 256, 3))
-        canvas = Image.new("RGB", (size, size), ground)
+        background = (
+            (255, 255, 255) if rng.random() < 0.5 else tuple(int(c) for c in rng.integers(150, 256, 3))
+        )
+        canvas = Image.new("RGB", (size, size), background)
         x, y = (int(v) for v in rng.integers(0, size - side + 1, 2))
         canvas.paste(drawing, (x, y), drawing)
-        return _relit(canvas, rng)
+        return _jitter_colours(canvas, rng)
     rgb = to_rgb(image)
     width, height = rgb.size
     w, h = (int(n * rng.uniform(0.75, 1.0)) for n in (width, height))
     x, y = int(rng.integers(0, width - w + 1)), int(rng.integers(0, height - h + 1))
     rgb = rgb.crop((x, y, x + w, y + h)).resize((size, size), Image.Resampling.BILINEAR)
-    return _relit(ImageOps.mirror(rgb) if mirrored else rgb, rng)
+    return _jitter_colours(ImageOps.mirror(rgb) if mirrored else rgb, rng)
 
 
-def _relit(image: Image.Image, rng: np.random.Generator) -> Image.Image:
+def _jitter_colours(image: Image.Image, rng: np.random.Generator) -> Image.Image:
     """Change brightness, contrast and colour of half of the images at random."""
     if rng.random() < 0.5:
         return image
@@ -84,12 +86,12 @@ class Cache:
 
     samples: list[Sample]
     features: NDArray[np.float16]
-    """(samples * VIEWS, tokens, vit_width); rows of one sample stand together, view 0 first."""
+    """(samples * VIEWS, tokens, vit_width); rows of one sample are adjacent, view 0 first."""
     pixels: NDArray[np.uint8]
     """(samples * VIEWS, output_size, output_size, 3)."""
 
     def rows(self, held_out: bool) -> NDArray[np.int64]:
-        """Row numbers of view 0 of the samples that are, or are not, held out."""
+        """Return the row numbers of view 0 of the samples that are, or are not, held out."""
         return np.array([i * VIEWS for i, s in enumerate(self.samples) if s.held_out == held_out])
 
 
@@ -120,25 +122,25 @@ def open_cache(folder: Path, geometry: PixelGeometry) -> Cache:
         DataError: `folder` has no finished cache.
     """
     if not (folder / SAMPLES_FILE).exists():
-        raise DataError(f"{folder} holds no finished features; `seed-edge train tokenizer` makes them")
+        raise DataError(f"{folder} contains no finished features; `seed-edge train tokenizer` computes them")
     samples = [
-        _saved(f"{folder / SAMPLES_FILE}: line {number}", line)
+        _parse_sample(f"{folder / SAMPLES_FILE}: line {number}", line)
         for number, line in _lines(folder / SAMPLES_FILE)
     ]
     features, pixels = _shapes(len(samples), geometry)
     return Cache(
         samples,
-        _opened(folder / FEATURES_FILE, np.float16, features),
-        _opened(folder / PIXELS_FILE, np.uint8, pixels),
+        _open_array(folder / FEATURES_FILE, np.float16, features),
+        _open_array(folder / PIXELS_FILE, np.uint8, pixels),
     )
 
 
 def _lines(path: Path) -> Iterator[tuple[int, str]]:
-    """Lines of a text file with their numbers."""
+    """Yield the lines of a text file with their numbers."""
     yield from enumerate(filter(None, read_text(path, MAX_FILE_BYTES, DataError).split("\n")), 1)
 
 
-def _saved(where: str, line: str) -> Sample:
+def _parse_sample(where: str, line: str) -> Sample:
     record = dict(Fields.of(parse_json(line, where, DataError), where, DataError).values)
     key = record.pop("key", None)
     if not isinstance(key, str):
@@ -166,8 +168,10 @@ def _shapes(samples: int, geometry: PixelGeometry) -> tuple[tuple[int, ...], tup
     return (rows, tokens, geometry.vit_width), (rows, size, size, 3)
 
 
-def _opened(path: Path, kind: type[np.generic], shape: tuple[int, ...]) -> NDArray:
-    """The array of a file, read into memory if it fits: random rows of a memory-mapped file can be slow."""
+def _open_array(path: Path, kind: type[np.generic], shape: tuple[int, ...]) -> NDArray:
+    """Open the array of a file, in memory if it fits, since random access to a memory-mapped file can be
+    slow.
+    """
     if prod(shape) * np.dtype(kind).itemsize > path.stat().st_size:
         raise DataError(f"{path} is shorter than its samples need; remove {path.parent} and start again")
     if path.stat().st_size > 0.7 * (available_memory() or 0):
@@ -176,17 +180,17 @@ def _opened(path: Path, kind: type[np.generic], shape: tuple[int, ...]) -> NDArr
 
 
 def _fill_cache(
-    found: Sequence[tuple[Sample, tuple[Picture, ...]]],
+    samples: Sequence[tuple[Sample, tuple[Picture, ...]]],
     folder: Path,
     trunk: EfficientNetLite,
     geometry: PixelGeometry,
     report: Callable[[str], None],
     batch: int,
 ) -> None:
-    several = next((sample.key for sample, pictures in found if len(pictures) != 1), None)
-    if several is not None:
-        raise DataError(f"{several} has no image or several; an image tokenizer is trained on single images")
-    shapes = _shapes(len(found), geometry)
+    invalid = next((sample.key for sample, pictures in samples if len(pictures) != 1), None)
+    if invalid is not None:
+        raise DataError(f"{invalid} has no image or several; an image tokenizer is trained on single images")
+    shapes = _shapes(len(samples), geometry)
     require_disk_space(folder, 2 * prod(shapes[0]) + prod(shapes[1]), "features")
     features = np.memmap(folder / FEATURES_FILE, np.float16, "w+", shape=shapes[0])
     pixels = np.memmap(folder / PIXELS_FILE, np.uint8, "w+", shape=shapes[1])
@@ -196,7 +200,7 @@ def _fill_cache(
     for start in range(0, rows, batch):
         squares = []
         for row in range(start, min(start + batch, rows)):
-            sample, (picture,) = found[row // VIEWS]
+            sample, (picture,) = samples[row // VIEWS]
             rng = np.random.default_rng(zlib.crc32(sample.key.encode())) if row % VIEWS else None
             square = view(load_picture(picture), geometry.image_size, rng, mirrored=not sample.phrases)
             pixels[row] = np.asarray(square.resize((size, size), Image.Resampling.BICUBIC))
@@ -210,5 +214,5 @@ def _fill_cache(
     features.flush()
     pixels.flush()
     with replacing(folder / SAMPLES_FILE) as partial:
-        lines = (json.dumps({"key": sample.key} | sample.to_record()) for sample, _ in found)
+        lines = (json.dumps({"key": sample.key} | sample.to_record()) for sample, _ in samples)
         partial.write_text("".join(line + "\n" for line in lines), "utf-8")

@@ -1,9 +1,9 @@
-"""Feature noise: varied semantic vectors of an image, made from the differences between other images of one
+"""Feature noise: augments the semantic vectors of an image with the differences between other images of one
 thing.
 
-Drawings of one thing differ by style; views of one photo differ by crop and lighting. Such differences, of
-other images, are added before quantization. A language model thus sees a thing in hundreds of variants
-instead of a few, and no image has to be encoded again.
+Drawings of one thing differ in style; views of one photo differ in crop and lighting. Such differences, taken
+from other images, are added before quantization. The language model is thus trained on hundreds of variants
+of a thing instead of a few, and no image has to be encoded again.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from seed_edge.data.samples import Sample
 from seed_edge.train.pixel.feature_cache import VIEWS
 
 
-class Variations:
-    """Draws varied semantic vectors of cached images."""
+class FeatureNoise:
+    """Samples varied semantic vectors of cached images."""
 
     def __init__(self, samples: Sequence[Sample], vectors: NDArray[np.float32]) -> None:
         """
@@ -38,25 +38,27 @@ class Variations:
             self._centre[rows] = vectors[rows].mean(0)
             drawn[rows] = True
         self._drawn = drawn
-        seen = np.repeat([not sample.held_out for sample in samples], VIEWS)
-        several = {number for key, numbers in things.items() if len(numbers) > 1 for number in numbers}
-        of_several = np.repeat([number in several for number in range(len(samples))], VIEWS)
+        training = np.repeat([not sample.held_out for sample in samples], VIEWS)
+        with_several = {number for key, numbers in things.items() if len(numbers) > 1 for number in numbers}
+        of_several = np.repeat([number in with_several for number in range(len(samples))], VIEWS)
         self._by_style = np.flatnonzero(drawn & of_several)
-        self._by_view = np.flatnonzero(seen & ~drawn)
+        self._by_view = np.flatnonzero(training & ~drawn)
 
     def __call__(self, rows: NDArray[np.int64], rng: np.random.Generator) -> NDArray[np.float32]:
-        """Varied vectors (rows, semantic_queries, code_dim) of rows of the cache; the strength of the noise
-        is random.
+        """Return varied vectors (rows, semantic_queries, code_dim) of rows of the cache, with noise of random
+        strength.
         """
-        own = self._vectors[rows]
-        result = own.copy()
+        vectors = self._vectors[rows]
+        result = vectors.copy()
         strength = rng.random((len(rows), 1, 1), dtype=np.float32)
         drawn = self._drawn[rows]
         if drawn.any() and len(self._by_style):
             centre, others = self._centre[rows[drawn]], rng.choice(self._by_style, drawn.sum())
-            apart = self._vectors[others] - self._centre[others]
+            difference = self._vectors[others] - self._centre[others]
             share = strength[drawn]
-            result[drawn] = centre + np.sqrt(1 - share) * (own[drawn] - centre) + np.sqrt(share) * apart
+            result[drawn] = (
+                centre + np.sqrt(1 - share) * (vectors[drawn] - centre) + np.sqrt(share) * difference
+            )
         if (~drawn).any() and len(self._by_view):
             others = rng.choice(self._by_view, (~drawn).sum())
             first = others - others % VIEWS

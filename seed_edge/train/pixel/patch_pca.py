@@ -24,9 +24,9 @@ def fit_patches(model: PixelTokenizer, cache: Cache, seed: int = 0) -> None:
     rows = cache.rows(held_out=False)
     rows = np.random.default_rng(seed).permutation(rows)[:SAMPLE]
     tokens = torch.from_numpy(cache.features[rows][..., -3 * COLOUR_SIDE**2 :].astype(np.float32))
-    seen = patches_of(tokens, model.geometry).flatten(2).flatten(0, 1).double()
-    mean = seen.mean(0)
-    centred = seen - mean
+    patches = patches_of(tokens, model.geometry).flatten(2).flatten(0, 1).double()
+    mean = patches.mean(0)
+    centred = patches - mean
     values, vectors = torch.linalg.eigh(centred.T @ centred / len(centred))
     components = (
         vectors[:, -model.patches.out_features :].flip(1).T

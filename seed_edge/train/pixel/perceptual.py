@@ -24,24 +24,24 @@ class TrunkFeatures(nn.Module):
     def forward(self, decoded: Tensor, truth: Tensor) -> tuple[list[Tensor], list[Tensor]]:
         """Features of each tap, of decoded and of target images, both (batch, 3, S, S) in [0, 1]."""
         with torch.no_grad():
-            wanted = self._taps(truth)
-        scales = [tap.var().clamp(min=1e-6).rsqrt() for tap in wanted]
-        pairs = zip(self._taps(decoded), wanted, scales, strict=True)
-        found, known = zip(*((a * scale, b * scale) for a, b, scale in pairs), strict=True)
-        return list(found), list(known)
+            target_taps = self._taps(truth)
+        scales = [tap.var().clamp(min=1e-6).rsqrt() for tap in target_taps]
+        pairs = zip(self._taps(decoded), target_taps, scales, strict=True)
+        features, target_features = zip(*((a * scale, b * scale) for a, b, scale in pairs), strict=True)
+        return list(features), list(target_features)
 
     def _taps(self, pixels: Tensor) -> list[Tensor]:
         normalised = pixels.mul(2).sub(1).contiguous(memory_format=torch.channels_last)
         return [tap.float() for tap in self.trunk.taps(normalised, self.taps)]
 
 
-def perceptual_distance(found: Sequence[Tensor], wanted: Sequence[Tensor]) -> Tensor:
-    """Mean squared distance over all taps."""
-    return torch.stack([F.mse_loss(a, b) for a, b in zip(found, wanted, strict=True)]).mean()
+def perceptual_distance(features: Sequence[Tensor], target_features: Sequence[Tensor]) -> Tensor:
+    """Return the mean squared distance over all taps."""
+    return torch.stack([F.mse_loss(a, b) for a, b in zip(features, target_features, strict=True)]).mean()
 
 
 class Critic(nn.Module):
-    """Discriminates decoded from true images, at each position, from trunk features.
+    """Discriminator of decoded and true images at each position, from trunk features.
 
     A projected GAN (Sauer et al. 2021, arXiv:2111.01007), with hinge losses.
     """
@@ -67,10 +67,10 @@ class Critic(nn.Module):
         """Scores of each position of each tap; high for true images."""
         return [head(tap).float() for head, tap in zip(self.heads, features, strict=True)]
 
-    def losses(self, found: Sequence[Tensor], wanted: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-        """Loss of the critic, and loss of the decoder, which has no gradient in the critic."""
-        losses = [F.relu(1 - real).mean() for real in self(wanted)]
-        losses += [F.relu(1 + fake).mean() for fake in self([tap.detach() for tap in found])]
+    def losses(self, features: Sequence[Tensor], target_features: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        """Return the loss of the critic, and that of the decoder, which has no gradient in the critic."""
+        losses = [F.relu(1 - real).mean() for real in self(target_features)]
+        losses += [F.relu(1 + fake).mean() for fake in self([tap.detach() for tap in features])]
         frozen = {name: parameter.detach() for name, parameter in self.named_parameters()}
-        adversarial = [-fake.mean() for fake in functional_call(self, frozen, (list(found),))]
+        adversarial = [-fake.mean() for fake in functional_call(self, frozen, (list(features),))]
         return torch.stack(losses).mean(), torch.stack(adversarial).mean()

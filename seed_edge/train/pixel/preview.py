@@ -19,7 +19,7 @@ from seed_edge.train.pixel.feature_cache import VIEWS, Cache
 def reconstruct(
     model: PixelTokenizer, features: NDArray[np.float16]
 ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    """Codes (m, n) and pixels (m, 3, H, W) of cached features (m, tokens, vit_width)."""
+    """Return the codes (m, n) and pixels (m, 3, H, W) of cached features (m, tokens, vit_width)."""
     vision = torch.from_numpy(features.astype(np.float32)).to(model.vision_mean.device)
     codes = model.quantize.codes(model.query_features(vision))
     return codes.cpu().numpy(), model.decode(codes).cpu().numpy()

@@ -1,4 +1,4 @@
-"""Codes of a finished run: of its own images, of other images, and back to images."""
+"""Encoder and decoder of a finished run, and the codes of its training images."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from seed_edge.models.efficientnet import preprocessing_of
 from seed_edge.preprocess import to_images
 from seed_edge.train.pixel.encoding import VECTORS_FILE, codes_of, vectors_of_cache
 from seed_edge.train.pixel.feature_cache import CACHE_FOLDER, VIEWS, open_cache
-from seed_edge.train.pixel.feature_noise import Variations
+from seed_edge.train.pixel.feature_noise import FeatureNoise
 from seed_edge.train.trainer import Report
 from seed_edge.vocab import CodeSpace
 
@@ -24,7 +24,7 @@ from seed_edge.vocab import CodeSpace
 def codes_of_run(
     run: Path, variations: int, report: Report
 ) -> tuple[CodeSpace, Iterator[CodeSample], Codebook]:
-    """Code space of a run, its samples with the codes of their views, and its codebook.
+    """Return the code space of a run, its samples with the codes of their views, and its codebook.
 
     Args:
         variations: number of additional code arrays of each sample, varied by `feature_noise`.
@@ -38,16 +38,16 @@ def codes_of_run(
     report("codes: encoding the cached images")
     vectors, semantic = vectors_of_cache(model, cache, run / VECTORS_FILE), model.geometry.semantic_queries
     codes, rng = codes_of(model, vectors), np.random.default_rng(0)
-    noise, others = Variations(cache.samples, vectors[:, :semantic]), []
+    feature_noise, varied = FeatureNoise(cache.samples, vectors[:, :semantic]), []
     for _ in range(variations):
         rows = np.arange(len(cache.samples)) * VIEWS + rng.integers(VIEWS, size=len(cache.samples))
-        placed = codes[rows, semantic:]
-        others.append(np.concatenate([codes_of(model, noise(rows, rng)), placed], 1))
+        other_codes = codes[rows, semantic:]
+        varied.append(np.concatenate([codes_of(model, feature_noise(rows, rng)), other_codes], 1))
 
     def samples() -> Iterator[CodeSample]:
         for number, sample in enumerate(cache.samples):
             first, *views = codes[number * VIEWS : (number + 1) * VIEWS]
-            yield CodeSample(sample, (first,), (*views, *(other[number] for other in others)))
+            yield CodeSample(sample, (first,), (*views, *(array[number] for array in varied)))
 
     space = CodeSpace(model.geometry.codebook_size, model.geometry.num_queries)
     return (
@@ -58,7 +58,7 @@ def codes_of_run(
 
 
 def encoder_of_run(run: Path) -> tuple[CodeSpace, Callable[[Sequence[Image.Image]], NDArray[np.int64]]]:
-    """Code space of a run, and its encoder: images -> codes (images, codes_per_image) int64."""
+    """Return the code space of a run, and its encoder: images -> codes (images, codes_per_image) int64."""
     model = load_image_tokenizer(run)
     preprocessing = preprocessing_of(model.geometry)
 
@@ -70,7 +70,7 @@ def encoder_of_run(run: Path) -> tuple[CodeSpace, Callable[[Sequence[Image.Image
 
 
 def decoder_of_run(run: Path) -> Callable[[NDArray[np.int64]], Image.Image]:
-    """The decoder of a run: codes (codes_per_image,) -> image."""
+    """Return the decoder of a run: codes (codes_per_image,) -> image."""
     model = load_image_tokenizer(run)
 
     def decode(codes: NDArray[np.int64]) -> Image.Image:

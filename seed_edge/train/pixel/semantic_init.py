@@ -19,10 +19,10 @@ from seed_edge.models.image_tokenizer import PixelTokenizer
 from seed_edge.train.pixel.bag_of_words import words_of
 from seed_edge.train.pixel.feature_cache import VIEWS, Cache
 
-NUM_WORDS, RAREST = 2500, 4
+NUM_WORDS, MIN_SAMPLES = 2500, 4
 """Number of words of sentences that are targets, and minimum number of samples with such a word."""
-SEVERAL = 12
-"""Samples per label with full weight; if there are more, each has less."""
+FULL_WEIGHT_SAMPLES = 12
+"""Maximum number of samples of a label that have full weight; of a larger number, each has less."""
 SENTENCE_WEIGHT, PHRASE_WEIGHT = 0.3, 0.2
 """Weights of photos with sentences, and of drawings of several things; a labelled image has up to 1."""
 SHRINKAGE, RIDGE = 0.1, 2.0
@@ -37,18 +37,17 @@ def init_semantic_map(model: PixelTokenizer, cache: Cache, seed: int = 0, chunk:
     """
     rows = cache.rows(held_out=False)
     numbers = rows // VIEWS
-    wanted, weights = targets_of([cache.samples[number] for number in numbers])
+    targets, weights = targets_of([cache.samples[number] for number in numbers])
     rows = np.concatenate([rows + view for view in range(VIEWS)])
-    wanted, weights = np.tile(wanted, (VIEWS, 1)), np.tile(weights, VIEWS)
+    targets, weights = np.tile(targets, (VIEWS, 1)), np.tile(weights, VIEWS)
     pooled = np.concatenate(
         [_pooled(model, cache.features[rows[i : i + chunk]]) for i in range(0, len(rows), chunk)]
     )
-    directions = cca_directions(pooled, wanted, weights, model.glance.out_features)
-    turned, _ = np.linalg.qr(
-        np.random.default_rng(seed).standard_normal((directions.shape[1],) * 2)
-    )  # spreads the directions evenly over all codes
+    directions = cca_directions(pooled, targets, weights, model.glance.out_features)
+    # a random rotation spreads the directions evenly over all codes
+    rotation, _ = np.linalg.qr(np.random.default_rng(seed).standard_normal((directions.shape[1],) * 2))
     with torch.no_grad():
-        model.glance.weight.copy_(torch.from_numpy((directions @ turned).T))
+        model.glance.weight.copy_(torch.from_numpy((directions @ rotation).T))
         model.glance.bias.zero_()
 
 
@@ -64,22 +63,26 @@ def targets_of(samples: list[Sample]) -> tuple[NDArray[np.float32], NDArray[np.f
         for sample in samples
     ]
     frequency = Counter(name for name in names if name)
-    place: dict[tuple[bool, str] | str, int] = {name: number for number, name in enumerate(frequency)}
+    index: dict[tuple[bool, str] | str, int] = {name: number for number, name in enumerate(frequency)}
     bags = [words_of(sample) if sample.captions or sample.phrases else Counter() for sample in samples]
-    spoken = Counter(word for bag in bags for word in bag).most_common(NUM_WORDS)
-    place |= {word: len(place) + number for number, (word, count) in enumerate(spoken) if count >= RAREST}
-    wanted = np.zeros((len(samples), len(place)), np.float32)
+    frequent_words = Counter(word for bag in bags for word in bag).most_common(NUM_WORDS)
+    index |= {
+        word: len(index) + number
+        for number, (word, count) in enumerate(frequent_words)
+        if count >= MIN_SAMPLES
+    }
+    targets = np.zeros((len(samples), len(index)), np.float32)
     weights = np.zeros(len(samples), np.float32)
     for number, (name, bag, sample) in enumerate(zip(names, bags, samples, strict=True)):
         if name:
-            wanted[number, place[name]] = 1
-            weights[number] = min(SEVERAL, frequency[name]) / frequency[name]
+            targets[number, index[name]] = 1
+            weights[number] = min(FULL_WEIGHT_SAMPLES, frequency[name]) / frequency[name]
         for word, count in bag.items():
-            if word in place:
-                wanted[number, place[word]] = min(count, 3) / 3
+            if word in index:
+                targets[number, index[word]] = min(count, 3) / 3
         if not name and bag:
             weights[number] = SENTENCE_WEIGHT if sample.captions else PHRASE_WEIGHT
-    return wanted, weights
+    return targets, weights
 
 
 def cca_directions(
@@ -97,9 +100,9 @@ def cca_directions(
     x = (features - features.mean(0)) * root
     y = targets * root
     predicted = y @ np.linalg.solve(y.T @ y + RIDGE * np.eye(y.shape[1], dtype=np.float32), y.T @ x)
-    rest = x - predicted
+    residual = x - predicted
     between = (predicted.T @ predicted / total).astype(np.float64)
-    within = (rest.T @ rest / total).astype(np.float64)
+    within = (residual.T @ residual / total).astype(np.float64)
     within += SHRINKAGE * np.trace(within) / len(within) * np.eye(len(within))
     inverse = np.linalg.inv(np.linalg.cholesky(within))
     values, vectors = np.linalg.eigh(inverse @ between @ inverse.T)

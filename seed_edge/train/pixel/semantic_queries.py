@@ -31,7 +31,7 @@ SEMANTIC_FOLDER = "semantic"
 HELD_OUT_IMAGES = 400
 """Held-out images whose losses are measured at each checkpoint."""
 SECOND_VIEW_SHARE = 0.4
-"""Share of images that are seen in their second view."""
+"""Share of images of a batch in their second view."""
 REVIVAL_THRESHOLD = 0.03
 """Codebook rows used less than this fraction of the mean are moved."""
 LAST_REVIVAL = 0.8
@@ -76,7 +76,7 @@ class SemanticLoss(LossModule):
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         z = self.model.semantic_features(batch["vision"])
         quantized = self.quantized(z, batch["revive"])
-        chosen = torch.rand(len(z), 1, 1, device=z.device) < batch["done"] / self.recipe.quantization_ramp
+        chosen = torch.rand(len(z), 1, 1, device=z.device) < batch["progress"] / self.recipe.quantization_ramp
         losses = self.word_losses(torch.where(chosen, quantized.vectors, z), batch)
         return losses | {"vq": self.recipe.vq_weight * quantized.loss}
 
@@ -137,7 +137,7 @@ class TextTargets:
         if not len(rows):
             return {}
         rng = np.random.default_rng(0)
-        batch = self.batch(rng.choice(rows, HELD_OUT_IMAGES), rng) | {"done": 1.0, "revive": False}
+        batch = self.batch(rng.choice(rows, HELD_OUT_IMAGES), rng) | {"progress": 1.0, "revive": False}
         device = loss_module.model.vision_mean.device
         placed = {
             name: value.to(device) if isinstance(value, Tensor) else value for name, value in batch.items()
@@ -158,13 +158,17 @@ def train_semantic_queries(loss_module: SemanticLoss, texts: TextTargets, out: P
     def batch_of(step: int, rng: np.random.Generator) -> Batch:
         numbers = source(rng)
         rows = numbers * VIEWS + (rng.random(len(numbers)) < SECOND_VIEW_SHARE)
-        return texts.batch(rows, rng) | {"done": step / steps, "revive": is_revival_step(step, recipe, steps)}
+        return texts.batch(rows, rng) | {
+            "progress": step / steps,
+            "revive": is_revival_step(step, recipe, steps),
+        }
 
     def after(step: int) -> dict[str, float]:
         save_image_tokenizer(model, out)
         return texts.held_out_losses(loss_module) | {"codes_in_use": heads.codes_in_use()}
 
-    Trainer(out / SEMANTIC_FOLDER, recipe.semantic, report).run(loss_module, batch_of, after)
+    later = f"codebook and decoder ({recipe.decoder.schedule.steps:,} steps)"
+    Trainer(out / SEMANTIC_FOLDER, recipe.semantic, report, later).run(loss_module, batch_of, after)
 
 
 def is_revival_step(step: int, recipe: PixelTokenizerRecipe, steps: int) -> bool:

@@ -1,7 +1,8 @@
 """Trains an image tokenizer that decodes to pixels, on cached trunk features, in four stages.
 
-1. Closed forms: the linear map that starts the semantic queries (`semantic_init`), and the principal
-   components of colour patches (`patch_pca`).
+1. Closed forms: the initial linear map of the semantic queries (`semantic_init`), and the principal
+components
+   of colour patches (`patch_pca`).
 2. The semantic queries, on words (`semantic_queries`).
 3. The codebook, by k-means (`codebook`).
 4. The decoder, on fixed codes (`decoder`).
@@ -64,7 +65,7 @@ def train_pixel_tokenizer(
     channels_last(model.pixel_head)
     model.key_dropout = recipe.feature_dropout
     if not (out / SEMANTIC_FOLDER / STATE).exists():  # otherwise they are part of the saved state
-        report("closed forms: start of the semantic queries, and colour patches")
+        report("initialization: semantic queries and colour patches")
         measure_channels(model, cache)
         init_semantic_map(model, cache)
         fit_patches(model, cache)
@@ -72,7 +73,7 @@ def train_pixel_tokenizer(
     heads = AuxiliaryHeads(recipe.geometry, len(texts.bag.words), len(texts.list))
     train_semantic_queries(SemanticLoss(model, heads, recipe), texts, out, report)
     model = with_codebook(model.eval(), cache, out, recipe, report)
-    report("decoder: codes no longer change, `seed-edge tokenize` may be run from now on")
+    report("decoder: codes no longer change, so `seed-edge tokenize` can be run from now on")
     extra = None
     if decoder_data:
         folder = out / EXTRA_FOLDER.format(codebook_sum(model))
@@ -83,7 +84,7 @@ def train_pixel_tokenizer(
 def with_codebook(
     model: PixelTokenizer, cache: Cache, out: Path, recipe: PixelTokenizerRecipe, report: Report
 ) -> PixelTokenizer:
-    """The tokenizer with its final codebook, written into `out`; a tokenizer there with this very encoder is
+    """Fit the final codebook and write the tokenizer into `out`; a tokenizer there with the same encoder is
     kept.
     """
     if is_run(out):
@@ -101,8 +102,8 @@ def with_codebook(
 
 
 def measure_channels(model: PixelTokenizer, cache: Cache, sample: int = 1000) -> None:
-    """Set mean and standard deviation of the trunk's channels in `model`, from about `sample` rows of the
-    cache.
+    """Measure mean and standard deviation of the trunk's channels for `model`, from about `sample` rows of
+    the cache.
     """
     step = max(1, len(cache.features) // sample)
     some = torch.from_numpy(cache.features[::step].astype(np.float32))

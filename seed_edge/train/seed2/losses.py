@@ -15,7 +15,7 @@ from seed_edge.models.image_tokenizer import SeedTokenizer
 from seed_edge.models.qformer import CausalQFormer
 
 BERT_VOCAB = 30523
-"""Word pieces of bert-base-uncased and one of BLIP-2's."""
+"""Number of word pieces of bert-base-uncased, plus one of BLIP-2."""
 SHARED_WIDTH = 256
 TEMPERATURE = 0.07
 LABEL_SMOOTHING = 0.1
@@ -45,32 +45,34 @@ class ContrastiveQFormer(nn.Module):
         return F.normalize(self.text_proj(self.Qformer.read(ids, present)[:, 0]), dim=-1)
 
     def loss(self, images: Tensor, texts: Tensor) -> Tensor:
-        """Symmetric contrastive loss, a scalar: row i of `images` belongs to row i of `texts`, other rows are
-        negatives.
+        """Return the symmetric contrastive loss, a scalar; row i of `images` and row i of `texts` are a pair,
+        all other rows are negatives.
         """
-        scores, own = images @ texts.T / self.temp, torch.arange(len(images), device=images.device)
-        ways = [F.cross_entropy(s, own, label_smoothing=LABEL_SMOOTHING) for s in (scores, scores.T)]
-        return torch.stack(ways).mean()
+        scores, targets = images @ texts.T / self.temp, torch.arange(len(images), device=images.device)
+        directions = [
+            F.cross_entropy(s, targets, label_smoothing=LABEL_SMOOTHING) for s in (scores, scores.T)
+        ]
+        return torch.stack(directions).mean()
 
 
 def code_losses(model: SeedTokenizer, vision_tokens: Tensor, image_embeds: Tensor) -> dict[str, Tensor]:
-    """Stage 2: losses of codebook and de-tokenizer by name, weighted; their sum is minimised.
+    """Return the weighted losses of stage 2 by name: codebook and de-tokenizer.
 
     Args:
-        model: made with `training`; trunk, `ln_vision` and Q-Former are not changed.
+        model: created with `training=True`; trunk, `ln_vision` and Q-Former are not trained.
         vision_tokens: trunk output (batch, tokens, vit_width).
-        image_embeds: (batch, image_embed_dim) of CLIP ViT-H, what the diffusion takes.
+        image_embeds: embeddings of CLIP ViT-H (batch, image_embed_dim), the input of the diffusion.
     """
     with torch.no_grad():
         queries = model.Qformer(model.query_tokens, model.ln_vision(vision_tokens))
     z = model.encode_task_layer(queries)
     quantized = model.quantize(z)
     rows = model.quantize.embedding(quantized.codes)
-    # weights of commitment and codebook are the other way round than our quantizer's
+    # the weights of commitment and codebook loss are swapped compared with `VectorQuantizer`
     vq = F.mse_loss(z, rows.detach()) + 0.25 * F.mse_loss(rows, z.detach())
-    similar = F.cosine_similarity(model.reconstruct(quantized.vectors), queries, dim=-1)
+    similarity = F.cosine_similarity(model.reconstruct(quantized.vectors), queries, dim=-1)
     return {
         "vq": VQ_WEIGHT * vq,
         "image": IMAGE_WEIGHT * F.mse_loss(model.embed(quantized.vectors), image_embeds),
-        "reconstruction": RECONSTRUCTION_WEIGHT * (1 - similar).mean(),
+        "reconstruction": RECONSTRUCTION_WEIGHT * (1 - similarity).mean(),
     }

@@ -40,9 +40,9 @@ STAGE_TWO_FILE = "seed_quantizer.safetensors"
 FROZEN = ("visual_encoder.", "ln_vision.", "query_tokens", "Qformer.")
 """Parts of the tokenizer that stage 2 does not change."""
 DEC_TOKEN = "[DEC]"
-"""Added to BERT's word pieces by BLIP-2; the last row of its table."""
-READERS = 8
-"""Threads that decode pictures."""
+"""Token that BLIP-2 adds to BERT's word pieces; the last row of its embedding table."""
+READER_THREADS = 8
+"""Number of threads that decode images."""
 
 
 @dataclass(frozen=True)
@@ -77,9 +77,9 @@ class Pairs:
         ]
         self.samples: list[tuple[Sample, Picture]] = [pair for pair in found if not pair[0].held_out]
         if not self.samples:
-            raise DataError("no sample has one picture; give pairs of pictures and captions with --data")
+            raise DataError("no sample has exactly one image; give pairs of images and captions with --data")
         self.preprocessing = Preprocessing(geometry.image_size, "bicubic", CLIP_MEAN, CLIP_STD)
-        self.min_crop_area, self.pool = min_crop_area, ThreadPoolExecutor(READERS)
+        self.min_crop_area, self.pool = min_crop_area, ThreadPoolExecutor(READER_THREADS)
 
     def batch(self, count: int, rng: np.random.Generator) -> Batch:
         """A batch of keys, pixel values (count, 3, S, S) float32, and texts."""
@@ -97,13 +97,13 @@ class Pairs:
         return cropped(to_rgb(load_picture(picture)), self.min_crop_area, np.random.default_rng(seed))
 
 
-def cropped(image: Image.Image, smallest: float, rng: np.random.Generator) -> Image.Image:
-    """A random crop of at least the share `smallest` of the area, with sides 3:4 to 4:3, mirrored with
+def cropped(image: Image.Image, min_area: float, rng: np.random.Generator) -> Image.Image:
+    """Return a random crop of at least `min_area` of the area, with aspect ratio 3:4 to 4:3, mirrored with
     probability 1/2.
     """
     width, height = image.size
     area, ratio = (
-        width * height * rng.uniform(smallest, 1.0),
+        width * height * rng.uniform(min_area, 1.0),
         np.exp(rng.uniform(np.log(3 / 4), np.log(4 / 3))),
     )
     w, h = min(width, round(np.sqrt(area * ratio))), min(height, round(np.sqrt(area / ratio)))
@@ -113,7 +113,7 @@ def cropped(image: Image.Image, smallest: float, rng: np.random.Generator) -> Im
 
 
 def cleaned(text: str) -> str:
-    """A caption as BLIP-2 prepares it: lower case, single spaces, no punctuation but apostrophes."""
+    """Return a caption like BLIP-2: lower case, single spaces, no punctuation except apostrophes."""
     return " ".join(re.sub(r"[.!\"()*#:;~?,/]", " ", text.lower()).split()[:50])
 
 
@@ -172,7 +172,7 @@ def train_contrastive(
     Args:
         vit: `eva_vit_g.pth`.
         bert_vocab: `vocab.txt` of bert-base-uncased.
-        start: BLIP-2's `blip2_pretrained.pth`, or what this stage wrote before; without it, random weights.
+        start: BLIP-2's `blip2_pretrained.pth`, or an earlier output of this stage; None: random weights.
     """
     prepare_output_folder(out, "run", (*paths, images, vit, bert_vocab, start), RUN_FILES)
     torch.manual_seed(recipe.schedule.seed)
@@ -181,20 +181,20 @@ def train_contrastive(
     former = ContrastiveQFormer(recipe.geometry, len(pieces))
     if start is not None:
         fill(former, read_state(start), start)
-    objective = ContrastiveLoss(open_vit(vit, recipe.geometry), former)
+    loss_module = ContrastiveLoss(open_vit(vit, recipe.geometry), former)
 
     def batch_of(step: int, rng: np.random.Generator) -> Batch:
         batch = pairs.batch(recipe.schedule.batch_size, rng)
         texts = [cleaned(text) for text in batch.pop("texts")]
-        read = pieces(
+        tokenized = pieces(
             texts, padding=True, truncation=True, max_length=recipe.max_text_length, return_tensors="pt"
         )
-        return batch | {"ids": read["input_ids"], "present": read["attention_mask"]}
+        return batch | {"ids": tokenized["input_ids"], "present": tokenized["attention_mask"]}
 
     def after(step: int) -> None:
         save_part(former.state_dict(), recipe.geometry, out / STAGE_ONE_FILE)
 
-    Trainer(out, recipe.schedule, report).run(objective, batch_of, after)
+    Trainer(out, recipe.schedule, report).run(loss_module, batch_of, after)
 
 
 def train_codes(
@@ -229,7 +229,7 @@ def train_codes(
         }
         fill(getattr(model, part), of_part, path)
     fill_parameter(model.query_tokens, state, "query_tokens", path)
-    objective = CodesLoss(model, open_clip(clip, recipe.geometry))
+    loss_module = CodesLoss(model, open_clip(clip, recipe.geometry))
 
     def batch_of(step: int, rng: np.random.Generator) -> Batch:
         batch = pairs.batch(recipe.schedule.batch_size, rng)
@@ -237,14 +237,16 @@ def train_codes(
         return batch
 
     def after(step: int) -> None:
-        own = {name: tensor for name, tensor in model.state_dict().items() if not name.startswith(VIT_PREFIX)}
-        save_part(own, recipe.geometry, out / STAGE_TWO_FILE)
+        trained = {
+            name: tensor for name, tensor in model.state_dict().items() if not name.startswith(VIT_PREFIX)
+        }
+        save_part(trained, recipe.geometry, out / STAGE_TWO_FILE)
 
-    Trainer(out, recipe.schedule, report).run(objective, batch_of, after)
+    Trainer(out, recipe.schedule, report).run(loss_module, batch_of, after)
 
 
 def open_bert_vocab(path: Path) -> BertTokenizer:
-    """BERT's word pieces with the additional one of BLIP-2.
+    """Open BERT's word pieces with the additional token of BLIP-2.
 
     Raises:
         CheckpointError: the file is missing.
@@ -257,7 +259,7 @@ def open_bert_vocab(path: Path) -> BertTokenizer:
 
 
 def open_vit(path: Path, geometry: SeedGeometry) -> EvaViT:
-    """The trunk, frozen.
+    """Load the trunk, frozen.
 
     Raises:
         CheckpointError: the file is missing, or a tensor is missing or of another shape.
@@ -268,7 +270,7 @@ def open_vit(path: Path, geometry: SeedGeometry) -> EvaViT:
 
 
 def open_clip(path: Path, geometry: SeedGeometry) -> CLIPVisionModelWithProjection:
-    """CLIP's image encoder, frozen; its embeddings are the targets of stage 2.
+    """Load CLIP's image encoder, frozen; its embeddings are the targets of stage 2.
 
     Raises:
         CheckpointError: it cannot be read, or its embeddings are of another width.
@@ -281,7 +283,7 @@ def open_clip(path: Path, geometry: SeedGeometry) -> CLIPVisionModelWithProjecti
         ) from error
     if clip.config.projection_dim != geometry.image_embed_dim:
         raise CheckpointError(
-            f"{path} gives {clip.config.projection_dim} values, the geometry asks for "
+            f"{path} outputs {clip.config.projection_dim} values, the geometry asks for "
             f"{geometry.image_embed_dim}"
         )
     return clip.eval().requires_grad_(False)
@@ -293,21 +295,21 @@ def fill(module: nn.Module, state: Mapping[str, Tensor], path: Path) -> None:
     Raises:
         CheckpointError: one is missing or of another shape.
     """
-    for name, own in module.state_dict(keep_vars=True).items():
-        fill_parameter(own, state, name, path)
+    for name, target in module.state_dict(keep_vars=True).items():
+        fill_parameter(target, state, name, path)
 
 
 @torch.no_grad()
-def fill_parameter(own: Tensor, state: Mapping[str, Tensor], name: str, path: Path) -> None:
-    """Copy one tensor of `state`; see `fill`."""
+def fill_parameter(target: Tensor, state: Mapping[str, Tensor], name: str, path: Path) -> None:
+    """Copy one tensor of `state` into `target`; see `fill`."""
     tensor = state.get(name)
     if tensor is None:
         raise CheckpointError(f"{path}: tensor {name} is missing")
-    if tensor.shape != own.shape:
+    if tensor.shape != target.shape:
         raise CheckpointError(
-            f"{path}: tensor {name} has shape {tuple(tensor.shape)}, it must be {tuple(own.shape)}"
+            f"{path}: tensor {name} has shape {tuple(tensor.shape)}, it must be {tuple(target.shape)}"
         )
-    own.copy_(tensor)
+    target.copy_(tensor)
 
 
 def save_part(state: Mapping[str, Tensor], geometry: SeedGeometry, path: Path) -> None:
