@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
-"""64 photos in one process against one process for each.
+"""Compares captioning 64 photos in one process with one process per photo.
 
     python benchmarks/batch.py [--photos 64] [--rounds 3]
 
-Takes parts of the example photos, by the embedded bundle, in turns. Prints one JSON object: photos a second
-(medians), and their ratio.
+Captions crops of the example photos with the embedded bundle; the two variants alternate. Prints one JSON
+object: photos per second (medians), and their ratio.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def main() -> None:
 
 
 def cut(folder: Path, count: int) -> list[Path]:
-    """Random parts of the example photos, as JPEGs of some 300 pixels."""
+    """Write random crops of the example photos, as JPEGs of about 300 pixels."""
     folder.mkdir()
     rng, found = np.random.default_rng(0), []
     sources = [Image.open(path).convert("RGB") for path in sorted(EXAMPLES.glob("*.jpg"))]

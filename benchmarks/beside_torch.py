@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Full-size graphs of a bundle beside PyTorch, on the same weights, threads and inputs, taking turns.
+"""Compares full-size graphs of a bundle with PyTorch, alternating, on the same weights, threads and inputs.
 
     python benchmarks/beside_torch.py encoder --work FOLDER [--rounds 5]
     python benchmarks/beside_torch.py unet --work FOLDER [--rounds 3]
@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from seed_edge.graphs import encoder_graph, unet_graph
 from seed_edge.manifest import ENCODER, UNET
-from seed_edge.memory import resident_memory, peak_memory, reset_peak
+from seed_edge.memory import peak_memory, reset_peak, resident_memory
 from seed_edge.runtime.onnx_session import Session, choose_device
 from seed_edge.runtime.threads import available_cores
 
@@ -35,20 +35,20 @@ Run = Callable[[], object]
 
 
 def pictures() -> list[NDArray[np.generic]]:
-    """One smooth picture, normalised."""
+    """Return one smooth image, normalised."""
     coarse = np.random.default_rng(0).standard_normal((1, 3, 7, 7)).astype(np.float32)
     return [coarse.repeat(SIZE // 7, 2).repeat(SIZE // 7, 3)]
 
 
 def noisy_latents() -> list[NDArray[np.generic]]:
-    """Two latents, a timestep and class labels."""
+    """Return two latents, a timestep and class labels."""
     rng = np.random.default_rng(0)
     latents = rng.standard_normal((2, CHANNELS, LATENTS, LATENTS), np.float32)
     return [latents, np.full(2, 500, np.int64), rng.standard_normal((2, 2 * DIM), np.float32)]
 
 
-def of_torch(what: str, work: Path, dtype: str) -> Run:
-    """PyTorch's own, eager."""
+def torch_run(what: str, work: Path, dtype: str) -> Run:
+    """Return a forward pass of PyTorch, eager."""
     import torch
 
     torch.set_num_threads(available_cores())
@@ -75,8 +75,8 @@ def of_torch(what: str, work: Path, dtype: str) -> Run:
     return run
 
 
-def of_bundle(what: str, work: Path, storage: str) -> Run:
-    """A graph as the runtime runs it."""
+def bundle_run(what: str, work: Path, storage: str) -> Run:
+    """Return a run of a graph in the runtime."""
     folder = work / f"bundle-{storage}"
     if what == "encoder":
         name, spec, inputs = ENCODER, encoder_graph(SIZE, CODES), pictures()
@@ -87,13 +87,15 @@ def of_bundle(what: str, work: Path, storage: str) -> Run:
 
 
 def make(what: str, work: Path, name: str) -> Run:
-    """By the name of a row: `torch DTYPE`, or a storage."""
-    return of_torch(what, work, name.split()[1]) if name.startswith("torch") else of_bundle(what, work, name)
+    """Return the run of a row by its name: `torch DTYPE`, or a storage type."""
+    return (
+        torch_run(what, work, name.split()[1]) if name.startswith("torch") else bundle_run(what, work, name)
+    )
 
 
 def memory(what: str, work: Path, name: str) -> tuple[float, float]:
-    """GB held after a first run, and at most in a second one, beyond a process that has imported
-    everything.
+    """Return the memory in GB, beyond a process that has imported everything: held after a first run, and the
+    peak of a second run.
     """
     if name.startswith("torch"):
         import torch  # noqa: F401

@@ -1,6 +1,5 @@
 #!/usr/bin/env python3
-"""Writing through our loop against a bare loop of `llama_decode`, and prompts read again: same file, threads
-and process.
+"""Compares the generation loop with a bare loop of `llama_decode`, and measures the reuse of prompts.
 
     python benchmarks/decode_loop.py --work FOLDER [--rounds 7]
 
@@ -34,11 +33,11 @@ from seed_edge.vocab import Vocab
 
 CODES, CONTEXT = 32, 256
 REFERENCE = Sampling(1.0, 0, 0.5)
-"""How SEED-LLaMA draws codes."""
+"""Sampling of codes in SEED-LLaMA."""
 
 
 def bare(model: LlamaCpp, prompt: list[int]) -> float:
-    """Seconds per id of `llama_decode` and nothing else, on the context of `model`."""
+    """Return the seconds per id of `llama_decode` alone, on the context of `model`."""
     model.prefill(prompt, room=CODES)
     token = (llama_cpp.llama_token * 1)(5)
     started = time.perf_counter()
@@ -65,8 +64,8 @@ def codes(model: LlamaCpp, vocab: Vocab, prompt: list[int], sampling: Sampling) 
 
 
 def question(model: LlamaCpp, vocab: Vocab, seen_before: bool) -> float:
-    """Seconds to read a question of 12 ids about three pictures, just after another question: about these, or
-    about others.
+    """Return the seconds of prefill of a question of 12 ids about three images, after another question about
+    the same images or about others.
     """
     rng = np.random.default_rng(0)
     pictures, others = (

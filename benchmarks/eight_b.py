@@ -1,12 +1,11 @@
 #!/usr/bin/env python3
-"""SEED-LLaMA-8B with everything it draws with, on random weights: memory of captioning and drawing under a
-limit.
+"""Measures the memory of captioning and drawing with SEED-LLaMA-8B (random weights) under a memory limit.
 
     python benchmarks/eight_b.py --work FOLDER [--limit 6G] [--steps 2]
 
-Needs 50 GB of disk in FOLDER and 16 GB of memory for the export, which takes half an hour; takes what
-`full_size.py`, `full_diffusion.py` and `streaming.py` left there. Prints one JSON object per command:
-seconds, and the most memory (GB) that the whole process held, mapped files included.
+Needs 50 GB of disk in FOLDER and 16 GB of memory for the export, which takes half an hour; reuses the files
+of `full_size.py`, `full_diffusion.py` and `streaming.py` there. Prints one JSON object per command: seconds,
+and the peak memory (GB) of the process, including mapped files.
 """
 
 from __future__ import annotations

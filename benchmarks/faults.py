@@ -1,10 +1,9 @@
 #!/usr/bin/env python3
-"""Kills `caption DIR --resume`, `draw` and `export` at random moments, and looks what is left; then fills a
-disk.
+"""Kills `caption DIR --resume`, `draw` and `export` at random moments, checks the files, then fills a disk.
 
     python benchmarks/faults.py [--tries 100]
 
-The disk is a tmpfs of 64 kB, which only root can mount; without, that part is left out and the output says
+The disk is a tmpfs of 64 kB, which only root can mount; otherwise this part is skipped, and the output says
 so. Prints one JSON object. Needs the `export` extra.
 """
 
@@ -42,7 +41,7 @@ def main() -> None:
 
 
 def captions(folder: Path, tries: int) -> int:
-    """Lines only ever become more, and the end is that of a run that was left alone."""
+    """Check that lines are only added, and that the final file equals that of an uninterrupted run."""
     random_pictures(folder / "many", 400)
     words = command("caption", "many", "--out", "cut.jsonl", "--resume", "-q", "--bundle", TINY)
     longest = seconds_of(command("caption", "many", "--out", "whole.jsonl", "-q", "--bundle", TINY), folder)
@@ -60,7 +59,7 @@ def captions(folder: Path, tries: int) -> int:
 
 
 def drawings(folder: Path, tries: int) -> int:
-    """A whole picture, or none."""
+    """Check that there is a complete image or none."""
     words = command("draw", "a house", "--bundle", TINY, "-o", "out.png", "-q")
     return killed(
         words, folder, tries, seconds_of(words, folder), lambda: whole_or_absent(folder / "out.png")
@@ -68,7 +67,7 @@ def drawings(folder: Path, tries: int) -> int:
 
 
 def exports(folder: Path, tries: int) -> int:
-    """A whole bundle, or none."""
+    """Check that there is a complete bundle or none."""
     llama, out = folder / "llama", folder / "out"
     llama.mkdir()
     runpy.run_path(str(TINY.parent / "make_tiny_bundle.py"))["llama"](llama, seed=1)
@@ -88,7 +87,7 @@ def exports(folder: Path, tries: int) -> int:
 
 
 def full_disk(folder: Path) -> str:
-    """One line, and nothing half."""
+    """Check that a full disk is a one-line error and leaves no partial file."""
     if (
         os.geteuid()
         or subprocess.run(

@@ -1,6 +1,5 @@
 #!/usr/bin/env python3
-"""A diffusion in the size of stable-diffusion-2-1-unclip, on random weights: time and memory of export and
-drawing.
+"""Measures time and memory of export and drawing with a diffusion of stable-diffusion-2-1-unclip's size.
 
     python benchmarks/full_diffusion.py --work FOLDER [--storage fp16 int8] [--steps 2]
 
@@ -34,8 +33,8 @@ SCHEDULE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_l
 
 
 def make(folder: Path) -> None:
-    """The parts that drawing needs; the text encoder is small, since only one vector of its
-    output is kept.
+    """Write the parts that drawing needs, with random weights; the text encoder is small, since only one of
+    its outputs is used.
     """
     torch.manual_seed(0)
     unet = UNet2DConditionModel(

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""SEED-2 in its official size, on reproducible random weights: exactness, time and memory of an export.
+"""Measures accuracy, time and memory of an export of SEED-2 in its official size, with random weights.
 
     python benchmarks/full_size.py --work FOLDER [--seed 7]
 
@@ -35,7 +35,7 @@ rewrite(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3])
 
 
 def exactness(path: Path, seed: int) -> dict[str, float]:
-    """A bundle's codes and image embeddings beside the original code's."""
+    """Compare a bundle's codes and image embeddings with those of the original code."""
     if seed != 7:
         return {}
     images = ImageTokenizer(Bundle.open(path), choose_device("cpu"))

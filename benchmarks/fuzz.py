@@ -1,13 +1,12 @@
 #!/usr/bin/env python3
-"""Bundles, pictures, settings and records changed at random, through real loads in child processes, for
-hours.
+"""Fuzzes bundles, images, settings and records with random mutations, loaded in child processes, for hours.
 
     python benchmarks/fuzz.py [--gguf 20000] [--onnx 5000] [--manifest 5000] [--image 100000] [--text 10000]
     [--seed 0]
 
-Prints one JSON object for each kind: files tried, used and refused; crashes, tracebacks and hangs of the
-process that stands for the user's; the largest memory of that process, and of the children that it tries
-bundles in. Files at which something was found are kept in `--keep`. Needs the `dev` extra.
+Prints one JSON object for each kind: files tried, accepted and rejected; crashes, tracebacks and hangs of the
+process that represents the user's; the peak memory of that process and of its child processes. Files with a
+finding are kept in `--keep`. Needs the `dev` extra.
 """
 
 from __future__ import annotations

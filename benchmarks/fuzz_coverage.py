@@ -1,13 +1,12 @@
 #!/usr/bin/env python3
-"""Readers of GGUF and ONNX headers, manifests and picture records against inputs that coverage leads to, by
-atheris.
+"""Fuzzes the readers of GGUF and ONNX headers, manifests and image records, guided by coverage, with atheris.
 
     pip install atheris
     python benchmarks/fuzz_coverage.py [--seconds 60]
 
-Each reader has a process of its own, for so many seconds; anything but an answer or one clear error ends it,
-and so does an input that takes 5 seconds or 512 MB. Prints one JSON object: inputs tried and the exit code, 0
-where nothing was found; what was found stays in `crash-*` in the working folder.
+Each reader runs in a separate process for that many seconds. A finding is an input that causes anything but a
+result or one clear error, or that takes 5 seconds or 512 MB; it ends the process and is kept in `crash-*` in
+the working folder. Prints one JSON object: inputs tried and the exit code, 0 without findings.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ from seed_edge.errors import SeedEdgeError
 
 TINY = Path(__file__).parent.parent / "tests" / "fixtures" / "tiny"
 KINDS = {"gguf": "llm.gguf", "onnx": "encoder.onnx", "manifest": "manifest.json", "record": None}
-"""Readers, and a file of the tiny bundle that each can read."""
+"""Readers, each with a file of the tiny bundle that it can read."""
 LONGEST = 8192
 
 

@@ -1,4 +1,4 @@
-"""LLaMAs of random weights in the shape of SEED-LLaMA, for the other benchmarks."""
+"""LLaMAs with random weights and SEED-LLaMA's vocabulary, for the other benchmarks."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ SHARD = 5_000_000_000
 
 
 def config(width: int, mlp: int, layers: int, heads: int) -> dict[str, object]:
-    """`config.json` of one with SEED-LLaMA's vocabulary."""
+    """Return a `config.json` with SEED-LLaMA's vocabulary."""
     return {
         "vocab_size": TEXT_PIECES + CODES + 2, "hidden_size": width, "intermediate_size": mlp,
         "num_hidden_layers": layers, "num_attention_heads": heads, "max_position_embeddings": 2048,
@@ -28,7 +28,7 @@ LLAMA_HALF_B = config(1280, 3584, 20, 20)
 
 
 def tensors(config: dict) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of a LLaMA."""
+    """Return the names and shapes of a LLaMA's tensors."""
     width, mlp, rows = config["hidden_size"], config["intermediate_size"], config["vocab_size"]
     found: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (rows, width)}
     for i in range(config["num_hidden_layers"]):
@@ -41,7 +41,7 @@ def tensors(config: dict) -> dict[str, tuple[int, ...]]:
 
 
 def make(folder: Path, config: dict, dtype: torch.dtype) -> None:
-    """Random weights in shards, with the tokenizer of the fixtures; a finished folder is left as it is."""
+    """Write random weights in shards, with the tokenizer of the fixtures; a finished folder is kept."""
     index = folder / "model.safetensors.index.json"
     if index.exists():
         return

@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
-"""A LLaMA of 7 billion random weights to GGUF: time and memory, whatever the precision it comes in.
+"""Measures time and memory of converting a LLaMA of 7 billion random weights to GGUF.
 
     python benchmarks/streaming.py --work FOLDER [--dtype bfloat16] [--weight-type Q8_0] [--lora]
 
 Needs 14 GB of disk for bfloat16 (27 GB for float32) and 8 GB more for the result. Writes shards of 5 GB in
 the shape of SEED-LLaMA-8B, one tensor at a time, converts them, and prints one JSON object: seconds and peak
-memory (GB) of the conversion as a whole process. With `--lora` an adapter is merged that SEED's recipe would
-give: rank 16 on all projections, embeddings and head trained whole.
+memory (GB) of the conversion as a whole process. `--lora` merges an adapter like that of SEED's recipe:
+rank 16 on all projections, embeddings and head trained in full.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ write_as(folder, folder.vocab(32), Path(sys.argv[2]), sys.argv[3], "random", 2)
 
 
 def make_adapter(folder: Path, dtype: torch.dtype) -> None:
-    """Random changes in the layout of PEFT."""
+    """Write a random adapter in PEFT's layout."""
     generator, state = torch.Generator().manual_seed(1), {}
     for name, shape in tensors(LLAMA_7B).items():
         module = f"base_model.model.{name.removesuffix('.weight')}"

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Seconds and peak memory of whole processes, as a user meets them, beside what Python itself costs.
+"""Measures time and peak memory of whole commands, compared with those of a bare Python process.
 
     python benchmarks/timing.py [--runs 5]
 
