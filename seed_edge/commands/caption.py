@@ -114,7 +114,7 @@ def caption(
     seed: int,
     beams: int | None,
     max_pixels: int | None,
-    engine: RuntimeOptions,
+    runtime: RuntimeOptions,
     as_json: bool,
 ) -> None:
     """Caption IMAGES: files, folders, or - for an image from stdin.
@@ -136,33 +136,33 @@ def caption(
         if out is not None or sidecar is not None:
             raise click.UsageError("an image from stdin has no name; leave out --output and --sidecar")
         image = read_image_from_stdin(max_pixels)
-        with engine.opened() as edge:
+        with runtime.open_bundle() as edge:
             StdoutSink(as_json, single=True).write(
                 Path("-"), prefix + edge.caption(image, **options) + append
             )
         return
     single_file = len(images) == 1 and files_from is None and not stdin0 and not os.path.isdir(images[0])
     inputs = find_inputs(with_files_from(images, files_from), stdin0)
-    report_skipped(inputs, engine)
+    report_skipped(inputs, runtime)
     single = single_file and len(inputs.paths) == 1 and not inputs.failed
     with ExitStack() as stack:
         sink: CaptionSink
         if sidecar is not None:
-            sink = SidecarSink(sidecar, full_names, resume, overwrite, inputs.paths, files_in_use(engine))
+            sink = SidecarSink(sidecar, full_names, resume, overwrite, inputs.paths, files_in_use(runtime))
         elif out is None or is_stdout(out):
             sink = StdoutSink(as_json or out is not None, single)
         else:
-            check_not_inside(out, bundle_path(engine), "--output")
+            check_not_inside(out, bundle_path(runtime), "--output")
             sink = stack.enter_context(
-                JsonLinesSink.opened(out, resume, overwrite, (*inputs.paths, *files_in_use(engine)))
+                JsonLinesSink.open(out, resume, overwrite, (*inputs.paths, *files_in_use(runtime)))
             )
         pending, failed = select_pending(inputs.paths, sink, single)
         done = len(inputs.paths) - len(pending) - len(failed)
         if done:
-            engine.note(f"skipped {done:,} of {len(inputs.paths):,} images, which already have a caption")
+            runtime.note(f"skipped {done:,} of {len(inputs.paths):,} images, which already have a caption")
         total, failed = len(pending) + len(failed) + len(inputs.failed), inputs.failed + failed
         if pending:
-            edge = stack.enter_context(engine.opened())
+            edge = stack.enter_context(runtime.open_bundle())
             failed += caption_to_sink(
                 edge,
                 pending,
@@ -170,7 +170,7 @@ def caption(
                 prefix,
                 append,
                 single,
-                engine.quiet,
+                runtime.quiet,
                 **options,
                 **present(max_pixels=max_pixels),
             )
@@ -188,14 +188,14 @@ def exit_with_failures(failed: list[tuple[Path, str]], heading: str) -> NoReturn
     raise click.exceptions.Exit(SOME_FAILED)
 
 
-def report_skipped(inputs: FoundInputs, engine: RuntimeOptions) -> None:
+def report_skipped(inputs: FoundInputs, runtime: RuntimeOptions) -> None:
     """Write a message about the files of folders that were skipped."""
     counts = [
         f"{printable(ending)} {count:,}" for ending, count in inputs.skipped.most_common(MAX_ENDINGS) if count
     ]
     if counts:
         more = ", ..." if len(inputs.skipped) > MAX_ENDINGS else ""
-        engine.note(f"skipped files that are not images, by ending: {', '.join(counts)}{more}")
+        runtime.note(f"skipped files that are not images, by ending: {', '.join(counts)}{more}")
 
 
 def select_pending(
@@ -281,7 +281,7 @@ def encode(
     images: tuple[str, ...],
     files_from: str | None,
     max_pixels: int | None,
-    engine: RuntimeOptions,
+    runtime: RuntimeOptions,
     as_json: bool,
 ) -> None:
     """Encode IMAGES to codes, one line for each image.
@@ -293,14 +293,14 @@ def encode(
         raise click.UsageError("give IMAGES, folders, --files-from, or - for an image from stdin")
     if images == ("-",) and files_from is None:
         image = read_image_from_stdin(max_pixels)
-        with engine.opened() as edge:
+        with runtime.open_bundle() as edge:
             print_codes("-", edge.encode([image])[0].tolist(), as_json)
         return
     single_file = len(images) == 1 and files_from is None and not os.path.isdir(images[0])
     inputs = find_inputs(with_files_from(images, files_from), False)
-    report_skipped(inputs, engine)
+    report_skipped(inputs, runtime)
     failed, total = list(inputs.failed), len(inputs.paths) + len(inputs.failed)
-    with engine.opened() as edge:
+    with runtime.open_bundle() as edge:
         for path in inputs.paths:
             try:
                 print_codes(str(path), encode_file(edge, path, max_pixels), as_json)
@@ -346,14 +346,14 @@ def ask(
     temperature: float,
     seed: int,
     max_pixels: int | None,
-    engine: RuntimeOptions,
+    runtime: RuntimeOptions,
     as_json: bool,
 ) -> None:
     """Answer QUESTION about one or several IMAGES."""
     from seed_edge.preprocess import open_image
 
     opened_images = [open_image(image, **present(max_pixels=max_pixels)) for image in images]
-    with engine.opened() as edge:
+    with runtime.open_bundle() as edge:
         text = edge.ask(opened_images, question, temperature=temperature, seed=seed)
     record = {"images": list(images), "question": question, "answer": text}
     if as_json:

@@ -308,7 +308,7 @@ class JsonLinesSink:
 
     @classmethod
     @contextmanager
-    def opened(
+    def open(
         cls, path: Path, resume: bool, overwrite: bool, inputs: Iterable[Path] = ()
     ) -> Iterator[JsonLinesSink]:
         """Open a file, a pipe or a device for writing.

@@ -81,7 +81,7 @@ def chat(
     load: Path | None,
     diffusion: dict[str, Any],
     saving: dict[str, Any],
-    engine: RuntimeOptions,
+    runtime: RuntimeOptions,
 ) -> None:
     """Chat with a model about images; it can draw images, too. Only drawn images and files of /save are
     stored.
@@ -93,13 +93,13 @@ def chat(
     if not output.is_dir():
         raise click.ClickException(f"{output}: no such folder; create it first, or choose another -o")
     is_terminal = sys.stdin is not None and sys.stdin.isatty()
-    with engine.opened() as edge:
+    with runtime.open_bundle() as edge:
         conversation = Conversation(edge, temperature=temperature, seed=seed)
         if load is not None:
             conversation.load(load)
-        chat = Chat(conversation, image_writer(edge, engine, diffusion, saving), output, seed)
+        chat = Chat(conversation, image_writer(edge, runtime, diffusion, saving), output, seed)
         if is_terminal:
-            engine.note("/help lists the commands")
+            runtime.note("/help lists the commands")
         while chat.running:
             line = read_line(chat.prompt())
             if line is None:

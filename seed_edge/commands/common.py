@@ -268,7 +268,7 @@ class RuntimeOptions:
         """Write a line to stderr unless `quiet`."""
         note(text, self.quiet)
 
-    def opened(self) -> SeedEdge:
+    def open_bundle(self) -> SeedEdge:
         """Open the bundle; with `verbose`, print the device and the memory plan on stderr."""
         import seed_edge
 
@@ -284,14 +284,14 @@ class RuntimeOptions:
 
 
 def runtime_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Add the options of `RuntimeOptions`; the command receives them as `engine`."""
+    """Add the options of `RuntimeOptions`; the command receives them as `runtime`."""
 
     @functools.wraps(command)
     def wrapper(**options: Any) -> None:
-        engine = RuntimeOptions(
+        runtime = RuntimeOptions(
             **{field.name: options.pop(field.name) for field in dataclasses.fields(RuntimeOptions)}
         )
-        command(engine=engine, **options)
+        command(runtime=runtime, **options)
 
     for add_option in reversed((bundle_option, device_option, *memory_options, quiet_option)):
         wrapper = add_option(wrapper)

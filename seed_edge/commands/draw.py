@@ -213,7 +213,7 @@ class ContactSheet:
 
 def image_writer(
     edge: SeedEdge,
-    engine: RuntimeOptions,
+    runtime: RuntimeOptions,
     diffusion: dict[str, Any],
     saving: dict[str, Any],
     *,
@@ -237,7 +237,7 @@ def image_writer(
         sampling = dataclasses.replace(sampling, temperature=temperature)
     if best_of is not None:
         sampling = dataclasses.replace(sampling, best_of=best_of)
-    return ImageWriter(edge, options, sampling, negative, quiet=engine.quiet, **saving)
+    return ImageWriter(edge, options, sampling, negative, quiet=runtime.quiet, **saving)
 
 
 @click.command()
@@ -293,7 +293,7 @@ def draw(
     best_of: int | None,
     diffusion: dict[str, Any],
     saving: dict[str, Any],
-    engine: RuntimeOptions,
+    runtime: RuntimeOptions,
     as_json: bool,
 ) -> None:
     """Draw an image of PROMPT.
@@ -316,32 +316,32 @@ def draw(
 
         record = read_record(source)
         default = prompt_file_name(record.prompt or Path(source).stem)
-        target = resolve_output(output, default, overwrite, engine)
-        check_output(target, engine, source)
-        with engine.opened() as edge:
+        target = resolve_output(output, default, overwrite, runtime)
+        check_output(target, runtime, source)
+        with runtime.open_bundle() as edge:
             check_same_bundle(edge, record, source)
             negative = record.negative or None
             writer = image_writer(
-                edge, engine, diffusion, saving, temperature=record.temperature, negative=negative
+                edge, runtime, diffusion, saving, temperature=record.temperature, negative=negative
             )
             redraw(with_recorded_options(writer, record), record, target, as_json)
         return
     if folder is not None:
-        make_folder(folder, engine)
+        make_folder(folder, runtime)
     file_output = None if path is None else Output(path, count > 1 and not grid, overwrite)
     check_output(
         file_output or Output(prompt_file_name("", folder), numbered=True),
-        engine,
+        runtime,
         *([prompts] if prompts not in (None, "-") else []),
     )
     prompt_texts = [prompt] if prompt is not None else list(read_prompts(str(prompts)))
-    seed = new_seed(engine) if seed is None else seed
+    seed = new_seed(runtime) if seed is None else seed
     if seed + count - 1 > MAX_SEED:
         raise click.UsageError(f"--seed {seed} with -n {count} exceeds 2**63 - 1; choose a lower seed")
     failed = 0
-    with engine.opened() as edge:
+    with runtime.open_bundle() as edge:
         writer = image_writer(
-            edge, engine, diffusion, saving, temperature=temperature, best_of=best_of, negative=negative
+            edge, runtime, diffusion, saving, temperature=temperature, best_of=best_of, negative=negative
         )
         if grid:
             check_grid(count, writer.drawn_side(), (file_output or Output(prompt_file_name(""))).path)
@@ -373,12 +373,12 @@ def check_stdout_is_free(output: Path | None, as_json: bool) -> None:
         raise click.UsageError("stdout takes the image only; leave out --json, or choose another -o")
 
 
-def new_seed(engine: RuntimeOptions) -> int:
+def new_seed(runtime: RuntimeOptions) -> int:
     """Return a random seed, and print it on stderr so that the image can be drawn again."""
     import secrets
 
     seed = secrets.randbelow(2**31)
-    engine.note(f"seed: {seed}")
+    runtime.note(f"seed: {seed}")
     return seed
 
 
@@ -489,7 +489,7 @@ def edit(
     diffusion: dict[str, Any],
     saving: dict[str, Any],
     max_pixels: int | None,
-    engine: RuntimeOptions,
+    runtime: RuntimeOptions,
     as_json: bool,
 ) -> None:
     """Edit IMAGE by INSTRUCTION, such as "make the fox blue"."""
@@ -497,12 +497,12 @@ def edit(
 
     saving = without_display(saving) if as_json else saving
     check_stdout_is_free(folder_or_file(output)[1], as_json)
-    target = resolve_output(output, prompt_file_name(instruction), overwrite, engine)
-    check_output(target, engine, image)
+    target = resolve_output(output, prompt_file_name(instruction), overwrite, runtime)
+    check_output(target, runtime, image)
     source = open_image(image, **present(max_pixels=max_pixels))
-    seed = new_seed(engine) if seed is None else seed
-    with engine.opened() as edge:
-        writer = image_writer(edge, engine, diffusion, saving, temperature=temperature)
+    seed = new_seed(runtime) if seed is None else seed
+    with runtime.open_bundle() as edge:
+        writer = image_writer(edge, runtime, diffusion, saving, temperature=temperature)
         drawing = writer.edit(source, instruction, seed, target.path)
         path = writer.save(drawing, target)
     report_output(path, drawing, as_json)
@@ -525,16 +525,16 @@ def reconstruct(
     diffusion: dict[str, Any],
     saving: dict[str, Any],
     max_pixels: int | None,
-    engine: RuntimeOptions,
+    runtime: RuntimeOptions,
 ) -> None:
     """Encode IMAGE and decode its codes: what the language model sees of it."""
     from seed_edge.preprocess import open_image
 
-    target = resolve_output(output, Path(f"{Path(image).stem}.png"), overwrite, engine)
-    check_output(target, engine, image)
+    target = resolve_output(output, Path(f"{Path(image).stem}.png"), overwrite, runtime)
+    check_output(target, runtime, image)
     source = open_image(image, **present(max_pixels=max_pixels))
-    with engine.opened() as edge:
-        writer = image_writer(edge, engine, diffusion, saving)
+    with runtime.open_bundle() as edge:
+        writer = image_writer(edge, runtime, diffusion, saving)
         drawing = writer.render(edge.encode([source])[0].tolist(), seed, target.path)
         path = writer.save(drawing, target)
     report_output(path, drawing, as_json=False)
@@ -555,7 +555,7 @@ def decode(
     seed: int,
     diffusion: dict[str, Any],
     saving: dict[str, Any],
-    engine: RuntimeOptions,
+    runtime: RuntimeOptions,
 ) -> None:
     """Decode CODES, the output of `encode`, to an image.
 
@@ -563,16 +563,16 @@ def decode(
     and so on. CODES can also be a file of latents (.npy), which `draw` writes if the VAE decoder fails.
     """
     default = Path("decoded.png" if codes == "-" else f"{Path(codes).stem}.png")
-    target = resolve_output(output, default, overwrite, engine)
-    check_output(target, engine, *([codes] if codes != "-" else []))
+    target = resolve_output(output, default, overwrite, runtime)
+    check_output(target, runtime, *([codes] if codes != "-" else []))
     latents = read_latents(Path(codes)) if Path(codes).suffix == LATENTS else None
     code_lists = parse_code_lists(read_codes(codes), codes) if latents is None else []
     if len(code_lists) > 1 and is_stdout(target.path):
         raise click.UsageError(
             f"stdout takes one image, {codes} holds the codes of {len(code_lists)}; choose another -o"
         )
-    with engine.opened() as edge:
-        writer = image_writer(edge, engine, diffusion, saving)
+    with runtime.open_bundle() as edge:
+        writer = image_writer(edge, runtime, diffusion, saving)
         if latents is not None:
             decode_latents(writer, latents, diffusion["tiled"], target)
         for number, code_list in enumerate(code_lists, 1):

@@ -207,14 +207,14 @@ def folder_or_file(output: str | None, always_folder: bool = False) -> tuple[Pat
     return None, Path(output)
 
 
-def make_folder(folder: Path, engine: RuntimeOptions) -> None:
+def make_folder(folder: Path, runtime: RuntimeOptions) -> None:
     """Create the folder of -o, unless it exists.
 
     Raises:
         click.ClickException: its parent does not exist, or it is a file.
         SeedEdgeError: it lies in the bundle.
     """
-    check_not_inside(folder, bundle_path(engine), "-o")
+    check_not_inside(folder, bundle_path(runtime), "-o")
     try:
         folder.mkdir(exist_ok=True)
     except OSError as error:
@@ -223,7 +223,7 @@ def make_folder(folder: Path, engine: RuntimeOptions) -> None:
         ) from error
 
 
-def resolve_output(output: str | None, default: Path, overwrite: bool, engine: RuntimeOptions) -> Output:
+def resolve_output(output: str | None, default: Path, overwrite: bool, runtime: RuntimeOptions) -> Output:
     """Return the destination for a value of -o: a file, or a file of the default name in a folder.
 
     The folder is created.
@@ -237,7 +237,7 @@ def resolve_output(output: str | None, default: Path, overwrite: bool, engine: R
     """
     folder, path = folder_or_file(output)
     if folder is not None:
-        make_folder(folder, engine)
+        make_folder(folder, runtime)
     if path is not None:
         return Output(path, overwrite=overwrite)
     return Output((folder or Path()) / default, numbered=True, overwrite=overwrite)
@@ -303,7 +303,7 @@ def show_image(image: Image, show: bool | None) -> None:
         click.echo(render(image, protocol, get_terminal_size().columns), nl=False, color=True)
 
 
-def bundle_path(engine: RuntimeOptions) -> Path:
+def bundle_path(runtime: RuntimeOptions) -> Path:
     """Return the folder of the bundle that a command runs.
 
     Raises:
@@ -311,10 +311,10 @@ def bundle_path(engine: RuntimeOptions) -> Path:
     """
     from seed_edge.bundle import EMBEDDED, find
 
-    return EMBEDDED if engine.bundle is None else find(engine.bundle)
+    return EMBEDDED if runtime.bundle is None else find(runtime.bundle)
 
 
-def files_in_use(engine: RuntimeOptions) -> list[Path]:
+def files_in_use(runtime: RuntimeOptions) -> list[Path]:
     """Return the files that a command reads besides its arguments: settings, the bundle's files, a file on
     stdin. No output may replace them.
 
@@ -324,11 +324,11 @@ def files_in_use(engine: RuntimeOptions) -> list[Path]:
     from seed_edge.user_dirs import CONFIG, folder
 
     config = click.get_current_context().find_root().params.get("config")
-    bundle = bundle_path(engine)
+    bundle = bundle_path(runtime)
     return [config or folder("config") / CONFIG, *sorted(bundle.iterdir()), *regular_stdin()]
 
 
-def check_output(output: Output, engine: RuntimeOptions, *inputs: str | Path) -> None:
+def check_output(output: Output, runtime: RuntimeOptions, *inputs: str | Path) -> None:
     """Check that an output can be written and replaces nothing that must stay; called before any work.
 
     Args:
@@ -349,8 +349,8 @@ def check_output(output: Output, engine: RuntimeOptions, *inputs: str | Path) ->
     image_format(path)
     if not is_special(path):
         check_name(path)
-        check_not_inside(path, bundle_path(engine), "-o")
-    check_not_input(path, (*map(Path, inputs), *files_in_use(engine)), "-o")
+        check_not_inside(path, bundle_path(runtime), "-o")
+    check_not_input(path, (*map(Path, inputs), *files_in_use(runtime)), "-o")
     if not output.numbered:
         check_replaceable(output)
 

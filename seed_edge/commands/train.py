@@ -345,7 +345,7 @@ def tokenize(
     run: Path | None,
     out: Path,
     variations: int | None,
-    engine: RuntimeOptions,
+    runtime: RuntimeOptions,
 ) -> None:
     """Encode a data set to codes for `train llm`, by a bundle or a training run.
 
@@ -368,16 +368,16 @@ def tokenize(
         from seed_edge.train.pixel.run_codes import codes_of_run
 
         count = write_code_shards(
-            out, *codes_of_run(run, VARIATIONS if variations is None else variations, engine.note)
+            out, *codes_of_run(run, VARIATIONS if variations is None else variations, runtime.note)
         )
     else:
-        with open_encoder(run, engine) as (space, encoder):
+        with open_encoder(run, runtime) as (space, encoder):
             skipped = 0
 
             def report_skipped(key: str, reason: str) -> None:
                 nonlocal skipped
                 skipped += 1
-                engine.note(f"{key}: skipped ({reason})")
+                runtime.note(f"{key}: skipped ({reason})")
 
             def encode(pictures: Sequence[Any]) -> Any:
                 return encoder([load_picture(picture) for picture in pictures])
@@ -385,20 +385,20 @@ def tokenize(
             samples = tokenized(read_samples(data, images), encode, report_skipped)
             count = write_code_shards(out, space, samples)
             if skipped:
-                engine.note(f"{skipped:,} samples were skipped")
-    engine.note(f"{count:,} samples")
+                runtime.note(f"{skipped:,} samples were skipped")
+    runtime.note(f"{count:,} samples")
     print_path(out)
 
 
 @contextmanager
 def open_encoder(
-    run: Path | None, engine: RuntimeOptions
+    run: Path | None, runtime: RuntimeOptions
 ) -> Iterator[tuple[CodeSpace, Callable[[Sequence[Image]], NDArray[np.int64]]]]:
     """Open the encoder of a run, or of the bundle; yield its code space, and a function from n images to
     codes (n, codes_per_image).
     """
     if run is None:
-        with engine.opened() as edge:
+        with runtime.open_bundle() as edge:
             yield edge.bundle.manifest.codes, edge.encode
         return
     require_extra("train", *TRAINING)
@@ -424,7 +424,7 @@ def evaluate(
     nouns: int,
     sheets: Path | None,
     seed: int,
-    engine: RuntimeOptions,
+    runtime: RuntimeOptions,
 ) -> None:
     """Evaluate a bundle on held-out images; prints JSON.
 
@@ -438,8 +438,8 @@ def evaluate(
 
     if sheets is not None:
         prepare_output_folder(sheets, "sheets", data)
-    with engine.opened() as edge:
-        evaluation = Evaluation(edge, data, limit, seed, engine.note)
+    with runtime.open_bundle() as edge:
+        evaluation = Evaluation(edge, data, limit, seed, runtime.note)
         result = {
             "captions": evaluation.captions(),
             "names": evaluation.names(),

@@ -17,7 +17,7 @@ def found(tiny):
     return json.loads(result.stdout)
 
 
-def test_every_stage_is_timed_beside_its_floor(found):
+def test_every_stage_has_a_time_and_a_lower_bound(found):
     stages = {stage["stage"]: stage for stage in found["stages"]}
     named = [
         "encode",
@@ -42,25 +42,25 @@ def test_every_stage_is_timed_beside_its_floor(found):
     assert found["machine"]["cores"] >= 1 and found["device"].startswith("cpu")
 
 
-def test_people_get_a_table(found):
+def test_bench_prints_a_table(found):
     lines = bench.format_table(found).splitlines()
     assert "GB/s" in lines[1] and len({len(line.split("  ")[0]) > 0 for line in lines[3:]}) == 2
     assert sum(stage["stage"] in text for stage in found["stages"] for text in lines) >= len(found["stages"])
 
 
-def test_attention_is_two_products():
+def test_attention_counts_as_two_matrix_products():
     shapes = [[2, 4, 10, 8], [2, 4, 12, 8], [2, 4, 12, 16]]
     attention = {"op_name": "Attention", "inputs": shapes, "outputs": [[2, 4, 10, 16]]}
     assert bench.operations(attention) == 2 * 2 * 4 * 10 * 12 * (8 + 16)
 
 
-def test_an_id_reads_every_weight_but_the_table(tiny):
+def test_a_token_reads_all_weights_except_the_embedding_table(tiny):
     header = GgufHeader.read(Bundle.open(tiny).language_model)
     work, table = bench._language_work(header), header.tensors["token_embd.weight"]
     assert work.bytes_read == sum(info.size for info in header.tensors.values()) - table.size
 
 
-def test_the_floor_is_the_slower_of_memory_and_arithmetic():
+def test_the_lower_bound_is_the_slower_of_memory_and_arithmetic():
     machine = Machine(2, read_rate=10.0, multiply_rate=100.0)
     assert machine.floor(Work(50, 20)) == 2.0 and machine.floor(Work(500, 20)) == 5.0
     assert machine.floor(Work(50, 20).batched(8)) == 4.0  # weights are read once for all

@@ -45,7 +45,7 @@ def test_a_bundle_that_was_added_is_found_by_name_and_removed(run, tiny, example
     )
 
 
-def test_what_is_damaged_is_not_added_and_leaves_nothing(run, tiny, tmp_path):
+def test_a_damaged_bundle_is_not_added(run, tiny, tmp_path):
     shutil.copytree(tiny, tmp_path / "bundle")
     data = bytearray((tmp_path / "bundle" / "llm.gguf").read_bytes())
     data[-1] ^= 1
@@ -56,12 +56,12 @@ def test_what_is_damaged_is_not_added_and_leaves_nothing(run, tiny, tmp_path):
     assert "is not a valid name of a bundle" in run("bundles", "add", tiny, "--name", "../x", code=1).stderr
 
 
-def test_a_disk_that_is_too_small_is_told(run, tiny, monkeypatch):
+def test_adding_a_bundle_to_a_full_disk_is_an_error(run, tiny, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(100, 90, 10))
     assert "needs 91,317 bytes, but 10 are free" in run("bundles", "add", tiny, code=1).stderr
 
 
-def test_a_list_tells_of_damaged_bundles_and_goes_on(run, tiny):
+def test_list_shows_damaged_bundles_with_their_error(run, tiny):
     run("bundles", "add", tiny, "--name", "broken")
     run("bundles", "add", tiny, "--name", "whole")
     (bundles_folder() / "broken" / "llm.gguf").unlink()
@@ -70,7 +70,7 @@ def test_a_list_tells_of_damaged_bundles_and_goes_on(run, tiny):
     assert "is missing" in records[1]["error"] and records[2]["bytes"] == 91317
 
 
-def test_info_tells_what_a_bundle_can_do(run, tiny):
+def test_info_prints_the_abilities_of_a_bundle(run, tiny):
     told = json.loads(run("bundles", "info", "--json").stdout)
     manifest = Bundle.open().manifest
     assert set(told["able_to"]) == {"encode", "decode", "caption", "ask", "draw", "edit", "chat"}
@@ -82,7 +82,7 @@ def test_info_tells_what_a_bundle_can_do(run, tiny):
 # ---- inspect ----------------------------------------------------------------------------------------------------
 
 
-def test_inspect_tells_how_a_picture_was_made(run, tiny, tmp_path):
+def test_inspect_prints_the_provenance_of_an_image(run, tiny, tmp_path):
     picture = tmp_path / "a.png"
     run("draw", "a thing", "--seed", 5, "-o", picture, "--bundle", tiny)
     told = json.loads(run("inspect", picture, "--json").stdout)
@@ -92,7 +92,7 @@ def test_inspect_tells_how_a_picture_was_made(run, tiny, tmp_path):
     assert "has no seed-edge metadata" in run("inspect", picture, code=1).stderr
 
 
-def test_inspect_reads_graphs_and_language_models_anywhere(run, tiny, tmp_path):
+def test_inspect_reads_graphs_and_language_models_outside_a_bundle(run, tiny, tmp_path):
     for name in ("encoder.onnx", "llm.gguf"):
         shutil.copy(tiny / name, tmp_path / f"copy-{name}")
     graph = json.loads(run("inspect", tmp_path / "copy-encoder.onnx", "--json").stdout)
@@ -107,7 +107,7 @@ def test_inspect_reads_graphs_and_language_models_anywhere(run, tiny, tmp_path):
     )
 
 
-def test_what_a_file_says_cannot_command_the_terminal(run, tmp_path):
+def test_inspect_escapes_control_characters(run, tmp_path):
     evil = "name\x1b]0;owned\x07"
     key = b"general.name"
     value = evil.encode()
@@ -134,7 +134,7 @@ def test_what_a_file_says_cannot_command_the_terminal(run, tmp_path):
         (b"", "a", "is not a bundle"),
     ],
 )
-def test_what_cannot_be_inspected_is_one_line(run, tmp_path, content, name, words):
+def test_inspect_of_an_unknown_file_is_a_one_line_error(run, tmp_path, content, name, words):
     (tmp_path / name).write_bytes(content)
     told = run("inspect", tmp_path / name, code=1).stderr
     assert words in told and len(told.strip().splitlines()) == 1
@@ -149,7 +149,7 @@ def checks_of(result):
     return told["state"], {check["id"]: check for check in told["checks"]}
 
 
-def test_a_healthy_machine_is_told_as_one(run, monkeypatch):
+def test_doctor_finds_no_problem_on_a_healthy_machine(run, monkeypatch):
     monkeypatch.setattr(doctor_module, "available_memory", lambda: 8 << 30)
     monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
     state, checks = checks_of(run("doctor", "--json"))
@@ -164,7 +164,7 @@ def test_a_healthy_machine_is_told_as_one(run, monkeypatch):
     assert "onnxruntime" in run("doctor").stdout
 
 
-def test_what_works_badly_is_a_warning_with_advice(run, monkeypatch):
+def test_doctor_warns_with_advice(run, monkeypatch):
     monkeypatch.setattr(doctor_module, "available_memory", lambda: 100 << 20)
     monkeypatch.setenv("OMP_WAIT_POLICY", "ACTIVE")
     state, checks = checks_of(run("doctor", "--json", code=1))
@@ -177,14 +177,14 @@ def test_what_works_badly_is_a_warning_with_advice(run, monkeypatch):
     assert "try: unset OMP_WAIT_POLICY" in run("doctor", code=1).stdout
 
 
-def test_a_damaged_bundle_is_broken(run, tiny):
+def test_doctor_reports_a_damaged_bundle_as_broken(run, tiny):
     run("bundles", "add", tiny, "--name", "half")
     (bundles_folder() / "half" / "decoder.onnx").unlink()
     state, checks = checks_of(run("doctor", "--json", code=2))
     assert state == "broken" and checks["bundle half"]["advice"] == "seed-edge bundles remove half"
 
 
-def test_a_card_without_its_libraries_or_without_llama_cpp_is_a_warning(run, monkeypatch):
+def test_doctor_warns_of_a_gpu_without_its_libraries_or_without_llama_cpp_support(run, monkeypatch):
     from seed_edge.runtime import onnx_session
 
     monkeypatch.setattr(doctor_module, "available_memory", lambda: 8 << 30)

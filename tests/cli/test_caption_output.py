@@ -56,7 +56,7 @@ def lines(path):
 IMAGES = ["photos/a.JPG", "photos/b.png", "photos/e.bmp", "photos/more/c.webp", "photos/more/d.gif"]
 
 
-def test_a_folder_is_captioned_as_each_of_its_files_is(run, folder):
+def test_captions_of_a_folder_equal_those_of_its_files(run, folder):
     told = [line.split("\t") for line in run("photos").stdout.splitlines()]
     assert [name for name, _ in told] == IMAGES
     for name, text in told:
@@ -66,14 +66,14 @@ def test_a_folder_is_captioned_as_each_of_its_files_is(run, folder):
     ]  # fmt: skip
 
 
-def test_lines_go_to_a_file_with_words_before_and_behind(run, folder):
+def test_captions_in_a_file_have_prefix_and_suffix(run, folder):
     assert run("photos", "--out", "c.jsonl", "--prefix", "momo, ", "--append", "!").stdout == "c.jsonl\n"
     found = lines("c.jsonl")
     assert [line["image"] for line in found] == IMAGES
     assert all(line["caption"].startswith("momo, ") and line["caption"].endswith("!") for line in found)
 
 
-def test_a_stopped_run_goes_on_after_its_last_whole_line(run, folder):
+def test_resume_continues_after_the_last_complete_line(run, folder):
     run("photos", "--out", "whole.jsonl")
     whole = Path("whole.jsonl").read_bytes()
     third = [i for i, byte in enumerate(whole) if byte == ord("\n")][1]
@@ -86,13 +86,13 @@ def test_a_stopped_run_goes_on_after_its_last_whole_line(run, folder):
     assert [line["image"] for line in lines("cut.jsonl")] == ["photos/b.png"]
 
 
-def test_a_file_of_something_else_is_left_alone(run, folder):
+def test_a_file_without_captions_is_not_changed(run, folder):
     Path("thesis.txt").write_text("precious\nmore\n")
     assert "did not write" in run("photos", "--out", "thesis.txt", "--resume", code=1).stderr
     assert Path("thesis.txt").read_text() == "precious\nmore\n"
 
 
-def test_text_files_stand_beside_their_images(run, folder):
+def test_sidecars_are_written_next_to_their_images(run, folder):
     run("photos", "--sidecar", "txt")
     assert (folder / "more/c.txt").read_text().strip() and (folder / "a.txt").exists()
     assert (folder / "notes.txt").read_text() == "no image"
@@ -105,7 +105,7 @@ def test_text_files_stand_beside_their_images(run, folder):
     assert (folder / "b.txt").read_text() != "mine"
 
 
-def test_a_bad_file_stops_nothing_and_is_told_at_the_end(run, folder):
+def test_files_that_fail_are_listed_at_the_end(run, folder):
     (folder / "broken.jpg").write_bytes(b"\xff\xd8\xff no jpeg")
     (folder / "more" / "cut.png").write_bytes((folder / "b.png").read_bytes()[:40])
     result = run("photos", "missing.png", "--out", "c.jsonl", code=3)
@@ -135,16 +135,16 @@ def test_names_and_images_come_from_stdin(run, folder):
         (("photos", "--out", "a", "--full-names"), "needs --sidecar"),
     ],
 )
-def test_options_that_do_not_go_together_are_refused(run, folder, arguments, says):
+def test_exclusive_options_of_caption_are_usage_errors(run, folder, arguments, says):
     assert says in run(*arguments, code=2).stderr
 
 
-def test_a_folder_without_images_is_refused(run, tmp_path):
+def test_a_folder_without_images_is_an_error(run, tmp_path):
     (tmp_path / "empty").mkdir()
     assert "holds no images" in run("empty", code=1).stderr
 
 
-def test_two_processes_do_not_mix_in_one_file(run, folder):
+def test_two_processes_cannot_write_the_same_file(run, folder):
     run("photos", "--out", "c.jsonl")
     holder = subprocess.Popen(
         [
@@ -163,7 +163,7 @@ def test_two_processes_do_not_mix_in_one_file(run, folder):
     run("photos", "--out", "c.jsonl", "--resume")
 
 
-def test_killed_at_any_moment_it_goes_on_to_the_same_end(run, tiny, tmp_path):
+def test_resume_after_a_kill_gives_the_same_captions(run, tiny, tmp_path):
     place, rng = tmp_path / "many", np.random.default_rng(0)
     place.mkdir()
     for number in range(150):
@@ -196,7 +196,7 @@ def test_killed_at_any_moment_it_goes_on_to_the_same_end(run, tiny, tmp_path):
     assert sorted(os.listdir()) == ["cut.jsonl", "many", "whole.jsonl"]
 
 
-def test_progress_tells_rate_and_time_left(monkeypatch):
+def test_progress_shows_rate_and_time_left(monkeypatch):
     from seed_edge.commands import caption_output
 
     class Terminal(io.StringIO):
@@ -264,7 +264,7 @@ def content(place):
         ],
     ],
 )
-def test_an_ending_that_is_not_of_a_text_beside_an_image_is_a_usage_error(run, folder, ending):
+def test_an_invalid_sidecar_ending_is_a_usage_error(run, folder, ending):
     (folder / "b.json").write_text("mine")
     before = content(folder)
     assert (
@@ -275,12 +275,12 @@ def test_an_ending_that_is_not_of_a_text_beside_an_image_is_a_usage_error(run, f
 
 
 @pytest.mark.parametrize("ending", ["txt", ".txt", "TXT", "caption", "en.txt", "model-2_b.txt", "md", "tags"])
-def test_endings_of_text_beside_images_are_taken(run, folder, ending):
+def test_valid_sidecar_endings(run, folder, ending):
     run("photos", "--sidecar", ending)
     assert (folder / f"b.{ending.removeprefix('.')}").read_text()
 
 
-def test_images_that_share_a_stem_do_not_share_a_text(run, folder):
+def test_images_of_one_stem_do_not_share_a_sidecar(run, folder):
     for name in ("b.webp", "b.gif"):
         Image.new("RGB", (8, 8), "red").save(folder / name)
     result = run("photos", "--sidecar", "txt", code=3)
@@ -298,12 +298,12 @@ def test_images_that_share_a_stem_do_not_share_a_text(run, folder):
     )
 
 
-def test_an_image_named_twice_is_no_clash(run, folder):
+def test_an_image_given_twice_gets_one_sidecar(run, folder):
     run("photos/b.png", "photos/b.png", "photos", "--sidecar", "txt")
     assert (folder / "b.txt").exists()
 
 
-def test_a_raw_file_does_not_take_the_text_of_the_photo_beside_it(run, folder):
+def test_a_raw_file_does_not_own_the_sidecar_of_a_photo(run, folder):
     (folder / "a.cr2").write_bytes(b"II*\0\x10\0\0\0CR\2\0" + bytes(100))
     result = run("photos", "--sidecar", "txt", code=3)
     assert (folder / "a.txt").exists() and "1 of 6 images" in result.stderr and "a.cr2" in result.stderr
@@ -312,7 +312,7 @@ def test_a_raw_file_does_not_take_the_text_of_the_photo_beside_it(run, folder):
 @pytest.mark.parametrize(
     "kind", ["link", "folder", "binary", "long", "latin-1", "image", "hard link to an image", "settings"]
 )
-def test_what_cannot_be_a_caption_is_not_overwritten(run, folder, tmp_path, kind, monkeypatch):
+def test_overwrite_does_not_replace_files_that_cannot_be_captions(run, folder, tmp_path, kind, monkeypatch):
     beside = folder / "b.txt"
     if kind == "link":
         (tmp_path / "mine").write_text("dear")
@@ -337,14 +337,14 @@ def test_what_cannot_be_a_caption_is_not_overwritten(run, folder, tmp_path, kind
     assert {path.name for path in after if path not in before} == {"a.txt", "c.txt", "d.txt", "e.txt"}
 
 
-def test_a_text_is_replaced_when_told_and_its_other_names_keep_it(run, folder, tmp_path):
+def test_overwrite_replaces_a_sidecar_but_not_its_hard_links(run, folder, tmp_path):
     (folder / "b.txt").write_text("old")
     os.link(folder / "b.txt", tmp_path / "kept.txt")
     run("photos/b.png", "--sidecar", "txt", "--overwrite")
     assert (folder / "b.txt").read_text() != "old" and (tmp_path / "kept.txt").read_text() == "old"
 
 
-def test_a_name_too_long_for_a_text_beside_it_fails_alone(run, folder):
+def test_a_sidecar_name_that_is_too_long_fails_only_its_image(run, folder):
     long = "n" * 244 + ".png"
     (folder / "b.png").rename(folder / long)
     for option in ((), ("--resume",)):
@@ -403,7 +403,7 @@ def reachable(tiny, folder, tmp_path):
 
 
 @pytest.mark.parametrize("bits", [0o000, 0o555, 0o311])
-def test_a_folder_that_is_closed_to_us_stops_nothing(reachable, bits):
+def test_an_unreadable_folder_does_not_stop_the_run(reachable, bits):
     (reachable / "photos" / "locked").chmod(bits)
     result = unprivileged(reachable / "tiny", reachable, "photos", "--sidecar", "txt")
     assert result.returncode == 3 and "Traceback" not in result.stderr, result.stderr
@@ -418,13 +418,13 @@ def test_a_folder_that_is_closed_to_us_stops_nothing(reachable, bits):
     }
 
 
-def test_an_image_that_is_closed_to_us_stops_nothing(reachable):
+def test_an_unreadable_image_does_not_stop_the_run(reachable):
     (reachable / "photos" / "locked").chmod(0)
     result = unprivileged(reachable / "tiny", reachable, "photos/locked/b.png", "photos/b.png")
     assert result.returncode == 3 and "photos/b.png\t" in result.stdout and "1 of 2 images" in result.stderr
 
 
-def test_links_in_circles_pipes_sockets_and_what_vanished_stop_nothing(run, folder, monkeypatch):
+def test_link_loops_pipes_sockets_and_vanished_files_do_not_stop_the_run(run, folder, monkeypatch):
     (folder / "round.png").symlink_to("round.png")
     (folder / "more" / "up").symlink_to("..")
     os.mkfifo(folder / "pipe.jpg")
@@ -441,7 +441,7 @@ def test_links_in_circles_pipes_sockets_and_what_vanished_stop_nothing(run, fold
     assert "4 of 9 images" in result.stderr and "links to folders 1" in result.stderr
 
 
-def test_a_folder_that_vanishes_while_it_is_searched_is_named(run, folder, monkeypatch):
+def test_a_folder_that_vanishes_during_the_search_is_reported(run, folder, monkeypatch):
     real = os.scandir
 
     def scandir(path):
@@ -455,19 +455,19 @@ def test_a_folder_that_vanishes_while_it_is_searched_is_named(run, folder, monke
 
 
 @pytest.mark.parametrize("name", ["x.jfif", "x.JPE", "x.TIF", "x.DIB", "x.PNG", "x.apng"])
-def test_every_ending_of_images_is_taken_whatever_its_case(run, folder, name):
+def test_image_endings_are_found_in_any_case(run, folder, name):
     Image.new("RGB", (8, 8), "red").save(folder / name, "PNG")
     assert f"photos/{name}" in run("photos").stdout
 
 
 @pytest.mark.parametrize("name", ["x.HEIC", "x.jxl", "x.nef", "x.psd"])
-def test_pictures_that_are_not_read_are_counted_and_named(run, folder, name):
+def test_unsupported_image_formats_are_reported(run, folder, name):
     (folder / name).write_bytes(b"content of no format")
     result = run("photos", code=3)
     assert "1 of 6 images" in result.stderr and f"photos/{name}" in result.stderr
 
 
-def test_what_is_no_image_is_counted(run, folder):
+def test_files_that_are_not_images_are_counted(run, folder):
     (folder / "LICENSE").write_text("x")
     (folder / "more" / "b.TXT").write_text("x")
     assert "skipped files that are not images, by ending: .txt 2, no ending 1" in run("photos").stderr
@@ -533,13 +533,13 @@ OURS = b'{"image": "photos/a.JPG", "caption": "a"}\n'
     ],
     ids=lambda data: repr(data[:60]),
 )
-def test_a_file_that_is_not_all_captions_is_not_shortened(run, folder, data):
+def test_resume_does_not_truncate_a_file_with_other_content(run, folder, data):
     Path("mine").write_bytes(data)
     assert "did not write" in run("photos", "--out", "mine", "--resume", code=1).stderr
     assert Path("mine").read_bytes() == data
 
 
-def test_every_beginning_of_a_line_that_was_cut_is_gone_on_with(run, folder):
+def test_every_incomplete_last_line_can_be_resumed(run, folder):
     from seed_edge.commands.caption_output import MAX_LINE_BYTES, _is_partial_record
     from seed_edge.display import json_line
 
@@ -551,7 +551,7 @@ def test_every_beginning_of_a_line_that_was_cut_is_gone_on_with(run, folder):
         assert _is_partial_record(line[:end], first=True) == (end >= len('{"image": "')), line[:end]
 
 
-def test_a_last_line_that_is_whole_but_for_its_end_is_kept(run, folder):
+def test_a_complete_last_line_without_newline_is_kept(run, folder):
     run("photos", "--out", "c.jsonl")
     whole = Path("c.jsonl").read_bytes().splitlines(keepends=True)
     mine = (
@@ -565,7 +565,7 @@ def test_a_last_line_that_is_whole_but_for_its_end_is_kept(run, folder):
     assert Path("c.jsonl").read_bytes() == b"".join(whole)
 
 
-def test_names_of_any_bytes_come_back_exactly(run, folder):
+def test_file_names_of_any_bytes_are_printed_exactly(run, folder):
     names = [os.fsdecode(b"caf\xe9.png"), "tab\tline\n\x1b[31m.png", "\N{HAMSTER FACE}\u202e.png"]
     for name in names:
         shutil.copy(folder / "b.png", folder / name)
@@ -581,7 +581,7 @@ def test_names_of_any_bytes_come_back_exactly(run, folder):
     )
 
 
-def test_captions_replace_what_the_user_named_and_nothing_beside(run, folder, tmp_path):
+def test_overwrite_replaces_only_the_named_file(run, folder, tmp_path):
     Path("thesis").write_text("old")
     os.link("thesis", "kept")
     run("photos/b.png", "--out", "thesis", "--overwrite")
@@ -604,7 +604,7 @@ def test_captions_go_to_stdout_pipes_and_devices(run, folder, option):
     assert found[0].count(b"\n") == 5 and stat.S_ISFIFO(os.stat("pipe").st_mode)
 
 
-def test_stdout_by_its_other_name_is_stdout(tiny, folder, tmp_path):
+def test_dev_stdout_is_stdout(tiny, folder, tmp_path):
     words = [
         sys.executable,
         "-m",
@@ -622,7 +622,7 @@ def test_stdout_by_its_other_name_is_stdout(tiny, folder, tmp_path):
     assert [line["image"] for line in lines(tmp_path / "told")] == IMAGES
 
 
-def test_a_folder_is_no_file_to_write_to(run, folder):
+def test_a_folder_as_caption_file_is_an_error(run, folder):
     (folder.parent / "out").mkdir()
     for option in ((), ("--overwrite",), ("--resume",)):
         assert "is a folder" in run("photos", "--out", "out", *option, code=1).stderr
@@ -631,7 +631,7 @@ def test_a_folder_is_no_file_to_write_to(run, folder):
 # ---- progress ----------------------------------------------------------------------------------------------------
 
 
-def test_progress_is_a_line_every_half_minute_where_nobody_sees_a_terminal(monkeypatch):
+def test_progress_is_a_line_every_30_seconds_without_a_terminal(monkeypatch):
     from seed_edge.commands import caption_output
 
     screen, now = io.StringIO(), iter([0.0, *range(10, 110, 10), 200.0, 300.0])

@@ -54,7 +54,7 @@ def said(monkeypatch):
     return heard
 
 
-def test_messages_are_answered_and_pictures_kept(chat, said):
+def test_messages_are_answered_and_images_saved(chat, said):
     result = chat("hello", "/draw a red fox", "/draw a house", "/quit", "never")
     assert [text for text, *_ in said] == ["hello", "a red fox", "a house"]
     assert sorted(path.name for path in Path().glob("chat*.png")) == ["chat-2.png", "chat.png"]
@@ -73,22 +73,22 @@ def test_messages_are_answered_and_pictures_kept(chat, said):
         ("'missing.png' hm", ("'missing.png' hm", 0)),
     ],
 )
-def test_files_dropped_on_the_terminal_go_with_the_message(chat, said, line, message):
+def test_files_dropped_on_the_terminal_are_attached(chat, said, line, message):
     chat(line)
     assert said == [(*message, False)]
 
 
-def test_an_image_waits_for_the_next_message(chat, said):
+def test_an_image_is_attached_to_the_next_message(chat, said):
     result = chat("/image my photo.png", "'my photo.png'", "what are these", "/image missing.png", "well")
     assert [(text, images) for text, images, _ in said] == [("what are these", 2), ("well", 0)]
     assert "2 images attached to the next message" in result.stderr and "Error: missing.png" in result.stderr
 
 
-def test_file_addresses_are_followed():
+def test_file_urls_are_paths():
     assert _unquote(WORD.match("file:///a%20b/c.png")) == "/a b/c.png"
 
 
-def test_an_exchange_is_taken_back_and_a_conversation_kept(chat, tmp_path):
+def test_undo_save_and_load(chat, tmp_path):
     result = chat(
         "/undo",
         "hello",
@@ -108,7 +108,7 @@ def test_an_exchange_is_taken_back_and_a_conversation_kept(chat, tmp_path):
     assert len(json.loads(Path("more.json").read_text())["turns"]) == 2
 
 
-def test_mistakes_are_told_and_lose_nothing(chat):
+def test_mistakes_are_reported_and_leave_the_conversation_unchanged(chat):
     result = chat(
         "hello", "/dance", "/load none.json", "/save", "/save no/such/folder.json", "/save talk.json", "/help"
     )
@@ -122,7 +122,7 @@ def test_mistakes_are_told_and_lose_nothing(chat):
     assert len(json.loads(Path("talk.json").read_text())["turns"]) == 1
 
 
-def test_an_image_that_could_not_be_sent_waits_again(chat, said):
+def test_an_image_of_a_failed_message_stays_attached(chat, said):
     chat("'my photo.png' " + "a photo of a cat " * 40, "what is it")
     assert [images for _, images, _ in said] == [1, 1]
 
@@ -137,7 +137,7 @@ def test_ctrl_c_stops_an_answer_and_not_the_conversation(chat, monkeypatch):
     assert "half" in result.stdout and "(stopped)" in result.stderr and Path("talk.json").exists()
 
 
-def test_at_a_terminal_there_is_a_prompt_and_ctrl_c_gives_up_the_line(monkeypatch):
+def test_in_a_terminal_there_is_a_prompt_and_ctrl_c_discards_the_line(monkeypatch):
     asked, lines = [], iter(["hello", KeyboardInterrupt, EOFError])
 
     def line(prompt):
@@ -152,26 +152,26 @@ def test_at_a_terminal_there_is_a_prompt_and_ctrl_c_gives_up_the_line(monkeypatc
     assert [chat_module.read_line("> ") for _ in range(3)] == ["hello", "", None] and asked == ["> "] * 3
 
 
-def test_what_cannot_be_is_refused_at_once(chat, tiny, tmp_path):
+def test_invalid_options_of_chat_are_errors_before_any_work(chat, tiny, tmp_path):
     assert "no such folder" in chat("hello", options=["-o", "nowhere"], code=1).stderr
     result = CliRunner().invoke(cli, ["chat", "--bundle", str(tiny)], input="hello\n")
     assert result.exit_code == 1 and "was not trained on dialogues" in result.stderr
 
 
-def test_pictures_that_cannot_be_read_are_named_and_not_taken_as_words(chat, said):
+def test_unreadable_images_are_reported_and_not_sent_as_text(chat, said):
     for name in ("a.heic", "a.AVIF", "a.jxl", "a.cr2", "a.png"):
         Path(name).write_bytes(b"\0\0\0\x18ftypheic" + bytes(40))
         result = chat(f"{name} what is it")
         assert f"Error: {name}: " in result.stderr and said == []
 
 
-def test_a_pipe_with_the_name_of_a_picture_is_named(chat, said):
+def test_a_pipe_with_an_image_ending_is_reported(chat, said):
     os.mkfifo("a.png")
     assert "Error: a.png: " in chat("a.png what is it").stderr and said == []
 
 
 @pytest.mark.parametrize("where", ["render", "encode", "draw_codes"])
-def test_ctrl_c_stops_whatever_is_made_and_not_the_chat(chat, monkeypatch, where):
+def test_ctrl_c_stops_a_drawing_and_not_the_chat(chat, monkeypatch, where):
     def stopped(*_args, **_options):
         raise KeyboardInterrupt
 
@@ -185,7 +185,7 @@ def test_ctrl_c_stops_whatever_is_made_and_not_the_chat(chat, monkeypatch, where
     assert len(turns) == (where == "render")  # of what was not answered there is no turn
 
 
-def test_pictures_of_a_message_that_was_stopped_wait_for_the_next(chat, said, monkeypatch):
+def test_images_of_a_stopped_message_stay_attached(chat, said, monkeypatch):
     encode, calls = SeedEdge.encode, []
 
     def once(self, images):
@@ -199,7 +199,7 @@ def test_pictures_of_a_message_that_was_stopped_wait_for_the_next(chat, said, mo
     assert [images for _, images, _ in said] == [1, 1]
 
 
-def test_bytes_that_are_not_utf8_are_replaced_and_said(tiny, chat, said):
+def test_bytes_that_are_not_utf8_are_replaced_with_a_note(tiny, chat, said):
     chat("warm up")
     said.clear()
     result = CliRunner().invoke(
@@ -211,7 +211,7 @@ def test_bytes_that_are_not_utf8_are_replaced_and_said(tiny, chat, said):
     ) == 3
 
 
-def test_a_line_of_megabytes_is_left_out(chat, said):
+def test_a_line_of_megabytes_is_ignored(chat, said):
     result = chat("x" * 10_000_000, "hello", "\x00", "/" + "y" * 6000)
     assert "ignored a line of over" in result.stderr and said[0][0] == "hello" and len(result.output) < 10_000
 
@@ -231,7 +231,7 @@ def test_a_line_of_megabytes_is_left_out(chat, said):
         "/save .",
     ],
 )
-def test_odd_lines_are_one_line_each(chat, line):
+def test_invalid_lines_are_one_line_errors(chat, line):
     result = chat(line, "/save talk.json")
     assert Path("talk.json").exists() and "Traceback" not in result.output
     assert all(told.isprintable() for told in result.stderr.splitlines())
@@ -256,7 +256,7 @@ def test_nothing_but_a_saved_conversation_is_replaced(chat, content, link):
     if link:
         Path("link").symlink_to("notes")
     result = chat("hello", f"/save {'link' if link else 'notes'}")
-    assert "and stays" in result.stderr and Path("notes").read_bytes() == content
+    assert "not a saved conversation" in result.stderr and Path("notes").read_bytes() == content
     assert not [path for path in os.listdir() if path.endswith(".partial")]
 
 
@@ -276,7 +276,7 @@ HOSTILE = [
 
 
 @pytest.mark.parametrize("number", range(len(HOSTILE)))
-def test_a_hostile_conversation_leaves_the_one_at_hand(chat, number):
+def test_a_hostile_conversation_file_leaves_the_conversation_unchanged(chat, number):
     Path("other.json").write_text(HOSTILE[number])
     result = chat("hello", "/load other.json", "/save talk.json")
     (line,) = result.stderr.splitlines()
@@ -290,7 +290,7 @@ def test_a_hostile_conversation_leaves_the_one_at_hand(chat, number):
 
 
 @pytest.mark.parametrize("kind", ["pipe", "device", "huge"])
-def test_a_conversation_is_read_from_a_regular_file_alone(chat, kind):
+def test_a_conversation_is_read_only_from_a_regular_file(chat, kind):
     if kind == "pipe":
         os.mkfifo("other")
     elif kind == "device":

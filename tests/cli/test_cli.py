@@ -54,7 +54,7 @@ def commands(group=cli, path=()):
 
 
 @pytest.mark.parametrize("path", list(commands()), ids=" ".join)
-def test_every_command_explains_itself(path):
+def test_every_command_has_help(path):
     result = CliRunner().invoke(cli, [*path, "--help"])
     assert result.exit_code == 0
     assert "Usage: " in result.stdout and len(result.stdout.splitlines()) > 4
@@ -85,7 +85,7 @@ def test_caption_prints_text_or_json(run, photo):
     }
 
 
-def test_draw_writes_the_picture_and_says_where(run):
+def test_draw_writes_an_image_and_prints_its_path(run):
     result = run("draw", "a red fox", "-o", "fox.png", "--seed", 7)
     assert result.stdout == "fox.png\n" and Image.open("fox.png").size == (16, 16)
     record = json.loads(run("draw", "a red fox", "-o", "fox2.png", "--seed", 7, "--json").stdout)
@@ -98,7 +98,7 @@ def test_draw_without_a_name_never_overwrites(run):
     assert names == ["a-red-fox.png", "a-red-fox-2.png"]
 
 
-def test_draw_without_a_seed_says_which_it_took(run):
+def test_draw_without_a_seed_prints_the_random_one(run):
     result = run("draw", "a house", "-o", "a.png")
     seed = result.stderr.split("seed: ")[1].split()[0]
     run("draw", "a house", "-o", "b.png", "--seed", seed)
@@ -129,7 +129,7 @@ def test_notes_go_to_stderr_and_quiet_drops_them(run, photo, tiny):
     )
 
 
-def test_bad_images_are_one_line(run, tmp_path):
+def test_unreadable_images_are_one_line_errors(run, tmp_path):
     (tmp_path / "text.jpg").write_text("hello")
     (tmp_path / "empty.jpg").write_bytes(b"")
     for name in ("text.jpg", "empty.jpg"):
@@ -152,20 +152,20 @@ def test_the_pixel_limit_is_adjustable(run, photo):
         ("fox", ".png"),
     ],
 )
-def test_outputs_that_cannot_be_are_refused_before_any_work(run, output, words):
+def test_invalid_outputs_are_errors_before_any_work(run, output, words):
     before = sorted(Path().rglob("*"))
     failed(run("draw", "a fox", "-o", output, bundle="no-such-bundle"), words)
     assert sorted(Path().rglob("*")) == before
 
 
 @pytest.mark.skipif(os.name == "nt", reason="permissions work differently on Windows")
-def test_a_folder_that_cannot_be_written_is_one_line(run, monkeypatch):
+def test_a_folder_that_cannot_be_written_is_a_one_line_error(run, monkeypatch):
     Path("locked").mkdir()
     monkeypatch.setattr(os, "access", lambda path, mode: Path(path).name != "locked")
     failed(run("draw", "a fox", "-o", "locked/fox.png"), "locked: the folder cannot be written")
 
 
-def test_a_disk_that_fills_leaves_no_half_picture(run, monkeypatch):
+def test_a_full_disk_leaves_no_incomplete_image(run, monkeypatch):
     def full(*_args, **_options):
         raise OSError(28, "No space left on device")
 
@@ -174,7 +174,7 @@ def test_a_disk_that_fills_leaves_no_half_picture(run, monkeypatch):
     assert list(Path().iterdir()) == []
 
 
-def test_bad_prompts_are_one_line(run):
+def test_invalid_prompts_are_one_line_errors(run):
     failed(run("draw", "", "-o", "x.png"), "the prompt is empty")
     failed(run("draw", "fox " * 500, "-o", "x.png"), "shorten it")
     assert not Path("x.png").exists()
@@ -185,7 +185,7 @@ def test_odd_prompts_draw(run, prompt):
     assert run("draw", prompt, "-o", "x.png", "--seed", 1).exit_code == 0
 
 
-def test_an_unknown_bundle_and_device_are_one_line(run, photo, tiny):
+def test_an_unknown_bundle_or_device_is_a_one_line_error(run, photo, tiny):
     failed(run("caption", photo, bundle="nowhere"), "nowhere: no such bundle")
     result = CliRunner().invoke(cli, ["caption", str(photo), "--bundle", str(tiny), "--device", "tpu"])
     assert result.exit_code == 2 and "'tpu' is not one of 'auto', 'cpu', 'cuda'" in result.stderr
@@ -194,12 +194,12 @@ def test_an_unknown_bundle_and_device_are_one_line(run, photo, tiny):
 @pytest.mark.parametrize(
     "text", ["", "{}", "hello", '{"codes": null}', '{"codes": [1.5]}', "[[1]]", "[true]", "1 x 3", "null"]
 )
-def test_what_holds_no_codes_is_refused(text):
+def test_a_file_without_codes_is_an_error(text):
     with pytest.raises(CodesError, match="holds no codes"):
         parse_codes(text, "codes.json")
 
 
-def test_codes_that_cannot_be_read_are_one_line(run):
+def test_unreadable_codes_are_one_line_errors(run):
     Path("binary").write_bytes(bytes(range(256)))
     Path("large").write_bytes(b"1 " * 600_000)
     failed(
@@ -211,7 +211,7 @@ def test_codes_that_cannot_be_read_are_one_line(run):
     failed(run("decode", ".", "-o", "x.png"), "cannot be read")
 
 
-def test_a_full_disk_and_missing_folders_are_one_line_everywhere(run, monkeypatch, tmp_path):
+def test_a_full_disk_and_missing_folders_are_one_line_errors(run, monkeypatch, tmp_path):
     from seed_edge.runtime.pipeline import SeedEdge
 
     def full(*_args, **_options):
@@ -221,7 +221,7 @@ def test_a_full_disk_and_missing_folders_are_one_line_everywhere(run, monkeypatc
     failed(run("draw", "a fox", "-o", "x.png"), "/somewhere: No space left on device")
 
 
-def test_wrong_codes_are_one_line(run):
+def test_invalid_codes_are_one_line_errors(run):
     failed(run("decode", "-", "-o", "x.png", input="1 2 3"), "4 integers")
     failed(run("decode", "-", "-o", "x.png", input="1 2 3 99"), "[0, 8)")
     assert not Path("x.png").exists()
@@ -232,7 +232,7 @@ def test_the_module_runs_as_a_program_and_help_is_quick():
     assert result.returncode == 0 and result.stdout.startswith("seed-edge, version ")
 
 
-def test_a_missing_extra_says_what_to_install(run, monkeypatch):
+def test_the_error_of_a_missing_extra_has_the_install_command(run, monkeypatch):
     import importlib.util
 
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
@@ -244,7 +244,7 @@ def test_a_missing_extra_says_what_to_install(run, monkeypatch):
     )
 
 
-def test_options_of_a_diffusion_are_refused_where_there_is_none(run):
+def test_diffusion_options_are_errors_for_a_bundle_without_diffusion(run):
     failed(run("draw", "a fox", "-o", "x.png", "--steps", 5), "draws in one pass")
     failed(run("decode", "-", "-o", "x.png", "--guidance", 2, input="1 2 3 4"), "draws in one pass")
 
@@ -262,7 +262,7 @@ def test_verify_repeats_the_self_test_without_torch(tiny, tmp_path):
     failed(CliRunner().invoke(cli, ["verify", str(tmp_path / "b")]), "without a self-test")
 
 
-def test_verbose_tells_the_plan_and_what_is_opened(run, photo):
+def test_verbose_prints_the_memory_plan_and_opened_parts(run, photo):
     told = run("caption", photo, "--low-memory", "-v").stderr
     for words in (
         "encoder.onnx: ",
@@ -278,11 +278,11 @@ def test_verbose_tells_the_plan_and_what_is_opened(run, photo):
     ("text", "count"),
     [("6G", 6 * 10**9), ("500M", 5 * 10**8), ("1.5gb", 15 * 10**8), ("2GiB", 2 << 30), ("1000", 1000)],
 )
-def test_sizes_are_read_as_people_write_them(text, count):
+def test_sizes_with_and_without_units(text, count):
     assert Bytes().convert(text, None, None) == count
 
 
-def test_a_limit_that_is_no_size_or_too_low_is_refused(run, photo):
+def test_an_invalid_or_too_low_memory_limit_is_an_error(run, photo):
     odd = run("caption", photo, "--memory-limit", "lots")
     assert odd.exit_code == 2 and "'lots' is not a size; write it as 6G" in odd.stderr
     failed(run("caption", photo, "--memory-limit", "50M"), "50 MB are allowed; raise --memory-limit")

@@ -33,7 +33,7 @@ def config(tmp_path):
 # ---- defaults ---------------------------------------------------------------------------------------------------
 
 
-def test_defaults_count_for_all_commands_and_for_one(run, config, tiny, tmp_path):
+def test_defaults_apply_to_all_commands_or_to_one(run, config, tiny, tmp_path):
     config(f'bundle = "{tiny}"\nseed = 3\n[draw]\nsize = 40\nquiet = true\n')
     told = run("draw", "a thing", "-o", "a.png")
     assert Image.open(tmp_path / "a.png").size == (40, 40) and told.stderr == ""
@@ -43,14 +43,14 @@ def test_defaults_count_for_all_commands_and_for_one(run, config, tiny, tmp_path
     assert json.loads(run("inspect", "a.png", "--json").stdout)["drawn"][0]["seed"] == 4
 
 
-def test_a_file_of_defaults_may_be_elsewhere(run, tiny, tmp_path):
+def test_the_settings_file_is_given_by_option_or_variable(run, tiny, tmp_path):
     (tmp_path / "other.toml").write_text(f'[draw]\nbundle = "{tiny}"\nseed = 1\nsize = 24\n')
     run("--config", "other.toml", "draw", "a thing", "-o", "a.png")
     run("draw", "a thing", "-o", "b.png", env={"SEED_EDGE_CONFIG": "other.toml"})
     assert Image.open(tmp_path / "a.png").size == Image.open(tmp_path / "b.png").size == (24, 24)
 
 
-def test_defaults_of_a_diffusion_do_not_disturb_a_bundle_without_one(run, config, tiny):
+def test_diffusion_defaults_are_ignored_for_a_bundle_without_diffusion(run, config, tiny):
     config(f'[draw]\nbundle = "{tiny}"\nsteps = 30\nfast = true\n')
     run("draw", "a thing", "-o", "a.png")
     assert "draws in one pass" in run("draw", "a thing", "-o", "a.png", "--steps", 30, code=1).stderr
@@ -67,13 +67,13 @@ def test_defaults_of_a_diffusion_do_not_disturb_a_bundle_without_one(run, config
         ("\x00", "cannot be read as TOML"),
     ],
 )
-def test_a_mistake_in_the_defaults_is_named(run, config, text, words):
+def test_errors_of_a_settings_file_name_the_key(run, config, text, words):
     config(text)
     told = run("bundles", "path", code=1).stderr
     assert words in told and "seed-edge.toml" in told and len(told.strip().splitlines()) == 1
 
 
-def test_a_value_of_the_wrong_kind_is_refused_as_on_the_command_line(run, config):
+def test_a_value_of_the_wrong_type_exits_as_on_the_command_line(run, config):
     config('[draw]\nsize = "large"\n')
     assert "'large' is not a valid integer range" in run("draw", "x", code=2).stderr
     assert "cannot be read" in run("--config", "missing.toml", "bundles", "path", code=1).stderr
@@ -140,7 +140,7 @@ def test_the_manual_page_is_that_of_the_commands(run):
         assert words in told
 
 
-def test_an_interrupted_command_says_so_and_ends_with_130(run, monkeypatch):
+def test_an_interrupted_command_exits_with_130(run, monkeypatch):
     def interrupt(root):
         raise KeyboardInterrupt
 

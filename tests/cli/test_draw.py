@@ -55,7 +55,7 @@ def photo(tmp_path):
     return tmp_path / "photo.png"
 
 
-def test_several_pictures_count_their_seeds_up(run):
+def test_the_seed_of_each_further_image_is_one_higher(run):
     told = run("draw", "a house", "-n", 3, "-o", "h.png", "--seed", 5).stdout.split()
     assert told == ["h-1.png", "h-2.png", "h-3.png"]
     assert [read_record(name).drawn[0].seed for name in told] == [5, 6, 7]
@@ -63,7 +63,7 @@ def test_several_pictures_count_their_seeds_up(run):
     assert Path("h-2.png").read_bytes() == Path("alone.png").read_bytes()
 
 
-def test_a_grid_is_one_picture_of_all_and_draws_again(run):
+def test_a_grid_is_one_image_and_can_be_drawn_again(run):
     line = json.loads(run("draw", "a house", "-n", 3, "--grid", "-o", "g.png", "--seed", 5, "--json").stdout)
     assert Image.open("g.png").size == (32, 32) and line["seed"] == [5, 6, 7] and len(line["codes"]) == 3
     run("draw", "a house", "-o", "second.png", "--seed", 6)
@@ -103,12 +103,12 @@ def test_a_prompt_that_cannot_be_drawn_does_not_stop_the_others(run, tmp_path):
         (("--from", "empty.txt"), "not an image"),
     ],
 )
-def test_what_cannot_be_drawn_says_why(run, photo, tmp_path, arguments, says):
+def test_invalid_inputs_of_draw_are_errors(run, photo, tmp_path, arguments, says):
     (tmp_path / "empty.txt").write_text("\n\n")
     assert says in run("draw", *arguments, fails=True).stderr
 
 
-def test_negative_words_change_what_is_drawn(run):
+def test_a_negative_prompt_changes_the_image(run):
     def drawn(name, *more):
         lines = run(
             "draw", "a house", "-n", 8, "--seed", 3, "-o", f"{name}.png", "--json", *more
@@ -124,7 +124,7 @@ def test_negative_words_change_what_is_drawn(run):
     assert Path("again.png").read_bytes() == Path("b-1.png").read_bytes()
 
 
-def test_it_is_drawn_as_often_as_asked_and_one_is_kept(run):
+def test_best_of_draws_candidates_and_keeps_one(run):
     def drawn(*more):
         hot = ("draw", "a house", "-n", 8, "--seed", 3, "--temperature", 5, "-o", "a.png", "--json")
         return [json.loads(line)["codes"] for line in run(*hot, *more).stdout.splitlines()]
@@ -133,13 +133,13 @@ def test_it_is_drawn_as_often_as_asked_and_one_is_kept(run):
     assert "17 is not in the range" in run("draw", "a house", "--tries", 17, fails=True).stderr
 
 
-def test_a_size_is_that_of_the_file(run):
+def test_size_is_the_side_of_the_saved_image(run):
     run("draw", "a house", "--seed", 1, "--size", 40, "-o", "a.png")
     assert Image.open("a.png").size == (40, 40)
 
 
 @pytest.mark.parametrize("name", ["a.png", "a.jpg", "a.webp"])
-def test_a_file_tells_how_it_was_made_and_that_a_machine_did(run, tiny, name):
+def test_an_image_file_has_provenance_and_the_ai_mark(run, tiny, name):
     run("draw", "a <red> & blue house", "--seed", 9, "-o", name)
     record = read_record(name)
     assert (record.prompt, record.drawn[0].seed, len(record.drawn[0].codes)) == ("a <red> & blue house", 9, 4)
@@ -156,7 +156,7 @@ def test_a_file_tells_how_it_was_made_and_that_a_machine_did(run, tiny, name):
         read_record(f"bare-{name}")
 
 
-def test_a_picture_of_another_bundle_is_not_drawn_again(run, taught):
+def test_an_image_of_another_bundle_is_not_drawn_again(run, taught):
     run("draw", "a house", "--seed", 1, "-o", "a.png")
     assert "was drawn by the bundle tiny" in run("draw", "--from", "a.png", bundle=taught, fails=True).stderr
 
@@ -171,7 +171,7 @@ def test_a_picture_of_another_bundle_is_not_drawn_again(run, taught):
         lambda r: 0,
     ],
 )
-def test_a_damaged_record_is_refused(tmp_path, change):
+def test_damaged_provenance_is_an_error(tmp_path, change):
     image = Image.new("RGB", (8, 8))
     record = Record("a house", (DrawnImage(1, (1, 2, 3, 4)),), "tiny", "0" * 64)
     info = save_options("PNG", record, image)["pnginfo"]
@@ -190,7 +190,7 @@ def test_a_damaged_record_is_refused(tmp_path, change):
         read_record(str(tmp_path / "broken.png"))
 
 
-def test_a_picture_is_rebuilt_from_its_codes(run, photo):
+def test_reconstruct_decodes_the_codes_of_an_image(run, photo):
     run("reconstruct", photo, "-o", "r.png")
     run("encode", photo, "--json")
     codes = json.loads(run("encode", photo, "--json").stdout)["codes"]
@@ -202,7 +202,7 @@ def test_a_picture_is_rebuilt_from_its_codes(run, photo):
     )
 
 
-def test_a_picture_is_changed_by_words(run, photo, taught):
+def test_edit_changes_an_image(run, photo, taught):
     line = json.loads(
         run("edit", photo, "make it green", "--seed", 2, "--json", "-o", "e.png", bundle=taught).stdout
     )
@@ -214,7 +214,7 @@ def test_a_picture_is_changed_by_words(run, photo, taught):
     assert "cannot edit images" in run("edit", photo, "make it green", fails=True).stderr
 
 
-def test_questions_about_several_pictures_are_answered(run, photo, taught):
+def test_ask_takes_several_images(run, photo, taught):
     other = photo.with_name("other.png")
     Image.new("RGB", (20, 20), "white").save(other)
     answers = [
@@ -226,7 +226,7 @@ def test_questions_about_several_pictures_are_answered(run, photo, taught):
     assert "the prompt is empty" in run("ask", photo, " ", bundle=taught, fails=True).stderr
 
 
-def test_a_picture_is_shown_where_it_is_asked_for_or_stdout_is_a_terminal(run, monkeypatch):
+def test_an_image_is_shown_with_show_or_if_stdout_is_a_terminal(run, monkeypatch):
     block = "\N{UPPER HALF BLOCK}"
     assert block not in run("draw", "a thing", "-o", "a.png").stdout
     assert block in run("draw", "a thing", "-o", "b.png", "--show").stdout
@@ -350,7 +350,7 @@ MAKING = [
 
 @pytest.mark.parametrize("words", MAKING)
 @pytest.mark.parametrize("kind", ["photo", "text", "empty", "cut"])
-def test_a_file_that_was_not_drawn_is_replaced_only_when_told(run, inputs, words, kind):
+def test_a_file_that_was_not_drawn_is_replaced_only_with_overwrite(run, inputs, words, kind):
     if kind == "photo":
         Image.new("RGB", (8, 8), "red").save("mine.png")
     else:
@@ -366,7 +366,7 @@ def test_a_file_that_was_not_drawn_is_replaced_only_when_told(run, inputs, words
     run(*words, "-o", "mine.png")  # our own, whether it says how it was made or not
 
 
-def test_a_file_that_appears_while_a_picture_is_drawn_is_not_replaced(run, tmp_path, monkeypatch):
+def test_a_file_created_during_a_drawing_is_not_replaced(run, tmp_path, monkeypatch):
     from seed_edge.runtime.pipeline import SeedEdge
 
     real = SeedEdge.draw
@@ -389,7 +389,7 @@ cli(["draw", "a house", "-n", "12", "--seed", sys.argv[2], "-q", "--bundle", sys
 
 
 @pytest.mark.parametrize("extra", [(), ("-o", "fox.png")])
-def test_pictures_drawn_at_the_same_moment_all_get_a_name(tiny, tmp_path, extra):
+def test_parallel_drawings_get_different_names(tiny, tmp_path, extra):
     words = [sys.executable, "-c", TWICE, str(tiny)]
     running = [
         subprocess.Popen([*words, str(100 * n), *extra], cwd=tmp_path, stdout=subprocess.PIPE, text=True)
@@ -405,7 +405,7 @@ def test_pictures_drawn_at_the_same_moment_all_get_a_name(tiny, tmp_path, extra)
         ]
 
 
-def test_a_picture_goes_to_stdout(run, inputs):
+def test_an_image_is_written_to_stdout(run, inputs):
     for words in (*MAKING, ("draw", "--from", "drawn.png")):
         before = set(os.listdir())
         picture = Image.open(io.BytesIO(run(*words, "-o", "-", "-q", "--show").stdout_bytes))
@@ -414,7 +414,7 @@ def test_a_picture_goes_to_stdout(run, inputs):
     assert "stdout takes the image only" in run("draw", "a house", "--json", "-o", "-", fails=True).stderr
 
 
-def test_a_picture_goes_into_pipes_and_devices(run, tmp_path, tiny):
+def test_an_image_is_written_to_pipes_and_devices(run, tmp_path, tiny):
     os.mkfifo("pipe")
     os.mkfifo("pipe.jpg")
     for name, kind in (("pipe", "PNG"), ("pipe.jpg", "JPEG")):
@@ -458,7 +458,7 @@ def test_a_picture_goes_into_pipes_and_devices(run, tmp_path, tiny):
         (".hidden", "hidden.png"),
     ],
 )
-def test_a_prompt_makes_a_name_that_file_systems_take(tmp_path, prompt, name):
+def test_file_names_of_prompts_are_valid(tmp_path, prompt, name):
     path = prompt_file_name(prompt, tmp_path)
     longest = numbered(numbered(path, 1000), 1000)  # the last of many, of which there are many already
     longest.touch()
@@ -467,7 +467,7 @@ def test_a_prompt_makes_a_name_that_file_systems_take(tmp_path, prompt, name):
 
 
 @pytest.mark.parametrize("name", ["n" * 252 + ".png", "x" * 300 + ".jpg"])
-def test_a_name_that_is_too_long_is_told_before_any_work(run, name, monkeypatch):
+def test_a_name_that_is_too_long_is_an_error_before_any_work(run, name, monkeypatch):
     monkeypatch.setattr("seed_edge.load", lambda *_, **__: pytest.fail("work has begun"))
     assert "too long" in run("draw", "a house", "-o", name, fails=True).stderr
 
@@ -481,7 +481,7 @@ def test_a_name_that_is_too_long_is_told_before_any_work(run, name, monkeypatch)
         (("-n", 1000, "--size", 17, "-o", "g.webp"), None),
     ],
 )
-def test_a_grid_is_estimated_before_anything_is_drawn(run, monkeypatch, options, says):
+def test_the_size_of_a_grid_is_checked_before_any_work(run, monkeypatch, options, says):
     class Begun(Exception):
         pass
 
@@ -496,7 +496,7 @@ def test_a_grid_is_estimated_before_anything_is_drawn(run, monkeypatch, options,
         assert says in run("draw", "a house", "--grid", *options, fails=True).stderr
 
 
-def test_a_grid_has_the_sides_its_format_can_have_and_the_memory_there_is(monkeypatch):
+def test_a_grid_is_limited_by_its_format_and_by_free_memory(monkeypatch):
     from click import ClickException
 
     from seed_edge.commands.image_output import check_grid
@@ -514,13 +514,13 @@ def test_a_grid_has_the_sides_its_format_can_have_and_the_memory_there_is(monkey
         check_grid(4, 40, Path("a.png"))
 
 
-def test_a_grid_of_many_is_kept_whatever_its_file_can_say(run):
+def test_a_grid_of_many_images_is_saved_in_every_format(run):
     for name in ("g.png", "g.jpg", "g.webp"):
         run("draw", "a house", "-n", 330, "--grid", "-o", name, "--size", 16)
         assert Image.open(name).size == (19 * 16, 18 * 16)
 
 
-def test_a_grid_that_is_stopped_keeps_what_was_drawn(run, monkeypatch):
+def test_an_interrupted_grid_is_saved(run, monkeypatch):
     from seed_edge.commands.draw import ImageWriter
 
     real, made = ImageWriter.draw, []
@@ -538,7 +538,7 @@ def test_a_grid_that_is_stopped_keeps_what_was_drawn(run, monkeypatch):
     assert [each.seed for each in read_record("g.png").drawn] == [1, 2, 3, 4, 5]
 
 
-def test_latents_are_kept_under_a_name_of_their_own(tmp_path, monkeypatch):
+def test_latents_are_saved_under_an_unused_name(tmp_path, monkeypatch):
     import numpy as np
     from click import ClickException
 
@@ -560,7 +560,7 @@ def test_latents_are_kept_under_a_name_of_their_own(tmp_path, monkeypatch):
         keep(np.zeros(3))  # said, and no reason to lose the picture
 
 
-def test_a_long_drawing_is_told_every_half_minute_where_nobody_sees_a_terminal(monkeypatch):
+def test_progress_of_a_drawing_is_a_line_every_30_seconds_without_a_terminal(monkeypatch):
     from seed_edge.commands import common
 
     screen, now = io.StringIO(), [0.0]

@@ -26,7 +26,7 @@ def full(size, *arguments, cwd):
     )
 
 
-def test_killed_at_any_moment_draw_leaves_a_whole_picture_or_none(tiny, tmp_path):
+def test_a_killed_draw_leaves_a_complete_image_or_none(tiny, tmp_path):
     words = command("draw", "a house", "--bundle", tiny, "-o", "out.png", "-q")
     longest = seconds_of(words, tmp_path)
     (tmp_path / "out.png").unlink()
@@ -36,7 +36,7 @@ def test_killed_at_any_moment_draw_leaves_a_whole_picture_or_none(tiny, tmp_path
     assert [name for name in os.listdir(tmp_path) if not TEMPORARY.fullmatch(name)] == ["out.png"]
 
 
-def test_a_picture_that_was_there_stays_until_the_new_one_is_whole(tiny, tmp_path):
+def test_an_existing_image_stays_until_the_new_one_is_complete(tiny, tmp_path):
     (tmp_path / "out.png").write_bytes(b"something dear")
     result = full(
         100, "draw", "a house", "--bundle", tiny, "-o", "out.png", "-q", "--overwrite", cwd=tmp_path
@@ -58,7 +58,7 @@ def test_a_picture_that_was_there_stays_until_the_new_one_is_whole(tiny, tmp_pat
         ("reconstruct", "photo.png", "-o", "out.png"),
     ],
 )
-def test_a_full_disk_is_told_in_one_line_and_leaves_nothing(tiny, tmp_path, arguments):
+def test_a_full_disk_is_a_one_line_error_and_leaves_no_files(tiny, tmp_path, arguments):
     Image.new("RGB", (16, 16), "red").save(tmp_path / "photo.png")
     (tmp_path / "codes.json").write_text("[0, 1, 2, 3]")
     before = set(os.listdir(tmp_path))
@@ -68,7 +68,7 @@ def test_a_full_disk_is_told_in_one_line_and_leaves_nothing(tiny, tmp_path, argu
     assert set(os.listdir(tmp_path)) == before
 
 
-def test_captions_written_before_the_disk_was_full_are_kept(tiny, tmp_path):
+def test_captions_written_before_the_disk_was_full_are_saved(tiny, tmp_path):
     (tmp_path / "many").mkdir()
     for number in range(40):
         Image.new("RGB", (16, 16), (6 * number, 0, 0)).save(tmp_path / "many" / f"{number:02}.png")
@@ -93,7 +93,7 @@ def test_captions_written_before_the_disk_was_full_are_kept(tiny, tmp_path):
 
 
 @pytest.mark.parametrize("target", ["missing/out.png", "file/out.png"])
-def test_a_place_that_cannot_be_written_to_is_told_before_any_work(tiny, tmp_path, target):
+def test_an_output_that_cannot_be_written_is_an_error_before_any_work(tiny, tmp_path, target):
     (tmp_path / "file").write_text("no folder")
     words = command("draw", "a house", "--bundle", tiny, "-o", target, "-q")
     result = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True)

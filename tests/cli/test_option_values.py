@@ -72,7 +72,7 @@ NUMBERS = [
 ]
 
 
-def test_every_option_that_takes_a_number_is_tried():
+def test_every_numeric_option_is_covered():
     assert len(NUMBERS) >= 40 and {("caption",), ("draw",), ("chat",), ("train", "drawings")} <= {
         names for names, _ in NUMBERS
     }
@@ -81,7 +81,7 @@ def test_every_option_that_takes_a_number_is_tried():
 @pytest.mark.parametrize(
     "value", ["nan", "inf", "-inf", "1e400", "-1", "0x10", "", "true", LARGE, "1" + "0" * 300], ids=repr
 )
-def test_numbers_beyond_their_field_are_refused_by_the_option(run, value):
+def test_numbers_out_of_range_are_usage_errors(run, value):
     for names, key in NUMBERS:
         result = run(*names, f"--{key}={value}")
         line = told(result, 2, f"--{key}")
@@ -96,7 +96,7 @@ def test_a_memory_limit_is_a_positive_number_of_64_bits(run, size):
     told(run("caption", "x.png", "--memory-limit", size), 2, "--memory-limit")
 
 
-def test_largest_values_that_are_taken():
+def test_maximum_values_are_valid():
     assert common.SEED.convert(str(2**63 - 1), None, None) == 2**63 - 1
     assert common.Bytes().convert("9223372036854775807", None, None) > 2**62
     assert common.Bytes().convert("1.5 GiB", None, None) == 3 << 29
@@ -107,7 +107,7 @@ def test_bounds_are_those_of_the_manifest():
     assert common.MAX_TEMPERATURE == manifest.MAX_TEMPERATURE and common.MAX_GUIDANCE == manifest.MAX_GUIDANCE
 
 
-def test_seeds_that_would_count_past_64_bits_are_refused(run, tiny):
+def test_seeds_that_exceed_64_bits_are_usage_errors(run, tiny):
     told(
         run("draw", "x", "-o", "x.png", "-n", 2, "--seed", 2**63 - 1, "--bundle", tiny),
         2,
@@ -170,7 +170,7 @@ def test_every_option_of_every_command_refuses_values_of_another_type(run, tmp_p
 
 @pytest.mark.parametrize("key", ["seed", "bundle", "quiet", "json", "memory-limit", "data"])
 @pytest.mark.parametrize("value", ["[[1]]", "2020-01-01", "{ a = 1 }", "nan"])
-def test_values_for_all_commands_are_checked_too(run, tmp_path, key, value):
+def test_top_level_values_are_checked(run, tmp_path, key, value):
     (tmp_path / "s.toml").write_text(f"{key} = {value}\n")
     code, word = (1, f"[{key}] is not a command") if value.startswith("{") else (2, f": {key}: ")
     told(run("--config", "s.toml", "bundles", "path"), code, "s.toml", word)
@@ -196,7 +196,7 @@ FILES = {
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_a_settings_file_that_is_none_is_one_line(run, tmp_path, name):
+def test_an_invalid_settings_file_is_a_one_line_error(run, tmp_path, name):
     data, words = FILES[name]
     (tmp_path / "s.toml").write_bytes(data)
     assert len(told(run("--config", "s.toml", "bundles", "path"), 1, "s.toml", words)) < 2200
@@ -204,7 +204,7 @@ def test_a_settings_file_that_is_none_is_one_line(run, tmp_path, name):
 
 @pytest.mark.parametrize("how", ["option", "variable", "place"])
 @pytest.mark.parametrize("kind", ["pipe", "folder", "socket link", "missing"])
-def test_a_settings_file_that_is_no_file_is_refused_at_once(run, tmp_path, how, kind):
+def test_a_settings_path_that_is_not_a_regular_file_is_an_error(run, tmp_path, how, kind):
     place = tmp_path / "home" / "seed-edge.toml"
     place.parent.mkdir()
     if kind == "pipe":
@@ -227,7 +227,7 @@ def test_a_settings_file_that_is_no_file_is_refused_at_once(run, tmp_path, how, 
         ('device = "\\u001b[31m"', "'\\x1b[31m' is not one of"),
     ],
 )
-def test_a_choice_that_is_none_names_the_file(run, tmp_path, tiny, line, words):
+def test_an_invalid_choice_names_the_settings_file(run, tmp_path, tiny, line, words):
     (tmp_path / "s.toml").write_text(f'[draw]\nbundle = "{tiny}"\n{line}\n')
     told(run("--config", "s.toml", "draw", "x", "-o", "x.png"), 2, "s.toml: ", words)
 
@@ -248,14 +248,14 @@ NO_CODES = [
 
 
 @pytest.mark.parametrize("text", NO_CODES, ids=lambda text: ascii(text[:20]))
-def test_what_holds_no_codes_is_one_line(text):
+def test_a_codes_file_without_codes_is_a_one_line_error(text):
     with pytest.raises(CodesError, match="holds no codes") as caught:
         parse_codes(text, "a\x1b[31m.json")
     assert str(caught.value).isprintable() and len(str(caught.value)) < 300
 
 
 @pytest.mark.parametrize("text", NO_CODES, ids=lambda text: ascii(text[:20]))
-def test_and_so_for_the_command(run, tiny, tmp_path, text):
+def test_decode_of_a_file_without_codes_is_a_one_line_error(run, tiny, tmp_path, text):
     (tmp_path / "codes").write_text(text, "utf-8")
     told(run("decode", "codes", "-o", "x.png", "--bundle", tiny), 1, "codes")
     told(run("decode", "-", "-o", "x.png", "--bundle", tiny, input=text), 1)
@@ -264,7 +264,7 @@ def test_and_so_for_the_command(run, tiny, tmp_path, text):
 @pytest.mark.parametrize(
     "text", ["0 1 2", "0 1 2 9", "-1 0 0 0", "0 0 0 99999999999999999", "7", "[0, 1, 2, 8]"]
 )
-def test_codes_that_are_no_image_of_the_bundle_are_one_line(run, tiny, tmp_path, text):
+def test_codes_that_do_not_fit_the_bundle_are_one_line_errors(run, tiny, tmp_path, text):
     (tmp_path / "codes").write_text(text)
     told(run("decode", "codes", "-o", "x.png", "--bundle", tiny), 1)
 
@@ -280,7 +280,7 @@ def test_codes_are_read_as_they_are_written(run, tiny, tmp_path, text):
 @pytest.mark.parametrize(
     "name", ["pipe", "pipe.npy", "folder", "folder.npy", "device", "device.npy", "none", "none.npy", "huge"]
 )
-def test_codes_are_read_from_regular_files_alone(run, tiny, tmp_path, name):
+def test_codes_are_read_only_from_regular_files(run, tiny, tmp_path, name):
     if name.startswith("pipe"):
         os.mkfifo(name)
     elif name.startswith("folder"):
@@ -353,7 +353,7 @@ NO_LATENTS = {
 
 
 @pytest.mark.parametrize("name", NO_LATENTS)
-def test_what_holds_no_latents_is_one_line(run, tiny, tmp_path, name):
+def test_a_file_without_latents_is_a_one_line_error(run, tiny, tmp_path, name):
     NO_LATENTS[name](tmp_path / "a.npy")
     with pytest.raises(CodesError, match=r"a\.npy cannot be read as latents") as caught:
         read_latents(tmp_path / "a.npy")
@@ -363,7 +363,7 @@ def test_what_holds_no_latents_is_one_line(run, tiny, tmp_path, name):
 
 @pytest.mark.parametrize("kind", ["<f2", "<f4", "<f8", ">f4"])
 @pytest.mark.parametrize("order", ["C", "F"])
-def test_latents_come_back_as_they_were(tmp_path, kind, order):
+def test_latents_are_read_as_they_were_written(tmp_path, kind, order):
     wanted = np.arange(2 * 3 * 4, dtype=np.float32).reshape(1, 2, 3, 4)
     np.save(tmp_path / "a.npy", np.asarray(wanted, kind, order=order))
     found = read_latents(tmp_path / "a.npy")
@@ -390,7 +390,7 @@ def test_prompts_of_a_file(tmp_path):
         (b"x\n" * (9 << 20), "is over"),
     ],
 )
-def test_prompts_that_are_none_are_one_line(run, tiny, tmp_path, data, words):
+def test_invalid_prompt_files_are_one_line_errors(run, tiny, tmp_path, data, words):
     (tmp_path / "p.txt").write_bytes(data)
     with pytest.raises(PromptError, match=words):
         list(read_prompts("p.txt"))
@@ -398,7 +398,7 @@ def test_prompts_that_are_none_are_one_line(run, tiny, tmp_path, data, words):
 
 
 @pytest.mark.parametrize("kind", ["pipe", "folder", "missing"])
-def test_prompts_are_read_from_regular_files_alone(run, tiny, tmp_path, kind):
+def test_prompts_are_read_only_from_regular_files(run, tiny, tmp_path, kind):
     {"pipe": os.mkfifo, "folder": os.mkdir, "missing": lambda name: None}[kind]("p.txt")
     told(run("draw", "--prompts", "p.txt", "--bundle", tiny), 1, "p.txt cannot be read")
 
@@ -412,7 +412,7 @@ TEXTS = [
 
 
 @pytest.mark.parametrize("arguments", TEXTS, ids=lambda arguments: " ".join(arguments[:-1]))
-def test_text_that_is_not_utf8_is_one_line(run, arguments):
+def test_text_that_is_not_utf8_is_a_one_line_error(run, arguments):
     told(run(*arguments), 2, "not UTF-8")
 
 
@@ -426,7 +426,7 @@ def test_text_that_is_not_utf8_is_one_line(run, arguments):
     ],
     ids=ascii,
 )  # fmt: skip
-def test_messages_hold_nothing_a_terminal_obeys(run, tiny, arguments):
+def test_messages_contain_no_control_characters(run, tiny, arguments):
     result = run(*arguments)
     assert result.exit_code in (1, 2) and isinstance(result.exception, SystemExit)
     assert (
@@ -446,7 +446,7 @@ def process(*arguments, encoding, **options):
 
 
 @pytest.mark.parametrize("encoding", ["cp1252", "cp949", "latin-1", "ascii", "utf-8", "utf-16"])
-def test_any_encoding_of_stdout_is_written_and_json_stays_json(tiny, examples, encoding):
+def test_output_is_valid_in_any_encoding_of_stdout(tiny, examples, encoding):
     words = [
         "caption",
         examples / "coffee.jpg",
@@ -478,7 +478,7 @@ def test_json_is_ascii_where_stdout_is_not_utf8(capsys, monkeypatch):
 
 
 @pytest.mark.parametrize("command", [("manual",), ("completion", "bash"), ("bundles", "list"), ("--help",)])
-def test_a_pipe_that_is_closed_ends_quietly(command):
+def test_a_closed_pipe_ends_the_command_quietly(command):
     reading, writing = os.pipe()
     os.close(reading)
     done = subprocess.run(
@@ -488,7 +488,7 @@ def test_a_pipe_that_is_closed_ends_quietly(command):
     assert done.stderr == b""
 
 
-def test_a_closed_stdout_is_no_traceback():
+def test_a_closed_stdout_gives_no_traceback():
     done = subprocess.run(
         f"'{sys.executable}' -m seed_edge manual >&-", shell=True, capture_output=True, text=True
     )
@@ -501,7 +501,7 @@ def test_a_closed_stdout_is_no_traceback():
     "arguments",
     ["caption -", "caption --stdin0", "decode - -o a.png", "draw --prompts -", "chat", "draw x -o b.png"],
 )
-def test_closed_standard_streams_are_no_traceback_and_no_file_takes_their_place(
+def test_closed_standard_streams_give_no_traceback_and_their_descriptors_are_not_reused(
     tiny, tmp_path, arguments, closed
 ):
     command = f"{sys.executable} -m seed_edge {arguments} --bundle {tiny} {closed}"

@@ -45,7 +45,7 @@ def command_of(words):
 
 
 @pytest.mark.parametrize(("words", "alias"), list(ALIASES))
-def test_a_former_spelling_sets_the_same_option_and_is_in_no_help(words, alias):
+def test_hidden_aliases_set_the_same_option(words, alias):
     command = command_of(words)
     option = next(each for each in command.params if ALIASES[words, alias] in each.opts)
     value = [] if option.is_flag else ["7"]
@@ -57,7 +57,7 @@ def test_a_former_spelling_sets_the_same_option_and_is_in_no_help(words, alias):
 
 
 @pytest.mark.parametrize(("words", "name"), [("bundles rm", "remove"), ("train start", "unpack")])
-def test_commands_have_aliases_that_are_in_no_list(words, name):
+def test_commands_have_hidden_aliases(words, name):
     assert command_of(words).name == name
     group = command_of(words.split()[0])
     assert words.split()[1] not in group.list_commands(click.Context(group))
@@ -71,7 +71,7 @@ def test_commands_have_aliases_that_are_in_no_list(words, name):
         ("caption", "-s", "seed"), ("edit", "-s", "seed"), ("chat", "-s", "seed"),
     ],
 )  # fmt: skip
-def test_spellings_of_other_programs_work(words, spelling, name):
+def test_option_names_of_other_programs_work(words, spelling, name):
     assert name in {option.name for option in command_of(words).params if spelling in option.opts}
 
 

@@ -241,7 +241,7 @@ seen: Counter[str] = Counter()
     ),
     seed=st.integers(0, 1 << 32),
 )
-def test_whatever_is_said_inputs_stay_and_only_what_was_named_is_replaced(tiny, entries, seed):
+def test_random_commands_never_change_inputs_and_replace_only_named_files(tiny, entries, seed):
     choice = random.Random(seed)
     with tempfile.TemporaryDirectory() as folder:
         tree = Tree(Path(folder).resolve())
@@ -279,7 +279,7 @@ def test_whatever_is_said_inputs_stay_and_only_what_was_named_is_replaced(tiny, 
         seen["some failed"] += result.exit_code == 3
 
 
-def test_the_random_commands_did_something_of_everything():
+def test_the_random_commands_covered_all_outcomes():
     if not seen:
         pytest.skip("runs after the test above")
     assert seen["made"] > 10 and seen["changed"] > 3 and seen["refused"] > 20 and seen["some failed"] > 5, (
@@ -368,7 +368,7 @@ def hidden(place: Path, _: Path) -> None:
 @pytest.mark.parametrize(
     "change", [notes, notes_in_a_folder, an_app, garbage, linked_manifest, no_manifest, linked, hidden]
 )
-def test_a_bundle_is_removed_and_replaced_only_where_it_is_nothing_else(kept, tiny, tmp_path, change):
+def test_a_folder_with_other_files_is_not_removed_or_replaced(kept, tiny, tmp_path, change):
     change(kept, tmp_path)
     before = content(kept), content(tmp_path), sorted(os.listdir(kept.parent))
     for words in (
@@ -392,12 +392,12 @@ def test_a_damaged_bundle_can_be_removed_and_replaced(kept, tiny):
     assert not kept.exists() and not [name for name in os.listdir(kept.parent) if name.startswith(".kept")]
 
 
-def test_a_bundle_does_not_take_its_own_place(kept):
+def test_a_bundle_cannot_be_added_over_itself(kept):
     assert "is an input of this command" in run("bundles", "add", kept, "--name", "kept", "--replace", code=1)
     assert (kept / MANIFEST).exists()
 
 
-def test_a_file_put_into_a_bundle_while_it_is_deleted_is_kept(kept, monkeypatch):
+def test_a_file_added_to_a_bundle_during_its_deletion_is_kept(kept, monkeypatch):
     real = os.replace
 
     def replace(source, target):
@@ -415,7 +415,7 @@ def test_a_file_put_into_a_bundle_while_it_is_deleted_is_kept(kept, monkeypatch)
 # ---- runs, codes, sheets -----------------------------------------------------------------------------------------
 
 
-def test_a_folder_is_claimed_once_and_stays_ours(tmp_path):
+def test_an_output_folder_is_marked_and_can_be_reused(tmp_path):
     out = tmp_path / "deep" / "out"
     prepare_output_folder(out, "run")
     (out / "config.json").write_text("ours")
@@ -429,7 +429,7 @@ def test_a_folder_is_claimed_once_and_stays_ours(tmp_path):
 @pytest.mark.parametrize(
     "name", ["config.json", "codes-00000.tar", "notes.txt", ".hidden", "state", ".seed-edge-codes"]
 )
-def test_a_folder_with_anything_in_it_is_not_claimed(tmp_path, name):
+def test_a_folder_with_other_files_is_not_an_output_folder(tmp_path, name):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / name).write_text("mine")
     with pytest.raises(DataError, match="choose a new folder"):
@@ -437,14 +437,14 @@ def test_a_folder_with_anything_in_it_is_not_claimed(tmp_path, name):
     assert os.listdir(tmp_path / "out") == [name]
 
 
-def test_a_run_of_an_earlier_version_goes_on(tmp_path):
+def test_a_run_of_an_earlier_version_can_be_resumed(tmp_path):
     (tmp_path / "state").mkdir()
     (tmp_path / "state" / "state.pt").write_text("ours")
     prepare_output_folder(tmp_path, "run", signs=("state.pt", "*/state.pt"))
 
 
 @pytest.mark.parametrize("kind", ["file", "dangling link", "pipe", "planted mark"])
-def test_what_is_no_folder_is_not_claimed(tmp_path, kind):
+def test_a_file_is_not_an_output_folder(tmp_path, kind):
     out = tmp_path / "out"
     if kind == "file":
         out.write_text("mine")
@@ -460,7 +460,7 @@ def test_what_is_no_folder_is_not_claimed(tmp_path, kind):
     assert not (tmp_path / "nowhere").exists()
 
 
-def test_an_input_is_no_folder_for_output(tmp_path):
+def test_an_input_is_not_an_output_folder(tmp_path):
     (tmp_path / "data").mkdir()
     (tmp_path / "link").symlink_to("data")
     for out in ("data", "link"):
@@ -469,7 +469,7 @@ def test_an_input_is_no_folder_for_output(tmp_path):
     assert os.listdir(tmp_path / "data") == []
 
 
-def test_a_file_that_exists_is_not_written_again(tmp_path):
+def test_check_new_file_rejects_an_existing_file(tmp_path):
     check_new_file(tmp_path / "new.tar")
     check_new_file(Path("/dev/null"))
     (tmp_path / "link").symlink_to("nowhere")
@@ -481,7 +481,7 @@ def test_a_file_that_exists_is_not_written_again(tmp_path):
 
 
 @pytest.mark.parametrize("option", [(), ("--run", "run")])
-def test_tokenize_leaves_folders_of_others_alone(tiny, tmp_path, monkeypatch, option):
+def test_tokenize_does_not_write_into_folders_of_other_content(tiny, tmp_path, monkeypatch, option):
     monkeypatch.chdir(tmp_path)
     Path("data").mkdir()
     Image.new("RGB", (16, 16), "red").save("data/a.png")

@@ -57,7 +57,7 @@ def test_encode_takes_folders_and_lists_of_files(run, photos):
 
 
 @pytest.mark.parametrize("command", ["encode", "caption"])
-def test_one_bad_file_of_several_leaves_the_others(run, photos, command):
+def test_encode_continues_after_an_unreadable_file(run, photos, command):
     (photos / "b.png").write_text("no image")
     told = run(command, "photos", "--json", code=3)
     assert [Path(each["image"]).name for each in records(told)] == ["a.png", "c.png"]
@@ -65,13 +65,13 @@ def test_one_bad_file_of_several_leaves_the_others(run, photos, command):
     run(command, "photos/b.png", code=1)
 
 
-def test_an_empty_list_of_files_is_refused(run, photos):
+def test_an_empty_list_of_files_is_an_error(run, photos):
     Path("names").write_text("\n")
     assert "holds no file names" in run("encode", "--files-from", "names", code=1).stderr
     assert "--files-from" in run("encode", code=2).stderr
 
 
-def test_lines_of_encode_go_into_decode(run, photos):
+def test_decode_reads_the_lines_of_encode(run, photos):
     lines = run("encode", "photos", "--json").stdout
     told = run("decode", "-", "-o", "out.png", input=lines)
     assert told.stdout.split() == ["out-1.png", "out-2.png", "out-3.png"]
@@ -99,7 +99,7 @@ def test_a_pipe_from_stdin_to_stdout(photos, tiny):
     assert Image.open(io.BytesIO(image.stdout)).getpixel((3, 3)) == (255, 0, 0)
 
 
-def test_draw_makes_the_folder_of_its_images(run):
+def test_draw_creates_the_output_folder(run):
     Path("prompts").write_text("a house\na fox\n")
     run("draw", "--prompts", "prompts", "-o", "made", "-s", 1)
     assert sorted(path.name for path in Path("made").iterdir()) == ["a-fox.png", "a-house.png"]
@@ -117,7 +117,7 @@ def test_draw_makes_the_folder_of_its_images(run):
         (("draw",), 2, True), (("nothing",), 2, False), (("bundles", "path", "none"), 1, False), (("--unknown",), 2, False),
     ],
 )  # fmt: skip
-def test_every_line_on_stderr_is_json_where_that_is_asked_for(run, photos, words, code, bundle):
+def test_every_line_on_stderr_is_json_with_log_json(run, photos, words, code, bundle):
     (photos / "b.png").write_text("no image")
     told = run("--log-json", *words, code=code, bundle=bundle)
     lines = [json.loads(line) for line in told.stderr.splitlines()]
@@ -125,7 +125,7 @@ def test_every_line_on_stderr_is_json_where_that_is_asked_for(run, photos, words
     assert (lines[-1]["level"] == "error") == (code != 0)
 
 
-def test_bundles_list_shows_added_bundles_and_no_folder_of_that_name(run, tiny, monkeypatch, tmp_path):
+def test_bundles_list_shows_the_added_bundle_and_not_a_folder_of_its_name(run, tiny, monkeypatch, tmp_path):
     monkeypatch.setenv("SEED_EDGE_HOME", str(tmp_path / "home"))
     run("bundles", "add", tiny, "--name", "small", bundle=False)
     Path("small").mkdir()
