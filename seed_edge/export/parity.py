@@ -22,7 +22,7 @@ from seed_edge.export.llama_reference import logits
 from seed_edge.graphs import GraphSpec, unet_graph, vae_graph
 from seed_edge.manifest import DECODER, ENCODER, MANIFEST, UNET, VAE, Manifest
 from seed_edge.models.image_tokenizer import ImageTokenizer
-from seed_edge.runtime.isolated_load import try_all
+from seed_edge.runtime.isolated_load import check_all_parts
 from seed_edge.runtime.language_model import LlamaCpp
 from seed_edge.runtime.memory_probe import measure_memory
 from seed_edge.runtime.onnx_session import Session, choose_device
@@ -124,7 +124,7 @@ def with_measurements(manifest: Manifest, folder: Path) -> Manifest:
         BundleError: an exported file breaks a rule of bundles.
     """
     (folder / MANIFEST).write_text(manifest.to_json(), "utf-8")
-    try_all(Bundle(folder, manifest))
+    check_all_parts(Bundle(folder, manifest))
     graphs = sorted(name for name in manifest.files if name.endswith(".onnx"))
     memory = {name: use for name in graphs if (use := measure_memory(folder / name)) is not None}
     return dataclasses.replace(

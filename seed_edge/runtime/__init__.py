@@ -1,1 +1,1 @@
-"""What runs a bundle: numpy, Pillow, ONNX Runtime and llama.cpp, never PyTorch."""
+"""Runs bundles with numpy, Pillow, ONNX Runtime and llama.cpp, without PyTorch."""

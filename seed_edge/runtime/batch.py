@@ -1,5 +1,5 @@
-"""Captions of many image files. Threads read files ahead, images are encoded in batches, a bad file stops
-nothing.
+"""Captions of many image files: threads read files ahead, images are encoded in batches, bad files are
+skipped.
 """
 
 from __future__ import annotations
@@ -24,26 +24,27 @@ from seed_edge.runtime.pipeline import SeedEdge
 from seed_edge.runtime.threads import available_cores
 
 LINKS, NO_ENDING = "links to folders", "no ending"
-"""Keys of the files that are left out and are not counted by their ending."""
+"""Keys of skipped files that are not counted by their extension."""
 BATCH_SIZE = 16
-"""Images that are encoded together."""
+"""Number of images that are encoded together."""
 
 
 @dataclass(frozen=True)
 class Captioned:
-    """The result of one file: its caption, or the error."""
+    """The result of one file: its caption or the error."""
 
     path: Path
     caption: str | None
     error: str | None = None
 
 
-def find_images(folder: Path, failed: list[tuple[Path, str]], left_out: Counter[str]) -> Iterator[Path]:
-    """Image files of a folder and those in it, in order; hidden ones and links to folders are passed over.
+def find_images(folder: Path, failed: list[tuple[Path, str]], skipped: Counter[str]) -> Iterator[Path]:
+    """Image files of a folder and its subfolders, in order; hidden files and links to folders are skipped.
 
     Args:
         failed: receives folders that cannot be read and images that are not regular files, with the reason.
-        left_out: receives the number of files without an image ending, by ending, and of links to folders.
+        skipped: receives the number of files without an image extension, by extension, and of links to
+            folders.
     """
 
     def fail(error: OSError) -> None:
@@ -51,15 +52,15 @@ def find_images(folder: Path, failed: list[tuple[Path, str]], left_out: Counter[
             (Path(error.filename), f"{error.filename}: the folder cannot be read ({error.strerror})")
         )
 
-    for place, folders, files in os.walk(folder, onerror=fail):
+    for parent, folders, files in os.walk(folder, onerror=fail):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
-        left_out[LINKS] += sum(os.path.islink(os.path.join(place, name)) for name in folders)
+        skipped[LINKS] += sum(os.path.islink(os.path.join(parent, name)) for name in folders)
         for name in sorted(files):
-            path = Path(place, name)
+            path = Path(parent, name)
             if name.startswith("."):
                 continue
             if path.suffix.lower() not in IMAGE_EXTENSIONS:
-                left_out[path.suffix.lower() or NO_ENDING] += 1
+                skipped[path.suffix.lower() or NO_ENDING] += 1
             elif kind := special_file_type(path):
                 failed.append((path, f"{path}: {kind}, not a regular file"))
             else:
@@ -82,7 +83,7 @@ def caption_files(
     """
     remaining = iter(paths)
     pending: deque[Captioned] = deque()
-    """Files that were opened but not yet yielded: with an error, or without a caption so far."""
+    """Files that were opened but not yet yielded: with an error, or still without a caption."""
 
     with ThreadPoolExecutor(available_cores()) as pool:
 
@@ -92,11 +93,11 @@ def caption_files(
             ]
 
         def groups() -> Iterator[list[Image.Image]]:
-            coming = opened()
-            while coming:
-                these, coming = coming, opened()
+            upcoming = opened()
+            while upcoming:
+                current, upcoming = upcoming, opened()
                 images = []
-                for path, image in these:
+                for path, image in current:
                     try:
                         images.append(image.result())
                         pending.append(Captioned(path, None))

@@ -1,5 +1,5 @@
-"""Captions and answers: views of an image, beam search, and the threads that write several captions at the
-same time.
+"""Captions and answers: views of an image, beam search, and threads that generate several captions in
+parallel.
 """
 
 from __future__ import annotations
@@ -27,17 +27,17 @@ Codes = Sequence[int] | NDArray[np.int64]
 """Codes of one image."""
 MAX_ANSWER_IDS = 512
 MAX_CAPTION_THREADS = 4
-"""Captions written at the same time; the interpreter lock leaves no use for more."""
+"""Maximum number of captions generated in parallel; Python's global lock makes more useless."""
 MAX_SEED = (1 << 63) - 1
 UNFINISHED = "\N{REPLACEMENT CHARACTER}"
-"""Text of a character of which only some bytes were generated."""
+"""The last character of a text whose last bytes are not generated yet."""
 
 
 def check_seed(seed: int) -> None:
-    """Refuse a seed that is no integer in [0, 2**63).
+    """Check that a seed is an integer in [0, 2**63).
 
     Raises:
-        PromptError: `seed` is another value.
+        PromptError: it is not.
     """
     if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or not 0 <= seed <= MAX_SEED:
         raise PromptError(f"seed is {seed!r}; it must be an integer from 0 to 2**63 - 1")
@@ -54,7 +54,7 @@ class TextOptions:
     beams: int | None = None
     """Width of the beam search, 1 to 16; None takes the manifest's value."""
     details: bool = False
-    """Whether tokens and alternatives are filled in."""
+    """Whether results have tokens and alternatives."""
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.temperature) and 0 <= self.temperature <= MAX_TEMPERATURE):
@@ -69,12 +69,11 @@ class Token:
     """One token of a generated text."""
 
     id: int
-    """In the language model's vocabulary."""
+    """Id in the language model's vocabulary."""
     text: str
-    """The characters that it adds; the texts of all tokens together are the whole text."""
+    """The characters that the token adds; the texts of all tokens together are the whole text."""
     log_probability: float
-    """Natural logarithm of its probability after the tokens before it, among all text tokens, at temperature
-    1.
+    """Natural logarithm of its probability given the preceding tokens, among text tokens, at temperature 1.
     """
 
 
@@ -84,15 +83,13 @@ class ScoredText:
 
     text: str
     log_probability: float
-    """Sum over the tokens and, if the text ended by itself, the end of the text."""
+    """Sum over the tokens, and over EOS if it was generated."""
     tokens: tuple[Token, ...]
 
 
 @dataclass(frozen=True)
 class Caption(ScoredText):
-    """A caption with its scores. Where several views of an image are read, the scores are of their mean
-    logits.
-    """
+    """A caption with its scores. With several views, scores are those of their mean logits."""
 
     alternatives: tuple[ScoredText, ...] = ()
     """Other texts that the beam search completed, best first by their mean log-probability per token."""
@@ -135,20 +132,20 @@ class Captioner:
 
         if workers == 1:
             for images in remaining:
-                with engine.held():
+                with engine.locked():
                     views = encode(images)
-                for each in views:
-                    yield self.caption_codes([*each], options)
+                for image_views in views:
+                    yield self.caption_codes([*image_views], options)
             return
         following = next(remaining, None)
         if following is None:
             return
-        with engine.held():
+        with engine.locked():
             views = encode(following)
         with ThreadPoolExecutor(workers + 1) as pool:
             while following is not None:
                 following = next(remaining, None)
-                with engine.held():
+                with engine.locked():
                     next_views = None if following is None else pool.submit(encode, following)
                     captions = self._in_threads(pool, min(workers, len(views)), views, options)
                     if next_views is not None:
@@ -156,7 +153,7 @@ class Captioner:
                 yield from captions
 
     def threads(self) -> int:
-        """Captions written at the same time: several where the language model is so small that each uses one
+        """Number of captions to generate in parallel: several if the language model is small and uses one
         core.
         """
         engine = self._engine
@@ -166,8 +163,8 @@ class Captioner:
     def _in_threads(
         self, pool: ThreadPoolExecutor, workers: int, views: NDArray[np.int64], options: TextOptions
     ) -> list[Caption]:
-        """Captions of images, given as codes (images, views, codes_per_image), by several threads with a
-        context each.
+        """Captions of images, given as codes (images, views, codes_per_image), by threads with a context
+        each.
 
         The views of a single image are read by several threads.
         """
@@ -177,14 +174,15 @@ class Captioner:
         models = [first, *(first.cached_context(("captions", number)) for number in range(1, workers))]
 
         def captions_of(worker: int) -> list[Caption]:
-            return [self._caption(models[worker], [*each], options) for each in views[worker::workers]]
+            mine = views[worker::workers]
+            return [self._caption(models[worker], [*image_views], options) for image_views in mine]
 
         results = list(pool.map(captions_of, range(workers)))
         return [results[number % workers][number // workers] for number in range(len(views))]
 
     def caption_codes(self, views: Sequence[Codes], options: TextOptions) -> Caption:
         """Caption of an image given as the codes of its views."""
-        with self._engine.held():
+        with self._engine.locked():
             return self._caption(self._engine.language_model, views, options)
 
     def _caption(
@@ -194,7 +192,7 @@ class Captioner:
         options: TextOptions,
         pool: ThreadPoolExecutor | None = None,
     ) -> Caption:
-        """A caption that fits all views of an image, read by the threads of `pool` if given.
+        """A caption that fits all views of an image; with `pool`, its threads read the views in parallel.
 
         With a temperature, there must be one view.
         """
@@ -219,7 +217,7 @@ class Captioner:
         return Caption(best.text, best.log_probability, best.tokens, tuple(alternatives))
 
     def _generate(self, model: LlamaCpp, prompt: list[int], max_ids: int, options: TextOptions) -> Generated:
-        """Text that continues a prompt, sampled or greedy; scored only where details are wanted."""
+        """Text that continues a prompt, sampled or greedy; scored only with `options.details`."""
         vocab, sampling = self._engine.bundle.language.vocab, Sampling(options.temperature, 0, 1.0)
         ids = generate_text(model, vocab, prompt, sampling, options.seed, max_ids)
         return (
@@ -228,7 +226,7 @@ class Captioner:
 
     def answer_codes(self, images: Sequence[Codes], question: str, options: TextOptions) -> Answer:
         """Answer to a question about images given as codes; see `SeedEdge.ask`."""
-        with self._engine.held():
+        with self._engine.locked():
             language, model = self._engine.bundle.language, self._engine.language_model
             vocab = language.vocab
             checked = [vocab.check_codes(codes) for codes in images]

@@ -28,32 +28,26 @@ if TYPE_CHECKING:
 Codes = NDArray[np.int64]
 FORMAT = 1
 MAX_FILE_BYTES = 16 << 20
-"""Bytes of a saved conversation."""
+"""Maximum size of a saved conversation in bytes."""
 TURN_KEYS = {"text", "images", "answer"}
 
 
 class Conversation:
-    """The turns of one conversation. Their keys and values stay in a context of the language model; only new
-    ids are read.
-    """
+    """A conversation. The language model keeps a KV cache of the turns, so that only new ids are read."""
 
     def __init__(self, edge: SeedEdge, *, temperature: float = 0.0, seed: int = 0) -> None:
         """
         Args:
-            temperature: of the text; 0 takes the most probable text.
-            seed: of the first answer; each further answer has the next seed.
+            temperature: sampling temperature of the text; 0 takes the most probable text.
+            seed: seed of the first answer; each further answer has the next seed.
         """
         self.turns: list[Turn] = []
-        self._edge, self._engine, self._words, self._seed = (
-            edge,
-            edge.engine,
-            Sampling(temperature, 0, 1.0),
-            seed,
-        )
+        self._edge, self._engine = edge, edge.engine
+        self._text_sampling, self._seed = Sampling(temperature, 0, 1.0), seed
         if not edge.bundle.language.prompts.turn:
             raise PromptError(
-                f"{edge.bundle.path}: this model was not taught to converse; use caption, draw, or "
-                "another --bundle"
+                f"{edge.bundle.path}: this model was not trained on dialogues; use caption, draw, or another "
+                "--bundle"
             )
 
     def say(
@@ -62,26 +56,25 @@ class Conversation:
         """Answer a message: yields pieces of text, and codes (codes_per_image,) of images, as they are
         generated.
 
-        A turn belongs to the conversation from the first piece on. If the caller stops early, the turn has
-        the pieces so far; before the first piece there is no turn. If the context is too short for all turns,
-        the oldest are left out.
+        The turn is added with the first piece. If the caller stops early, it has the pieces yielded so far.
+        If the context is too short for all turns, the oldest are left out.
 
         Args:
             images: images of the message.
-            draw: make the answer an image.
+            draw: answer with an image.
 
         Raises:
             PromptError: `text` is empty, or this turn alone is too long.
         """
-        shown, answer = tuple(self._edge.encode(images)) if images else (), list[str | Codes]()
-        self.turns.append(Turn(text, shown))
+        codes, answer = tuple(self._edge.encode(images)) if images else (), list[str | Codes]()
+        self.turns.append(Turn(text, codes))
         try:
             for piece in self._in_turn(self._answer(draw)):
                 if answer and isinstance(answer[-1], str) and isinstance(piece, str):
                     answer[-1] += piece
                 else:
                     answer.append(piece)
-                self.turns[-1] = Turn(text, shown, tuple(answer))
+                self.turns[-1] = Turn(text, codes, tuple(answer))
                 yield piece
         except SeedEdgeError:
             self.turns.pop()
@@ -100,9 +93,9 @@ class Conversation:
         self.turns.clear()
 
     def _in_turn(self, pieces: Iterator[str | Codes]) -> Iterator[str | Codes]:
-        """The same pieces. The engine is locked while a piece is generated, and free between two pieces."""
+        """Yield the pieces; the engine is locked only while a piece is generated."""
         while True:
-            with self._engine.held():
+            with self._engine.locked():
                 piece = next(pieces, None)
             if piece is None:
                 return
@@ -123,25 +116,26 @@ class Conversation:
         model, language = self._model, self._engine.bundle.language
         vocab, seed = language.vocab, self._seed + len(self.turns) - 1
         room = vocab.codes_per_image if draw else min(MAX_ANSWER_IDS, language.context_length // 2)
-        ids = self._fitting(room + draw)
+        ids = self._prompt_that_fits(room + draw)
         if draw:
             yield sample_codes(model, vocab, [*ids, vocab.boi_id], language.sampling, seed)
             return
-        written: list[int] = []
-        told = 0
-        for each in generate_interleaved(model, vocab, ids, self._words, language.sampling, seed, room):
-            if isinstance(each, int):
-                written.append(each)
-                text = model.detokenize(written)
-                if len(text) > told and not text.endswith(UNFINISHED):
-                    yield text[told:]
-                    told = len(text)
+        text_ids: list[int] = []
+        yielded = 0
+        sampling = self._text_sampling, language.sampling
+        for piece in generate_interleaved(model, vocab, ids, *sampling, seed, room):
+            if isinstance(piece, int):
+                text_ids.append(piece)
+                text = model.detokenize(text_ids)
+                if len(text) > yielded and not text.endswith(UNFINISHED):
+                    yield text[yielded:]
+                    yielded = len(text)
                 continue
-            written, told = [], 0
-            yield each
+            text_ids, yielded = [], 0
+            yield piece
 
-    def _fitting(self, room: int) -> list[int]:
-        """Ids of as many of the last turns as fit into the context; at least of the last one."""
+    def _prompt_that_fits(self, room: int) -> list[int]:
+        """Prompt ids of as many of the last turns as fit the context; at least of the last one."""
         model, language = self._model, self._engine.bundle.language
         prompts, vocab = language.prompts, language.vocab
         for first in range(len(self.turns) - 1):
@@ -154,13 +148,12 @@ class Conversation:
         """Write the turns to a JSON file. An existing file is replaced only if it is a saved conversation.
 
         Raises:
-            PromptError: the path is that of another file, which is not changed.
+            PromptError: there is another file at the path, which is not changed.
             OSError: the folder cannot be written.
         """
         if path.exists() and not is_special(path) and not _is_saved(path):
             raise PromptError(
-                f"{printable(str(path))} is no conversation that was saved here, and stays; choose "
-                "another name"
+                f"{printable(str(path))} exists and is not a saved conversation; choose another name"
             )
         turns = [
             {
@@ -177,7 +170,7 @@ class Conversation:
         """Replace the turns by those in a file that `save` wrote.
 
         Raises:
-            PromptError: it is no such file, or its codes are those of another bundle; the turns are not
+            PromptError: it is not such a file, or its codes do not fit this bundle; the turns are not
                 changed.
         """
         space = self._engine.bundle.manifest.codes
@@ -192,7 +185,7 @@ class Conversation:
             ]
         except CodesError as error:
             raise PromptError(
-                f"{printable(str(path))} is no conversation that was saved here, with this bundle ({error})"
+                f"{printable(str(path))} is not a saved conversation of this bundle ({error})"
             ) from error
 
 
@@ -204,23 +197,21 @@ def saved_turns(path: Path) -> list[tuple[str, list[list[int]], list[str | list[
     """
     name = printable(str(path))
     try:
-        told = read_json(path, MAX_FILE_BYTES, PromptError)
+        content = read_json(path, MAX_FILE_BYTES, PromptError)
     except PromptError as error:
-        raise PromptError(f"{name} is no conversation that was saved here ({error})") from error
+        raise PromptError(f"{name} is not a saved conversation ({error})") from error
     if (
-        not isinstance(told, dict)
-        or type(told.get("format")) is not int
-        or not isinstance(told.get("turns"), list)
+        not isinstance(content, dict)
+        or type(content.get("format")) is not int
+        or not isinstance(content.get("turns"), list)
     ):
-        raise PromptError(f"{name} is no conversation that was saved here (format or turns are missing)")
-    if told["format"] != FORMAT:
-        raise PromptError(
-            f"{name} is no conversation that was saved here (format {told['format']}, not {FORMAT})"
-        )
-    for number, turn in enumerate(told["turns"], 1):
+        raise PromptError(f"{name} is not a saved conversation (format or turns are missing)")
+    if content["format"] != FORMAT:
+        raise PromptError(f"{name} is not a saved conversation (format {content['format']}, not {FORMAT})")
+    for number, turn in enumerate(content["turns"], 1):
         if not _is_turn(turn):
-            raise PromptError(f"{name} is no conversation that was saved here (turn {number} is none)")
-    return [(turn["text"], turn["images"], turn["answer"]) for turn in told["turns"]]
+            raise PromptError(f"{name} is not a saved conversation (turn {number} is invalid)")
+    return [(turn["text"], turn["images"], turn["answer"]) for turn in content["turns"]]
 
 
 def _is_turn(turn: Any) -> bool:

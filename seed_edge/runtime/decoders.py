@@ -49,21 +49,21 @@ class Decoder(Protocol):
         progress: Progress | None = None,
         on_latents: OnLatents | None = None,
     ) -> list[Image.Image]:
-        """Images of codes (batch, codes_per_image), `output_size` pixels square.
+        """Decode codes (batch, codes_per_image) to images of `output_size` pixels square.
 
         Args:
-            seed: of the diffusion's initial noise.
-            options: of the diffusion.
+            seed: seed of the diffusion's initial noise.
+            options: options of the diffusion.
             negative: codes of the same shape that the diffusion is guided away from.
             progress: called after each step of the diffusion.
             on_latents: called with the diffusion's result before the VAE, which takes the most memory.
         """
 
     def decode_latents(self, latents: NDArray[np.float32], tiled: bool | None) -> list[Image.Image]:
-        """Images of latents (batch, channels, size, size): the last stage of a diffusion.
+        """Decode latents (batch, channels, size, size) to images: the last stage of a diffusion.
 
         Args:
-            tiled: decode in tiles, which takes less memory; None decides by the free memory.
+            tiled: decode in tiles, which needs less memory; None decides by the free memory.
 
         Raises:
             BundleError: the bundle has no diffusion.
@@ -77,9 +77,7 @@ class Decoder(Protocol):
         """
 
     def settings(self, options: DiffusionOptions) -> dict[str, Any]:
-        """The settings of the diffusion that `options` and the manifest give, as fields of
-        `image_metadata.Record`.
-        """
+        """Settings of the diffusion by `options` and the manifest, as fields of `image_metadata.Record`."""
 
 
 class PixelDecoder:
@@ -102,7 +100,7 @@ class PixelDecoder:
         progress: Progress | None = None,
         on_latents: OnLatents | None = None,
     ) -> list[Image.Image]:
-        """See `Decoder.decode`; only `codes` matter here."""
+        """See `Decoder.decode`; only `codes` is used."""
         return to_images(self._run_graph(codes))
 
     def decode_latents(self, latents: NDArray[np.float32], tiled: bool | None) -> list[Image.Image]:

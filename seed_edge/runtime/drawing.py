@@ -1,6 +1,4 @@
-"""Drawing: prompts and edits to codes, codes to images, and the `Drawing` that carries an image with its
-provenance.
-"""
+"""Drawing: prompts and edits to codes, codes to images, and `Drawing`, an image with its provenance."""
 
 from __future__ import annotations
 
@@ -27,7 +25,7 @@ from seed_edge.runtime.rerank import rerank
 from seed_edge.runtime.unclip import DiffusionOptions
 
 MIN_NEGATIVE_GUIDANCE = 1.5
-"""Guidance scale for a negative prompt, where the bundle's own is lower."""
+"""Minimum guidance scale with a negative prompt."""
 Codes = Sequence[int] | NDArray[np.int64]
 """Codes of one image."""
 StageProgress = Callable[[str, int, int], None]
@@ -46,9 +44,7 @@ class Drawing:
     prompt: str
     """The prompt or the edit; empty for an image that was reconstructed from codes."""
     candidates: NDArray[np.int64]
-    """(count, codes_per_image): codes of the other candidates of `Sampling.best_of`, in the order they were
-    sampled.
-    """
+    """(count, codes_per_image): codes of the other candidates of `Sampling.best_of`, in sampling order."""
     provenance: Record
     """The metadata that `save` writes."""
 
@@ -66,17 +62,16 @@ class Drawing:
         return encode_image(self.image, kind, self.provenance if metadata else None)
 
     def save(self, path: str | Path, *, metadata: bool = True) -> Path:
-        """Write the image file that the command `draw` writes, and return its path. An existing file is
-        replaced.
+        """Write the same file as the command `draw`, and return its path. An existing file is replaced.
 
-        The file appears under its name only when it is complete.
+        The write is atomic.
 
         Args:
             path: ends with .png, .webp, .jpg or .jpeg.
             metadata: see `to_bytes`.
 
         Raises:
-            ImageError: the ending is another one.
+            ImageError: the extension is not one of these.
             OSError: the file cannot be written.
         """
         path = Path(path)
@@ -98,16 +93,16 @@ def resized(image: Image.Image, side: int | None) -> Image.Image:
 
 
 def check_text(text: str, name: str) -> None:
-    """Refuse a value that is no string, such as a list of prompts.
+    """Check that an argument is a string, not, for example, a list of prompts.
 
     Args:
-        name: of the argument, for the message.
+        name: name of the argument, for the message.
 
     Raises:
-        PromptError: `text` is no string.
+        PromptError: `text` is not a string.
     """
     if not isinstance(text, str):
-        raise PromptError(f"{name} must be a text, not {type(text).__name__}")
+        raise PromptError(f"{name} must be a string, not {type(text).__name__}")
 
 
 class ImageGenerator:
@@ -192,9 +187,8 @@ class ImageGenerator:
         """
         if sampling.best_of > 1 and self._engine.images.decoder.uses_diffusion:
             raise PromptError(
-                f"{self._engine.bundle.path} draws by a diffusion, too slow to choose among "
-                f"{sampling.best_of} candidates; "
-                "use --best-of 1"
+                f"{self._engine.bundle.path} draws with a diffusion, which is too slow to choose among "
+                f"{sampling.best_of} candidates; use --best-of 1"
             )
         return sampling.best_of if sampling.temperature else 1
 
@@ -205,11 +199,11 @@ class ImageGenerator:
         distinct = list({tuple(codes): codes for codes in candidates.tolist()}.values())
         if len(distinct) > 1:
             images = self._engine.images
-            # one by one: results of a batch differ by roundings, and a code may depend on one
-            pictures = [
+            # one by one: rounding differs in a batch, and may change a code
+            decoded = [
                 images.decoder.decode(np.array([codes]), 0, DiffusionOptions())[0] for codes in distinct
             ]
-            seen = [images.encode([picture])[0] for picture in pictures]
+            seen = [images.encode([image])[0] for image in decoded]
             model = self._engine.language_model  # opened again if it was closed to free memory
             best = rerank(model, model.tokenize, self._engine.bundle.language, prompt, words, seen)
             distinct.insert(0, distinct.pop(best))

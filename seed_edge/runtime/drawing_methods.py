@@ -21,10 +21,10 @@ class DrawingMethods:
     generator: ImageGenerator
 
     def require_decoder(self) -> None:
-        """Refuse a bundle that cannot make images, before codes are generated.
+        """Check that the bundle can make images, before codes are generated.
 
         Raises:
-            BundleError: it needs a diffusion and has none.
+            BundleError: the bundle needs a diffusion and has none.
         """
         self.engine.images.decoder.require()
 
@@ -44,8 +44,8 @@ class DrawingMethods:
         Args:
             seed: in [0, 2**63).
             negative: negative prompt: what the image should not show.
-            sampling: how codes are sampled; by default the manifest's.
-            options: of the diffusion; by default the manifest's.
+            sampling: sampling of codes; by default the manifest's.
+            options: options of the diffusion; by default the manifest's.
             progress: called with `codes` or `steps`, the number done and the total.
             on_latents: see `decode`.
 
@@ -56,7 +56,7 @@ class DrawingMethods:
         check_seed(seed)
         check_text(prompt, "prompt")
         self.require_decoder()
-        with self.engine.held():
+        with self.engine.locked():
             codes = self.generator.draw_candidates(
                 prompt, seed, negative, sampling, _stage(progress, "codes")
             )
@@ -96,14 +96,14 @@ class DrawingMethods:
         if n < 1:
             raise PromptError(f"n is {n}; it must be 1 or more")
         check_seed(seed)
-        chosen = list(range(seed, seed + n)) if seeds is None else list(seeds)
-        for each in chosen:
-            check_seed(each)
+        all_seeds = list(range(seed, seed + n)) if seeds is None else list(seeds)
+        for number in all_seeds:
+            check_seed(number)
         texts = [prompts] if isinstance(prompts, str) else list(prompts)
         return (
-            self.draw(text, seed=each, negative=negative, sampling=sampling, options=options)
+            self.draw(text, seed=number, negative=negative, sampling=sampling, options=options)
             for text in texts
-            for each in chosen
+            for number in all_seeds
         )
 
     def edit(
@@ -127,7 +127,7 @@ class DrawingMethods:
         check_text(change, "change")
         self.require_decoder()
         picture = as_image(image)
-        with self.engine.held():
+        with self.engine.locked():
             before = self.engine.images.encode([picture])[0]
             codes = self.generator.edit_codes(before, change, seed, sampling, _stage(progress, "codes"))
             return self.generator.render(
@@ -144,11 +144,9 @@ class DrawingMethods:
     def reconstruct(
         self, image: ImageSource, *, seed: int = 0, options: DiffusionOptions | None = None
     ) -> Drawing:
-        """Encode an image and decode its codes: what the language model can know of it. Arguments as in
-        `draw`.
-        """
+        """Encode an image and decode its codes; arguments as in `draw`."""
         picture = as_image(image)
-        with self.engine.held():
+        with self.engine.locked():
             return self.render(self.engine.images.encode([picture])[0], seed=seed, options=options)
 
     def render(
@@ -175,7 +173,7 @@ class DrawingMethods:
         """
         check_seed(seed)
         self.require_decoder()
-        with self.engine.held():
+        with self.engine.locked():
             return self.generator.render(
                 codes,
                 prompt=prompt,

@@ -1,6 +1,4 @@
-"""The open parts of one bundle and the lock that protects them: what captioning, drawing and conversations
-share.
-"""
+"""The open parts of a bundle and their lock; shared by captioning, drawing and conversations."""
 
 from __future__ import annotations
 
@@ -17,7 +15,7 @@ from seed_edge.gguf_header import GgufHeader
 from seed_edge.memory import free_gpu_memory
 from seed_edge.runtime.image_tokenizer import ImageTokenizer
 from seed_edge.runtime.onnx_session import Device
-from seed_edge.runtime.part_cache import PartCache, layers_that_fit
+from seed_edge.runtime.part_cache import PartCache, gpu_layers_that_fit
 from seed_edge.runtime.threads import SMALL_MODEL
 
 if TYPE_CHECKING:
@@ -43,27 +41,27 @@ class Engine:
             else []
         )
         self.bundle = bundle
-        self.parts = PartCache(bundle, limit=memory_limit, alone=low_memory, on_card=graphs)
+        self.parts = PartCache(bundle, limit=memory_limit, one_at_a_time=low_memory, on_gpu=graphs)
         self.images = ImageTokenizer(bundle, device, self.parts)
         self._device, self._lock, self._process = device, threading.RLock(), os.getpid()
 
     @contextmanager
-    def held(self) -> Iterator[None]:
-        """Keep other threads out during the block. The same thread may enter several times.
+    def locked(self) -> Iterator[None]:
+        """Hold the engine's lock during the block; reentrant.
 
         Raises:
             DeviceError: this process was forked from the one that opened the bundle.
         """
         if os.getpid() != self._process:
             raise DeviceError(
-                f"{self.bundle.path} was opened before this process was forked off; open it again in this one"
+                f"{self.bundle.path} was opened before this process was forked; open it again in this process"
             )
         with self._lock:
             yield
 
     @property
     def language_model(self) -> LlamaCpp:
-        """The language model, opened if it is not.
+        """The language model, opened if necessary.
 
         Raises:
             BundleError: the bundle has none, or it does not match the manifest.
@@ -82,29 +80,30 @@ class Engine:
         if self._device.name == "cuda" and gpu_offload():
             free = free_gpu_memory()
             layers = (
-                -1 if free is None else layers_that_fit(GgufHeader.read(path), language.context_length, free)
+                -1
+                if free is None
+                else gpu_layers_that_fit(GgufHeader.read(path), language.context_length, free)
             )
             log.info("%s: %s on the GPU", path.name, "all layers" if layers < 0 else f"{layers} layers")
-        repack = self.parts.has_room(path.name, path.stat().st_size)
+        repack = self.parts.has_free_memory(path.name, path.stat().st_size)
         model = LlamaCpp(path, language.context_length, gpu_layers=layers, repack=repack)
         if model.vocab_size != language.vocab.size:
             model.close()
             raise BundleError(
                 f"{self.bundle.language_model} has {model.vocab_size} ids, the manifest says "
-                f"{language.vocab.size}; "
-                "the files come from different exports; export again"
+                f"{language.vocab.size}; the files come from different exports; export again"
             )
         return model
 
     def drop_context(self, key: Hashable) -> None:
         """Free the language model context that was cached under `key`, if there is one."""
-        with self.held():
+        with self.locked():
             if self.parts.is_open(self.bundle.language.file):
                 self.language_model.drop_context(key)
 
     def close(self) -> None:
         """Free all open parts; a part is opened again when it is needed."""
-        with self.held():
+        with self.locked():
             self.parts.close()
 
     @property

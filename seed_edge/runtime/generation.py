@@ -1,8 +1,7 @@
-"""Generation of text ids or of image codes from a language model's logits: sampling with a seed, and beam
-search.
+"""Generation of text ids and image codes from a language model's logits: seeded sampling and beam search.
 
-An image is exactly `codes_per_image` samples from the range of codes; EOI is never searched for and nothing
-is padded.
+An image is exactly `codes_per_image` samples from the range of codes, without a search for EOI and without
+padding.
 """
 
 from __future__ import annotations
@@ -19,10 +18,10 @@ from seed_edge.runtime.language_model import BranchingModel, GeneratingModel, La
 from seed_edge.vocab import Vocab
 
 SORTED_FIRST = 256
-"""Number of weights that `top_k_top_p` sorts first where `top_k` is 0."""
+"""Number of weights that `top_k_top_p` sorts first if `top_k` is 0."""
 BLOCK = 256
-"""Weights per block sum when one of many weights is sampled; a cumulative sum of all takes ten
-times as long.
+"""Number of weights per block sum in nucleus sampling; a cumulative sum of all weights takes ten times as
+long.
 """
 MIN_TOP_P_FOR_REJECTION = 0.25
 """The lowest `top_p` for which rejection sampling is faster than sorting."""
@@ -36,31 +35,26 @@ class Generated:
     ids: tuple[int, ...]
     """Without EOS."""
     log_probabilities: tuple[float, ...]
-    """Natural logarithm of each id's probability among all text ids; one more value, that of EOS, if the text
-    ended.
-    """
+    """Natural logarithm of each id's probability among text ids; if the text ended, also that of EOS."""
 
     def followed_by(self, token_id: int, log_probability: float, eos_id: int) -> Generated:
-        """The text with one more id; EOS adds only its log-probability."""
+        """The text extended by one id; EOS adds only its log-probability."""
         ids = self.ids if token_id == eos_id else (*self.ids, token_id)
         return Generated(ids, (*self.log_probabilities, log_probability))
 
 
 def sample_token(logits: NDArray[np.float32], sampling: Sampling, rng: np.random.Generator) -> int:
-    """Position of the chosen logit; -inf is never chosen."""
+    """Sample the position of a logit; -inf is never chosen."""
     if sampling.temperature == 0:
         return int(np.argmax(logits))
     scaled = logits.astype(np.float64) / sampling.temperature
     weights = np.exp(scaled - scaled.max())
     if MIN_TOP_P_FOR_REJECTION <= sampling.top_p < 1 and not sampling.top_k:
         return _from_nucleus(weights, sampling.top_p, rng)
-    kept = top_k_top_p(weights, sampling.top_k, sampling.top_p)
-    cumulative = np.cumsum(weights[kept])
-    return int(
-        kept[
-            min(int(np.searchsorted(cumulative, rng.random() * cumulative[-1], side="right")), len(kept) - 1)
-        ]
-    )
+    candidates = top_k_top_p(weights, sampling.top_k, sampling.top_p)
+    cumulative = np.cumsum(weights[candidates])
+    index = int(np.searchsorted(cumulative, rng.random() * cumulative[-1], side="right"))
+    return int(candidates[min(index, len(candidates) - 1)])
 
 
 def _from_nucleus(weights: NDArray[np.float64], top_p: float, rng: np.random.Generator) -> int:
@@ -107,9 +101,9 @@ def _largest(weights: NDArray[np.float64], count: int) -> NDArray[np.int64]:
     """Positions of the `count` largest weights, largest first."""
     if count >= len(weights):
         return np.argsort(-weights, kind="stable")
-    found = np.argpartition(-weights, count - 1)[:count]
-    found.sort()
-    return found[np.argsort(-weights[found], kind="stable")]
+    largest = np.argpartition(-weights, count - 1)[:count]
+    largest.sort()
+    return largest[np.argsort(-weights[largest], kind="stable")]
 
 
 class ClassifierFreeGuidance:
@@ -153,7 +147,7 @@ class ClassifierFreeGuidance:
 
 
 class LogitEnsemble:
-    """The mean of the logits of several contexts, whose prompts ask for the same text."""
+    """The mean of the logits of several contexts with different prompts for the same text."""
 
     def __init__(
         self,
@@ -268,9 +262,9 @@ def generate_interleaved(
     `max_ids`.
 
     Args:
-        text: how text ids are sampled, among them BOI, which begins an image.
-        codes: how the codes of images are sampled.
-        max_ids: upper limit of the ids; an image takes `codes_per_image + 2`, and is begun only if they fit.
+        text: sampling of text ids, including BOI, which begins an image.
+        codes: sampling of the codes of images.
+        max_ids: maximum number of ids; an image has `codes_per_image + 2`, and is started only if they fit.
     """
     rng = np.random.default_rng(seed)
     mask, picture = vocab.text_mask(), vocab.codes_per_image + 2
@@ -305,7 +299,7 @@ def score_text(
     """Log-probabilities of text ids that `generate_text` returned for this prompt, at temperature 1.
 
     Args:
-        max_ids: as given to `generate_text`; fewer ids were ended by EOS, which is then scored too.
+        max_ids: as passed to `generate_text`; if there are fewer ids, EOS is scored too.
     """
     allowed = np.flatnonzero(vocab.text_mask())
     scored = ids if len(ids) == max_ids else [*ids, vocab.eos_id]
@@ -326,7 +320,7 @@ def beam_candidates(
 ) -> list[Generated]:
     """Text that continues a prompt, up to EOS or `max_ids`, by beam search.
 
-    The `beams` most probable beginnings are extended side by side. Sequences are compared by their mean
+    The `beams` most probable sequences are extended in parallel. Complete sequences are ranked by their mean
     log-probability.
 
     Returns:

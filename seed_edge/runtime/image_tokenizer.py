@@ -1,4 +1,4 @@
-"""Images to codes and back, through encoder.onnx and decoder.onnx of a bundle."""
+"""Encodes images to codes and runs the decoder, with encoder.onnx and decoder.onnx of a bundle."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from seed_edge.runtime.onnx_session import Device, Session
 from seed_edge.runtime.part_cache import PartCache
 
 BATCH_SIZE = 16
-"""Images that are encoded together; the activations of more do not fit a processor's cache."""
+"""Maximum number of images that are encoded together; activations of more exceed the CPU cache."""
 
 
 class ImageTokenizer:
@@ -26,12 +26,12 @@ class ImageTokenizer:
     def __init__(self, bundle: Bundle, device: Device, parts: PartCache | None = None) -> None:
         """
         Args:
-            parts: holds the open graphs; by default all stay open as long as this object.
+            parts: cache of open graphs; by default a new one.
         """
         self._bundle, self._device = bundle, device
         self._parts = parts or PartCache(bundle)
         self.device = device.name
-        """Where the graphs run, `cpu` or `cuda`; the requested device until a graph is open."""
+        """Device of the graphs, `cpu` or `cuda`; the requested device until a graph is open."""
 
     def _session(self, name: str) -> Session:
         spec = self._bundle.manifest.graphs()[name]
@@ -42,13 +42,13 @@ class ImageTokenizer:
     @cached_property
     def decoder(self) -> Decoder:
         """The decoder of the bundle's kind."""
-        return DECODERS[self._bundle.manifest.kind](self._bundle, self._device, self._parts, self.decoded)
+        return DECODERS[self._bundle.manifest.kind](self._bundle, self._device, self._parts, self.run_decoder)
 
     def encode(self, images: Sequence[Image.Image]) -> NDArray[np.int64]:
-        """Codes of images of any size and mode: (len(images), codes_per_image), each in [0, codebook_size).
+        """Encode images of any size and mode to codes (len(images), codes_per_image) in [0, codebook_size).
 
         Raises:
-            BundleError: a code lies outside the codebook, so graph and manifest come from different exports.
+            BundleError: a code is outside the codebook, so graph and manifest come from different exports.
         """
         return self.encode_values(self._bundle.manifest.preprocessing(images))
 
@@ -71,20 +71,18 @@ class ImageTokenizer:
     def encode_values(self, pixel_values: NDArray[np.float32]) -> NDArray[np.int64]:
         """Codes of normalised pixels (batch, 3, S, S); see `encode`."""
         encoder = self._session(ENCODER)
-        most = self._parts.at_once(ENCODER, min(len(pixel_values), BATCH_SIZE))
-        parts = [
-            encoder(pixel_values[start : start + most])[0] for start in range(0, len(pixel_values), most)
-        ]
-        codes = np.concatenate(parts)
-        size = self._bundle.manifest.codes.codebook_size
-        if codes.min() < 0 or codes.max() >= size:
+        size = self._parts.batch_size(ENCODER, min(len(pixel_values), BATCH_SIZE))
+        batches = [pixel_values[start : start + size] for start in range(0, len(pixel_values), size)]
+        codes = np.concatenate([encoder(batch)[0] for batch in batches])
+        codebook_size = self._bundle.manifest.codes.codebook_size
+        if codes.min() < 0 or codes.max() >= codebook_size:
             raise BundleError(
-                f"{self._bundle.encoder} gave code {codes.max()}, the manifest says {size} codes; export "
-                "again"
+                f"{self._bundle.encoder} gave code {codes.max()}, but the codebook has {codebook_size}; "
+                "export again"
             )
         return codes.astype(np.int64)
 
-    def decoded(self, codes: NDArray[np.int64]) -> NDArray[np.float32]:
+    def run_decoder(self, codes: NDArray[np.int64]) -> NDArray[np.float32]:
         """Output of decoder.onnx for codes (batch, codes_per_image).
 
         Returns:

@@ -1,7 +1,7 @@
 """The child process of `isolated_load`: opens parts of a bundle and runs each once.
 
 `python -m seed_edge.runtime.isolated_child MEMORY SECONDS FOLDER PART ...` prints a line of JSON for each
-part: its error, or an empty text.
+part: its error, or an empty string.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from seed_edge.runtime.selftest import pattern
 from seed_edge.runtime.unclip import DiffusionOptions, Unclip
 
 SAMPLE = "A red fox; 7 houses,\tβ 北 \N{FOX FACE}\x00\x1b</s><img_00001>\n\xff"
-"""Sample for the tokenizer: word pieces, bytes, control characters, names of control tokens."""
+"""Input for the tokenizer: word pieces, bytes, control characters, names of control tokens."""
 
 
 def limit_resources(memory: int, seconds: int) -> None:
-    """Limit private memory and processor time of this process, and disable core files, where the system
-    supports it.
+    """Limit private memory and CPU time of this process, and disable core files, where the system supports
+    it.
     """
     try:
         import resource
@@ -49,7 +49,7 @@ def run_part(bundle: Bundle, name: str) -> None:
     """Open a part and run it once.
 
     Raises:
-        SeedEdgeError: it cannot be opened or run, or its results are not finite.
+        SeedEdgeError: the part cannot be opened or run, or its outputs are not finite.
     """
     device, parts = choose_device("cpu"), PartCache(bundle, trusted=True)
     try:
@@ -72,10 +72,10 @@ def _run_image_tokenizer(bundle: Bundle, name: str, device: Device, parts: PartC
         return
     largest = manifest.codes.codebook_size - 1
     for code in (0, largest):
-        decoded = images.decoded(np.full((1, manifest.codes.codes_per_image), code, np.int64))
+        decoded = images.run_decoder(np.full((1, manifest.codes.codes_per_image), code, np.int64))
         if not np.isfinite(decoded).all():
             raise BundleError(
-                f"{bundle.decoder} gives values that are not numbers for code {code}; export again"
+                f"{bundle.decoder} gives values that are not finite for code {code}; export again"
             )
 
 
@@ -103,14 +103,14 @@ def _run_language_model(bundle: Bundle) -> None:
         with model.new_context(2, 2) as other:
             other.prefill(ids[:1], room=2)
             logits.append(other.step_branches([vocab.boi_id, vocab.eos_id], [0, 0]))
-        if not all(np.isfinite(each).all() for each in logits):
-            raise BundleError(f"{bundle.language_model} gives values that are not numbers; export again")
+        if not all(np.isfinite(array).all() for array in logits):
+            raise BundleError(f"{bundle.language_model} gives values that are not finite; export again")
     finally:
         model.close()
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Try parts, in order; a line of JSON for each."""
+    """Test parts, in order, and print a line of JSON for each."""
     memory, seconds, folder, *names = arguments
     limit_resources(int(memory), int(seconds))
     bundle = Bundle.read(Path(folder))
@@ -121,7 +121,9 @@ def main(arguments: Sequence[str]) -> None:
         except SeedEdgeError as problem:
             error = str(problem)
         except MemoryError:
-            error = f"{bundle.path / name} takes over {int(memory) / 1e9:.1f} GB; do not use it"
+            error = (
+                f"{bundle.path / name} needs more than {int(memory) / 1e9:.1f} GB of memory; do not use it"
+            )
         print(json.dumps({"part": name, "error": error}), flush=True)
 
 

@@ -1,11 +1,9 @@
-"""Parts of a bundle are opened and run once in a child process before this process opens them.
+"""Tests the parts of a bundle in a child process before this process opens them.
 
-First a part is held against the rules of its kind, which need no native code. What these cannot prove, a
-child process tries: if ONNX Runtime or llama.cpp crashes, hangs or takes too much memory there, this process
-raises an error that names the file. A part that passed is remembered until its file, the manifest or the
-native library changes. The embedded bundle is part of the package and is not tried.
-
-`isolated_child.py` is what the child runs.
+First a part is checked by the rules of its kind, in Python. Then a child process (`isolated_child.py`) opens
+it and runs it once: if ONNX Runtime or llama.cpp crashes, hangs or uses too much memory there, this process
+raises an error that names the file. A part that passed is not tested again until its file, the manifest or a
+native library changes. The embedded bundle is part of the package and is trusted.
 """
 
 from __future__ import annotations
@@ -26,13 +24,13 @@ from seed_edge.user_dirs import CheckCache
 log = logging.getLogger("seed_edge")
 
 VERSION = 1
-"""Version of the rules and of the child process; after a change, every part is tried again."""
+"""Version of the rules and of the child process; after a change, all parts are tested again."""
 BASE_SECONDS, BYTES_PER_SECOND = 60, 4 << 20
 """Time limit of a child: a constant, plus the time to read the files from a slow disk."""
 BASE_MEMORY, MEMORY_PER_BYTE = 3 << 30, 12
 """Limit of a child's private memory: a constant, plus a multiple of the files' size."""
 BATCH_SIZE = 64 << 20
-"""Parts up to this total size in bytes are tried by one child, when one of them is first needed."""
+"""All parts of a bundle up to this total size in bytes are tested by one child."""
 
 
 def part_names(bundle: Bundle) -> list[str]:
@@ -44,7 +42,7 @@ def check_rules(bundle: Bundle, name: str) -> None:
     """Check a part by the rules of its kind.
 
     Raises:
-        BundleError: it breaks one.
+        BundleError: it breaks a rule.
     """
     from seed_edge.diffusion_arrays import read_noise_arrays
     from seed_edge.gguf_rules import check_language_model
@@ -65,9 +63,9 @@ def check_rules(bundle: Bundle, name: str) -> None:
 
 
 def ensure_safe(bundle: Bundle, name: str) -> None:
-    """Check a part, and try it in a child process, unless it passed before and did not change.
+    """Check a part, and test it in a child process, unless it passed before and did not change.
 
-    If the bundle is small, the same child tries its other parts too. The embedded bundle is trusted.
+    If the bundle is small, the same child also tests the other parts. The embedded bundle is trusted.
 
     Raises:
         BundleError: the part breaks a rule, or the child fails, crashes, hangs or runs out of memory.
@@ -78,18 +76,17 @@ def ensure_safe(bundle: Bundle, name: str) -> None:
     if checked.has(bundle.path / name, proof):
         return
     check_rules(bundle, name)
-    along: list[str] = []
-    if _small(bundle):
-        others = (
-            each for each in part_names(bundle) if each != name and not checked.has(bundle.path / each, proof)
-        )
-        along = [each for each in others if _fits_rules(bundle, each)]
-    _try_in_child(bundle, [name], along, checked, proof)
+    optional: list[str] = []
+    if _is_small(bundle):
+        others = [other for other in part_names(bundle) if other != name]
+        untested = [other for other in others if not checked.has(bundle.path / other, proof)]
+        optional = [other for other in untested if _passes_rules(bundle, other)]
+    _test_in_child(bundle, [name], optional, checked, proof)
     checked.save()
 
 
-def try_all(bundle: Bundle) -> None:
-    """Check every part and try it in a child process, even if it passed before, also for the embedded bundle.
+def check_all_parts(bundle: Bundle) -> None:
+    """Check and test every part in a child process, even if it passed before; also of the embedded bundle.
 
     Raises:
         BundleError: see `ensure_safe`.
@@ -97,17 +94,17 @@ def try_all(bundle: Bundle) -> None:
     names, checked, proof = part_names(bundle), CheckCache(), _proof(bundle)
     for name in names:
         check_rules(bundle, name)
-    for group in [names] if _small(bundle) else [[name] for name in names]:
-        _try_in_child(bundle, group, [], checked, proof)
+    for group in [names] if _is_small(bundle) else [[name] for name in names]:
+        _test_in_child(bundle, group, [], checked, proof)
     checked.save()
 
 
-def _small(bundle: Bundle) -> bool:
+def _is_small(bundle: Bundle) -> bool:
     return sum(_size(bundle, name) for name in part_names(bundle)) <= BATCH_SIZE
 
 
-def _fits_rules(bundle: Bundle, name: str) -> bool:
-    """Whether a part that is not needed yet passes the rules and may be tried."""
+def _passes_rules(bundle: Bundle, name: str) -> bool:
+    """Whether a part that is not needed yet passes the rules."""
     try:
         check_rules(bundle, name)
     except BundleError as error:
@@ -125,22 +122,21 @@ def _proof(bundle: Bundle) -> str:
 
 
 def _size(bundle: Bundle, name: str) -> int:
+    """Size in bytes of a part, including its external weights."""
     files = bundle.manifest.files
-    return sum(files[each].size for each in (name, name + DATA) if each in files)
+    return sum(files[file].size for file in (name, name + DATA) if file in files)
 
 
-def _try_in_child(
-    bundle: Bundle, needed: Sequence[str], along: Sequence[str], checked: CheckCache, proof: str
+def _test_in_child(
+    bundle: Bundle, required: Sequence[str], optional: Sequence[str], checked: CheckCache, proof: str
 ) -> None:
-    """Try parts in one child process, store those that pass, and raise the first error of the
-    needed parts.
-    """
-    names = [*needed, *along]
+    """Test parts in one child process, store those that pass, raise the first error of `required`."""
+    names = [*required, *optional]
     size = sum(_size(bundle, name) for name in names)
     memory, seconds = BASE_MEMORY + MEMORY_PER_BYTE * size, BASE_SECONDS + size // BYTES_PER_SECOND
     module = [sys.executable, "-m", "seed_edge.runtime.isolated_child"]
     command = [*module, str(memory), str(seconds), str(bundle.path.resolve()), *names]
-    log.info("trying %s in a process of its own, as it is new here", ", ".join(names))
+    log.info("testing new parts in a separate process: %s", ", ".join(names))
     try:
         done = subprocess.run(
             command, stdin=subprocess.DEVNULL, capture_output=True, timeout=seconds, check=False
@@ -151,38 +147,38 @@ def _try_in_child(
         output, died = error.stdout or b"", f"is not done after {seconds} seconds"
     except OSError as error:
         raise BundleError(
-            f"{bundle.path}: no process can be started to try it in ({error.strerror}: {command[0]})"
+            f"{bundle.path}: no process can be started to test it ({error.strerror}: {command[0]})"
         ) from error
     results = _results(output)
     for name in names:
         if results.get(name) == "":
             checked.add(bundle.path / name, proof)
-    for name in needed:
+    for name in required:
         if name not in results:
-            reason = died or "is not tried: the process ends early"
+            reason = died or "was not tested: the process ended early"
             raise BundleError(f"{bundle.path / name} {reason}; do not use it: copy or export it again")
         if results[name]:
             raise BundleError(results[name])
 
 
 def _death(code: int) -> str:
-    """The cause of a child's end, in words; empty after a normal end."""
+    """Why the child ended, in words; an empty string after a normal end."""
     if code == 0:
         return ""
     if code < 0:
         import signal
 
-        return f"ends the process that opens it ({signal.Signals(-code).name})"
+        return f"crashes the process that opens it ({signal.Signals(-code).name})"
     return f"cannot be opened (exit code {code})"
 
 
 def _results(output: bytes) -> dict[str, str]:
-    """The error of each part that was tried; empty if it passed."""
-    found: dict[str, str] = {}
+    """The error of each part that was tested; an empty string if it passed."""
+    results: dict[str, str] = {}
     for line in output.splitlines():
         try:
             record = json.loads(line)
-            found[str(record["part"])] = str(record["error"])
+            results[str(record["part"])] = str(record["error"])
         except (ValueError, TypeError, KeyError):
             continue  # a line that a native library printed
-    return found
+    return results

@@ -1,4 +1,4 @@
-"""The language model interface of the runtime, ids in and logits out, and its implementation by llama.cpp.
+"""Language model interface of the runtime (ids in, logits out), and its implementation with llama.cpp.
 
 Only this module calls llama.cpp. It does not know about images: codes are ids like any other.
 """
@@ -23,16 +23,16 @@ llama_cpp = native.llama_cpp()
 BUILD_HERE = "pip install --force-reinstall --no-cache-dir --no-binary llama-cpp-python llama-cpp-python"
 WITHOUT_AMX = f"CFLAGS=-U__AMX_INT8__ CXXFLAGS=-U__AMX_INT8__ {BUILD_HERE}"
 FIRST_CONTEXT = 512
-"""Initial context length in ids; keys and values of 2,048 ids take a gigabyte in a LLaMA with 7 billion
+"""Initial context length in ids; the KV cache of 2,048 ids needs a gigabyte in a LLaMA with 7 billion
 weights.
 """
 
 MAX_TEXT_BYTES = 1 << 20
-"""Maximum size of a text in bytes, far beyond any context."""
+"""Maximum size of a text in bytes, far more than fits any context."""
 
 
 class LanguageModel(Protocol):
-    """What sampling needs of a language model."""
+    """The methods of a language model that sampling uses."""
 
     def prefill(self, ids: Sequence[int], room: int) -> NDArray[np.float32]:
         """Read a prompt and return logits (vocabulary,) for the next id; `room` further ids must fit."""
@@ -42,17 +42,17 @@ class LanguageModel(Protocol):
 
 
 class BranchingModel(Protocol):
-    """What beam search and parallel sampling need of a language model."""
+    """The methods of a language model that beam search and parallel sampling use."""
 
     def prefill(self, ids: Sequence[int], room: int) -> NDArray[np.float32]:
-        """See `LanguageModel.prefill`; afterwards there is one branch, number 0."""
+        """See `LanguageModel.prefill`; starts with one branch, number 0."""
 
     def step_branches(self, ids: Sequence[int], parents: Sequence[int]) -> NDArray[np.float32]:
-        """Read one id on each of several new branches, which replace the branches so far.
+        """Read one id on each of several new branches, which replace the current branches.
 
         Args:
             ids: one id for each new branch.
-            parents: for each new branch, the number of the branch that it continues.
+            parents: for each new branch, the number of the current branch that it continues.
 
         Returns:
             Logits (branches, vocabulary) for the next id of each.
@@ -60,11 +60,11 @@ class BranchingModel(Protocol):
 
 
 class GeneratingModel(LanguageModel, BranchingModel, Protocol):
-    """What generation with one or several branches needs of a language model."""
+    """The methods of a language model that generation with one or several branches uses."""
 
 
 class ScoringModel(Protocol):
-    """What scoring of given ids needs of a language model."""
+    """The method of a language model that scores text."""
 
     def score(self, prompt: Sequence[int], ids: Sequence[int]) -> NDArray[np.float32]:
         """Logits (len(ids), vocabulary) for each id of `ids`, given the prompt and the ids before it."""
@@ -73,8 +73,8 @@ class ScoringModel(Protocol):
 def amx_in_use() -> bool:
     """Whether this llama.cpp runs AMX kernels, which crash on quantized files when built by gcc 12.
 
-    See llama.cpp issue 20824: the tile configuration is optimised away. The kernels live in an "extra buffer
-    type"; a model loaded without those is safe.
+    See llama.cpp issue 20824: the compiler removes the tile configuration. The kernels are part of an "extra
+    buffer type"; a model loaded without extra buffer types is safe.
     """
     return b"AMX_INT8 = 1" in llama_cpp.llama_print_system_info()
 
@@ -101,19 +101,18 @@ def performance_warnings(gpu_there: bool = False) -> Iterator[str]:
     """
     if amx_in_use():
         yield (
-            "llama.cpp's AMX kernels crash and are left out, and its faster layouts with them; mend "
-            f"it with: {WITHOUT_AMX}"
+            "llama.cpp's AMX kernels crash and are disabled, together with its faster weight layouts; fix it "
+            f"with: {WITHOUT_AMX}"
         )
     elif "avx2" in cpu_flags() and b"AVX2 = 1" not in llama_cpp.llama_print_system_info():
-        yield f"llama.cpp was built without this processor's AVX2 and is slow; mend it with: {BUILD_HERE}"
+        yield f"llama.cpp was built without AVX2, which this processor has; fix it with: {BUILD_HERE}"
     if os.environ.get("OMP_WAIT_POLICY", "").lower() == "active":
         yield (
-            "OMP_WAIT_POLICY=active has threads spin while they wait, which is slow beside other work; "
-            "unset it"
+            "OMP_WAIT_POLICY=active makes threads spin while they wait, which slows other programs; unset it"
         )
     if gpu_there and not gpu_offload():
         yield (
-            "llama.cpp was built without CUDA and uses no GPU; mend it with: "
+            "llama.cpp was built without CUDA and does not use the GPU; fix it with: "
             f"CMAKE_ARGS=-DGGML_CUDA=on {BUILD_HERE}"
         )
 
@@ -139,9 +138,9 @@ class LlamaCpp:
         Args:
             context_length: maximum number of ids of prompt and answer together.
             gpu_layers: layers on the GPU, counted from the last; -1 for all.
-            repack: see `model_params`; takes up to the file's size in memory, in addition to the file.
-            precise: keep keys and values in fp32, to compare with other implementations; slower.
-            weights: weights of the same file, loaded by another object, which must outlive this one.
+            repack: see `model_params`; needs up to the file's size of additional memory.
+            precise: KV cache in fp32, to compare with other implementations; slower.
+            weights: weights of the same file, loaded by another object that must outlive this one.
             branches: maximum number of branches.
             branch_length: maximum number of ids of each branch.
             check_tensors: read all weights, and refuse values that are not finite.
@@ -153,7 +152,7 @@ class LlamaCpp:
         self._model: Any = weights
         self._context: Any = None
         self._batch: Any = None
-        self._kept: dict[Hashable, LlamaCpp] = {}
+        self._contexts: dict[Hashable, LlamaCpp] = {}
         native.clear_llama_errors()
         if not self._borrowed:
             params = model_params(gpu_layers, repack)
@@ -165,7 +164,7 @@ class LlamaCpp:
             )
         self._vocab = llama_cpp.llama_model_get_vocab(self._model)
         self.vocab_size: int = llama_cpp.llama_vocab_n_tokens(self._vocab)
-        self._context_length, self._most_branches, self._branch_length = (
+        self._context_length, self._max_branches, self._branch_length = (
             context_length,
             branches,
             branch_length,
@@ -175,7 +174,7 @@ class LlamaCpp:
     def _open_context(self, length: int) -> None:
         """Open a context of `length` ids; the ids read so far are dropped."""
         self._close_context()
-        branches = self._most_branches
+        branches = self._max_branches
         params = llama_cpp.llama_context_default_params()
         params.n_ctx = params.n_batch = params.n_ubatch = length
         if (
@@ -192,12 +191,11 @@ class LlamaCpp:
         if not self._context:
             self.close()
             raise BundleError(
-                f"{self._path}: llama.cpp cannot make a context of {length} ids "
-                f"({native.last_llama_error()}); "
-                "close other programs if memory is short"
+                f"{self._path}: llama.cpp cannot create a context of {length} ids "
+                f"({native.last_llama_error()}); close other programs if memory is short"
             )
         self._memory, self._room = llama_cpp.llama_get_memory(self._context), length
-        self._read: list[int] = []
+        self._ids: list[int] = []
         self._branches, self._depth = [0], 0
 
     def _close_context(self) -> None:
@@ -209,8 +207,8 @@ class LlamaCpp:
 
     def close(self) -> None:
         """Free the model and its cached contexts; a second call does nothing."""
-        while self._kept:
-            self._kept.popitem()[1].close()
+        while self._contexts:
+            self._contexts.popitem()[1].close()
         self._close_context()
         if self._model and not self._borrowed:
             llama_cpp.llama_model_free(self._model)
@@ -231,14 +229,14 @@ class LlamaCpp:
 
     def cached_context(self, key: Hashable, branches: int = 1, branch_length: int = 0) -> LlamaCpp:
         """The context that is cached under `key`; it is created on first use and freed with this object."""
-        if key not in self._kept:
-            self._kept[key] = self.create_context(branches, branch_length)
-        return self._kept[key]
+        if key not in self._contexts:
+            self._contexts[key] = self.create_context(branches, branch_length)
+        return self._contexts[key]
 
     def drop_context(self, key: Hashable) -> None:
         """Free the context that is cached under `key`, if there is one."""
-        if key in self._kept:
-            self._kept.pop(key).close()
+        if key in self._contexts:
+            self._contexts.pop(key).close()
 
     @contextmanager
     def new_context(self, branches: int = 1, branch_length: int = 0) -> Iterator[LlamaCpp]:
@@ -263,9 +261,9 @@ class LlamaCpp:
             ) from None
         if len(data) > MAX_TEXT_BYTES:
             raise PromptError(
-                f"the text has {len(data):,} bytes, {MAX_TEXT_BYTES:,} at most can be read; shorten it"
+                f"the text has {len(data):,} bytes, over the limit of {MAX_TEXT_BYTES:,}; shorten it"
             )
-        room = len(data) + 2  # never more ids than bytes, but for the space put in front
+        room = len(data) + 2  # at most one id per byte, and a leading space
         ids = (llama_cpp.llama_token * room)()
         count = llama_cpp.llama_tokenize(self._vocab, data, len(data), ids, room, False, False)
         if count < 0:
@@ -287,14 +285,14 @@ class LlamaCpp:
         ).strip()  # no escapes for a terminal to obey
 
     def prefill(self, ids: Sequence[int], room: int) -> NDArray[np.float32]:
-        """See `LanguageModel.prefill`; a beginning that equals the ids read before is not read again.
+        """See `LanguageModel.prefill`; a prefix that equals the ids read before is not read again.
 
         Raises:
             PromptError: prompt and room do not fit the context.
         """
         if len(ids) + room > self._context_length:
             raise PromptError(
-                f"the prompt has {len(ids)} ids, {self._context_length - room} fit beside the answer; "
+                f"the prompt has {len(ids)} ids, but only {self._context_length - room} fit with the answer; "
                 "shorten it"
             )
         if len(ids) + room > self._room:
@@ -304,30 +302,30 @@ class LlamaCpp:
                 llama_cpp.llama_memory_seq_rm(self._memory, branch, -1, -1)
         self._branches, self._depth = [0], 0
         shared = 0
-        while shared < min(len(ids) - 1, len(self._read)) and ids[shared] == self._read[shared]:
+        while shared < min(len(ids) - 1, len(self._ids)) and ids[shared] == self._ids[shared]:
             shared += 1
         llama_cpp.llama_memory_seq_rm(self._memory, 0, shared, -1)
-        self._read = list(ids[:shared])
+        self._ids = list(ids[:shared])
         return self._decode(ids[shared:])
 
     def step(self, token_id: int) -> NDArray[np.float32]:
         return self._decode([token_id])
 
     def step_branches(self, ids: Sequence[int], parents: Sequence[int]) -> NDArray[np.float32]:
-        """See `BranchingModel.step_branches`; for objects made with `branches`."""
-        first = 1 + self._most_branches if self._branches[0] in range(1, 1 + self._most_branches) else 1
+        """See `BranchingModel.step_branches`; for objects created with `branches`."""
+        first = 1 + self._max_branches if self._branches[0] in range(1, 1 + self._max_branches) else 1
         branches = list(range(first, first + len(ids)))
         for branch, parent in zip(branches, parents, strict=True):
             llama_cpp.llama_memory_seq_cp(self._memory, self._branches[parent], branch, -1, -1)
         for branch in self._branches:
             if branch != 0:
                 llama_cpp.llama_memory_seq_rm(self._memory, branch, -1, -1)
-        self._run(_filled(self._batch, ids, [len(self._read) + self._depth] * len(ids), branches))
+        self._run(_fill_batch(self._batch, ids, [len(self._ids) + self._depth] * len(ids), branches))
         self._branches, self._depth = branches, self._depth + 1
-        found = np.empty((len(ids), self.vocab_size), np.float32)
-        for row, logits in enumerate(found):
-            logits[:] = self._checked_logits(row)
-        return found
+        result = np.empty((len(ids), self.vocab_size), np.float32)
+        for row, logits in enumerate(result):
+            logits[:] = self._logits_view(row)
+        return result
 
     def score(self, prompt: Sequence[int], ids: Sequence[int]) -> NDArray[np.float32]:
         """See `ScoringModel.score`.
@@ -342,22 +340,22 @@ class LlamaCpp:
         batch = llama_cpp.llama_batch_init(len(read), 0, 1)
         try:
             self._run(
-                _filled(batch, read, range(len(self._read), len(self._read) + len(read)), [0] * len(read))
+                _fill_batch(batch, read, range(len(self._ids), len(self._ids) + len(read)), [0] * len(read))
             )
         finally:
             llama_cpp.llama_batch_free(batch)
-        self._read += read
-        return np.stack(logits + [self._checked_logits(row) for row in range(len(read))])
+        self._ids += read
+        return np.stack(logits + [self._logits_view(row) for row in range(len(read))])
 
     def _decode(self, ids: Sequence[int]) -> NDArray[np.float32]:
         array = (llama_cpp.llama_token * len(ids))(*ids)
         self._run(llama_cpp.llama_batch_get_one(array, len(ids)))
-        self._read += ids
+        self._ids += ids
         return self._logits(-1)
 
     def _run(self, batch: Any) -> None:
         if not self._context:
-            raise BundleError(f"{self._path} was closed while it was in use; ask again")
+            raise BundleError(f"{self._path} was closed while it was in use; call again")
         status = llama_cpp.llama_decode(self._context, batch)
         if status != 0:
             raise BundleError(
@@ -366,16 +364,16 @@ class LlamaCpp:
             )
 
     def _logits(self, row: int) -> NDArray[np.float32]:
-        return self._checked_logits(row).copy()
+        return self._logits_view(row).copy()
 
-    def _checked_logits(self, row: int) -> NDArray[np.float32]:
-        """Where llama.cpp has them, until it runs again."""
+    def _logits_view(self, row: int) -> NDArray[np.float32]:
+        """A view of llama.cpp's logits, valid until it runs again."""
         logits = llama_cpp.llama_get_logits_ith(self._context, row)
         return np.ctypeslib.as_array(logits, shape=(self.vocab_size,))
 
 
-def _filled(batch: Any, ids: Sequence[int], positions: Sequence[int], sequences: Sequence[int]) -> Any:
-    """The batch with these ids, and logits wanted for each."""
+def _fill_batch(batch: Any, ids: Sequence[int], positions: Sequence[int], sequences: Sequence[int]) -> Any:
+    """The batch with these ids, and logits requested for each."""
     batch.n_tokens = len(ids)
     for row, (token_id, position, sequence) in enumerate(zip(ids, positions, sequences, strict=True)):
         batch.token[row], batch.pos[row], batch.logits[row] = token_id, position, True

@@ -1,6 +1,6 @@
-"""The memory that opening a graph and running it once takes, measured in a separate process.
+"""Measures the memory that a graph needs to be opened and run once, in a separate process.
 
-`python -m seed_edge.runtime.memory_probe GRAPH` prints it, as JSON.
+`python -m seed_edge.runtime.memory_probe GRAPH` prints the result as JSON.
 """
 
 from __future__ import annotations
@@ -21,8 +21,7 @@ from seed_edge.runtime.unclip import TILE
 
 
 def measure_memory(path: Path) -> MemoryUse | None:
-    """Memory of a graph on a CPU, beyond that of a process without graphs; None if the system does not report
-    it.
+    """Memory of a graph on a CPU, without that of the process itself; None if the system does not report it.
 
     Raises:
         BundleError: the graph cannot be opened or run.
@@ -31,15 +30,15 @@ def measure_memory(path: Path) -> MemoryUse | None:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise BundleError(
-            f"{path} cannot be run in a process of its own ({done.stderr.strip().splitlines()[-1:]})"
+            f"{path} cannot be run in a separate process ({done.stderr.strip().splitlines()[-1:]})"
         )
-    told = json.loads(done.stdout)
-    return None if told is None else MemoryUse(**told)
+    result = json.loads(done.stdout)
+    return None if result is None else MemoryUse(**result)
 
 
 def measure(path: Path) -> MemoryUse | None:
-    """`measure_memory`, in this process, which must have opened nothing yet; sizes that the graph leaves open
-    are one tile.
+    """`measure_memory` in this process, which must not have opened a graph yet; dynamic axes have the size
+    `TILE`.
     """
     before = resident_memory()
     if before is None:

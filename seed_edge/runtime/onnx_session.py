@@ -1,6 +1,4 @@
-"""Opens ONNX graphs as sessions on the requested device, and compares them with the declared inputs and
-outputs.
-"""
+"""Opens ONNX graphs as sessions on the requested device, and checks their inputs and outputs."""
 
 from __future__ import annotations
 
@@ -44,11 +42,9 @@ class Device:
 
 
 def cuda_problem() -> str | None:
-    """The reason why CUDA cannot be used, as far as it is known before a graph is opened; None if there is
-    none.
-    """
+    """The reason why CUDA cannot be used, checked without opening a graph; None if there is none."""
     if CUDA not in ort.get_available_providers():
-        return "this ONNX Runtime is built without CUDA; install onnxruntime-gpu in its place"
+        return "this ONNX Runtime is built without CUDA; replace it by onnxruntime-gpu"
     if sys.platform == "win32":
         return None if ctypes.util.find_library("nvcuda") else "no NVIDIA driver found"
     return None if any(path.exists() for path in DRIVER_FILES) else "no NVIDIA driver found"
@@ -63,17 +59,17 @@ def choose_device(requested: str) -> Device:
     if requested not in DEVICES:
         raise DeviceError(f"device {requested!r} is unknown; choose one of {', '.join(DEVICES)}")
     if requested == "cpu":
-        return Device("cpu", "asked for", required=True)
+        return Device("cpu", "requested", required=True)
     problem = cuda_problem()
     if requested == "cuda":
         if problem:
             raise DeviceError(f"--device cuda cannot be used: {problem}; use --device cpu")
-        return Device("cuda", "asked for", required=True)
+        return Device("cuda", "requested", required=True)
     return Device("cpu", problem) if problem else Device("cuda", "NVIDIA driver found")
 
 
 def session_options() -> Any:
-    """Session options: all available cores, whose threads sleep while they wait."""
+    """Session options: threads on all available cores, which sleep while they wait."""
     options = ort.SessionOptions()
     options.intra_op_num_threads = available_cores()
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
@@ -82,7 +78,7 @@ def session_options() -> Any:
 
 
 def open_on_cpu(path: Path) -> Any:
-    """A graph as ONNX Runtime opens it, without any check."""
+    """An ONNX Runtime session of a graph on the CPU, without any check."""
     return ort.InferenceSession(path, session_options(), providers=[CPU])
 
 
@@ -96,8 +92,8 @@ class Session:
             arena: keep the memory of a run for the next one.
 
         Raises:
-            BundleError: the file is no ONNX graph, or not the declared one.
-            DeviceError: the device was asked for by name and the graph does not run there.
+            BundleError: the file is not an ONNX graph, or has other inputs or outputs.
+            DeviceError: the user requested the device and the graph cannot run there.
         """
         options = session_options()
         options.enable_cpu_mem_arena = arena
@@ -123,7 +119,7 @@ class Session:
 
     @property
     def device(self) -> str:
-        """Where the graph runs in fact: `cpu` or `cuda`."""
+        """Device that the graph actually runs on: `cpu` or `cuda`."""
         return "cuda" if self._session.get_providers()[0] == CUDA else "cpu"
 
     def close(self) -> None:
@@ -133,8 +129,8 @@ class Session:
 
     def _check(self, path: Path, spec: GraphSpec) -> None:
         pairs = ((spec.inputs, self._session.get_inputs()), (spec.outputs, self._session.get_outputs()))
-        for declared, found in pairs:
-            wanted = [
+        for declared, tensors in pairs:
+            expected = [
                 (t.name, t.dtype, tuple(n if isinstance(n, int) else None for n in t.shape)) for t in declared
             ]
             actual = [
@@ -143,12 +139,10 @@ class Session:
                     DTYPES.get(t.type, t.type),
                     tuple(n if isinstance(n, int) else None for n in t.shape),
                 )
-                for t in found
+                for t in tensors
             ]
-            if wanted != actual:
-                raise BundleError(
-                    f"{path} takes or gives {actual}, the manifest asks for {wanted}; export again"
-                )
+            if expected != actual:
+                raise BundleError(f"{path} has inputs or outputs {actual}; expected {expected}; export again")
 
     @staticmethod
     def operators(path: Path, inputs: Sequence[NDArray[np.generic]]) -> list[dict[str, Any]]:
@@ -157,9 +151,8 @@ class Session:
         """
         options = ort.SessionOptions()
         options.enable_profiling, options.log_severity_level = True, native.ORT_FATAL
-        options.graph_optimization_level = (
-            ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
-        )  # beyond, channels are padded
+        # a higher level pads channels
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
         with tempfile.TemporaryDirectory() as folder:
             options.profile_file_prefix = str(Path(folder) / "run")
             session = ort.InferenceSession(path, options, providers=[CPU])
@@ -167,22 +160,22 @@ class Session:
                 None, dict(zip((tensor.name for tensor in session.get_inputs()), inputs, strict=True))
             )
             events = json.loads(Path(session.end_profiling()).read_text("utf-8"))
-        found = [event["args"] for event in events if event["name"].endswith("_kernel_time")]
+        kernels = [event["args"] for event in events if event["name"].endswith("_kernel_time")]
         return [
             {
-                "op_name": one["op_name"],
-                "inputs": [shape for tensor in one["input_type_shape"] for shape in tensor.values()],
-                "outputs": [shape for tensor in one["output_type_shape"] for shape in tensor.values()],
+                "op_name": kernel["op_name"],
+                "inputs": [shape for tensor in kernel["input_type_shape"] for shape in tensor.values()],
+                "outputs": [shape for tensor in kernel["output_type_shape"] for shape in tensor.values()],
             }
-            for one in found
+            for kernel in kernels
         ]
 
     def __call__(self, *inputs: NDArray[np.generic]) -> list[NDArray[np.generic]]:
-        """Run with inputs in declared order; outputs in declared order.
+        """Run the graph; inputs and outputs are in declared order.
 
         Raises:
-            MemoryShortError: ONNX Runtime gets no memory.
-            BundleError: it fails otherwise.
+            MemoryShortError: ONNX Runtime ran out of memory.
+            BundleError: it failed for another reason.
         """
         try:
             outputs: list[NDArray[np.generic]] = self._session.run(

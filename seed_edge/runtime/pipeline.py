@@ -31,8 +31,8 @@ from seed_edge.runtime.unclip import DiffusionOptions
 class SeedEdge(TextMethods, DrawingMethods):
     """An open bundle. Each of its parts is opened when it is first used.
 
-    Threads may share it; calls wait for one another. A forked process cannot use it: it lacks the native
-    libraries' threads.
+    Threads may share it; a lock serializes calls. A forked process cannot use it, because it lacks the
+    threads of the native libraries.
     """
 
     def __init__(
@@ -67,7 +67,7 @@ class SeedEdge(TextMethods, DrawingMethods):
         return self.engine.device
 
     def memory_plan(self) -> list[str]:
-        """The memory that each part takes, and the free memory, in lines for people."""
+        """Lines of text: the memory of each part, and the free memory."""
         return self.engine.parts.plan()
 
     def close(self) -> None:
@@ -95,7 +95,7 @@ class SeedEdge(TextMethods, DrawingMethods):
             ImageError: `images` is empty or a single image, or one cannot be read.
         """
         pictures = image_list(images, "images")
-        with self.engine.held():
+        with self.engine.locked():
             return self.engine.images.encode([as_image(picture) for picture in pictures])
 
     def draw_codes(
@@ -115,7 +115,7 @@ class SeedEdge(TextMethods, DrawingMethods):
         """
         check_seed(seed)
         check_text(prompt, "prompt")
-        with self.engine.held():
+        with self.engine.locked():
             best: NDArray[np.int64] = self.generator.draw_candidates(
                 prompt, seed, negative, sampling, progress
             )[0]
@@ -134,7 +134,7 @@ class SeedEdge(TextMethods, DrawingMethods):
         `draw_codes`.
         """
         check_seed(seed)
-        with self.engine.held():
+        with self.engine.locked():
             return self.generator.edit_codes(codes, change, seed, sampling, progress)
 
     def decode(
@@ -162,7 +162,7 @@ class SeedEdge(TextMethods, DrawingMethods):
         """
         check_seed(seed)
         checked = self.bundle.manifest.codes.check(codes)[None]
-        with self.engine.held():
+        with self.engine.locked():
             return self.generator.decode(checked, seed, options, negative, progress, on_latents)[0]
 
     def decode_batch(
@@ -180,7 +180,7 @@ class SeedEdge(TextMethods, DrawingMethods):
         if len(codes) and np.ndim(codes[0]) != 1:
             raise CodesError("codes must be those of several images: (count, codes_per_image); write [codes]")
         checked = [space.check(each) for each in codes]
-        with self.engine.held():
+        with self.engine.locked():
             return [self.generator.decode(each[None], seed, options)[0] for each in checked]
 
     def decode_latents(self, latents: NDArray[np.float32], *, tiled: bool | None = None) -> Image.Image:
@@ -192,5 +192,5 @@ class SeedEdge(TextMethods, DrawingMethods):
         Raises:
             BundleError: the bundle has no diffusion, or one with latents of another shape.
         """
-        with self.engine.held():
+        with self.engine.locked():
             return self.engine.images.decoder.decode_latents(latents, tiled)[0]

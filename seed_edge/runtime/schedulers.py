@@ -1,7 +1,7 @@
-"""The diffusion from an image embedding to latents: schedulers, guidance and the denoising loop, in numpy.
+"""Diffusion from an image embedding to latents: schedulers, guidance and the denoising loop, in numpy.
 
-It does not know about codes or prompts. The network predicts v (Salimans & Ho 2022, arXiv:2202.00512); time
-runs over the training steps of the schedule, largest first. All noise comes from the caller.
+This module does not know about codes or prompts. The network predicts v (Salimans & Ho 2022,
+arXiv:2202.00512). Timesteps are training steps, largest first. All noise comes from the caller.
 """
 
 from __future__ import annotations
@@ -31,25 +31,26 @@ def mix(*terms: tuple[float, Array]) -> Array:
 
 @dataclass(frozen=True)
 class Schedule:
-    """The noise schedule: remaining signal at each training step, and the spacing of the steps."""
+    """The noise schedule: cumulative alpha of each training step, and the spacing of timesteps."""
 
     alphas_cumprod: NDArray[np.float64]
     """(training steps,), decreasing, in (0, 1)."""
     steps_offset: int
-    """Added to the evenly spaced timesteps."""
+    """Added to the evenly spaced_timesteps timesteps."""
     final_alpha_one: bool
-    """Whether the last step ends without noise, instead of at the noise of the first training step."""
+    """Whether the last step ends at alpha 1, without noise, instead of the alpha of the first training step.
+    """
 
-    def spaced(self, steps: int) -> NDArray[np.int64]:
-        """`steps` timesteps, largest first.
+    def spaced_timesteps(self, steps: int) -> NDArray[np.int64]:
+        """Evenly spaced timesteps (steps,), largest first.
 
         Raises:
-            PromptError: the schedule has not as many training steps.
+            PromptError: the schedule has too few training steps.
         """
         count, ratio = len(self.alphas_cumprod), len(self.alphas_cumprod) // steps
         if ratio < 1 or (steps - 1) * ratio + self.steps_offset >= count:
             raise PromptError(
-                f"{steps} steps do not fit the {count} training steps of this diffusion; take fewer"
+                f"{steps} steps do not fit the {count} training steps of this diffusion; use fewer"
             )
         return (np.arange(steps) * ratio)[::-1] + self.steps_offset
 
@@ -59,20 +60,20 @@ class Schedule:
         return math.sqrt((1 - alpha) / alpha)
 
     def alpha(self, timestep: int) -> float:
-        """Remaining signal (cumulative alpha); below the first training step, that of the end."""
+        """Cumulative alpha of a timestep; below 0, the alpha after the last step."""
         if timestep >= 0:
             return float(self.alphas_cumprod[timestep])
         return 1.0 if self.final_alpha_one else float(self.alphas_cumprod[0])
 
 
 class Scheduler(Protocol):
-    """Steps from noise to latents; holds the state of one image."""
+    """Solver from noise to latents; has the state of one denoising run."""
 
     timesteps: NDArray[np.int64]
     """Timesteps at which the network is evaluated, in order."""
 
     def step(self, v: Array, index: int, latents: Array) -> Array:
-        """Latents after evaluation `index` gave `v` for `latents`."""
+        """Latents after step `index`, at which the network predicted `v` for `latents`."""
 
 
 @dataclass
@@ -84,7 +85,7 @@ class Ddim:
     timesteps: NDArray[np.int64] = field(init=False)
 
     def __post_init__(self) -> None:
-        self.timesteps = self.schedule.spaced(self.steps)
+        self.timesteps = self.schedule.spaced_timesteps(self.steps)
 
     def step(self, v: Array, index: int, latents: Array) -> Array:
         timestep = int(self.timesteps[index])
@@ -100,13 +101,13 @@ ADAMS_BASHFORTH = {
     3: (23 / 12, -16 / 12, 5 / 12),
     4: (55 / 24, -59 / 24, 37 / 24, -9 / 24),
 }
-"""Weights of the latest predictions, newest first, by their number."""
+"""Weights of the latest predictions, newest first, by the number of predictions."""
 
 
 @dataclass
 class Pndm:
-    """PNDM without its Runge-Kutta start (Liu et al. 2022, arXiv:2202.09778), the reference's: one extra
-    evaluation.
+    """PNDM without Runge-Kutta steps (Liu et al. 2022, arXiv:2202.09778), as in the reference; needs one
+    extra evaluation.
     """
 
     schedule: Schedule
@@ -116,14 +117,14 @@ class Pndm:
     _first: Array | None = None
 
     def __post_init__(self) -> None:
-        even = self.schedule.spaced(self.steps)
-        self.timesteps = np.concatenate([even[:2], even[1:]])  # the second is visited twice
+        even = self.schedule.spaced_timesteps(self.steps)
+        self.timesteps = np.concatenate([even[:2], even[1:]])  # the second timestep is evaluated twice
 
     def step(self, v: Array, index: int, latents: Array) -> Array:
         ratio = len(self.schedule.alphas_cumprod) // self.steps
         start = int(self.timesteps[index])
         end = start - ratio
-        if index == 1:  # the first step again, now with the mean of both ends
+        if index == 1:  # repeat the first step with the mean of both predictions
             assert self._first is not None
             start, end = start + ratio, start
             return self._move(mix((0.5, v), (0.5, self._history[-1])), start, end, self._first)
@@ -144,10 +145,10 @@ class Pndm:
 
 @dataclass
 class DpmSolver:
-    """DPM-Solver++(2M) (Lu et al. 2022, arXiv:2211.01095); ends at no noise.
+    """DPM-Solver++(2M) (Lu et al. 2022, arXiv:2211.01095), a second-order solver; ends without noise.
 
-    Its steps are even in the logarithm of signal over noise, in which it is of second order, and begin where
-    there is most noise. Where two would fall on one training step, one is left out.
+    Steps are evenly spaced in log-SNR, from the noisiest training step. Of steps that fall on the same
+    training step, only one is used.
     """
 
     schedule: Schedule
@@ -158,8 +159,8 @@ class DpmSolver:
     def __post_init__(self) -> None:
         alphas, last = self.schedule.alphas_cumprod, self.schedule.steps_offset
         ratios = 0.5 * np.log(alphas / (1 - alphas))  # decreasing
-        wanted = np.linspace(ratios[-1], ratios[last], self.steps)
-        nearest = np.abs(ratios[None] - wanted[:, None]).argmin(1)
+        targets = np.linspace(ratios[-1], ratios[last], self.steps)
+        nearest = np.abs(ratios[None] - targets[:, None]).argmin(1)
         self.timesteps = np.unique(nearest)[::-1].astype(np.int64)
 
     def step(self, v: Array, index: int, latents: Array) -> Array:
@@ -181,7 +182,7 @@ class DpmSolver:
 
     @staticmethod
     def _log_ratio(alpha: float) -> float:
-        """Logarithm of signal over noise amplitude."""
+        """Logarithm of the ratio of signal to noise amplitude."""
         return 0.5 * math.log(alpha / (1 - alpha))
 
 
@@ -202,7 +203,7 @@ def denoise(
 
     Args:
         latents: standard normal noise, (batch, 4, h, w).
-        progress: called with evaluations done and evaluations in all.
+        progress: called with the number of evaluations done and the total.
     """
     for index, timestep in enumerate(scheduler.timesteps):
         latents = scheduler.step(network(latents, int(timestep)), index, latents).astype(np.float32)
@@ -211,12 +212,12 @@ def denoise(
     return latents
 
 
-def guided(
+def guided_network(
     network: Callable[[Array, int, Array], Array],
     positive: Array,
     negative: Array,
     guidance: float,
-    matters: Callable[[int], bool] = lambda timestep: True,
+    is_guided: Callable[[int], bool] = lambda timestep: True,
 ) -> Network:
     """A network with classifier-free guidance away from `negative`; at guidance 1 only `positive` is
     evaluated.
@@ -225,30 +226,33 @@ def guided(
         network: (latents, timestep, class labels) -> v.
         positive: class labels (batch, 2 * image_embed_dim).
         negative: class labels of the same shape; zeros for none.
-        matters: whether guidance is applied at a timestep; elsewhere only `positive` is asked, which is half
+        is_guided: whether guidance is applied at a timestep; elsewhere only `positive` is evaluated, which is
+            half
             the work.
     """
     labels = np.concatenate([negative, positive])
 
     def predict(latents: Array, timestep: int) -> Array:
-        if guidance == 1 or not matters(timestep):
+        if guidance == 1 or not is_guided(timestep):
             return network(latents, timestep, positive)
-        away, towards = np.split(network(np.concatenate([latents, latents]), timestep, labels), 2)
-        return mix((1 - guidance, away), (guidance, towards))
+        unconditional, conditional = np.split(
+            network(np.concatenate([latents, latents]), timestep, labels), 2
+        )
+        return mix((1 - guidance, unconditional), (guidance, conditional))
 
     return predict
 
 
 @dataclass(frozen=True)
 class ImageNoise:
-    """The noise augmentation that unCLIP applies to an image embedding before it conditions the network."""
+    """The noise augmentation of image embeddings in unCLIP."""
 
     mean: Array
     """(image_embed_dim,)"""
     std: Array
     """(image_embed_dim,)"""
     alpha: float
-    """Remaining signal at noise level 0, close to 1."""
+    """Cumulative alpha at noise level 0, close to 1."""
 
     def class_labels(self, image_embeds: Array, noise: Array) -> Array:
         """Class labels (batch, 2 * dim) of image embeddings (batch, dim), with standard normal `noise` of

@@ -1,7 +1,5 @@
-"""The self-test of a bundle: the manifest has the codes and decoded values of a computed image, which
-`verify` repeats.
-
-Needs nothing but the bundle: the picture is computed.
+"""The self-test of a bundle: `verify` compares codes and decoded values of a computed image with the
+manifest.
 """
 
 from __future__ import annotations
@@ -13,17 +11,18 @@ from seed_edge.bundle import Bundle
 from seed_edge.errors import BundleError
 from seed_edge.manifest import SelfTest
 from seed_edge.runtime.image_tokenizer import ImageTokenizer
-from seed_edge.runtime.isolated_load import try_all
+from seed_edge.runtime.isolated_load import check_all_parts
 from seed_edge.runtime.onnx_session import Device
 
 VALUES = 16
-CODES_NEEDED = 0.9
-"""Minimum share of equal codes; another processor may round two nearly equal distances differently."""
+"""Number of decoded values in the manifest."""
+MIN_EQUAL_CODES = 0.9
+"""Minimum fraction of equal codes; processors may round two nearly equal distances differently."""
 MAX_RELATIVE_ERROR = 0.02
 
 
 def pattern(size: int) -> NDArray[np.uint8]:
-    """A smooth coloured image (size, size, 3), equal on every machine: it is computed with integers only."""
+    """A smooth coloured image (size, size, 3); equal on every machine: computed with integers."""
     y, x = np.mgrid[0:size, 0:size].astype(np.int64)
     red, green = x * 255 // size, y * 255 // size
     blue = ((x - size // 2) ** 2 + (y - size // 2) ** 2) * 255 // (size * size // 2)
@@ -35,33 +34,31 @@ def measure(bundle: Bundle, device: Device) -> SelfTest:
     images = ImageTokenizer(bundle, device)
     preprocessing = bundle.manifest.preprocessing
     codes = images.encode_values(preprocessing.normalise(pattern(preprocessing.image_size)[None]))
-    decoded = images.decoded(codes).reshape(-1)
-    chosen = decoded[:: max(1, len(decoded) // VALUES)][:VALUES]
-    return SelfTest(tuple(codes[0].tolist()), tuple(round(float(value), 5) for value in chosen))
+    decoded = images.run_decoder(codes).reshape(-1)
+    values = decoded[:: max(1, len(decoded) // VALUES)][:VALUES]
+    return SelfTest(tuple(codes[0].tolist()), tuple(round(float(value), 5) for value in values))
 
 
 def verify(bundle: Bundle, device: Device) -> str:
-    """Check every hash, try every part in a child process, and repeat the self-test; return a summary for
-    people.
+    """Check all hashes, test all parts in a child process, and repeat the self-test; return a summary in one
+    line.
 
     Raises:
-        BundleError: a file differs, a part fails or ends the child, or the graphs do not give what the
-            manifest says.
+        BundleError: a hash differs, a part fails or crashes the child, or outputs differ from the manifest.
     """
     bundle.check_hashes()
-    try_all(bundle)
+    check_all_parts(bundle)
     expected = bundle.manifest.self_test
     if expected is None:
         raise BundleError(f"{bundle.path} was exported without a self-test; export again")
-    found = measure(bundle, device)
-    equal = float(np.mean(np.array(found.codes) == np.array(expected.codes)))
+    actual = measure(bundle, device)
+    equal = float(np.mean(np.array(actual.codes) == np.array(expected.codes)))
     scale = max(1.0, float(np.abs(expected.decoded).max()))
-    error = float(np.abs(np.array(found.decoded) - np.array(expected.decoded)).max()) / scale
-    if equal < CODES_NEEDED or (equal == 1 and error > MAX_RELATIVE_ERROR):
+    error = float(np.abs(np.array(actual.decoded) - np.array(expected.decoded)).max()) / scale
+    if equal < MIN_EQUAL_CODES or (equal == 1 and error > MAX_RELATIVE_ERROR):
         raise BundleError(
             f"{bundle.path}: {equal:.0%} of the self-test's codes are equal and values differ by "
-            f"{error:.2g}; "
-            "this machine or its ONNX Runtime computes something else"
+            f"{error:.2g}; this machine or its ONNX Runtime computes different results"
         )
     size = sum(entry.size for entry in bundle.manifest.files.values())
     return (

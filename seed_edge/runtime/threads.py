@@ -1,7 +1,7 @@
-"""How many threads to use, how they wait, and what the processor can do.
+"""Number of threads to use, and features of the processor.
 
-Both native runtimes keep threads spinning between two operations unless told otherwise; on a busy machine
-that turns a millisecond into hundreds (`native` sets how they wait).
+By default, the threads of both native runtimes spin between operations; on a busy machine this turns a
+millisecond into hundreds. `native` and `onnx_session` make them sleep.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import re
 from pathlib import Path
 
 SMALL_MODEL = 100 << 20
-"""Language models up to this size, in bytes, run fastest on one thread."""
+"""Language models up to this size in bytes run fastest with one thread."""
 
 CPUINFO = Path("/proc/cpuinfo")
 FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "amx_int8", "asimd", "asimddp", "i8mm", "sve")
@@ -20,7 +20,7 @@ CGROUP_QUOTA = Path("/sys/fs/cgroup/cpu.max")
 
 
 def available_cores(quota: Path = CGROUP_QUOTA) -> int:
-    """Cores this process may use: its affinity, capped by a container's quota. At least 1."""
+    """Number of cores that this process may use, by its affinity and the container's quota; at least 1."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     if quota.is_file():
         allowed, _, period = quota.read_text().strip().partition(" ")
@@ -32,13 +32,13 @@ def available_cores(quota: Path = CGROUP_QUOTA) -> int:
 def cpu_flags() -> list[str]:
     """The features in `FLAGS` that the processor has; empty if the system does not report them."""
     try:
-        found = re.search(r"^(?:flags|Features)\s*:(.*)$", CPUINFO.read_text(), re.MULTILINE)
+        match = re.search(r"^(?:flags|Features)\s*:(.*)$", CPUINFO.read_text(), re.MULTILINE)
     except OSError:
         return []
-    has = set(found[1].split()) if found else set()
-    return [flag for flag in FLAGS if flag in has]
+    flags = set(match[1].split()) if match else set()
+    return [flag for flag in FLAGS if flag in flags]
 
 
 def threads_for_language_model(size: int) -> int:
-    """Threads for a GGUF file of `size` bytes."""
+    """Number of threads for a GGUF file of `size` bytes."""
     return 1 if size <= SMALL_MODEL else available_cores()

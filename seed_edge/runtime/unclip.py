@@ -16,7 +16,15 @@ from seed_edge.errors import BundleError, MemoryShortError, PromptError
 from seed_edge.manifest import MAX_GUIDANCE, UNET, VAE
 from seed_edge.runtime.onnx_session import Device, Session
 from seed_edge.runtime.part_cache import PartCache
-from seed_edge.runtime.schedulers import SCHEDULERS, Array, ImageNoise, Schedule, Scheduler, denoise, guided
+from seed_edge.runtime.schedulers import (
+    SCHEDULERS,
+    Array,
+    ImageNoise,
+    Schedule,
+    Scheduler,
+    denoise,
+    guided_network,
+)
 
 log = logging.getLogger("seed_edge")
 
@@ -28,9 +36,8 @@ TILE, OVERLAP = 48, 12
 """Side of a tile and overlap of neighbouring tiles, in latents."""
 
 
-def in_tiles(decode: Callable[[Array], Array], latents: Array, scale: int) -> Array:
-    """Pixels that `decode` gives for tiles of `latents` (batch, channels, h, w), blended where the tiles
-    overlap.
+def decode_tiled(decode: Callable[[Array], Array], latents: Array, scale: int) -> Array:
+    """Decode `latents` (batch, channels, h, w) in tiles, and blend the pixels where tiles overlap.
 
     Args:
         scale: pixels per latent.
@@ -81,22 +88,22 @@ class DiffusionOptions:
 
     def __post_init__(self) -> None:
         if self.steps is not None and not 2 <= self.steps <= 500:
-            raise PromptError(f"{self.steps} steps: give 2 to 500")
+            raise PromptError(f"steps is {self.steps}; it must be 2 to 500")
         if self.guidance is not None and not 1 <= self.guidance <= MAX_GUIDANCE:
-            raise PromptError(f"guidance {self.guidance}: give 1 to {MAX_GUIDANCE:g}")
+            raise PromptError(f"guidance is {self.guidance}; it must be 1 to {MAX_GUIDANCE:g}")
         if self.scheduler is not None and self.scheduler not in SCHEDULERS:
             raise PromptError(
                 f"scheduler {self.scheduler!r} is unknown; choose one of {', '.join(SCHEDULERS)}"
             )
         if self.guided_between is not None and not 0 <= self.guided_between[0] <= self.guided_between[1]:
             raise PromptError(
-                f"guided_between {self.guided_between}: give two ratios of noise to signal, the lower first"
+                f"guided_between is {self.guided_between}; it must be (lowest, highest) noise ratio"
             )
 
 
 FAST = DiffusionOptions(steps=9, scheduler="dpm++", guided_between=(0.28, 5.42))
 """A third of the reference's evaluations: a solver that needs fewer steps, and guidance only at medium noise
-levels (Kynkäänniemi et al. 2024, arXiv:2404.07724; the interval is theirs).
+levels (interval of Kynkäänniemi et al. 2024, arXiv:2404.07724).
 """
 
 
@@ -117,7 +124,7 @@ class Unclip:
         return self._parts.get(UNET, lambda: Session(self._bundle.unet, spec, self._device))
 
     def _vae(self, running: int) -> Session:
-        # an arena would keep half as much again, for speed in a second run that seldom comes
+        # an arena would keep half as much memory again, only to speed up a second run
         spec = self._bundle.manifest.graphs()[VAE]
         return self._parts.get(
             VAE, lambda: Session(self._bundle.vae, spec, self._device, arena=False), running
@@ -134,9 +141,7 @@ class Unclip:
         return schedule, ImageNoise(mean, std, float(arrays["noise_alpha"]))
 
     def noise(self, seed: int, batch: int) -> tuple[Array, Array]:
-        """Standard normal latents (batch, channels, size, size) and noise (batch, dim) for image embeddings,
-        from a seed.
-        """
+        """Standard normal initial latents (batch, channels, size, size) and embedding noise (batch, dim)."""
         s, rng = self._settings, np.random.default_rng(seed)
         latents = rng.standard_normal(
             (batch, s.latent_channels, s.latent_size, s.latent_size), dtype=np.float32
@@ -152,7 +157,7 @@ class Unclip:
         negative: Array | None = None,
         progress: Callable[[int, int], None] | None = None,
     ) -> Array:
-        """Latents (batch, channels, size, size) for image embeddings (batch, dim).
+        """Denoise latents (batch, channels, size, size) conditioned on image embeddings (batch, dim).
 
         Args:
             latents: standard normal; the initial latents.
@@ -166,14 +171,17 @@ class Unclip:
         """
         _, image_noise = self._arrays
         positive = image_noise.class_labels(image_embeds, noise)
-        away = np.zeros_like(positive) if negative is None else image_noise.class_labels(negative, noise)
-        scheduler, guidance, matters = self._plan(options)
-        return denoise(guided(self.predict, positive, away, guidance, matters), scheduler, latents, progress)
+        negative_labels = np.zeros_like(positive)
+        if negative is not None:
+            negative_labels = image_noise.class_labels(negative, noise)
+        scheduler, guidance, is_guided = self._plan(options)
+        network = guided_network(self.predict, positive, negative_labels, guidance, is_guided)
+        return denoise(network, scheduler, latents, progress)
 
     def evaluations(self, options: DiffusionOptions) -> int:
         """Number of evaluations of the network for one image."""
-        scheduler, guidance, matters = self._plan(options)
-        return sum(2 if guidance != 1 and matters(int(timestep)) else 1 for timestep in scheduler.timesteps)
+        scheduler, guidance, is_guided = self._plan(options)
+        return sum(2 if guidance != 1 and is_guided(int(timestep)) else 1 for timestep in scheduler.timesteps)
 
     def _plan(self, options: DiffusionOptions) -> tuple[Scheduler, float, Callable[[int], bool]]:
         """Scheduler, guidance scale, and a function that returns whether guidance is applied at a
@@ -181,40 +189,40 @@ class Unclip:
         """
         schedule, _ = self._arrays
         settings = self._settings
-        least, most = options.guided_between or (0.0, math.inf)
+        lowest, highest = options.guided_between or (0.0, math.inf)
         return (
             SCHEDULERS[options.scheduler or settings.scheduler](schedule, options.steps or settings.steps),
             settings.guidance if options.guidance is None else options.guidance,
-            lambda timestep: least <= schedule.noise_ratio(timestep) <= most,
+            lambda timestep: lowest <= schedule.noise_ratio(timestep) <= highest,
         )
 
     def decode_latents(self, latents: Array, tiled: bool | None = None) -> NDArray[np.float32]:
-        """Pixels (batch, 3, S, S) in [0, 1] of latents (batch, channels, size, size).
+        """Decode latents (batch, channels, size, size) to pixels (batch, 3, S, S) in [0, 1].
 
         Args:
             tiled: as in `DiffusionOptions`.
 
         Raises:
-            BundleError: `latents` are not this bundle's, or the result is not finite.
+            BundleError: `latents` do not have this bundle's shape, or the result is not finite.
         """
         s, side = self._settings, self._bundle.manifest.output_size
-        wanted = (s.latent_channels, s.latent_size, s.latent_size)
-        if latents.ndim != 4 or latents.shape[1:] != wanted:
+        expected = (s.latent_channels, s.latent_size, s.latent_size)
+        if latents.ndim != 4 or latents.shape[1:] != expected:
             raise BundleError(
-                f"latents of shape {latents.shape} do not fit {self._bundle.path}, whose are (batch, "
-                f"{wanted})"
+                f"latents have shape {latents.shape}; {self._bundle.path} expects (batch, "
+                f"{', '.join(map(str, expected))})"
             )
-        asked, whole = tiled, side**2 * MEMORY_PER_PIXEL
+        automatic, whole = tiled is None, side**2 * MEMORY_PER_PIXEL
         if tiled is None:
-            tiled = self._parts.alone or not self._parts.evict_until_fits(VAE, whole)
-            if tiled and not self._parts.alone:
-                log.warning("memory is short (a whole picture needs %.1f GB): decoding in tiles", whole / 1e9)
+            tiled = self._parts.one_at_a_time or not self._parts.evict_until_fits(VAE, whole)
+            if tiled and not self._parts.one_at_a_time:
+                log.warning("memory is short (a whole image needs %.1f GB): decoding in tiles", whole / 1e9)
         try:
             pixels = np.concatenate(
                 [self._decode_latents(one[None], tiled) for one in latents.astype(np.float32)]
             )
         except MemoryShortError as error:
-            if asked is not None:
+            if not automatic:
                 raise
             log.warning("%s; decoding in tiles", error)
             pixels = np.concatenate(
@@ -222,7 +230,7 @@ class Unclip:
             )
         if not np.isfinite(pixels).all():
             raise BundleError(
-                f"{self._bundle.vae} gave values that are not numbers; export with --image-weights fp32"
+                f"{self._bundle.vae} gave values that are not finite; export with --image-weights fp32"
             )
         return pixels
 
@@ -235,7 +243,7 @@ class Unclip:
         def decode(part: Array) -> Array:
             return vae(part)[0].astype(np.float32)
 
-        return in_tiles(decode, latents, side // size) if tiled else decode(latents)
+        return decode_tiled(decode, latents, side // size) if tiled else decode(latents)
 
     def predict(self, latents: Array, timestep: int, labels: Array) -> Array:
         """One evaluation of the U-Net: v (batch, channels, size, size), in float32.
@@ -248,15 +256,17 @@ class Unclip:
         Raises:
             BundleError: a value is not finite.
         """
-        # on a CPU one after the other is as fast as together, and takes less memory
+        # on a CPU a batch is not faster than single images, and needs more memory
         unet = self._unet()
         size = 1 if unet.device == "cpu" else len(latents)
         parts = [slice(start, start + size) for start in range(0, len(latents), size)]
-        found = [unet(latents[p], np.full(len(latents[p]), timestep, np.int64), labels[p])[0] for p in parts]
-        v = np.concatenate(found).astype(np.float32)
+        outputs = [
+            unet(latents[p], np.full(len(latents[p]), timestep, np.int64), labels[p])[0] for p in parts
+        ]
+        v = np.concatenate(outputs).astype(np.float32)
         if not np.isfinite(v).all():
             raise BundleError(
-                f"{self._bundle.unet} gave values that are not numbers at step {timestep}; export with "
+                f"{self._bundle.unet} gave values that are not finite at timestep {timestep}; export with "
                 "--image-weights fp32"
             )
         return v

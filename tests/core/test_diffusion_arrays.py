@@ -124,5 +124,5 @@ def test_encrypted_members_and_offsets_beyond_the_table_are_refused(tmp_path):
 @pytest.mark.parametrize(("count", "steps", "offset"), [(10, 11, 0), (1000, 500, 3), (1000, 2, 500)])
 def test_steps_that_a_schedule_does_not_have_are_refused(count, steps, offset):
     with pytest.raises(PromptError, match="do not fit"):
-        Schedule(np.linspace(0.99, 0.01, count), offset, False).spaced(steps)
-    assert len(Schedule(np.linspace(0.99, 0.01, 1000), 1, False).spaced(500)) == 500
+        Schedule(np.linspace(0.99, 0.01, count), offset, False).spaced_timesteps(steps)
+    assert len(Schedule(np.linspace(0.99, 0.01, 1000), 1, False).spaced_timesteps(500)) == 500

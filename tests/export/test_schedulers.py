@@ -7,7 +7,7 @@ from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from diffusers.schedulers.scheduling_dpmsolver_multistep import DPMSolverMultistepScheduler
 from diffusers.schedulers.scheduling_pndm import PNDMScheduler
 
-from seed_edge.runtime.schedulers import SCHEDULERS, DpmSolver, Pndm, Schedule, denoise, guided
+from seed_edge.runtime.schedulers import SCHEDULERS, DpmSolver, Pndm, Schedule, denoise, guided_network
 
 CONFIG = {
     "beta_start": 0.00085,
@@ -123,10 +123,10 @@ def test_guidance_pushes_away_from_the_negative_and_costs_nothing_at_one(noise):
         return latents * labels[:, :1, None, None]
 
     positive, negative = np.full((2, 6), 3, np.float32), np.full((2, 6), 1, np.float32)
-    assert np.allclose(guided(labelled, positive, negative, 1)(noise, 5), 3 * noise)
-    assert np.allclose(guided(labelled, positive, negative, 10)(noise, 5), (1 + 10 * 2) * noise, rtol=1e-5)
+    assert np.allclose(guided_network(labelled, positive, negative, 1)(noise, 5), 3 * noise)
+    assert np.allclose(guided_network(labelled, positive, negative, 10)(noise, 5), (1 + 10 * 2) * noise, rtol=1e-5)
     assert asked == [2, 4]
-    sometimes = guided(labelled, positive, negative, 10, lambda timestep: timestep > 5)
+    sometimes = guided_network(labelled, positive, negative, 10, lambda timestep: timestep > 5)
     assert np.allclose(sometimes(noise, 5), 3 * noise) and np.allclose(
         sometimes(noise, 6), 21 * noise, rtol=1e-5
     )

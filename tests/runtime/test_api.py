@@ -104,7 +104,7 @@ def test_a_value_out_of_range_is_refused_at_the_call(edge, photo, options, name)
 def test_other_values_out_of_range_are_refused_by_name(edge):
     with pytest.raises(PromptError, match=r"^n is 0"):
         edge.drawings("a house", n=0)
-    with pytest.raises(PromptError, match=r"^prompt must be a text, not list"):
+    with pytest.raises(PromptError, match=r"^prompt must be a string, not list"):
         edge.draw(["a house"])
     with pytest.raises(ValueError, match="temperature"):
         Sampling(math.nan, 0, 1.0)

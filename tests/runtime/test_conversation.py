@@ -102,7 +102,7 @@ def test_the_oldest_turns_are_forgotten_where_the_context_is_short(edge):
     for number in range(12):
         assert list(talk.say(f"a photo of a cat and a dog {number}"))
     room = min(conversation_module.MAX_ANSWER_IDS, language.context_length // 2)
-    ids = talk._fitting(room)
+    ids = talk._prompt_that_fits(room)
     assert len(ids) + room <= language.context_length
     whole = language.prompts.for_conversation(language.vocab, edge.engine.language_model.tokenize, talk.turns)
     assert len(whole) > language.context_length and ids[-5:] == whole[-5:]
@@ -141,9 +141,9 @@ def test_a_file_that_is_no_conversation_is_refused_and_loses_nothing(edge, tmp_p
     talk = Conversation(edge)
     list(talk.say("hello"))
     (tmp_path / "talk.json").write_text(content)
-    with pytest.raises(PromptError, match=r"talk\.json is no conversation that was saved here"):
+    with pytest.raises(PromptError, match=r"talk\.json is not a saved conversation"):
         talk.load(tmp_path / "talk.json")
-    with pytest.raises(PromptError, match="is no conversation"):
+    with pytest.raises(PromptError, match="is not a saved conversation"):
         talk.load(tmp_path / "none.json")
     assert len(talk.turns) == 1
 
@@ -151,6 +151,6 @@ def test_a_file_that_is_no_conversation_is_refused_and_loses_nothing(edge, tmp_p
 def test_a_model_that_was_not_taught_to_converse_is_refused(tiny):
     with (
         seed_edge.load(tiny, device="cpu") as edge,
-        pytest.raises(PromptError, match="was not taught to converse"),
+        pytest.raises(PromptError, match="was not trained on dialogues"),
     ):
         Conversation(edge)

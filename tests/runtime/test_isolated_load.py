@@ -15,7 +15,7 @@ from seed_edge.bundle import EMBEDDED, Bundle, entry_for
 from seed_edge.errors import BundleError, SeedEdgeError
 from seed_edge.manifest import DECODER, ENCODER, MANIFEST
 from seed_edge.runtime import isolated_load, selftest
-from seed_edge.runtime.isolated_load import ensure_safe, part_names, try_all
+from seed_edge.runtime.isolated_load import check_all_parts, ensure_safe, part_names
 from seed_edge.runtime.onnx_session import choose_device
 
 
@@ -94,7 +94,7 @@ def test_what_ends_llama_cpp_ends_the_child_alone(bundle, home, monkeypatch, cha
         ensure_safe(opened, "llm.gguf")
     monkeypatch.setattr(isolated_load, "check_rules", lambda bundle, name: None)
     with pytest.raises(
-        BundleError, match=r"llm\.gguf ends the process that opens it \(SIG(ABRT|SEGV)\)"
+        BundleError, match=r"llm\.gguf crashes the process that opens it \(SIG(ABRT|SEGV)\)"
     ) as error:
         ensure_safe(opened, "llm.gguf")
     assert "\n" not in str(error.value)
@@ -172,7 +172,7 @@ def test_one_bad_part_does_not_keep_the_others_from_being_used(bundle, home):
 
 def test_verify_tries_every_part_and_tells_which_one_fails(bundle, home, children):
     assert part_names(Bundle.open(EMBEDDED)) == ["decoder.onnx", "encoder.onnx", "llm.gguf"]
-    try_all(Bundle.open(bundle))
+    check_all_parts(Bundle.open(bundle))
     assert len(children) == 1 and sorted(children[0][-3:]) == sorted(part_names(Bundle.open(bundle)))
     opened = with_language_model(
         bundle, kinds(b"output.weight", 30)
@@ -190,5 +190,5 @@ def test_a_decoder_that_gives_no_numbers_is_refused(bundle, home):
     os.utime(path, (1, 1))
     manifest = bundle / MANIFEST
     manifest.write_text(manifest.read_text().replace(before.sha256, entry_for(path).sha256))
-    with pytest.raises(BundleError, match="not numbers"):
+    with pytest.raises(BundleError, match="not finite"):
         ensure_safe(Bundle.open(bundle), DECODER)

@@ -13,7 +13,7 @@ from seed_edge.manifest import DECODER, ENCODER, UNET, VAE, MemoryUse
 from seed_edge.runtime import language_model, part_cache
 from seed_edge.runtime.memory_probe import measure_memory
 from seed_edge.runtime.onnx_session import choose_device
-from seed_edge.runtime.part_cache import BASE, PartCache, language_use, layers_that_fit
+from seed_edge.runtime.part_cache import BASE_BYTES, PartCache, gpu_layers_that_fit, language_model_memory
 from seed_edge.runtime.pipeline import SeedEdge
 
 MEGA = 1 << 20
@@ -63,7 +63,7 @@ def test_the_part_that_was_not_used_for_longest_makes_room_first(bundle, monkeyp
     """And when all are closed, the one that was used last is the first."""
     sizes = {name: MemoryUse(10 * MEGA, 10 * MEGA, 10 * MEGA) for name in (ENCODER, DECODER, UNET, VAE)}
     events = []
-    kept = PartCache(bundle, limit=BASE + 30 * MEGA, trusted=True)
+    kept = PartCache(bundle, limit=BASE_BYTES + 30 * MEGA, trusted=True)
     monkeypatch.setattr(kept, "_uses", sizes)
     for name in (ENCODER, DECODER, UNET, ENCODER, VAE):
         kept.get(name, lambda name=name: Opened(name.split(".")[0], events))
@@ -79,16 +79,21 @@ def test_parts_make_room_for_one_another_within_a_limit(used):
         (37, ["+encoder", "-encoder", "+decoder", "-decoder", "+encoder", "-encoder"]),
         (26, ["+encoder", "-encoder", "+decoder", "-decoder", "+encoder", "-encoder"]),
     ):
-        assert used(ENCODER, DECODER, ENCODER, limit=BASE + allowed * MEGA) == events
+        assert used(ENCODER, DECODER, ENCODER, limit=BASE_BYTES + allowed * MEGA) == events
 
 
 def test_what_does_not_fit_even_alone_is_refused(used):
-    with pytest.raises(MemoryShortError, match=r"decoder\.onnx takes"):
-        used(ENCODER, DECODER, limit=BASE + 25 * MEGA)
+    with pytest.raises(MemoryShortError, match=r"decoder\.onnx needs"):
+        used(ENCODER, DECODER, limit=BASE_BYTES + 25 * MEGA)
 
 
 def test_one_at_a_time(used):
-    assert used(ENCODER, ENCODER, DECODER, alone=True) == ["+encoder", "-encoder", "+decoder", "-decoder"]
+    assert used(ENCODER, ENCODER, DECODER, one_at_a_time=True) == [
+        "+encoder",
+        "-encoder",
+        "+decoder",
+        "-decoder",
+    ]
 
 
 def test_what_is_free_at_the_time_decides_without_a_limit(used, monkeypatch, caplog):
@@ -97,34 +102,34 @@ def test_what_is_free_at_the_time_decides_without_a_limit(used, monkeypatch, cap
         monkeypatch.setattr(part_cache, "PLENTY_FACTOR", 1000_000)
         caplog.clear()
         assert ("-encoder" in used(ENCODER, DECODER)[:2]) == closed
-        assert ("memory is short: decoder.onnx takes 27 MB, 26 MB are free" in caplog.text) == closed
+        assert ("memory is short: decoder.onnx needs 27 MB, 26 MB are free" in caplog.text) == closed
 
 
 def test_a_part_that_does_not_fit_the_limit_is_refused_before_it_is_opened(used):
     with pytest.raises(
-        MemoryShortError, match=r"decoder\.onnx takes 127 MB .*110 MB are allowed; raise --memory-limit"
+        MemoryShortError, match=r"decoder\.onnx needs 127 MB .*110 MB are allowed; raise --memory-limit"
     ):
         used(DECODER, limit=110_000_000)
 
 
 def test_as_many_pictures_at_once_as_fit(bundle):
-    assert PartCache(bundle).at_once(ENCODER, 16) == 16
-    assert PartCache(bundle, limit=BASE + 20 * MEGA).at_once(ENCODER, 16) == 5
-    assert PartCache(bundle, limit=BASE + 12 * MEGA).at_once(ENCODER, 16) == 1
-    assert PartCache(bundle, alone=True).at_once(ENCODER, 16) == 1
+    assert PartCache(bundle).batch_size(ENCODER, 16) == 16
+    assert PartCache(bundle, limit=BASE_BYTES + 20 * MEGA).batch_size(ENCODER, 16) == 5
+    assert PartCache(bundle, limit=BASE_BYTES + 12 * MEGA).batch_size(ENCODER, 16) == 1
+    assert PartCache(bundle, one_at_a_time=True).batch_size(ENCODER, 16) == 1
 
 
 def test_the_plan_tells_what_is_taken_and_what_follows(bundle):
     whole = "\n".join(PartCache(bundle).plan())
-    assert "encoder.onnx: 10 MB, at most 16 MB" in whole and "they stay open" in whole
+    assert "encoder.onnx: 10 MB, at most 16 MB" in whole and "all stay open" in whole
     assert "135 MB allowed" in (told := "\n".join(PartCache(bundle, limit=135_000_000).plan()))
-    assert "they make room for one another" in told
-    assert "one is open at a time" in "\n".join(PartCache(bundle, alone=True).plan())
+    assert "parts are closed when others need the memory" in told
+    assert "one is open at a time" in "\n".join(PartCache(bundle, one_at_a_time=True).plan())
 
 
 def test_parts_on_a_graphics_card_are_reckoned_with_its_memory(bundle, monkeypatch):
     monkeypatch.setattr(part_cache, "free_gpu_memory", lambda: 25 * MEGA)
-    kept = PartCache(bundle, limit=BASE, on_card=(ENCODER, DECODER))
+    kept = PartCache(bundle, limit=BASE_BYTES, on_gpu=(ENCODER, DECODER))
     assert "graphics card: 26 MB free" in "\n".join(kept.plan())
     events = []
     kept.get(ENCODER, lambda: Opened("encoder", events))
@@ -154,8 +159,8 @@ def test_weights_are_copied_into_a_faster_layout_only_where_there_is_room(tiny, 
         "model_params",
         lambda layers, repack: (asked.append(repack), params(layers, repack))[1],
     )
-    needed = PartCache(bundle).use_of(bundle.language.file).running + bundle.language_model.stat().st_size
-    with SeedEdge(bundle, choose_device("cpu"), memory_limit=BASE + needed - 1 + spare) as edge:
+    needed = PartCache(bundle).memory_use(bundle.language.file).running + bundle.language_model.stat().st_size
+    with SeedEdge(bundle, choose_device("cpu"), memory_limit=BASE_BYTES + needed - 1 + spare) as edge:
         edge.draw_codes("a", seed=1)
     assert asked == [copied]
 
@@ -170,8 +175,8 @@ def test_an_object_that_was_closed_opens_again(tiny, examples):
 
 
 def test_a_limit_that_is_too_low_is_one_clear_error(tiny, examples):
-    edge = SeedEdge(Bundle.open(tiny), choose_device("cpu"), memory_limit=BASE)
-    with pytest.raises(MemoryShortError, match=r"encoder\.onnx takes"):
+    edge = SeedEdge(Bundle.open(tiny), choose_device("cpu"), memory_limit=BASE_BYTES)
+    with pytest.raises(MemoryShortError, match=r"encoder\.onnx needs"):
         edge.caption(examples / "coffee.jpg")
 
 
@@ -192,7 +197,7 @@ def test_a_language_model_takes_its_weights_and_a_context(tiny):
         for key in ("block_count", "embedding_length", "attention.head_count", "attention.head_count_kv")
     )
     assert header.kv_cache_bytes_per_token() == 2 * 2 * layers * width * kept // heads
-    use = language_use(header, context)
+    use = language_model_memory(header, context)
     assert use.held >= weights and use.running >= weights + context * header.kv_cache_bytes_per_token()
 
 
@@ -200,7 +205,7 @@ def test_layers_fill_the_card_from_the_last_one(tiny):
     bundle = Bundle.open(tiny)
     header, context = GgufHeader.read(bundle.language_model), bundle.language.context_length
     layers = header.number("block_count")
-    found = [layers_that_fit(header, context, free) for free in range(0, 4 * MEGA, 1024)]
+    found = [gpu_layers_that_fit(header, context, free) for free in range(0, 4 * MEGA, 1024)]
     assert found == sorted(found) and {found[0], found[-1]} == {0, layers + 1}
 
 

@@ -63,7 +63,7 @@ def test_a_forked_process_is_refused_and_may_open_its_own(edge, tiny):
     process = context.Process(target=child, args=(there,))
     process.start()
     try:
-        assert here.poll(60) and "open it again in this one" in here.recv()
+        assert here.poll(60) and "open it again in this process" in here.recv()
         assert here.poll(60) and here.recv() == wanted
     finally:
         process.kill()
@@ -138,6 +138,6 @@ def test_a_model_that_had_to_go_in_the_middle_of_an_answer_says_so(talking):
         pieces = talk.say("a photo of a cat")
         next(pieces)
         edge.encode(pictures(1))
-        with pytest.raises(BundleError, match="was closed while it was in use; ask again"):
+        with pytest.raises(BundleError, match="was closed while it was in use; call again"):
             next(pieces)
         assert list(talk.say("a photo of a cat"))

@@ -3,7 +3,7 @@ import itertools
 import numpy as np
 import pytest
 
-from seed_edge.runtime.unclip import OVERLAP, TILE, in_tiles, starts
+from seed_edge.runtime.unclip import OVERLAP, TILE, decode_tiled, starts
 
 
 @pytest.mark.parametrize("length", [1, TILE - 1, TILE, TILE + 1, 96, 97, 128])
@@ -21,12 +21,12 @@ def test_what_does_not_depend_on_neighbours_is_the_same_in_tiles():
         return np.repeat(np.repeat(latents[:, :3] ** 2, 8, 2), 8, 3)
 
     latents = np.random.default_rng(0).standard_normal((2, 4, 96, 70)).astype(np.float32)
-    assert np.allclose(in_tiles(decode, latents, 8), decode(latents), atol=1e-5)
+    assert np.allclose(decode_tiled(decode, latents, 8), decode(latents), atol=1e-5)
 
 
 def test_neighbouring_tiles_are_blended_without_a_seam():
     tones = iter([0.0, 1.0])
-    tiles = in_tiles(
+    tiles = decode_tiled(
         lambda t: np.full((1, 3, t.shape[2], t.shape[3]), next(tones), np.float32),
         np.zeros((1, 4, TILE, 80)),
         1,
