@@ -464,7 +464,7 @@ def test_an_input_is_not_an_output_folder(tmp_path):
     (tmp_path / "data").mkdir()
     (tmp_path / "link").symlink_to("data")
     for out in ("data", "link"):
-        with pytest.raises(DataError, match="read by this command"):
+        with pytest.raises(DataError, match="an input of this command"):
             prepare_output_folder(tmp_path / out, "run", [None, tmp_path / "data"])
     assert os.listdir(tmp_path / "data") == []
 
@@ -492,7 +492,7 @@ def test_tokenize_does_not_write_into_folders_of_other_content(tiny, tmp_path, m
     assert "not a folder of codes" in run(
         "tokenize", "--data", "data", "--out", "out", "--bundle", tiny, code=1
     )
-    assert "read by this command" in run(
+    assert "an input of this command" in run(
         "tokenize", "--data", "data", "--out", "data", "--bundle", tiny, code=1
     )
     assert content(tmp_path) == before

@@ -20,13 +20,13 @@ def test_exports_and_sheets_leave_folders_of_others_alone(tiny, tmp_path, monkey
     assert "not a folder of sheets" in call(*words, fails=True).stderr
     for out in ("bundle", "bundle/../bundle"):
         refused = call("export", "--ckpt", "bundle", "--llm", "bundle", "--out", out, "--replace", fails=True)
-        assert "read by this command" in refused.stderr
+        assert "an input of this command" in refused.stderr
     assert (
         "not a folder of model"
         in call("train", "start", "--bundle", "bundle", "--out", "sheets", fails=True).stderr
     )
     assert (
-        "read by this command"
+        "an input of this command"
         in call("train", "start", "--bundle", "bundle", "--out", "bundle", fails=True).stderr
     )
     assert content(tmp_path) == before
