@@ -124,7 +124,9 @@ def test_guidance_pushes_away_from_the_negative_and_costs_nothing_at_one(noise):
 
     positive, negative = np.full((2, 6), 3, np.float32), np.full((2, 6), 1, np.float32)
     assert np.allclose(guided_network(labelled, positive, negative, 1)(noise, 5), 3 * noise)
-    assert np.allclose(guided_network(labelled, positive, negative, 10)(noise, 5), (1 + 10 * 2) * noise, rtol=1e-5)
+    assert np.allclose(
+        guided_network(labelled, positive, negative, 10)(noise, 5), (1 + 10 * 2) * noise, rtol=1e-5
+    )
     assert asked == [2, 4]
     sometimes = guided_network(labelled, positive, negative, 10, lambda timestep: timestep > 5)
     assert np.allclose(sometimes(noise, 5), 3 * noise) and np.allclose(

@@ -66,9 +66,7 @@ def test_language_models(data, tmp_path):
 @MANY
 @given(data=damaged((TINY / ENCODER).read_bytes()) | damaged((TINY / DECODER).read_bytes()))
 def test_graphs(data, tmp_path):
-    bounded(
-        lambda path: OnnxHeader.read(path).check_bundle_rules(path), tmp_path / "a.onnx", data
-    )
+    bounded(lambda path: OnnxHeader.read(path).check_bundle_rules(path), tmp_path / "a.onnx", data)
 
 
 @MANY
