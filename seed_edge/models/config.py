@@ -136,7 +136,7 @@ class PixelGeometry(Geometry):
     decoder_heads: int = 8
     semantic_queries: int = 16
     semantic_rows: int = 0
-    """Separate codebook rows of each semantic query, before the shared ones; 0: all queries share all rows."""
+    """Codebook rows of each semantic query alone, before the shared rows; 0: all queries share all rows."""
     output_size: int = 128
     """Side of the decoded image, in pixels."""
     pixel_grid: int = 8

@@ -208,8 +208,8 @@ def vocab_of(
     text = pieces.get_piece_size()
     if len(added) != size - text or sorted(added.values()) != list(range(text, size)):
         raise CheckpointError(
-            f"{file}: added ids must be {text} to {size - 1}, each once: {text} text pieces come before them, "
-            f"and {CONFIG_FILE} gives {size} ids in total"
+            f"{file}: added ids must be {text} to {size - 1}, each once: {text} text pieces come before "
+            f"them, and {CONFIG_FILE} gives {size} ids in total"
         )
     return Vocab(
         size=size,
