@@ -99,7 +99,7 @@ def test_choices_are_those_of_the_modules_that_use_them():
     [
         "draw", "draw a -p b", "draw a --device tpu", "draw a --scheduler x", "export", "export --output o --image-weights int3",
         "export --output o --template x", "tokenize --output o", "completion tcsh", "caption", "encode", "--log-level loud doctor",
-        "caption a.png --overwrite", "train tokenizer --data d --output o --recipe mini-tokenizer --vit v",
+        "caption a.png --overwrite",
     ],
 )  # fmt: skip
 def test_wrong_usage_has_exit_code_2(words, tmp_path, monkeypatch):

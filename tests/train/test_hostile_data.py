@@ -7,7 +7,9 @@ import tarfile
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 
+from seed_edge.cli import cli
 from seed_edge.data.code_shards import CODEBOOK, read_code_shards, read_codebook
 from seed_edge.data.samples import read_samples
 from seed_edge.errors import DataError
@@ -192,3 +194,10 @@ BOOKS = {
 def test_a_codebook_that_is_none_is_named(tmp_path, name):
     BOOKS[name](tmp_path / CODEBOOK)
     refused(lambda: read_codebook([tmp_path]), CODEBOOK)
+
+
+def test_a_file_that_the_recipe_does_not_use_is_wrong_usage(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    words = "train tokenizer --data d --output o --recipe mini-tokenizer --vit v"
+    result = CliRunner().invoke(cli, words.split())
+    assert result.exit_code == 2 and "--vit" in result.stderr and not os.listdir(tmp_path)
