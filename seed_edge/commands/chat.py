@@ -22,8 +22,8 @@ from seed_edge.commands.common import (
     print_path,
     runtime_options,
 )
-from seed_edge.commands.draw import ImageWriter, image_writer
 from seed_edge.commands.image_output import Output, with_diffusion_options, with_save_options
+from seed_edge.commands.image_writer import ImageWriter, image_writer
 from seed_edge.display import printable
 from seed_edge.errors import PromptError, SeedEdgeError
 

@@ -488,7 +488,7 @@ def test_the_size_of_a_grid_is_checked_before_any_work(run, monkeypatch, options
     def begin(*_):
         raise Begun
 
-    monkeypatch.setattr("seed_edge.commands.draw.ImageWriter.draw", begin)
+    monkeypatch.setattr("seed_edge.commands.image_writer.ImageWriter.draw", begin)
     if says is None:
         with pytest.raises(Begun):
             run("draw", "a house", "--grid", *options)
@@ -521,7 +521,7 @@ def test_a_grid_of_many_images_is_saved_in_every_format(run):
 
 
 def test_an_interrupted_grid_is_saved(run, monkeypatch):
-    from seed_edge.commands.draw import ImageWriter
+    from seed_edge.commands.image_writer import ImageWriter
 
     real, made = ImageWriter.draw, []
 
