@@ -13,7 +13,8 @@ SLOW = (
     "docs/", "evaluate/", "export/", "fuzz/", "golden/", "models/", "train/", "cli/test_faults", "cli/test_outputs", "cli/test_bench",
     "cli/test_caption_output", "cli/test_chat", "cli/test_draw", "runtime/test_offline", "runtime/test_isolated_load",
     "runtime/test_embedded", "runtime/test_sharing", "runtime/test_part_cache", "runtime/test_language_model", "runtime/test_threads",
-    "core/test_boundaries", "core/test_image_metadata", "core/test_public_api",
+    "core/test_boundaries", "core/test_image_metadata", "core/test_image_files", "core/test_public_api", "cli/test_option_values",
+    "cli/test_bundles", "data/test_dialogues", "runtime/test_conversation", "emoji/",
 )  # fmt: skip
 """Beginnings of the names of test files, below tests/, that are marked `slow`."""
 
