@@ -529,7 +529,7 @@ def test_the_embedded_bundle_is_what_a_language_model_goes_beside_unless_told(tm
 
 @pytest.mark.parametrize(
     ("options", "says"),
-    [((), "goes another --llm"), (("--llm", "x", "--diffusion", "y"), "leave out --diffusion")],
+    [((), "give another --llm"), (("--llm", "x", "--diffusion", "y"), "leave out --diffusion")],
 )
 def test_what_does_not_go_with_a_bundle_is_refused(exported, tmp_path, options, says):
     result = call("export", "--ckpt", str(exported), "--out", str(tmp_path / "o"), *options, fails=True)

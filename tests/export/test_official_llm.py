@@ -197,7 +197,7 @@ def test_an_adapter_may_bring_the_rows_of_the_codes(folder, tmp_path):
     [
         ({"use_dora": True}, "use_dora True cannot be merged"),
         ({"bias": "all"}, "bias all cannot be merged"),
-        ({"peft_type": "IA3"}, "no LoRA's"),
+        ({"peft_type": "IA3"}, "is not that of a LoRA"),
     ],
 )
 def test_an_adapter_of_another_kind_is_refused(folder, tmp_path, settings, words):
@@ -218,7 +218,7 @@ def test_an_adapter_of_another_kind_is_refused(folder, tmp_path, settings, words
         (
             "base_model.model.model.embed_tokens.lora_embedding_A",
             torch.zeros(4, 328),
-            "no part of a plain LoRA",
+            "not part of a plain LoRA",
         ),
         (
             "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight",
