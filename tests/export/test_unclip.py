@@ -221,7 +221,7 @@ def test_what_was_drawn_is_kept_when_the_last_stage_fails(bundle, tmp_path, monk
 def test_latents_that_do_not_fit_are_refused(bundle, tmp_path):
     np.save(tmp_path / "odd.npy", np.zeros((1, 4, 8, 8), np.float32))
     (tmp_path / "no.npy").write_text("no array")
-    for name, words in (("odd", "of shape (1, 4, 8, 8) do not fit"), ("no", "cannot be read as latents")):
+    for name, words in (("odd", "have shape (1, 4, 8, 8)"), ("no", "cannot be read as latents")):
         result = call(
             "decode", tmp_path / f"{name}.npy", "--bundle", bundle.path, "-o", tmp_path / "x.png", fails=True
         )
