@@ -40,12 +40,16 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+diffusion_seed_option = click.option(
+    "-s", "--seed", type=SEED, default=0, show_default=True, help="Random seed of a diffusion."
+)
+
 
 @click.command()
 @click.argument("image", type=click.Path())
 @output_option
 @overwrite_option
-@click.option("-s", "--seed", type=SEED, default=0, show_default=True, help="Random seed of a diffusion.")
+@diffusion_seed_option
 @with_diffusion_options
 @with_save_options
 @max_pixels_option
@@ -77,7 +81,7 @@ def reconstruct(
 @click.argument("codes", type=click.Path(allow_dash=True))
 @output_option
 @overwrite_option
-@click.option("-s", "--seed", type=SEED, default=0, show_default=True, help="Random seed of a diffusion.")
+@diffusion_seed_option
 @with_diffusion_options
 @with_save_options
 @runtime_options

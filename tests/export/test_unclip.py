@@ -27,21 +27,17 @@ from seed_edge.runtime.unclip import FAST, DiffusionOptions, Unclip
 REFERENCE = Path(__file__).parent.parent / "fixtures" / "seed2"
 
 
+def export(parts, out, image_weights):
+    """A bundle without a language model, made by the command."""
+    folders = ("--ckpt", parts / "tokenizer", "--diffusion", parts / "diffusion", "--out", out)
+    call("export", *folders, "--image-weights", image_weights)
+
+
 @pytest.fixture(scope="module")
 def bundle(parts, tmp_path_factory):
     """Made by the command anyone would use: encodes and draws, has no language model."""
     out = tmp_path_factory.mktemp("bundle") / "tiny-seed2"
-    call(
-        "export",
-        "--ckpt",
-        parts / "tokenizer",
-        "--diffusion",
-        parts / "diffusion",
-        "--out",
-        out,
-        "--image-weights",
-        "fp32",
-    )
+    export(parts, out, "fp32")
     return Bundle.open(out)
 
 
@@ -348,17 +344,7 @@ def test_a_model_that_does_not_predict_v_is_refused(parts, tmp_path):
 @pytest.mark.parametrize("storage", ["fp16", "int8"])
 def test_smaller_weights_draw_nearly_the_same(parts, bundle, given, tmp_path, storage):
     out = tmp_path / storage
-    call(
-        "export",
-        "--ckpt",
-        parts / "tokenizer",
-        "--diffusion",
-        parts / "diffusion",
-        "--out",
-        out,
-        "--image-weights",
-        storage,
-    )
+    export(parts, out, storage)
     exact, smaller = (drawn_by_us(b, *given, steps=4, guidance=2.0) for b in (bundle, Bundle.open(out)))
     assert psnr(exact, smaller) > {"fp16": 45, "int8": 20}[storage]
     assert (out / "unet.onnx").stat().st_size < 0.7 * bundle.unet.stat().st_size

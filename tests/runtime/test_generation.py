@@ -254,17 +254,13 @@ class Reciting:
         return self._next()
 
 
+VOCAB_OF_THREE_CODES = Vocab(
+    size=20, first_code_id=10, codebook_size=4, codes_per_image=3, bos_id=1, eos_id=2, boi_id=14, eoi_id=15
+)
+
+
 def test_an_answer_may_hold_text_and_pictures():
-    vocab = Vocab(
-        size=20,
-        first_code_id=10,
-        codebook_size=4,
-        codes_per_image=3,
-        bos_id=1,
-        eos_id=2,
-        boi_id=14,
-        eoi_id=15,
-    )
+    vocab = VOCAB_OF_THREE_CODES
     after = 0  # what is said after the last code counts for nothing: EOI follows
     script = [5, vocab.boi_id, 11, 10, 13, after, 6, vocab.boi_id, 12, 12, 12, after, vocab.eos_id]
     model = Reciting(vocab, script)
@@ -277,16 +273,7 @@ def test_an_answer_may_hold_text_and_pictures():
 
 
 def test_a_picture_is_not_begun_where_it_does_not_fit():
-    vocab = Vocab(
-        size=20,
-        first_code_id=10,
-        codebook_size=4,
-        codes_per_image=3,
-        bos_id=1,
-        eos_id=2,
-        boi_id=14,
-        eoi_id=15,
-    )
+    vocab = VOCAB_OF_THREE_CODES
     for room, pictures in ((5, 1), (4, 0)):
         model = Reciting(vocab, [vocab.boi_id, 11, 11, 11, *[7] * 9])
         said = list(generate_interleaved(model, vocab, [1], GREEDY, GREEDY, 0, room))
